@@ -1,0 +1,44 @@
+"""Import torchvision, also beside a CPU build of torch.
+
+torchvision's package is built against a CUDA torch. Beside a CPU torch its compiled operators do not load, and the
+import stops at the registration of two of them (``operator torchvision::nms does not exist``). Classification
+networks need none of these operators, so their schemas are declared, only then and only where they are missing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+
+import torch
+
+MISSING_SCHEMAS = {
+    "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+}
+_declared: list[torch.library.Library] = []  # a schema lives as long as its library object
+
+
+def import_torchvision(module: str = "torchvision.models") -> ModuleType:
+    """Return a module of torchvision.
+
+    Raises: ImportError: torchvision is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except RuntimeError as exc:
+        if "torchvision::" not in str(exc):
+            raise
+    _declare_missing_schemas()
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    return importlib.import_module(module)
+
+
+def _declare_missing_schemas() -> None:
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name, schema in MISSING_SCHEMAS.items():
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(name + schema)
+    _declared.append(library)

@@ -1,0 +1,337 @@
+"""Names to models and their weights: which networks exist, and how each gets its parameters.
+
+Weights come from a file the user names, from torchvision's pretrained checkpoints, or from a fixed seed that gives
+the same bits on every machine. A digest of the weights, not their origin, tells whether two machines hold the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.errors import PartitionError, UnknownModelError, WeightsError
+
+if TYPE_CHECKING:  # torch takes a second to import; names and spelling checks must not wait for it
+    from torch import Tensor, nn
+
+    from models.graph import LayerGraph
+
+INPUT_SHAPE = (1, 3, 224, 224)
+DIGEST_HEX_CHARS = 32  # 128 bits: enough to tell weights apart, short enough to read
+
+
+@dataclass(frozen=True, slots=True)
+class ZooEntry:
+    """Where an architecture lives, and torchvision's name and weights enum for it, if it has one."""
+
+    module: str
+    class_name: str
+    torchvision_name: str | None = None
+    torchvision_weights: str | None = None
+
+
+ZOO: Mapping[str, ZooEntry] = {
+    "alex_net": ZooEntry("models.AlexNet", "AlexNet", "alexnet", "AlexNet_Weights"),
+    "vgg_net": ZooEntry("models.VggNet", "VggNet", "vgg16_bn", "VGG16_BN_Weights"),
+    "le_net": ZooEntry("models.LeNet", "LeNet"),
+    "mobile_net": ZooEntry("models.MobileNet", "MobileNet", "mobilenet_v2", "MobileNet_V2_Weights"),
+}
+ALIASES = {"alexnet": "alex_net", "vggnet": "vgg_net", "lenet": "le_net", "mobilenet": "mobile_net"}
+
+
+def canonical_name(name: str) -> str:
+    """Return the model's one name; ``mobilenet`` and ``mobile_net`` are the same.
+
+    Raises: UnknownModelError: there is no such model; the message lists those that exist.
+    """
+    canonical = ALIASES.get(name, name)
+    if canonical not in ZOO:
+        raise UnknownModelError(f"unknown model {name!r}: choose from {', '.join(ZOO)}")
+    return canonical
+
+
+@cache
+def model_graph(name: str) -> LayerGraph:
+    """Return the layer graph of a model, traced once per process and without weights."""
+    from models.graph import trace
+
+    return trace(_skeleton(name), name, INPUT_SHAPE)
+
+
+def _skeleton(name: str) -> nn.Module:
+    """Build the architecture on the meta device: shapes without memory."""
+    import torch
+
+    entry = ZOO[canonical_name(name)]
+    architecture = getattr(importlib.import_module(entry.module), entry.class_name)
+    with torch.device("meta"):
+        model: nn.Module = architecture()
+    return model.eval()
+
+
+# ---------------------------------------------------------------- networks ready to run
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsSource:
+    """Where weights come from: a file, else torchvision's pretrained ones, else the fixed seed."""
+
+    file: Path | None = None
+    pretrained: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A model with its weights, optimised for inference on one device, and its graph."""
+
+    name: str
+    module: nn.Module
+    graph: LayerGraph
+    weights_digest: str
+    device: str
+    knows_imagenet: bool  # its outputs are the 1000 classes of torchvision's checkpoints
+    _cuts: dict[int, tuple[nn.Module, nn.Module]] = field(default_factory=dict, repr=False)
+
+    def cut(self, point: int) -> tuple[nn.Module, nn.Module]:
+        """Return the edge half and the cloud half at a partition point, made once and kept.
+
+        Raises: PartitionError: the point is outside 0 ... number of layers.
+        """
+        check_point(self.name, point)
+        if point not in self._cuts:
+            from models.graph import cut
+
+            self._cuts[point] = cut(self.module, self.graph, self.graph.edge_nodes(point))
+        return self._cuts[point]
+
+
+def check_point(name: str, point: int) -> None:
+    """Refuse a partition point that the model does not have.
+
+    Raises: PartitionError.
+    """
+    layers = len(model_graph(name).layers)
+    if not 0 <= point <= layers:
+        raise PartitionError(f"partition point {point} is outside {name}: choose 0 (all in the cloud) to {layers}")
+
+
+@cache
+def load_network(name: str, source: WeightsSource = WeightsSource(), device: str = "cpu") -> Network:
+    """Return a network ready to run; built once per process for each source and device.
+
+    Batch norms are folded and, on the CPU, tensors are channels-last: both measured faster for these models
+    (``make bench``). The digest is taken from the weights as given, before folding.
+
+    Raises: UnknownModelError, WeightsError: the file is unreadable or does not fit.
+    """
+    import torch
+
+    from models.graph import fold_batch_norms
+
+    name = canonical_name(name)
+    graph = model_graph(name)
+    model = _skeleton(name)
+    state, knows_imagenet = _load_state(name, model, source)
+    model.load_state_dict(state, assign=True)
+    model.requires_grad_(False)
+    digest = weights_digest(state)
+    with torch.inference_mode():
+        model = fold_batch_norms(model, graph).to(device)
+        if device == "cpu":
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Network(name, model.eval(), graph, digest, device, knows_imagenet)
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """Return 128 bits of SHA-256 over names, types, shapes and bytes of all parameters and statistics."""
+    total = hashlib.sha256()
+    for key in sorted(state):
+        if key.endswith("num_batches_tracked"):  # a counter of training; the outputs do not depend on it
+            continue
+        tensor = state[key].detach().cpu().contiguous()
+        total.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(memoryview(tensor.numpy()).cast("B"))
+    return total.hexdigest()[:DIGEST_HEX_CHARS]
+
+
+# ---------------------------------------------------------------- sources of weights
+
+
+def _load_state(name: str, model: nn.Module, source: WeightsSource) -> tuple[dict[str, Tensor], bool]:
+    """Return the parameters, and whether they are torchvision's."""
+    if source.file is not None:
+        state = read_weights_file(source.file)
+        check_fit(model, state, f"{source.file} does not fit {name}")
+        return _as_float32(state), _is_official_checkpoint(name, source.file)
+    if source.pretrained:
+        return _as_float32(_pretrained_state(name)), True
+    return seeded_state(name, model), False
+
+
+def read_weights_file(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint (``weights_only``) or of a safetensors file.
+
+    A ``state_dict`` wrapped in a training checkpoint, or saved by a data-parallel wrapper, is unwrapped.
+
+    Raises: WeightsError: missing, unreadable, or no mapping of names to tensors.
+    """
+    import torch
+
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = _read_safetensors(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as exc:
+        raise WeightsError(f"weights file {path} does not exist") from exc
+    except WeightsError:
+        raise
+    except Exception as exc:  # the two readers fail with many types; all mean the same to the user
+        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+        raise WeightsError(f"weights file {path} cannot be read: {reason}") from exc
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise WeightsError(f"weights file {path} holds no state_dict (names with tensors)")
+    return {str(key).removeprefix("module."): value for key, value in state.items()}
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as exc:
+        raise WeightsError(f"reading {path} needs one more package: pip install safetensors") from exc
+    tensors: dict[str, Tensor] = load_file(path)
+    return tensors
+
+
+def check_fit(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Refuse weights whose names or shapes are not the model's.
+
+    Raises: WeightsError: names the first parameter that is missing, unknown or of another shape.
+    """
+    expected = {key: value for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
+    given = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    for key, value in expected.items():
+        if key not in given:
+            raise WeightsError(f"{what}: {key} is missing")
+        if given[key].shape != value.shape:
+            raise WeightsError(f"{what}: {key} has shape {tuple(given[key].shape)}, expected {tuple(value.shape)}")
+    unknown = next((key for key in given if key not in expected), None)
+    if unknown is not None:
+        raise WeightsError(f"{what}: {unknown} is not a parameter of it")
+
+
+def model_of_weights(path: Path) -> str:
+    """Return the name of the model that a weights file fits.
+
+    Raises: WeightsError: it fits none.
+    """
+    state = read_weights_file(path)
+    for name in ZOO:
+        try:
+            check_fit(_skeleton(name), state, "")
+        except WeightsError:
+            continue
+        return name
+    raise WeightsError(f"weights file {path} fits none of {', '.join(ZOO)}")
+
+
+def _as_float32(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+
+def _torchvision_weights(name: str) -> Any:
+    from models.torchvision_compat import import_torchvision
+
+    entry = ZOO[name]
+    if entry.torchvision_weights is None:
+        trained = ", ".join(known for known, candidate in ZOO.items() if candidate.torchvision_weights)
+        raise WeightsError(f"torchvision has no pretrained weights for {name}; it has them for {trained}")
+    return getattr(import_torchvision(), entry.torchvision_weights).DEFAULT
+
+
+def _pretrained_state(name: str) -> dict[str, Tensor]:
+    """Return torchvision's checkpoint from the local cache, or download it."""
+    weights = _torchvision_weights(name)
+    try:
+        state: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError) as exc:
+        raise WeightsError(
+            f"pretrained weights of {name} are neither cached nor downloadable ({exc}); "
+            f"fetch {weights.url} elsewhere and pass --weights FILE"
+        ) from exc
+    return state
+
+
+def _is_official_checkpoint(name: str, path: Path) -> bool:
+    """Return whether the file is torchvision's: its name ends in the start of its own SHA-256, as theirs do."""
+    entry = ZOO[name]
+    stamp = re.search(r"^(.+)-([0-9a-f]{8})\.pth$", path.name)
+    if entry.torchvision_name is None or stamp is None or stamp[1].split("-")[0] != entry.torchvision_name:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest().startswith(stamp[2])
+
+
+def seeded_state(name: str, model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters drawn from a fixed seed, bit for bit the same on every machine.
+
+    Each tensor has its own stream, seeded by model and parameter name. Draws are 24-bit integers scaled by powers
+    of two and one rounded product, so no machine's math library can change a bit. Weights are He-uniform (He et
+    al. 2015), so that activations keep their size through deep networks; batch-norm statistics are not trivial.
+    """
+    import torch
+    from torch import nn
+
+    norms = {path for path, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    fan_in = {
+        f"{path}.{leaf}": module.weight[0].numel()
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+        for leaf in ("weight", "bias")
+    }
+    state: dict[str, Tensor] = {}
+    for key, meta in model.state_dict().items():
+        owner, leaf = key.rsplit(".", 1)
+        if leaf == "num_batches_tracked":
+            state[key] = torch.zeros((), dtype=torch.int64)
+        elif owner in norms:
+            centre = 1.0 if leaf in ("weight", "running_var") else 0.0
+            state[key] = _uniform(f"{name}.{key}", meta.shape, centre, 0.25)
+        else:
+            bound = math.sqrt(6.0 / fan_in[key]) if leaf == "weight" else 1.0 / math.sqrt(fan_in[key])
+            state[key] = _uniform(f"{name}.{key}", meta.shape, 0.0, bound)
+    return state
+
+
+def _uniform(stream: str, shape: tuple[int, ...], centre: float, half_width: float) -> Tensor:
+    """Return a float32 tensor, uniform in centre ± half_width, from the stream of that name."""
+    import numpy as np
+    import torch
+
+    seed = int.from_bytes(hashlib.sha256(stream.encode()).digest()[:8], "big")
+    draws = np.random.Generator(np.random.PCG64(seed)).random(math.prod(shape), dtype=np.float32)  # k / 2^24
+    draws *= np.float32(2.0)
+    draws -= np.float32(1.0)
+    draws *= np.float32(half_width)
+    if centre:
+        draws += np.float32(centre)
+    return torch.from_numpy(draws).reshape(shape)
+
+
+def imagenet_labels() -> list[str]:
+    """Return the names of ImageNet's 1000 classes, in torchvision's order."""
+    from models.torchvision_compat import import_torchvision
+
+    import_torchvision()
+    labels: list[str] = import_torchvision("torchvision.models._meta")._IMAGENET_CATEGORIES
+    return labels

@@ -1,0 +1,168 @@
+"""Measure uplink rate and RTT against the bandwidth service. Bounded in bytes (5.4 MB) and in time (2 s a step).
+
+    python -m net.monitor_client -i 127.0.0.1 --monitor-port 9922 [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from net.bandwidth import Burst, LinkEstimate, LinkSource, gap_free_burst, round_trip_ms
+from net.messages import Hello, Message, Ping, Pong, Probe, Samples, pack_message, unpack_message
+from net.net_utils import format_rate
+from net.transport import Connection, connect
+from utils.cli import address_parser, run_main
+from utils.errors import NetworkError, ProtocolError
+from utils.timing import now_ms
+from utils.units import bytes_per_s_to_mb_per_s
+
+log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer", Hello, Pong, Samples)
+
+PINGS = 5
+ANSWER_TIMEOUT_S = 1.0  # with the connect before it, a missing or silent service is reported within 2 s
+# A first probe that a 1 Mbit/s link carries in an eighth of a second; larger ones only where they pass quickly.
+PROBE_BYTES = (16_384, 131_072, 1_048_576, 4_194_304)
+ENOUGH_BURST_US = 8_000  # this long a burst is measured to about a percent
+SLOW_PROBE_MS = 120.0  # a probe that took this long is repeated no larger: the link is slow, and time is bounded
+
+
+def measure_link(host: str, port: int) -> LinkEstimate:
+    """Return rate and RTT of the uplink to the bandwidth service at ``host``.
+
+    Raises: NetworkError: no service there, or it stopped answering.
+    """
+    with connect(host, port) as connection:
+        _use_loss_based_congestion_control(connection.sock)
+        _exchange(connection, Hello.of(), Hello)
+        rtt_ms = round_trip_ms([_ping_ms(connection, sequence) for sequence in range(PINGS)])
+        burst = _probe_until_enough(connection)
+    return LinkEstimate(burst.rate_bytes_per_s, rtt_ms)
+
+
+def _probe_until_enough(connection: Connection) -> Burst:
+    for size_bytes in PROBE_BYTES:
+        start_ms = now_ms()
+        connection.send(*pack_message(Probe(size_bytes)))
+        connection.send_raw(bytes(size_bytes))
+        samples = _receive(connection, Samples)
+        burst = gap_free_burst(samples.times_us, samples.sizes_bytes)
+        slow = now_ms() - start_ms > SLOW_PROBE_MS and size_bytes > PROBE_BYTES[0]
+        very_slow = burst.duration_us > ENOUGH_BURST_US * 10
+        if slow or very_slow or (burst.duration_us >= ENOUGH_BURST_US and size_bytes > PROBE_BYTES[0]):
+            break
+    return burst
+
+
+def _ping_ms(connection: Connection, sequence: int) -> float:
+    start_ms = now_ms()
+    _exchange(connection, Ping(sequence), Pong)
+    return now_ms() - start_ms
+
+
+def _exchange(connection: Connection, message: Message, answer: type[Answer]) -> Answer:
+    connection.send(*pack_message(message))
+    return _receive(connection, answer)
+
+
+def _receive(connection: Connection, expected: type[Answer]) -> Answer:
+    frame = connection.receive(ANSWER_TIMEOUT_S)
+    message = unpack_message(frame.kind, frame.header)
+    if not isinstance(message, expected):
+        raise ProtocolError(f"{connection.peer} sent {message} in place of {expected.__name__}")
+    return message
+
+
+def _use_loss_based_congestion_control(sock: socket.socket) -> None:
+    """Pacing (bbr) would spread a probe over the round trip; reno sends windows at link rate."""
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+    except (OSError, AttributeError):  # not this system, or not allowed: the default is used
+        log.debug("congestion control of the probe stays the system's")
+
+
+# ---------------------------------------------------------------- the last value, for when the service is away
+
+
+def links_file() -> Path:
+    """Return where the last estimate of every cloud is kept between runs."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "neurosurgeon" / "links.json"
+
+
+def remember_link(host: str, estimate: LinkEstimate) -> None:
+    """Keep an estimate for `last_link`; a cache that cannot be written is only a pity."""
+    path = links_file()
+    known = _known_links()
+    known[host] = [estimate.rate_bytes_per_s, estimate.rtt_ms, time.time()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        unfinished.write_text(json.dumps(known))
+        unfinished.replace(path)
+    except OSError as exc:
+        log.debug("the link estimate was not kept: %s", exc)
+
+
+def last_link(host: str) -> LinkEstimate | None:
+    """Return the last estimate of the link to ``host``, with its age; None where there is none."""
+    try:
+        rate_bytes_per_s, rtt_ms, when_s = _known_links()[host]
+        return LinkEstimate(float(rate_bytes_per_s), float(rtt_ms), LinkSource.LAST, time.time() - when_s)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _known_links() -> dict[str, list[float]]:
+    try:
+        known = json.loads(links_file().read_text())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def estimate_link(host: str, port: int) -> LinkEstimate:
+    """Return a measured estimate and keep it; where the service is away, the last one with a warning.
+
+    Raises: NetworkError: the service is away, and there is no last value.
+    """
+    try:
+        estimate = measure_link(host, port)
+    except NetworkError as exc:
+        last = last_link(host)
+        if last is None:
+            raise type(exc)(f"bandwidth not measured: {exc} Or pass --bandwidth MB/s") from exc
+        log.warning("bandwidth not measured (%s); using the value of %.0f s ago", exc, last.age_s)
+        return last
+    remember_link(host, estimate)
+    return estimate
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = address_parser("monitor_client.py", __doc__, port=False, monitor_port=True)
+    parser.add_argument("--json", action="store_true", help="print one JSON object (default: a line)")
+    return run_main(parser, argv, _run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    estimate = measure_link(args.ip, args.monitor_port)
+    if args.json:
+        rate = bytes_per_s_to_mb_per_s(estimate.rate_bytes_per_s)
+        print(json.dumps({"bandwidth_mb_per_s": rate, "rtt_ms": estimate.rtt_ms}))
+    else:
+        print(f"uplink {format_rate(estimate.rate_bytes_per_s)}, RTT {estimate.rtt_ms:.3f} ms")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

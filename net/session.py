@@ -1,0 +1,317 @@
+"""The two sides of a conversation: the edge asks, the cloud serves many edges at once and outlives them all."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from net.framing import DEFAULT_LIMITS, SMALL_LIMITS
+from net.messages import (
+    ErrorCode,
+    ErrorReply,
+    Hello,
+    Message,
+    Prepare,
+    Ready,
+    Reply,
+    Request,
+    error_of,
+    pack_message,
+    reply_of,
+    unpack_message,
+)
+from net.net_utils import format_address
+from net.pickling import pack_tensor, unpack_tensor
+from net.transport import Connection, Frame, connect
+from utils.errors import DeadlineError, NetworkError, NeurosurgeonError, PeerGoneError, ProtocolError, WeightsError
+from utils.timing import StageTimes, now_ms
+
+if TYPE_CHECKING:  # an edge says hello, and hears that nobody is there, before it spends a second on torch
+    from torch import Tensor
+
+    from utils.inference_utils import CloudEngine
+
+log = logging.getLogger(__name__)
+
+HELLO_TIMEOUT_S = 5.0
+READY_TIMEOUT_S = 120.0  # a small server may build a large network first
+REPLY_TIMEOUT_S = 120.0
+IDLE_TIMEOUT_S = 600.0
+MAX_CONNECTIONS = 256
+GRACE_S = 10.0  # a stopping cloud finishes what runs, at most this long
+
+
+def send(connection: Connection, message: Message, buffers: Sequence[memoryview] = ()) -> None:
+    """Send one message and the buffers that belong to it."""
+    connection.send(*pack_message(message), buffers)
+
+
+def receive(connection: Connection, wait_s: float) -> tuple[Message, Frame]:
+    """Return the next message and the frame it came in."""
+    frame = connection.receive(wait_s)
+    return unpack_message(frame.kind, frame.header), frame
+
+
+def tensors_of(specs: Sequence[dict[str, Any]], frame: Frame) -> list[Tensor]:
+    """Return the tensors of a frame; they live in the connection's memory until its next receive."""
+    return [unpack_tensor(spec, buffer) for spec, buffer in zip(specs, frame.buffers, strict=True)]
+
+
+# ---------------------------------------------------------------- the edge's side
+
+Answer = TypeVar("Answer", Hello, Ready, Reply)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteResult:
+    """The cloud's answer to one task, and where the time went, seen from the edge."""
+
+    tensors: list[Tensor]
+    transfer_ms: float  # round trip less what the cloud spent
+    cloud_ms: float
+    sent_bytes: int
+
+
+class EdgeSession:
+    """A conversation with a cloud; use it in a ``with`` block."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        start_ms = now_ms()
+        send(connection, Hello.of())
+        hello, _ = self._expect(Hello, HELLO_TIMEOUT_S)
+        self.rtt_ms = now_ms() - start_ms
+        self.cloud = hello.capabilities
+        connection.limits = DEFAULT_LIMITS
+
+    @classmethod
+    def open(cls, host: str, port: int) -> EdgeSession:
+        """Connect and say hello.
+
+        Raises: UsageError: the address makes no sense. NetworkError: nobody there, or no cloud of ours.
+        """
+        connection = connect(host, port, SMALL_LIMITS)
+        try:
+            return cls(connection)
+        except BaseException:
+            connection.close()
+            raise
+
+    def __enter__(self) -> EdgeSession:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._connection.close()
+
+    def ask_to_prepare(self, model: str, point: int) -> None:
+        """Name the model and the partition point; the cloud gets ready while this side does the same."""
+        send(self._connection, Prepare(model, point))
+
+    def wait_until_ready(self, weights_digest: str) -> None:
+        """Wait for the cloud, and compare the weights of the two sides before any tensor is sent.
+
+        Raises: WeightsError: they differ. NetworkError; UnknownModelError, PartitionError: the cloud refused.
+        """
+        ready, _ = self._expect(Ready, READY_TIMEOUT_S)
+        if ready.weights_digest != weights_digest:
+            raise WeightsError(
+                f"the two sides hold different weights of {ready.model}: edge {weights_digest}, "
+                f"cloud {ready.weights_digest}; start both with the same --weights or --pretrained"
+            )
+
+    def infer(
+        self,
+        model: str,
+        point: int,
+        weights_digest: str,
+        tensors: Sequence[Tensor],
+        on_sent: Callable[[], None] = lambda: None,
+    ) -> RemoteResult:
+        """Send what crosses, and return what the cloud makes of it.
+
+        Args:   on_sent: called when the last byte has been handed to the network.
+        Raises: NetworkError, or what the cloud answered.
+        """
+        connection = self._connection
+        packed = [pack_tensor(tensor) for tensor in tensors]
+        task_id = secrets.token_hex(16)
+        request = Request(task_id, model, point, weights_digest, [spec for spec, _ in packed])
+        sent_before = connection.sent_bytes
+        start_ms = now_ms()
+        send(connection, request, [buffer for _, buffer in packed])
+        on_sent()
+        reply, frame = self._expect(Reply, REPLY_TIMEOUT_S)
+        round_trip_ms = now_ms() - start_ms
+        if reply.task_id != task_id:
+            raise ProtocolError(f"{connection.peer} answered another task")
+        outputs = [tensor.clone() for tensor in tensors_of(reply.tensors, frame)]
+        return RemoteResult(
+            outputs, round_trip_ms - reply.cloud_ms, reply.cloud_ms, connection.sent_bytes - sent_before
+        )
+
+    def _expect(self, expected: type[Answer], wait_s: float) -> tuple[Answer, Frame]:
+        message, frame = receive(self._connection, wait_s)
+        if isinstance(message, ErrorReply):
+            raise error_of(message)
+        if not isinstance(message, expected):
+            raise ProtocolError(f"{self._connection.peer} sent {type(message).__name__}, expected {expected.__name__}")
+        return message, frame
+
+
+# ---------------------------------------------------------------- the cloud's side
+
+
+class CloudEvent(Enum):
+    """What happened in a conversation; scripts turn these into lines."""
+
+    CONNECTED = auto()
+    MODEL_TYPE = auto()
+    PARTITION_POINT = auto()
+    EDGE_OUTPUT = auto()
+    TRANSFER_LATENCY_SENT = auto()
+    CLOUD_LATENCY_SENT = auto()
+    FINISHED = auto()
+
+
+Observer = Callable[[CloudEvent, socket.socket], None]
+
+
+class CloudServer:
+    """Serves edges on a listening socket, a thread for each connection, until it is stopped."""
+
+    def __init__(
+        self, listener: socket.socket, engine: CloudEngine, observe: Observer = lambda event, sock: None
+    ) -> None:
+        self._listener = listener
+        self._engine = engine
+        self._observe = observe
+        self._lock = threading.Lock()
+        self._idle: set[Connection] = set()
+        self._threads: set[threading.Thread] = set()
+        self._stopping = False
+
+    def serve(self) -> None:
+        """Accept edges until `stop` is called."""
+        while True:
+            try:
+                sock, address = self._listener.accept()
+            except OSError:
+                return
+            thread = threading.Thread(target=self._serve_one, args=(sock, format_address(address)), daemon=True)
+            with self._lock:
+                full = len(self._threads) >= MAX_CONNECTIONS
+                if not full:
+                    self._threads.add(thread)
+            if full:
+                log.warning("%s refused: %d edges are connected", format_address(address), MAX_CONNECTIONS)
+                sock.close()
+            else:
+                thread.start()
+
+    def stop(self, grace_s: float = GRACE_S) -> None:
+        """Stop accepting, end idle conversations, and let running tasks finish and answer."""
+        with self._lock:
+            self._stopping = True
+            for connection in self._idle:
+                connection.shutdown()
+            running = list(self._threads)
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        deadline_ms = now_ms() + grace_s * 1000
+        for thread in running:
+            thread.join(max(0.0, (deadline_ms - now_ms()) / 1000))
+        self._engine.close()
+
+    def _serve_one(self, sock: socket.socket, peer: str) -> None:
+        try:
+            with Connection(sock, SMALL_LIMITS) as connection:
+                self._converse(connection)
+        except PeerGoneError as exc:
+            log.debug("%s left: %s", peer, exc)
+        except (NetworkError, OSError) as exc:
+            log.warning("closed the connection of %s: %s", peer, exc)
+        except Exception:
+            log.exception("closed the connection of %s after an error of our own", peer)
+        finally:
+            with self._lock:
+                self._threads.discard(threading.current_thread())
+
+    def _converse(self, connection: Connection) -> None:
+        message, _ = receive(connection, HELLO_TIMEOUT_S)
+        if not isinstance(message, Hello):
+            raise ProtocolError(f"{connection.peer} did not say hello")
+        self._observe(CloudEvent.CONNECTED, connection.sock)
+        connection.limits = DEFAULT_LIMITS
+        send(connection, Hello.of(device=self._engine.device, threads=self._engine.threads))
+        while self._wait_for_work(connection):
+            frame = connection.receive(IDLE_TIMEOUT_S)
+            with self._lock:
+                self._idle.discard(connection)
+            self._answer(connection, frame)
+
+    def _wait_for_work(self, connection: Connection) -> bool:
+        """Mark the connection idle; return whether the server still takes work."""
+        with self._lock:
+            if not self._stopping:
+                self._idle.add(connection)
+            return not self._stopping
+
+    def _answer(self, connection: Connection, frame: Frame) -> None:
+        """Answer one frame; a request that cannot be served gets a typed error, and the conversation goes on."""
+        try:
+            message = unpack_message(frame.kind, frame.header)
+            match message:
+                case Prepare():
+                    self._prepare(connection, message)
+                case Request():
+                    self._run(connection, message, frame)
+                case _:
+                    raise ProtocolError(f"a {type(message).__name__} has no place here")
+        except (PeerGoneError, DeadlineError):
+            raise
+        except NeurosurgeonError as exc:
+            log.warning("refused %s: %s", connection.peer, exc)
+            send(connection, reply_of(exc))
+        except Exception:
+            log.exception("a task of %s failed", connection.peer)
+            send(connection, ErrorReply(ErrorCode.INTERNAL, "the task failed in the cloud; its log says why"))
+
+    def _prepare(self, connection: Connection, message: Prepare) -> None:
+        network = self._engine.network(message.model)
+        self._observe(CloudEvent.MODEL_TYPE, connection.sock)
+        self._engine.prepare(message.model, message.point)
+        self._observe(CloudEvent.PARTITION_POINT, connection.sock)
+        send(connection, Ready(message.model, message.point, network.weights_digest))
+
+    def _run(self, connection: Connection, request: Request, frame: Frame) -> None:
+        start_ms = now_ms()
+        network = self._engine.network(request.model)
+        if request.weights_digest != network.weights_digest:
+            raise WeightsError(f"{request.model} has the weights {network.weights_digest} here, not {request.weights_digest}")
+        tensors = tensors_of(request.tensors, frame)
+        self._observe(CloudEvent.EDGE_OUTPUT, connection.sock)
+        result = self._engine.run(request.model, request.point, tensors)
+        packed = [pack_tensor(tensor) for tensor in result.tensors]
+        reply = Reply(
+            task_id=request.task_id,
+            cloud_ms=now_ms() - start_ms,
+            compute_ms=result.compute_ms,
+            queue_ms=result.queue_ms,
+            receive_ms=frame.receive_ms,
+            tensors=[spec for spec, _ in packed],
+        )
+        send(connection, reply, [buffer for _, buffer in packed])
+        for event in (CloudEvent.TRANSFER_LATENCY_SENT, CloudEvent.CLOUD_LATENCY_SENT, CloudEvent.FINISHED):
+            self._observe(event, connection.sock)
+
+
+def stage_times(edge_ms: float, remote: RemoteResult | None) -> StageTimes:
+    """Return the measured stages of a task; nothing crossed where there is no remote result."""
+    return StageTimes(edge_ms, remote.transfer_ms if remote else 0.0, remote.cloud_ms if remote else 0.0)

@@ -1,0 +1,212 @@
+"""Command lines: the parent parser that the scripts share, one-line errors, exit codes, services as processes."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
+
+from utils.errors import NetworkError, NeurosurgeonError, UsageError
+
+DEFAULT_IP, DEFAULT_PORT, DEFAULT_MONITOR_PORT = "127.0.0.1", 9999, 9922
+EXIT_INTERRUPTED = 130
+START_TIMEOUT_S = 60.0  # a cold import of torch on a small board
+STOP_TIMEOUT_S = 15.0  # a service finishes what runs, within 10 s
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2 and one line."""
+        self.exit(UsageError.exit_code, f"{self.prog}: error: {message} (--help shows all flags)\n")
+
+
+def base_parser(prog: str, description: str | None) -> Parser:
+    """Return a parser with what every command has."""
+    parser = Parser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks and debug logs (default: off)")
+    return parser
+
+
+def address_parser(prog: str, description: str | None, *, port: bool = True, monitor_port: bool = False) -> Parser:
+    """Return a parser with the address of a service, as clients and servers share it."""
+    parser = base_parser(prog, description)
+    parser.add_argument("-i", "--ip", default=DEFAULT_IP, help=f"address of the cloud (default: {DEFAULT_IP})")
+    if port:
+        parser.add_argument(
+            "-p", "--port", type=port_number, default=DEFAULT_PORT, help=f"port of the cloud (default: {DEFAULT_PORT})"
+        )
+    if monitor_port:
+        parser.add_argument(
+            "--monitor-port",
+            type=port_number,
+            default=DEFAULT_MONITOR_PORT,
+            help=f"port of the bandwidth service (default: {DEFAULT_MONITOR_PORT})",
+        )
+    return parser
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add -d and --threads."""
+    parser.add_argument("-d", "--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (default: cpu)")
+    parser.add_argument(
+        "--threads",
+        type=positive_int,
+        help="CPU threads to compute with (default: as many as this side's predictors were measured with)",
+    )
+
+
+def checked(convert: Callable[[str], Any], what: str) -> Callable[[str], Any]:
+    """Return an argparse type that refuses with ``what`` when ``convert`` fails."""
+
+    def parse(text: str) -> Any:
+        try:
+            return convert(text)
+        except ValueError as exc:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from exc
+
+    return parse
+
+
+def _in_range(number: float, low: float, high: float) -> float:
+    if not low <= number <= high:  # false for NaN, too
+        raise ValueError
+    return number
+
+
+port_number = checked(lambda text: int(_in_range(int(text), 0, 65535)), "a port (0 to 65535)")
+positive_int = checked(lambda text: int(_in_range(int(text), 1, 2**31)), "a whole number of at least 1")
+non_negative_int = checked(lambda text: int(_in_range(int(text), 0, 2**31)), "a whole number of at least 0")
+positive_float = checked(lambda text: _in_range(float(text), 1e-9, 1e9), "a number above 0")
+non_negative_float = checked(lambda text: _in_range(float(text), 0.0, 1e9), "a number of at least 0")
+
+
+def typed(convert: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return an argparse type that shows the one line of our own error."""
+
+    def parse(text: str) -> Any:
+        try:
+            return convert(text)
+        except UsageError as exc:
+            raise argparse.ArgumentTypeError(str(exc)) from exc
+
+    return parse
+
+
+def run_main(parser: argparse.ArgumentParser, argv: Sequence[str] | None, run: Callable[[argparse.Namespace], int]) -> int:
+    """Parse, run, and turn errors into one line on stderr and an exit code."""
+    args = parser.parse_args(argv)
+    logging.basicConfig(
+        level=logging.DEBUG if args.debug else logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s"
+    )
+    for library in ("matplotlib", "PIL"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+    try:
+        return run(args)
+    except NeurosurgeonError as exc:
+        if args.debug:
+            raise
+        print(f"{parser.prog}: error: {exc}", file=sys.stderr)
+        return exc.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # our reader (head, less) left; point stdout at nothing so that Python's exit is quiet
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return NeurosurgeonError.exit_code
+
+
+class StopEvent(threading.Event):
+    """Set by SIGINT or SIGTERM; remembers which."""
+
+    interrupted = False
+
+
+def stop_event(*, ignore_interrupt: bool = False) -> StopEvent:
+    """Return an event that SIGTERM and SIGINT set, for a service to wait on.
+
+    Args: ignore_interrupt: leave Ctrl-C to the parent process, which shares our terminal.
+    """
+    event = StopEvent()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        event.interrupted = number == signal.SIGINT
+        event.set()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, signal.SIG_IGN if ignore_interrupt else stop)
+    return event
+
+
+# ---------------------------------------------------------------- services as child processes
+
+_LISTENING = re.compile(r"listening on \S*:(\d+)")
+
+
+def listening_line(service: str, address: str) -> str:
+    """Return the log line with which a service says that it is ready, and where."""
+    return f"{service} listening on {address}"
+
+
+class ServiceProcess:
+    """A service of this project as a child process, from its first listening line to the end of the block.
+
+    The child gets a pipe as stdin: when this process dies, however, the pipe closes and the child ends.
+    """
+
+    def __init__(self, arguments: Sequence[str], *, services: int = 1) -> None:
+        self.ports: list[int] = []
+        self.log: list[str] = []
+        self._services = services
+        self._command = [sys.executable, *arguments, "--until-stdin-closes"]
+
+    def __enter__(self) -> ServiceProcess:
+        self.process = subprocess.Popen(  # noqa: S603  # our own interpreter and our own modules
+            self._command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        )
+        self._ready = threading.Event()
+        self._reader = threading.Thread(target=self._read_log, daemon=True)
+        self._reader.start()
+        if not self._ready.wait(START_TIMEOUT_S) or len(self.ports) < self._services:
+            self.close()
+            raise NetworkError(f"{' '.join(self._command[1:3])} did not start: {' '.join(self.log[-3:]) or 'no output'}")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def _read_log(self) -> None:
+        assert self.process.stderr is not None  # noqa: S101  # a pipe, as asked for
+        for line in self.process.stderr:
+            self.log.append(line.rstrip())
+            found = _LISTENING.search(line)
+            if found:
+                self.ports.append(int(found[1]))
+                if len(self.ports) == self._services:
+                    self._ready.set()
+            elif line.startswith(("WARNING", "ERROR")):
+                sys.stderr.write(line)
+        self._ready.set()
+
+    def close(self) -> None:
+        """Ask the child to end, and wait until it has."""
+        self.process.terminate()
+        try:
+            self.process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._reader.join(STOP_TIMEOUT_S)
+        for pipe in (self.process.stdin, self.process.stderr):
+            if pipe is not None:
+                pipe.close()

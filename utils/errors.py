@@ -1,0 +1,96 @@
+"""Every error a user can meet, in one tree; the number is the exit code.
+
+NeurosurgeonError                 1   something failed
+├── UsageError                    2   the command, a file or a value is wrong
+│   ├── UnknownModelError             no such model
+│   ├── InputError                    the input image cannot be used
+│   ├── WeightsError                  a weights file does not fit, or the two sides differ
+│   ├── PartitionError                no such partition point
+│   ├── DeviceError                   the device is not there
+│   └── DataSetError                  a data set or predictor file is malformed
+├── PlanningError                 1   no plan can be made
+│   └── MissingPredictorError         a kind of layer has no predictor
+└── NetworkError                  3   the network or the peer
+    ├── ConnectError                  nobody answers there
+    ├── PortBusyError                 somebody else listens there
+    ├── PeerGoneError                 the peer closed or reset the connection
+    ├── DeadlineError                 the peer was too slow
+    ├── ProtocolError                 the peer broke the protocol
+    └── RemoteError                   the peer reported an error of its own
+"""
+
+from __future__ import annotations
+
+
+class NeurosurgeonError(Exception):
+    """Base of the tree: one line that says what happened, to what, and what to do."""
+
+    exit_code = 1
+
+
+class UsageError(NeurosurgeonError):
+    """The command, a file or a value given by the user is wrong."""
+
+    exit_code = 2
+
+
+class UnknownModelError(UsageError):
+    """The model does not exist; the message lists those that do."""
+
+
+class InputError(UsageError):
+    """The input file cannot be read as an image."""
+
+
+class WeightsError(UsageError):
+    """A weights file is unreadable or does not fit, or the two sides hold different weights."""
+
+
+class PartitionError(UsageError):
+    """The partition point is outside the network."""
+
+
+class DeviceError(UsageError):
+    """The device asked for is not there."""
+
+
+class DataSetError(UsageError):
+    """A data set or predictor file is malformed; the message names file, row and column."""
+
+
+class PlanningError(NeurosurgeonError):
+    """No plan can be made from these latencies."""
+
+
+class MissingPredictorError(PlanningError):
+    """A layer's kind has no latency predictor; the message names the layer."""
+
+
+class NetworkError(NeurosurgeonError):
+    """The network or the peer failed."""
+
+    exit_code = 3
+
+
+class ConnectError(NetworkError):
+    """No connection could be made."""
+
+
+class PortBusyError(NetworkError):
+    """The port to listen on is taken."""
+
+
+class PeerGoneError(NetworkError):
+    """The peer closed or reset the connection."""
+
+
+class DeadlineError(NetworkError):
+    """The peer did not finish in time."""
+
+
+class ProtocolError(NetworkError):
+    """The peer sent something that the protocol does not allow."""
+
+
+class RemoteError(NetworkError):
+    """The peer answered with an error of its own."""

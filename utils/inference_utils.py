@@ -1,0 +1,252 @@
+"""Collaborative inference on one machine's side: inputs, devices, running a half, and the study of layers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor, nn
+
+from models.graph import LayerGraph, TensorSpec
+from models.zoo import INPUT_SHAPE, Network, WeightsSource, load_network
+from utils.errors import DeviceError, InputError, ProtocolError
+from utils.timing import measure, now_ms, synchronise
+
+log = logging.getLogger(__name__)
+
+# torchvision's evaluation transform for the classic networks (its ImageClassification preset).
+RESIZE_TO, CROP_TO = 256, 224
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+RANDOM_INPUT_SEED = 0
+
+
+# ---------------------------------------------------------------- device and input
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that this machine does not have.
+
+    Raises: DeviceError.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("this machine has no CUDA device that torch can use: run with -d cpu")
+
+
+def use_threads(threads: int) -> int:
+    """Compute with ``threads`` CPU threads, at most as many as there are cores; return how many."""
+    threads = min(threads, os.cpu_count() or 1)
+    torch.set_num_threads(threads)
+    return threads
+
+
+def load_image(path: Path) -> Tensor:
+    """Return an image as a network's input, (1, 3, 224, 224) float32: resized, cropped and normalised.
+
+    Raises: InputError: the file is missing or no image.
+    """
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except FileNotFoundError as exc:
+        raise InputError(f"input image {path} does not exist") from exc
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as exc:
+        raise InputError(f"input {path} cannot be read as an image: pass a JPEG, PNG or similar") from exc
+    scale = RESIZE_TO / min(image.size)
+    width, height = (max(RESIZE_TO, int(side * scale)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - CROP_TO) / 2), round((height - CROP_TO) / 2)
+    image = image.crop((left, top, left + CROP_TO, top + CROP_TO))
+    pixels = np.asarray(image, dtype=np.float32) / 255.0  # (224, 224, 3)
+    normalised = (pixels - np.float32(MEAN)) / np.float32(STD)
+    return torch.from_numpy(np.ascontiguousarray(normalised.transpose(2, 0, 1)))[None]
+
+
+def random_input() -> Tensor:
+    """Return the input that stands in for an image, (1, 3, 224, 224) float32, the same on every run."""
+    generator = np.random.Generator(np.random.PCG64(RANDOM_INPUT_SEED))
+    return torch.from_numpy(generator.standard_normal(INPUT_SHAPE, dtype=np.float32))
+
+
+# ---------------------------------------------------------------- running
+
+
+@dataclass(frozen=True, slots=True)
+class HalfResult:
+    """What a half of a network made, and how long it took on this machine."""
+
+    tensors: tuple[Tensor, ...]
+    latency_ms: float
+
+
+def run_half(module: nn.Module, tensors: Sequence[Tensor], device: str = "cpu") -> HalfResult:
+    """Run one half on tensors in host memory; the copies to and from a GPU are part of its latency."""
+    start_ms = now_ms()
+    with torch.inference_mode():
+        outputs = module(*(as_network_input(tensor, device) for tensor in tensors))
+    outputs = tuple(output.cpu() for output in outputs)
+    synchronise(device)
+    return HalfResult(outputs, now_ms() - start_ms)
+
+
+def as_network_input(tensor: Tensor, device: str) -> Tensor:
+    """Return the tensor where and how the network computes: channels-last on the CPU."""
+    if device != "cpu":
+        return tensor.to(device)
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def run_whole(network: Network, tensor: Tensor) -> Tensor:
+    """Return the output of the unsplit network, on the host."""
+    with torch.inference_mode():
+        output: Tensor = network.module(as_network_input(tensor, network.device))
+    return output.cpu()
+
+
+@dataclass(frozen=True, slots=True)
+class CloudResult:
+    """What the cloud's engine made of a task, and what it took."""
+
+    tensors: tuple[Tensor, ...]
+    compute_ms: float
+    queue_ms: float
+
+
+class CloudEngine:
+    """Runs cloud halves one at a time, so that each has the whole machine and its latency is true.
+
+    All computing happens on one thread: the thread pools of torch belong to the thread that first uses them.
+    """
+
+    def __init__(self, device: str, threads: int, weights: Mapping[str, WeightsSource]) -> None:
+        check_device(device)
+        self.device = device
+        self.threads = use_threads(threads)
+        self._weights = weights
+        self._loading = threading.Lock()
+        self._worker = ThreadPoolExecutor(1, "compute", initializer=use_threads, initargs=(threads,))
+
+    def network(self, name: str) -> Network:
+        """Return a network, loaded at its first use and kept.
+
+        Raises: UnknownModelError, WeightsError.
+        """
+        with self._loading:
+            return load_network(name, self._weights.get(name, WeightsSource()), self.device)
+
+    def prepare(self, name: str, point: int) -> Network:
+        """Get a network and its cut ready.
+
+        Raises: UnknownModelError, WeightsError, PartitionError.
+        """
+        network = self.network(name)
+        network.cut(point)
+        return network
+
+    def run(self, name: str, point: int, tensors: Sequence[Tensor]) -> CloudResult:
+        """Run the cloud half on the tensors that crossed.
+
+        Raises: PartitionError; ProtocolError: they are not the tensors that cross at this point.
+        """
+        network = self.prepare(name, point)
+        check_crossing(network.graph, point, tensors)
+        asked_ms = now_ms()
+
+        def job() -> CloudResult:
+            queue_ms = now_ms() - asked_ms
+            result = run_half(network.cut(point)[1], tensors, self.device)
+            return CloudResult(result.tensors, result.latency_ms, queue_ms)
+
+        return self._worker.submit(job).result()
+
+    def close(self) -> None:
+        """Finish what runs and end the compute thread."""
+        self._worker.shutdown()
+
+
+def check_crossing(graph: LayerGraph, point: int, tensors: Sequence[Tensor]) -> None:
+    """Compare tensors with those that cross at a partition point.
+
+    Raises: ProtocolError: another number, shape or dtype.
+    """
+    expected = [node.output for node in graph.crossing(graph.edge_nodes(point))]
+    given = [TensorSpec(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")) for tensor in tensors]
+    if given != expected:
+        raise ProtocolError(f"{graph.model} at point {point} takes {expected}, not {given}")
+
+
+# ---------------------------------------------------------------- answers
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """One class that a network proposes."""
+
+    index: int
+    label: str | None  # None where the weights do not know ImageNet's classes
+    probability: float
+
+
+def top_guesses(output: Tensor, labels: Sequence[str] | None, count: int = 5) -> list[Guess]:
+    """Return the most probable classes of logits (1, classes), best first."""
+    probabilities = output.float().softmax(dim=-1)[0]
+    values, indices = probabilities.topk(count)
+    return [
+        Guess(index, labels[index] if labels else None, value)
+        for index, value in zip(indices.tolist(), values.tolist(), strict=True)
+    ]
+
+
+# ---------------------------------------------------------------- the layer study
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFeature:
+    """What the layer study measures of one layer."""
+
+    index: int
+    name: str
+    kind: str
+    output_shape: tuple[int, ...]
+    output_bytes: int
+    latency_ms: float
+    accumulated_ms: float
+
+
+def show_features(
+    network: Network, tensor: Tensor, progress: Callable[[Sequence[nn.Module]], Sequence[nn.Module]] = lambda x: x
+) -> list[LayerFeature]:
+    """Return, layer by layer, the measured latency, output shape, transfer size and accumulated time of a network.
+
+    Each layer is timed alone on the output of the one before it (median of repeated runs). A batch norm that is
+    folded into its convolution takes no time of its own.
+    """
+    features: list[LayerFeature] = []
+    accumulated_ms = 0.0
+    value = as_network_input(tensor, network.device)
+    layers: Sequence[nn.Module] = list(network.module)  # type: ignore[call-overload]
+    for layer, described in zip(progress(layers), network.graph.layers, strict=True):
+        with torch.inference_mode():
+            read = value
+            latency_ms = measure(lambda layer=layer, read=read: layer(read), network.device).median_ms
+            value = layer(read)
+        accumulated_ms += latency_ms
+        features.append(
+            LayerFeature(
+                described.index + 1,
+                described.name,
+                described.kind,
+                described.output.shape,
+                described.output.size_bytes,
+                latency_ms,
+                accumulated_ms,
+            )
+        )
+    return features
