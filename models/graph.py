@@ -142,11 +142,15 @@ class LayerGraph:
     @cached_property
     def crossing_bytes(self) -> tuple[int, ...]:
         """Bytes that cross at every partition point, (layers + 1,); nothing crosses behind the last layer."""
-        sizes = [
-            sum(node.output_bytes for node in self.crossing(self.edge_nodes(point)))
-            for point in range(len(self.layers))
-        ]
-        return (*sizes, 0)
+        last_reader = [node.layer for node in self.nodes]
+        for node in self.nodes:
+            for index in node.inputs:
+                last_reader[index] = max(last_reader[index], node.layer)
+        crossing = [0] * (len(self.layers) + 1)
+        for node, reader in zip(self.nodes, last_reader, strict=True):
+            for point in range(node.layer + 1, reader + 1):
+                crossing[point] += node.output_bytes
+        return tuple(crossing)
 
     def point_name(self, point: int) -> str:
         """Return the layer that partition point ``point`` follows; ``None`` for point 0."""

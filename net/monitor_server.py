@@ -18,7 +18,7 @@ from net.framing import SMALL_LIMITS
 from net.messages import Hello, Ping, Pong, Probe, Samples, pack_message, unpack_message
 from net.net_utils import format_address
 from net.transport import Connection, listen
-from utils.cli import address_parser, listening_line, run_main, stop_event
+from utils.cli import address_parser, end_with_parent, listening_line, run_main, stop_event
 from utils.errors import DeadlineError, NetworkError, PeerGoneError, ProtocolError
 
 log = logging.getLogger(__name__)
@@ -111,8 +111,8 @@ def _run(args: argparse.Namespace) -> int:
     log.info(listening_line("bandwidth service", format_address(listener.getsockname())))
     threading.Thread(target=MonitorServer(listener).serve, daemon=True).start()
     stop = stop_event(ignore_interrupt=args.until_stdin_closes)
-    if args.until_stdin_closes:  # our parent holds the other end: it may die in any way, and this service ends
-        threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+    if args.until_stdin_closes:
+        end_with_parent(stop)
     stop.wait()
     listener.close()
     return 0

@@ -237,8 +237,8 @@ class CloudServer:
             log.debug("%s left: %s", peer, exc)
         except (NetworkError, OSError) as exc:
             log.warning("closed the connection of %s: %s", peer, exc)
-        except Exception:
-            log.exception("closed the connection of %s after an error of our own", peer)
+        except Exception as exc:
+            log.error("closed the connection of %s after an error of our own: %r", peer, exc, exc_info=_show_traceback())
         finally:
             with self._lock:
                 self._threads.discard(threading.current_thread())
@@ -251,17 +251,20 @@ class CloudServer:
         connection.limits = DEFAULT_LIMITS
         send(connection, Hello.of(device=self._engine.device, threads=self._engine.threads))
         while self._wait_for_work(connection):
-            frame = connection.receive(IDLE_TIMEOUT_S)
-            with self._lock:
-                self._idle.discard(connection)
-            self._answer(connection, frame)
+            self._answer(connection, connection.receive(IDLE_TIMEOUT_S))
 
     def _wait_for_work(self, connection: Connection) -> bool:
-        """Mark the connection idle; return whether the server still takes work."""
+        """Wait, idle, for the first byte of a request; return False when the server is stopping."""
         with self._lock:
-            if not self._stopping:
-                self._idle.add(connection)
-            return not self._stopping
+            if self._stopping:
+                return False
+            self._idle.add(connection)
+        try:
+            connection.wait(IDLE_TIMEOUT_S)
+        finally:
+            with self._lock:
+                self._idle.discard(connection)
+        return True
 
     def _answer(self, connection: Connection, frame: Frame) -> None:
         """Answer one frame; a request that cannot be served gets a typed error, and the conversation goes on."""
@@ -279,8 +282,8 @@ class CloudServer:
         except NeurosurgeonError as exc:
             log.warning("refused %s: %s", connection.peer, exc)
             send(connection, reply_of(exc))
-        except Exception:
-            log.exception("a task of %s failed", connection.peer)
+        except Exception as exc:
+            log.error("a task of %s failed: %r", connection.peer, exc, exc_info=_show_traceback())
             send(connection, ErrorReply(ErrorCode.INTERNAL, "the task failed in the cloud; its log says why"))
 
     def _prepare(self, connection: Connection, message: Prepare) -> None:
@@ -310,6 +313,10 @@ class CloudServer:
         send(connection, reply, [buffer for _, buffer in packed])
         for event in (CloudEvent.TRANSFER_LATENCY_SENT, CloudEvent.CLOUD_LATENCY_SENT, CloudEvent.FINISHED):
             self._observe(event, connection.sock)
+
+
+def _show_traceback() -> bool:
+    return log.isEnabledFor(logging.DEBUG)
 
 
 def stage_times(edge_ms: float, remote: RemoteResult | None) -> StageTimes:

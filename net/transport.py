@@ -92,7 +92,7 @@ class Connection:
                 ProtocolError: the peer broke the protocol.
         """
         prefix_data = bytearray(PREFIX.size)
-        self._wait_readable(wait_s)
+        self.wait(wait_s)
         start_s = time.monotonic()
         self._read(memoryview(prefix_data), start_s + HEAD_TIMEOUT_S, at_boundary=True)
         prefix = unpack_prefix(prefix_data, self.limits)
@@ -104,6 +104,19 @@ class Connection:
             check_tensor_specs(header.get("tensors"), head.lengths)
         buffers = self._receive_body(head)
         return Frame(head.kind, header, buffers, s_to_ms(time.monotonic() - start_s))
+
+    def wait(self, wait_s: float) -> None:
+        """Wait at most ``wait_s`` for the first byte of a frame, or for the end of the connection.
+
+        Raises: DeadlineError: nothing came. PeerGoneError: the connection is closed on this side.
+        """
+        poller = select.poll()
+        try:
+            poller.register(self.sock, select.POLLIN)
+        except ValueError as exc:
+            raise PeerGoneError("the connection is closed") from exc
+        if not poller.poll(s_to_ms(wait_s)):
+            raise DeadlineError(f"{self.peer} sent nothing for {wait_s:g} s")
 
     def receive_raw(self, size_bytes: int, scratch: memoryview) -> Iterable[tuple[float, int]]:
         """Read ``size_bytes`` bytes that belong to no frame; yield time (s, monotonic) and size of every read."""
@@ -127,15 +140,6 @@ class Connection:
         body = memoryview(self._memory)[:length]
         self._read(body, body_deadline(length))
         return split_body(body, head.lengths)
-
-    def _wait_readable(self, wait_s: float) -> None:
-        poller = select.poll()
-        try:
-            poller.register(self.sock, select.POLLIN)
-        except ValueError as exc:
-            raise PeerGoneError("the connection is closed") from exc
-        if not poller.poll(s_to_ms(wait_s)):
-            raise DeadlineError(f"{self.peer} sent nothing for {wait_s:g} s")
 
     def _read(self, view: memoryview, deadline_s: float, *, at_boundary: bool = False) -> None:
         length = len(view)

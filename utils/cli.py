@@ -67,6 +67,22 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_predictor_files(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that bring the user's own devices."""
+    for side in ("edge", "cloud"):
+        parser.add_argument(
+            f"--{side}-config",
+            type=Path,
+            metavar="FILE",
+            help=f"fitted parameters of the {side} (default: predictor/config/{side}/cpu.json)",
+        )
+
+
+def end_with_parent(stop: threading.Event) -> None:
+    """Set ``stop`` when stdin closes: the parent holds its other end, and however it dies, this process ends."""
+    threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+
+
 def checked(convert: Callable[[str], Any], what: str) -> Callable[[str], Any]:
     """Return an argparse type that refuses with ``what`` when ``convert`` fails."""
 

@@ -1,0 +1,81 @@
+"""The cloud: serve split inference to any number of edges, and their bandwidth measurements.
+
+    python cloud_api.py -i 127.0.0.1 -p 9999 -d cpu
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from models.zoo import WeightsSource, ZOO, canonical_name, model_of_weights
+from net.net_utils import format_address
+from net.transport import listen
+from utils.cli import EXIT_INTERRUPTED, ServiceProcess, add_device, address_parser, end_with_parent, listening_line, run_main, stop_event
+from utils.errors import UsageError, WeightsError
+
+log = logging.getLogger(__name__)
+
+
+def parse_weights(texts: Sequence[str], pretrained: bool) -> dict[str, WeightsSource]:
+    """Return the source of every model's weights; a bare file goes to the model that it fits.
+
+    Raises: UsageError: a file is missing, does not fit, or two are given for one model.
+    """
+    sources = {name: WeightsSource(pretrained=pretrained and entry.torchvision_weights is not None) for name, entry in ZOO.items()}
+    for text in texts:
+        name, separator, file = text.partition("=")
+        path = Path(file if separator else text)
+        if not path.is_file():
+            raise WeightsError(f"weights file {path} does not exist")
+        model = canonical_name(name) if separator else model_of_weights(path)
+        if sources[model].file:
+            raise UsageError(f"two weights files for {model}: {sources[model].file} and {path}")
+        sources[model] = WeightsSource(path)
+    return sources
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = address_parser("cloud_api.py", __doc__, monitor_port=True)
+    add_device(parser)
+    parser.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="[MODEL=]FILE",
+        help="weights of a model: checkpoint or safetensors; may be repeated (default: fixed-seed weights)",
+    )
+    parser.add_argument("--pretrained", action="store_true", help="use torchvision's pretrained weights (default: off)")
+    parser.add_argument("--until-stdin-closes", action="store_true", help=argparse.SUPPRESS)
+    return run_main(parser, argv, _run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    listener = listen(args.ip, args.port)
+    from net.session import CloudServer
+    from predictor.predictor_utils import config_path, load_predictor
+    from utils.inference_utils import CloudEngine
+    from utils.report import cloud_lines
+
+    weights = parse_weights(args.weights, args.pretrained)
+    threads = args.threads or load_predictor(config_path("cloud")).threads
+    server = CloudServer(listener, CloudEngine(args.device, threads, weights), cloud_lines)
+    stop = stop_event(ignore_interrupt=args.until_stdin_closes)
+    if args.until_stdin_closes:
+        end_with_parent(stop)
+    monitor = ["-m", "net.monitor_server", "-i", args.ip, "--monitor-port", str(args.monitor_port)]
+    with ServiceProcess(monitor) as bandwidth_service:
+        threading.Thread(target=server.serve, daemon=True).start()
+        log.info(listening_line("cloud", format_address(listener.getsockname())))
+        log.info(listening_line("bandwidth service", format_address((args.ip, bandwidth_service.ports[0]))))
+        stop.wait()
+        server.stop()
+    return EXIT_INTERRUPTED if stop.interrupted else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""Data sets: CSV files of measured layers, to works and latencies, per kind.
+
+Each kind has one file with the columns below, then any number of further ones. A file with just these columns
+loads and trains.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from models.graph import LayerKind
+from predictor.features import FloatArray, feature_matrix
+from predictor.kernel_flops import row_work
+from utils.errors import DataSetError
+
+PREDICTOR_DIR = Path(__file__).resolve().parent
+DATASET_DIR = PREDICTOR_DIR / "dataset"
+
+COLUMNS: Mapping[LayerKind, tuple[str, ...]] = {
+    LayerKind.CONV: ("HW", "kernel", "stride", "Cin", "Cout", "FLOPs", "latency"),
+    LayerKind.DW_CONV: ("HW", "kernel", "stride", "Cin", "FLOPs", "latency"),
+    LayerKind.LINEAR: ("in_features", "out_features", "FLOPs", "latency"),
+    LayerKind.MAXPOOL: ("HW", "kernel", "stride", "Cin", "latency"),
+    LayerKind.AVGPOOL: ("HW", "output", "Cin", "latency"),
+    LayerKind.BATCHNORM: ("HW", "Cin", "latency"),
+    LayerKind.ACTIVATION: ("HW", "Cin", "latency"),
+    LayerKind.ADD: ("HW", "Cin", "latency"),
+    LayerKind.DROPOUT: ("HW", "Cin", "latency"),
+    LayerKind.FLATTEN: ("HW", "Cin", "latency"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """Measured layers of one kind: features (n, features) and latencies (n,), ms."""
+
+    kind: LayerKind
+    features: FloatArray
+    latency_ms: FloatArray
+
+
+def csv_path(directory: Path, kind: LayerKind) -> Path:
+    """Return where the data set of a kind lies."""
+    return directory / f"{kind}_lat.csv"
+
+
+def read_rows(path: Path, kind: LayerKind) -> list[dict[str, float]]:
+    """Return the rows of a data set as numbers.
+
+    Raises: DataSetError: missing file or column, or no positive number where one should be; names file, row, column.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            header = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = header
+            absent = [name for name in COLUMNS[kind] if name not in header]
+            if absent:
+                raise DataSetError(f"{path}: column {absent[0]!r} is missing; expected {','.join(COLUMNS[kind])}")
+            return [_numbers(path, reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as exc:
+        raise DataSetError(f"{path} cannot be read: {exc}") from exc
+
+
+def _numbers(path: Path, line: int, row: Mapping[str | None, str | list[str] | None]) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for column, text in row.items():
+        try:
+            numbers[str(column)] = float(text)  # type: ignore[arg-type]
+        except (TypeError, ValueError) as exc:
+            raise DataSetError(f"{path}, line {line}, column {column!r}: {text!r} is not a number") from exc
+        if not np.isfinite(numbers[str(column)]) or numbers[str(column)] < 0:
+            raise DataSetError(f"{path}, line {line}, column {column!r}: {text!r} is not a number of at least 0")
+    if numbers["latency"] <= 0:
+        raise DataSetError(f"{path}, line {line}, column 'latency': must be above 0 ms")
+    return numbers
+
+
+def load_dataset(directory: Path, kind: LayerKind) -> DataSet:
+    """Return the data set of one kind from a directory of CSV files.
+
+    Raises: DataSetError.
+    """
+    path = csv_path(directory, kind)
+    rows = read_rows(path, kind)
+    if not rows:
+        raise DataSetError(f"{path} holds no rows")
+    works = [row_work(kind, row) for row in rows]
+    return DataSet(kind, feature_matrix(works), np.array([row["latency"] for row in rows]))

@@ -1,0 +1,114 @@
+"""FLOPs and bytes of a layer from the columns of its data set. A multiply-add counts as two FLOPs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from models.graph import LayerKind, Node
+from utils.errors import MissingPredictorError
+
+FLOAT_BYTES = 4
+
+Row = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a layer computes and moves: all that a latency predictor needs to know of it."""
+
+    flops: float
+    input_bytes: float
+    output_bytes: float
+    weight_bytes: float
+    output_channels: float
+
+
+def node_work(node: Node) -> Work:
+    """Return the work of a traced node."""
+    shape = node.output.shape
+    channels = shape[1] if len(shape) > 1 else node.output.numel
+    return Work(node.flops, node.input_bytes, node.output_bytes, node.weight_bytes, channels)
+
+
+def row_work(kind: LayerKind, row: Row) -> Work:
+    """Return the work of a data-set row; columns beyond the contract's have defaults.
+
+    Defaults: padding kernel // 2 for convolutions and 0 for pools, one group, a bias, batch 1, float32.
+
+    Raises: MissingPredictorError: the kind has no data set.
+    """
+    if kind not in _WORK:
+        raise MissingPredictorError(f"layers of kind {kind} have no data set")
+    return _WORK[kind](row)
+
+
+def output_width(width: float, kernel: float, stride: float, padding: float) -> float:
+    """Return the width of a feature map behind a sliding window."""
+    return (width + 2 * padding - kernel) // stride + 1
+
+
+def _conv(row: Row) -> Work:
+    groups, kernel = row.get("groups", 1), row["kernel"]
+    out = output_width(row["HW"], kernel, row["stride"], row.get("padding", kernel // 2))
+    outputs = out * out * row["Cout"]
+    weights = row["Cout"] * row["Cin"] / groups * kernel * kernel
+    flops = row.get("FLOPs", 2 * outputs * row["Cin"] / groups * kernel * kernel)
+    return _floats(flops, row["HW"] ** 2 * row["Cin"], outputs, weights + row["Cout"] * row.get("bias", 1), row["Cout"])
+
+
+def _dw_conv(row: Row) -> Work:
+    return _conv({"Cout": row["Cin"], "groups": row["Cin"], **row})
+
+
+def _linear(row: Row) -> Work:
+    inputs, outputs = row["in_features"], row["out_features"]
+    return _floats(row.get("FLOPs", 2 * inputs * outputs), inputs, outputs, (inputs + 1) * outputs, outputs)
+
+
+def _maxpool(row: Row) -> Work:
+    kernel = row["kernel"]
+    out = output_width(row["HW"], kernel, row["stride"], row.get("padding", 0))
+    outputs = out * out * row["Cin"]
+    return _floats(outputs * kernel * kernel, row["HW"] ** 2 * row["Cin"], outputs, 0, row["Cin"])
+
+
+def _avgpool(row: Row) -> Work:
+    inputs = row["HW"] ** 2 * row["Cin"]
+    return _floats(inputs, inputs, row["output"] ** 2 * row["Cin"], 0, row["Cin"])
+
+
+def _batchnorm(row: Row) -> Work:
+    elements = row["HW"] ** 2 * row["Cin"]
+    return _floats(2 * elements, elements, elements, 2 * row["Cin"], row["Cin"])
+
+
+def _elementwise(flops: int, inputs: int = 1) -> Callable[[Row], Work]:
+    def work(row: Row) -> Work:
+        elements = row["HW"] ** 2 * row["Cin"]
+        return _floats(flops * elements, inputs * elements, elements, 0, row["Cin"])
+
+    return work
+
+
+def _flatten(row: Row) -> Work:
+    elements = row["HW"] ** 2 * row["Cin"]
+    return _floats(0, elements, elements, 0, elements)
+
+
+def _floats(flops: float, inputs: float, outputs: float, weights: float, channels: float) -> Work:
+    return Work(flops, inputs * FLOAT_BYTES, outputs * FLOAT_BYTES, weights * FLOAT_BYTES, channels)
+
+
+_WORK: dict[LayerKind, Callable[[Row], Work]] = {
+    LayerKind.CONV: _conv,
+    LayerKind.DW_CONV: _dw_conv,
+    LayerKind.LINEAR: _linear,
+    LayerKind.MAXPOOL: _maxpool,
+    LayerKind.AVGPOOL: _avgpool,
+    LayerKind.BATCHNORM: _batchnorm,
+    LayerKind.ACTIVATION: _elementwise(1),
+    LayerKind.ADD: _elementwise(1, inputs=2),
+    LayerKind.DROPOUT: _elementwise(0),
+    LayerKind.FLATTEN: _flatten,
+}

@@ -1,0 +1,44 @@
+"""Images to a network's input. Pillow decodes: torchvision's own codecs need a CUDA build of torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from utils.errors import InputError
+
+# torchvision's evaluation transform for the classic networks (its ImageClassification preset).
+RESIZE_TO, CROP_TO = 256, 224
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def read_image(path: Path) -> NDArray[np.float32]:
+    """Return an image resized, cropped and normalised, (3, 224, 224) float32.
+
+    Raises: InputError: the file is missing or no image.
+    """
+    pixels = np.asarray(_resize_and_crop(_decode(path)), dtype=np.float32) / np.float32(255)  # (224, 224, 3)
+    normalised = (pixels - np.float32(MEAN)) / np.float32(STD)
+    return np.ascontiguousarray(normalised.transpose(2, 0, 1))
+
+
+def _decode(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as file:
+            return file.convert("RGB")
+    except FileNotFoundError as exc:
+        raise InputError(f"input image {path} does not exist") from exc
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as exc:
+        raise InputError(f"input {path} cannot be read as an image: pass a JPEG, PNG or similar") from exc
+
+
+def _resize_and_crop(image: Image.Image) -> Image.Image:
+    """Return the centre of the image, scaled so that its shorter side is 256."""
+    short = min(image.size)
+    width, height = (RESIZE_TO * side // short for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - CROP_TO) / 2), round((height - CROP_TO) / 2)
+    return image.crop((left, top, left + CROP_TO, top + CROP_TO))

@@ -1,0 +1,80 @@
+"""Plots of a plan, with matplotlib, without a display."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+
+from utils.errors import UsageError
+from utils.units import bytes_to_mb
+
+if TYPE_CHECKING:
+    from deployment import SplitPlan
+
+matplotlib.use("Agg")
+
+EDGE_COLOUR, TRANSFER_COLOUR, CLOUD_COLOUR = "#4c9f70", "#e0a030", "#4472a8"
+
+
+def plot_plan(path: Path, plan: SplitPlan, bandwidth_mb_per_s: float, rtt_ms: float) -> None:
+    """Draw layer latencies and output sizes above, the stages of every partition point below; the best is marked.
+
+    Raises: UsageError: the file cannot be written, or its ending is no known format.
+    """
+    from matplotlib import pyplot
+
+    width = max(8.0, 0.28 * len(plan.candidates) + 3)
+    figure, (above, below) = pyplot.subplots(2, 1, figsize=(width, 9), layout="constrained")
+    figure.suptitle(f"{plan.graph.model} at {bandwidth_mb_per_s:g} MB/s, RTT {rtt_ms:g} ms")
+    _draw_layers(above, plan)
+    _draw_candidates(below, plan)
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as exc:
+        raise UsageError(f"cannot write the plot {path}: {exc}") from exc
+    finally:
+        pyplot.close(figure)
+
+
+def _draw_layers(axes, plan):
+    positions = range(1, len(plan.graph.layers) + 1)
+    axes.bar([x - 0.2 for x in positions], plan.edge_ms, 0.4, label="edge latency", color=EDGE_COLOUR)
+    axes.bar([x + 0.2 for x in positions], plan.cloud_ms, 0.4, label="cloud latency", color=CLOUD_COLOUR)
+    axes.set_ylabel("predicted latency, ms")
+    axes.set_xticks(list(positions), [layer.name for layer in plan.graph.layers], rotation=90, fontsize=7)
+    axes.set_title("layers")
+    sizes = axes.twinx()
+    output_mb = [bytes_to_mb(layer.output.size_bytes) for layer in plan.graph.layers]
+    sizes.plot(positions, output_mb, "o-", color="#b03030", markersize=3, linewidth=1, label="output size")
+    sizes.set_ylabel("output, MB")
+    sizes.set_ylim(bottom=0)
+    lines = [axes.get_legend_handles_labels(), sizes.get_legend_handles_labels()]
+    axes.legend(lines[0][0] + lines[1][0], lines[0][1] + lines[1][1], fontsize=8)
+
+
+def _draw_candidates(axes, plan):
+    points = [candidate.point for candidate in plan.candidates]
+    bottom = [0.0] * len(points)
+    for label, colour in (("edge", EDGE_COLOUR), ("transfer", TRANSFER_COLOUR), ("cloud", CLOUD_COLOUR)):
+        heights = [getattr(candidate.stages, f"{label}_ms") for candidate in plan.candidates]
+        axes.bar(points, heights, bottom=bottom, label=label, color=colour)
+        bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+    best = plan.best
+    axes.annotate(
+        f"best: {best.point}\n{best.stages.total_ms:.2f} ms",
+        (best.point, best.stages.total_ms),
+        xytext=(0, 22),
+        textcoords="offset points",
+        ha="center",
+        fontsize=9,
+        fontweight="bold",
+        arrowprops={"arrowstyle": "->"},
+    )
+    axes.set_ylim(top=max(bottom) * 1.15)
+    axes.set_xlabel("partition point: layers on the edge")
+    axes.set_ylabel("predicted latency, ms")
+    axes.set_xticks(points, [str(point) for point in points], fontsize=7)
+    axes.set_title("partition points")
+    axes.legend(fontsize=8)

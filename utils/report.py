@@ -1,0 +1,203 @@
+"""Everything that is printed: the contract's lines, tables, and JSON documents. Only scripts call this."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+from utils.timing import STAGE_NAMES, StageTimes, Timing
+from utils.units import bytes_per_s_to_mb_per_s, readable_bytes
+
+if TYPE_CHECKING:  # the lines before the plan are printed before torch is imported
+    from deployment import Candidate, SplitPlan
+    from net.bandwidth import LinkEstimate
+    from net.session import CloudEvent
+    from torch import Tensor
+    from utils.inference_utils import Guess, LayerFeature
+
+RULE = "-" * 106
+FINISHED = "================= DNN Collaborative Inference Finished. ==================="
+
+Json = dict[str, Any]
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print one JSON object on stdout."""
+    print(json.dumps(document, ensure_ascii=False))
+
+
+# ---------------------------------------------------------------- the edge's lines
+
+
+class EdgeReport:
+    """The edge's lines of one task, on stdout, or on stderr where stdout is kept for JSON."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+
+    def say(self, line: str = "") -> None:
+        """Print one line at once."""
+        print(line, file=self._stream, flush=True)
+
+    def bandwidth(self, link: LinkEstimate) -> None:
+        """The link is known."""
+        self.say(f"get bandwidth value : {bytes_per_s_to_mb_per_s(link.rate_bytes_per_s)} MB/s")
+
+    def plan(self, best: Candidate) -> None:
+        """The partition point is chosen."""
+        self.say(
+            f"best latency : {best.stages.total_ms:.2f} ms , best partition point : {best.point} - {best.layer}"
+        )
+        self.say(RULE)
+
+    def prepared(self) -> None:
+        """The cloud has the model type and the partition point."""
+        self.say("short message , model type has been sent successfully")
+        self.say("short message , partition strategy has been sent successfully")
+
+    def edge_done(self, model: str, edge_ms: float) -> None:
+        """The edge half has run."""
+        self.say(f"{model} 在边缘端设备上推理完成 - {edge_ms:.3f} ms")
+
+    def sent(self) -> None:
+        """The cloud said yes, and the edge's output is on its way."""
+        self.say("get yes , edge output has been sent successfully")
+
+    def cloud_done(self, model: str, times: StageTimes) -> None:
+        """The answer is here."""
+        self.say(f"{model} 传输完成 - {times.transfer_ms:.3f} ms")
+        self.say(f"{model} 在云端设备上推理完成 - {times.cloud_ms:.3f} ms")
+
+    def finished(self) -> None:
+        """The task is done."""
+        self.say(FINISHED)
+
+    def answer(self, guesses: Sequence[Guess], trained: bool) -> None:
+        """The classes that the network proposes."""
+        self.say("top-5 classes:" if trained else "top-5 classes (weights of a fixed seed: the classes mean nothing):")
+        for guess in guesses:
+            self.say(f"  {guess.probability:7.2%}  {guess.label or f'class {guess.index}'}")
+
+    def comparison(self, predicted: StageTimes, measured: StageTimes) -> None:
+        """Predicted beside measured, stage by stage."""
+        self.say(f"{'':<10}{'edge':>12}{'transfer':>12}{'cloud':>12}{'total':>12}")
+        for name, times in (("predicted", predicted), ("measured", measured)):
+            self.say(f"{name:<10}" + "".join(f"{value:>9.3f} ms" for value in times.as_dict().values()))
+
+    def repeats(self, timings: Mapping[str, Timing]) -> None:
+        """Median and spread of repeated inferences."""
+        for stage, timing in timings.items():
+            self.say(
+                f"{stage.removesuffix('_ms'):<10}median {timing.median_ms:.3f} ms, min {timing.min_ms:.3f}, "
+                f"max {timing.max_ms:.3f}, interquartile {timing.iqr_ms:.3f} ({timing.samples} runs)"
+            )
+
+    def verified(self, max_abs_diff: float) -> None:
+        """The whole network ran locally, too."""
+        self.say(f"largest difference to the unsplit network on this machine: {max_abs_diff:g}")
+
+
+def stage_timings(runs: Sequence[StageTimes]) -> dict[str, Timing]:
+    """Return median and spread of every stage over repeated runs."""
+    return {name: Timing.of([getattr(run, name) for run in runs]) for name in STAGE_NAMES}
+
+
+def output_document(output: Tensor, guesses: Sequence[Guess]) -> Json:
+    """Return what the JSON interface says of an answer."""
+    return {
+        "shape": list(output.shape),
+        "dtype": str(output.dtype).removeprefix("torch."),
+        "digest": hashlib.sha256(output.contiguous().numpy().tobytes()).hexdigest(),
+        "top5": [
+            {"index": guess.index, "label": guess.label, "probability": guess.probability} for guess in guesses
+        ],
+    }
+
+
+# ---------------------------------------------------------------- the cloud's lines
+
+
+def cloud_lines(event: CloudEvent, sock: socket.socket) -> None:
+    """Print the contract's line for something that happened in the cloud, whole even among many threads."""
+    lines = {
+        "CONNECTED": f"successfully connection :{sock}",
+        "MODEL_TYPE": "get model type successfully.",
+        "PARTITION_POINT": "get partition point successfully.",
+        "EDGE_OUTPUT": "get edge_output and transfer latency successfully.",
+        "TRANSFER_LATENCY_SENT": "short message , transfer latency has been sent successfully",
+        "CLOUD_LATENCY_SENT": "short message , cloud latency has been sent successfully",
+        "FINISHED": FINISHED,
+    }
+    sys.stdout.write(lines[event.name] + "\n")
+    sys.stdout.flush()
+
+
+# ---------------------------------------------------------------- plans
+
+
+def _candidate_document(candidate: Candidate) -> Json:
+    return {
+        "point": candidate.point,
+        "layer": candidate.layer,
+        **candidate.stages.as_dict(),
+        "crossing_bytes": candidate.crossing_bytes,
+    }
+
+
+def plan_document(plan: SplitPlan) -> Json:
+    """Return a plan as the JSON interface has it."""
+    layers = [
+        {
+            "index": layer.index + 1,
+            "name": layer.name,
+            "kind": str(layer.kind),
+            "output_shape": list(layer.output.shape),
+            "output_bytes": layer.output.size_bytes,
+            "flops": layer.flops,
+            "edge_ms": edge_ms,
+            "cloud_ms": cloud_ms,
+        }
+        for layer, edge_ms, cloud_ms in zip(plan.graph.layers, plan.edge_ms, plan.cloud_ms, strict=True)
+    ]
+    return {
+        "model": plan.graph.model,
+        "layers": layers,
+        "candidates": [_candidate_document(candidate) for candidate in plan.candidates],
+        "best": _candidate_document(plan.best),
+        "decision_ms": plan.decision_ms,
+    }
+
+
+def print_plan(plan: SplitPlan, bandwidth_mb_per_s: float, rtt_ms: float) -> None:
+    """Print every candidate, and the best one marked."""
+    print(f"{plan.graph.model}: {len(plan.graph.layers)} layers, {bandwidth_mb_per_s:g} MB/s, RTT {rtt_ms:g} ms")
+    print(f"{'point':>5}  {'after layer':<30}{'crossing':>11}{'edge':>11}{'transmit':>12}{'cloud':>11}{'total':>12}  ms")
+    for candidate in plan.candidates:
+        edge, transfer, cloud, total = candidate.stages.as_dict().values()
+        print(
+            f"{candidate.point:>5}  {candidate.layer:<30}{readable_bytes(candidate.crossing_bytes):>11}"
+            f"{edge:>11.3f}{transfer:>12.3f}{cloud:>11.3f}{total:>12.3f}"
+            f"{'  <- best' if candidate is plan.best else ''}"
+        )
+    print(
+        f"best latency : {plan.best.stages.total_ms:.2f} ms , "
+        f"best partition point : {plan.best.point} - {plan.best.layer}"
+    )
+
+
+# ---------------------------------------------------------------- the layer study
+
+
+def print_features(features: Sequence[LayerFeature]) -> None:
+    """Print the layer study as a table."""
+    print(f"{'layer':>5}  {'name':<18}{'kind':<12}{'output':<20}{'transfer':>11}{'latency':>12}{'accumulated':>13}  ms")
+    for feature in features:
+        shape = "x".join(map(str, feature.output_shape))
+        print(
+            f"{feature.index:>5}  {feature.name:<18}{feature.kind:<12}{shape:<20}"
+            f"{readable_bytes(feature.output_bytes):>11}{feature.latency_ms:>12.3f}{feature.accumulated_ms:>13.3f}"
+        )
