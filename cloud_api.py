@@ -1,6 +1,6 @@
 """The cloud: serve split inference to any number of edges, and their bandwidth measurements.
 
-    python cloud_api.py -i 127.0.0.1 -p 9999 -d cpu
+python cloud_api.py -i 127.0.0.1 -p 9999 -d cpu
 """
 
 from __future__ import annotations
@@ -12,10 +12,19 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from models.zoo import WeightsSource, ZOO, canonical_name, model_of_weights
+from models.zoo import ZOO, WeightsSource, canonical_name, model_of_weights
 from net.net_utils import format_address
 from net.transport import listen
-from utils.cli import EXIT_INTERRUPTED, ServiceProcess, add_device, address_parser, end_with_parent, listening_line, run_main, stop_event
+from utils.cli import (
+    EXIT_INTERRUPTED,
+    ServiceProcess,
+    add_device,
+    address_parser,
+    end_with_parent,
+    listening_line,
+    run_main,
+    stop_event,
+)
 from utils.errors import UsageError, WeightsError
 
 log = logging.getLogger(__name__)
@@ -26,7 +35,10 @@ def parse_weights(texts: Sequence[str], pretrained: bool) -> dict[str, WeightsSo
 
     Raises: UsageError: a file is missing, does not fit, or two are given for one model.
     """
-    sources = {name: WeightsSource(pretrained=pretrained and entry.torchvision_weights is not None) for name, entry in ZOO.items()}
+    sources = {
+        name: WeightsSource(pretrained=pretrained and entry.torchvision_weights is not None)
+        for name, entry in ZOO.items()
+    }
     for text in texts:
         name, separator, file = text.partition("=")
         path = Path(file if separator else text)

@@ -24,7 +24,9 @@ EDGE_TIMEOUT_S = 300.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = base_parser("demo.py", __doc__)
-    parser.add_argument("--input", type=Path, metavar="IMAGE", help="photo to classify (default: one of scikit-learn's)")
+    parser.add_argument(
+        "--input", type=Path, metavar="IMAGE", help="photo to classify (default: one of scikit-learn's)"
+    )
     parser.add_argument("--repeat", type=positive_int, default=20, help="inferences of each network (default: 20)")
     return run_main(parser, argv, _run)
 

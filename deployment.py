@@ -1,7 +1,7 @@
 """The deployment phase: per-layer latencies and a link become a split plan, and a reason for it.
 
-    python deployment.py -t alex_net -b 10 --rtt 5
-    python deployment.py -t mobile_net -b 1.25 --plot plan.png --excel plan.xlsx --json
+python deployment.py -t alex_net -b 10 --rtt 5
+python deployment.py -t mobile_net -b 1.25 --plot plan.png --excel plan.xlsx --json
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def load_predictors(edge_config: Path | None, cloud_config: Path | None) -> tupl
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = base_parser("deployment.py", __doc__)
-    parser.add_argument("-t", "--type", type=typed(canonical_name), required=True, metavar="MODEL", help="model to plan")
+    parser.add_argument(
+        "-t", "--type", type=typed(canonical_name), required=True, metavar="MODEL", help="model to plan"
+    )
     parser.add_argument(
         "-b", "--bandwidth", type=positive_float, required=True, help="uplink rate, MB/s (1 MB = 10^6 bytes)"
     )

@@ -1,7 +1,7 @@
 """The edge: measure the link, choose the partition point, run one task with the cloud, show the answer.
 
-    python edge_api.py -i 127.0.0.1 -p 9999 -d cpu -t vgg_net
-    python edge_api.py --local-cloud -t mobile_net --input photo.jpg --verify
+python edge_api.py -i 127.0.0.1 -p 9999 -d cpu -t vgg_net
+python edge_api.py --local-cloud -t mobile_net --input photo.jpg --verify
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ from utils.timing import StageTimes, Timing
 from utils.units import bytes_per_s_to_mb_per_s, mb_per_s_to_bytes_per_s
 
 if TYPE_CHECKING:  # what needs torch is imported when the cloud has answered: a missing cloud is reported at once
+    from torch import Tensor
+
     from deployment import Candidate
     from models.zoo import Network
     from predictor.predictor_utils import LatencyPredictor
-    from torch import Tensor
     from utils.inference_utils import Guess
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = address_parser("edge_api.py", __doc__, monitor_port=True)
     add_device(parser)
     parser.add_argument("-t", "--type", type=typed(canonical_name), required=True, metavar="MODEL", help="model to run")
-    parser.add_argument("--input", type=Path, metavar="IMAGE", help="image to classify (default: a fixed random tensor)")
+    parser.add_argument(
+        "--input", type=Path, metavar="IMAGE", help="image to classify (default: a fixed random tensor)"
+    )
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="checkpoint or safetensors (default: fixed-seed weights)"
     )
@@ -62,9 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--bandwidth", type=positive_float, help="uplink rate, MB/s (default: measured)")
     parser.add_argument("--rtt", type=non_negative_float, help="round-trip time, ms (default: measured)")
     add_predictor_files(parser)
-    parser.add_argument("--local-cloud", action="store_true", help="start a cloud on this machine for this task (default: off)")
-    parser.add_argument("--repeat", type=positive_int, default=1, help="infer this often and show the spread (default: 1)")
-    parser.add_argument("--verify", action="store_true", help="also run the whole network here and compare (default: off)")
+    parser.add_argument(
+        "--local-cloud", action="store_true", help="start a cloud on this machine for this task (default: off)"
+    )
+    parser.add_argument(
+        "--repeat", type=positive_int, default=1, help="infer this often and show the spread (default: 1)"
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="also run the whole network here and compare (default: off)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout (default: lines)")
     return run_main(parser, argv, _run)
 
@@ -209,7 +218,11 @@ def warn_of_other_machines(predictor: LatencyPredictor, machine: Mapping[str, An
         log.warning(
             "the %s computes with %s, but its predictors were measured with %s: collect its own with "
             "python -m predictor.collect --side %s, and pass --%s-config",
-            side, actual, measured, side, side,
+            side,
+            actual,
+            measured,
+            side,
+            side,
         )
 
 

@@ -1,6 +1,6 @@
 """The layer study: measured latency, output shape, transfer size and accumulated time of every layer.
 
-    python layers_api.py -t alex_net --threads 1 --excel alex_net.xlsx
+python layers_api.py -t alex_net --threads 1 --excel alex_net.xlsx
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from utils.inference_utils import check_device, load_image, random_input, show_f
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = base_parser("layers_api.py", __doc__)
-    parser.add_argument("-t", "--type", type=typed(canonical_name), required=True, metavar="MODEL", help="model to study")
+    parser.add_argument(
+        "-t", "--type", type=typed(canonical_name), required=True, metavar="MODEL", help="model to study"
+    )
     add_device(parser)
     parser.add_argument("--input", type=Path, metavar="IMAGE", help="image to run on (default: a fixed random tensor)")
     parser.add_argument("--excel", type=Path, metavar="FILE.xlsx", help="save the table")

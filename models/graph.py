@@ -364,9 +364,11 @@ def fold_batch_norms(model: nn.Module, graph: LayerGraph) -> nn.Module:
     the result of the whole folded network.
     """
     for norm, conv in _foldable_norms(graph.program, model).items():
-        fused = fuse_conv_bn_eval(model.get_submodule(conv.target), model.get_submodule(norm.target))
-        model.set_submodule(conv.target, fused)
-        model.set_submodule(norm.target, nn.Identity())
+        norm_name, conv_name = str(norm.target), str(conv.target)
+        norm_module: Any = model.get_submodule(norm_name)
+        conv_module: Any = model.get_submodule(conv_name)
+        model.set_submodule(conv_name, fuse_conv_bn_eval(conv_module, norm_module))
+        model.set_submodule(norm_name, nn.Identity())
     return model
 
 
@@ -391,9 +393,7 @@ def cut(model: nn.Module, graph: LayerGraph, edge_nodes: Collection[int]) -> tup
     )
 
 
-def _submodule(
-    model: nn.Module, inputs: list[fx.Node], body: list[fx.Node], outputs: list[fx.Node]
-) -> nn.Module:
+def _submodule(model: nn.Module, inputs: list[fx.Node], body: list[fx.Node], outputs: list[fx.Node]) -> nn.Module:
     part = fx.Graph()
     copies = {node: part.placeholder(node.name) for node in inputs}
     for node in body:

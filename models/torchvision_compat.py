@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ MISSING_SCHEMAS = {
     "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
-_declared: list[torch.library.Library] = []  # a schema lives as long as its library object
+_declared: list[Any] = []  # a schema lives as long as its library object
 
 
 def import_torchvision(module: str = "torchvision.models") -> ModuleType:
@@ -37,7 +38,7 @@ def import_torchvision(module: str = "torchvision.models") -> ModuleType:
 
 
 def _declare_missing_schemas() -> None:
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library: Any = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for name, schema in MISSING_SCHEMAS.items():
         if not hasattr(torch.ops.torchvision, name):
             library.define(name + schema)

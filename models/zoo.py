@@ -157,7 +157,8 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
             continue
         tensor = state[key].detach().cpu().contiguous()
         total.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(memoryview(tensor.numpy()).cast("B"))
+        array: Any = tensor.numpy().reshape(-1)
+        total.update(memoryview(array).cast("B"))
     return total.hexdigest()[:DIGEST_HEX_CHARS]
 
 

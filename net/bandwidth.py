@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,7 +56,8 @@ def gap_free_burst(times_us: Sequence[int], sizes_bytes: Sequence[int]) -> Burst
 
     Args: times_us: arrival times, (n,), ascending. sizes_bytes: bytes that each arrival brought, (n,).
     """
-    intervals = [(after - before, size) for before, after, size in zip(times_us, times_us[1:], sizes_bytes[1:])]
+    durations_us = [after - before for before, after in itertools.pairwise(times_us)]
+    intervals = list(zip(durations_us, sizes_bytes[1:], strict=True))
     if not intervals:
         return Burst(sum(sizes_bytes), 0)
     pause_us = max(GAP_FACTOR * statistics.median(duration for duration, _ in intervals), MIN_GAP_US)

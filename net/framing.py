@@ -11,10 +11,11 @@ A frame, all integers big-endian:
     12          4     reserved, zero
     16          8n    length of each buffer
     16 + 8n     h     header: restricted pickle of plain values
-    ...               zeros to the next multiple of 64
+    ...               zeros to the next multiple of 512
     body              the buffers, each followed by zeros to the next multiple of 64
 
-The receiver reads the first 16 bytes, then the rest of the head, then the body: three reads of known length.
+The receiver reads 512 bytes, which is the whole head of any ordinary frame, then the rest of a longer head, then
+the body: reads of known length, and never a byte of the next frame.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from utils.errors import ProtocolError
 from utils.units import readable_bytes
@@ -30,6 +32,7 @@ from utils.units import readable_bytes
 MAGIC = b"NSGN"
 WIRE_VERSION = 1
 ALIGNMENT = 64  # a cache line: tensors that start on one are read at full speed
+HEAD_UNIT = 512  # one read, and one page of room for a request's header
 PREFIX = struct.Struct("!4sBBHII")
 
 Buffer = bytes | bytearray | memoryview
@@ -50,7 +53,7 @@ class Kind(IntEnum):
     SAMPLES = 10
 
 
-_KINDS = frozenset(Kind)
+_KINDS = {int(kind): kind for kind in Kind}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,91 +69,79 @@ DEFAULT_LIMITS = Limits()
 SMALL_LIMITS = Limits(max_header_bytes=4096, max_buffers=0, max_body_bytes=0)  # before a peer has said hello
 
 
-@dataclass(frozen=True, slots=True)
-class Prefix:
-    """The first 16 bytes of a frame, checked."""
+class Prefix(NamedTuple):
+    """The first 16 bytes of a head, checked."""
 
     kind: Kind
     buffer_count: int
     header_length: int
-
-    @property
-    def head_length(self) -> int:
-        """Bytes between the prefix and the body."""
-        unpadded = PREFIX.size + 8 * self.buffer_count + self.header_length
-        return unpadded + padding(unpadded) - PREFIX.size
+    head_length: int  # bytes before the body
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """Everything of a frame but its body."""
 
     kind: Kind
     header: bytes
     lengths: tuple[int, ...]
-
-    @property
-    def body_length(self) -> int:
-        """Bytes of the body, paddings included."""
-        return sum(length + padding(length) for length in self.lengths)
+    body_length: int  # bytes of the body, zeros included
 
 
 def padding(length: int) -> int:
-    """Return how many zeros follow ``length`` bytes."""
+    """Return how many zeros follow a buffer of ``length`` bytes."""
     return -length % ALIGNMENT
+
+
+def head_length(buffer_count: int, header_length: int) -> int:
+    """Return the bytes of a head, its zeros included."""
+    unpadded = PREFIX.size + 8 * buffer_count + header_length
+    return unpadded + -unpadded % HEAD_UNIT
 
 
 def pack_frame(kind: Kind, header: bytes, buffers: Sequence[Buffer] = ()) -> list[Buffer]:
     """Return the pieces of a frame in sending order; buffers are passed on, not copied."""
     lengths = [len(buffer) for buffer in buffers]
-    head = b"".join(
-        (
-            PREFIX.pack(MAGIC, WIRE_VERSION, kind, len(buffers), len(header), 0),
-            struct.pack(f"!{len(lengths)}Q", *lengths),
-            header,
-        )
-    )
-    pieces: list[Buffer] = [head + bytes(padding(len(head)))]
+    head = PREFIX.pack(MAGIC, WIRE_VERSION, kind, len(lengths), len(header), 0)
+    head += struct.pack(f"!{len(lengths)}Q", *lengths) + header
+    pieces: list[Buffer] = [head.ljust(head_length(len(lengths), len(header)), b"\0")]
     for buffer, length in zip(buffers, lengths, strict=True):
-        if length:
-            pieces.append(buffer)
-        if padding(length):
-            pieces.append(bytes(padding(length)))
+        pieces += [buffer, bytes(padding(length))] if length % ALIGNMENT else [buffer]
     return pieces
 
 
 def unpack_prefix(data: Buffer, limits: Limits = DEFAULT_LIMITS) -> Prefix:
-    """Return the checked prefix of a frame from its first 16 bytes.
+    """Return the checked prefix of a frame from its first bytes, at least 16.
 
     Raises: ProtocolError: a stranger, another wire version, an unknown kind, or more than ``limits`` allow.
     """
-    magic, version, kind, buffer_count, header_length, reserved = PREFIX.unpack(data)
+    magic, version, kind, buffer_count, header_length, reserved = PREFIX.unpack_from(data)
     if magic != MAGIC:
         raise ProtocolError(f"not our protocol: the peer began with {bytes(data[:8])!r}")
     if version != WIRE_VERSION:
         raise ProtocolError(f"the peer speaks wire version {version}, this side {WIRE_VERSION}: update the older one")
-    if kind not in _KINDS or reserved:
+    known = _KINDS.get(kind)
+    if known is None or reserved:
         raise ProtocolError(f"unknown kind of frame: {kind}")
     if header_length > limits.max_header_bytes:
         raise ProtocolError(f"header of {header_length} bytes; at most {limits.max_header_bytes} are allowed")
     if buffer_count > limits.max_buffers:
         raise ProtocolError(f"frame of {buffer_count} buffers; at most {limits.max_buffers} are allowed")
-    return Prefix(Kind(kind), buffer_count, header_length)
+    return Prefix(known, buffer_count, header_length, head_length(buffer_count, header_length))
 
 
 def unpack_head(prefix: Prefix, data: Buffer, limits: Limits = DEFAULT_LIMITS) -> Head:
-    """Return the head of a frame from the ``prefix.head_length`` bytes behind its prefix.
+    """Return the head of a frame from its first ``prefix.head_length`` bytes.
 
     Raises: ProtocolError: the body would be larger than ``limits`` allow.
     """
-    lengths = struct.unpack_from(f"!{prefix.buffer_count}Q", data)
-    start = 8 * prefix.buffer_count
-    head = Head(prefix.kind, bytes(data[start : start + prefix.header_length]), lengths)
-    if head.body_length > limits.max_body_bytes:
+    start = PREFIX.size + 8 * prefix.buffer_count
+    lengths = struct.unpack_from(f"!{prefix.buffer_count}Q", data, PREFIX.size)
+    body_length = sum(length + padding(length) for length in lengths)
+    if body_length > limits.max_body_bytes:
         raise ProtocolError(
-            f"body of {readable_bytes(head.body_length)}; at most {readable_bytes(limits.max_body_bytes)} are allowed"
+            f"body of {readable_bytes(body_length)}; at most {readable_bytes(limits.max_body_bytes)} are allowed"
         )
-    return head
+    return Head(prefix.kind, bytes(data[start : start + prefix.header_length]), lengths, body_length)
 
 
 def split_body(body: memoryview, lengths: Sequence[int]) -> list[memoryview]:

@@ -1,4 +1,4 @@
-"""What the two sides say to each other, one frozen dataclass per kind of frame.
+"""What the two sides say to each other, one named tuple per kind of frame. Request and Reply bring tensors along.
 
     edge                                   cloud
     Hello           ────────────────▶
@@ -15,9 +15,8 @@ Samples on a port of its own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Any, ClassVar, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 from net.framing import WIRE_VERSION, Kind
 from utils.errors import (
@@ -30,11 +29,9 @@ from utils.errors import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Hello:
+class Hello(NamedTuple):
     """The first message of both sides."""
 
-    kind: ClassVar[Kind] = Kind.HELLO
     wire_version: int
     capabilities: dict[str, Any]
 
@@ -44,52 +41,42 @@ class Hello:
         return cls(WIRE_VERSION, capabilities)
 
 
-@dataclass(frozen=True, slots=True)
-class Prepare:
+class Prepare(NamedTuple):
     """The edge names the model and where it cuts it; the cloud gets both halves ready."""
 
-    kind: ClassVar[Kind] = Kind.PREPARE
     model: str
     point: int
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(NamedTuple):
     """The cloud can run its half, with these weights."""
 
-    kind: ClassVar[Kind] = Kind.READY
     model: str
     point: int
     weights_digest: str
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One task: run the cloud half on the tensors of this frame."""
+class Request(NamedTuple):
+    """One task: run the cloud half on the tensors that come with this message."""
 
-    kind: ClassVar[Kind] = Kind.REQUEST
     task_id: str
     model: str
     point: int
     weights_digest: str
-    tensors: list[dict[str, Any]]  # descriptions; the bytes are the frame's buffers
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """The answer to a task; durations are of the cloud's own clock.
+class Reply(NamedTuple):
+    """The answer to a task, with the output's tensors; durations are of the cloud's own clock.
 
     ``cloud_ms`` is all the time from the last byte of the request to the first of the reply: waiting
     (``queue_ms``), computing (``compute_ms``) and the rest. ``receive_ms`` is first to last byte of the request.
     """
 
-    kind: ClassVar[Kind] = Kind.REPLY
     task_id: str
     cloud_ms: float
     compute_ms: float
     queue_ms: float
     receive_ms: float
-    tensors: list[dict[str, Any]]
 
 
 class ErrorCode(StrEnum):
@@ -104,75 +91,74 @@ class ErrorCode(StrEnum):
     INTERNAL = "internal"
 
 
-@dataclass(frozen=True, slots=True)
-class ErrorReply:
+class ErrorReply(NamedTuple):
     """The cloud's refusal, with a line for the user."""
 
-    kind: ClassVar[Kind] = Kind.ERROR
     code: str
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Ping:
+class Ping(NamedTuple):
     """Ask for an immediate pong."""
 
-    kind: ClassVar[Kind] = Kind.PING
     sequence: int
 
 
-@dataclass(frozen=True, slots=True)
-class Pong:
+class Pong(NamedTuple):
     """Answer to the ping of that number."""
 
-    kind: ClassVar[Kind] = Kind.PONG
     sequence: int
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
+class Probe(NamedTuple):
     """Announce ``size_bytes`` bytes that follow behind this frame."""
 
-    kind: ClassVar[Kind] = Kind.PROBE
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Samples:
+class Samples(NamedTuple):
     """When the bytes of a probe arrived, on the server's clock, and how many with each read."""
 
-    kind: ClassVar[Kind] = Kind.SAMPLES
     times_us: list[int]
     sizes_bytes: list[int]
 
 
 Message = Hello | Prepare | Ready | Request | Reply | ErrorReply | Ping | Pong | Probe | Samples
-_BY_KIND: dict[Kind, type[Any]] = {cls.kind: cls for cls in Message.__args__}
+_CLASSES: dict[Kind, type[Any]] = {
+    Kind.HELLO: Hello,
+    Kind.PREPARE: Prepare,
+    Kind.READY: Ready,
+    Kind.REQUEST: Request,
+    Kind.REPLY: Reply,
+    Kind.ERROR: ErrorReply,
+    Kind.PING: Ping,
+    Kind.PONG: Pong,
+    Kind.PROBE: Probe,
+    Kind.SAMPLES: Samples,
+}
+_KINDS = {cls: kind for kind, cls in _CLASSES.items()}
 _FIELD_TYPES = {
-    cls: {field.name: get_type_hints(cls)[field.name] for field in fields(cls)} for cls in _BY_KIND.values()
+    kind: tuple(getattr(hint, "__origin__", hint) for hint in get_type_hints(cls).values())  # list[int] -> list
+    for kind, cls in _CLASSES.items()
 }
 
 
-def pack_message(message: Message) -> tuple[Kind, dict[str, Any]]:
-    """Return a message's kind and header."""
-    return message.kind, {name: getattr(message, name) for name in _FIELD_TYPES[type(message)]}
+def kind_of(message: Message) -> Kind:
+    """Return the kind of frame that carries a message."""
+    return _KINDS[type(message)]
 
 
-def unpack_message(kind: Kind, header: dict[str, Any]) -> Message:
-    """Return the message of a frame.
+def message_of(kind: Kind, values: Any) -> Message:
+    """Return the message of a frame from the values of its fields.
 
-    Raises: ProtocolError: a field is missing, unknown, or of another type.
+    Raises: ProtocolError: a field is missing, too many, or of another type.
     """
-    cls = _BY_KIND[kind]
-    types = _FIELD_TYPES[cls]
-    if header.keys() != types.keys():
-        raise ProtocolError(f"{cls.__name__} with the fields {sorted(header)[:8]}, expected {sorted(types)}")
-    for name, hint in types.items():
-        if type(header[name]) is not getattr(hint, "__origin__", hint):
-            raise ProtocolError(f"{cls.__name__}.{name} is of type {type(header[name]).__name__}")
-        if hint == list[int] and not all(type(item) is int for item in header[name]):
-            raise ProtocolError(f"{cls.__name__}.{name} holds something that is no number")
-    message: Message = cls(**header)
+    cls = _CLASSES[kind]
+    given = tuple(map(type, values)) if type(values) is tuple else ()
+    if given != _FIELD_TYPES[kind]:
+        names = [[known.__name__ for known in types] for types in (given[:8], _FIELD_TYPES[kind])]
+        raise ProtocolError(f"{cls.__name__} with fields of the types {names[0]}, expected {names[1]}")
+    message: Message = cls._make(values)
     return message
 
 

@@ -1,6 +1,6 @@
 """Measure uplink rate and RTT against the bandwidth service. Bounded in bytes (5.4 MB) and in time (2 s a step).
 
-    python -m net.monitor_client -i 127.0.0.1 --monitor-port 9922 [--json]
+python -m net.monitor_client -i 127.0.0.1 --monitor-port 9922 [--json]
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from net.bandwidth import Burst, LinkEstimate, LinkSource, gap_free_burst, round_trip_ms
-from net.messages import Hello, Message, Ping, Pong, Probe, Samples, pack_message, unpack_message
+from net.messages import Hello, Message, Ping, Pong, Probe, Samples
 from net.net_utils import format_rate
 from net.transport import Connection, connect
 from utils.cli import address_parser, run_main
@@ -53,7 +53,7 @@ def measure_link(host: str, port: int) -> LinkEstimate:
 def _probe_until_enough(connection: Connection) -> Burst:
     for size_bytes in PROBE_BYTES:
         start_ms = now_ms()
-        connection.send(*pack_message(Probe(size_bytes)))
+        connection.send(Probe(size_bytes))
         connection.send_raw(bytes(size_bytes))
         samples = _receive(connection, Samples)
         burst = gap_free_burst(samples.times_us, samples.sizes_bytes)
@@ -71,13 +71,12 @@ def _ping_ms(connection: Connection, sequence: int) -> float:
 
 
 def _exchange(connection: Connection, message: Message, answer: type[Answer]) -> Answer:
-    connection.send(*pack_message(message))
+    connection.send(message)
     return _receive(connection, answer)
 
 
 def _receive(connection: Connection, expected: type[Answer]) -> Answer:
-    frame = connection.receive(ANSWER_TIMEOUT_S)
-    message = unpack_message(frame.kind, frame.header)
+    message = connection.receive(ANSWER_TIMEOUT_S).message
     if not isinstance(message, expected):
         raise ProtocolError(f"{connection.peer} sent {message} in place of {expected.__name__}")
     return message

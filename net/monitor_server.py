@@ -15,7 +15,7 @@ import threading
 from collections.abc import Sequence
 
 from net.framing import SMALL_LIMITS
-from net.messages import Hello, Ping, Pong, Probe, Samples, pack_message, unpack_message
+from net.messages import Hello, Ping, Pong, Probe, Samples
 from net.net_utils import format_address
 from net.transport import Connection, listen
 from utils.cli import address_parser, end_with_parent, listening_line, run_main, stop_event
@@ -69,20 +69,17 @@ def serve_probes(connection: Connection) -> None:
     Raises: NetworkError: the client left, idled, or broke the protocol.
     """
     scratch = memoryview(bytearray(READ_BYTES))
-    frame = connection.receive(HELLO_TIMEOUT_S)
-    if not isinstance(unpack_message(frame.kind, frame.header), Hello):
+    if not isinstance(connection.receive(HELLO_TIMEOUT_S).message, Hello):
         raise ProtocolError(f"{connection.peer} did not say hello")
-    connection.send(*pack_message(Hello.of(service="bandwidth")))
+    connection.send(Hello.of(service="bandwidth"))
     while True:
-        frame = connection.receive(IDLE_TIMEOUT_S)
-        message = unpack_message(frame.kind, frame.header)
-        match message:
+        match connection.receive(IDLE_TIMEOUT_S).message:
             case Ping(sequence):
-                connection.send(*pack_message(Pong(sequence)))
+                connection.send(Pong(sequence))
             case Probe(size_bytes) if 0 < size_bytes <= MAX_PROBE_BYTES:
-                connection.send(*pack_message(receive_probe(connection, size_bytes, scratch)))
-            case _:
-                raise ProtocolError(f"{connection.peer} sent {message}, which this service does not serve")
+                connection.send(receive_probe(connection, size_bytes, scratch))
+            case other:
+                raise ProtocolError(f"{connection.peer} sent {other}, which this service does not serve")
 
 
 def receive_probe(connection: Connection, size_bytes: int, scratch: memoryview) -> Samples:

@@ -10,26 +10,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from net.framing import DEFAULT_LIMITS, SMALL_LIMITS
 from net.messages import (
     ErrorCode,
     ErrorReply,
     Hello,
-    Message,
     Prepare,
     Ready,
     Reply,
     Request,
     error_of,
-    pack_message,
     reply_of,
-    unpack_message,
 )
 from net.net_utils import format_address
-from net.pickling import pack_tensor, unpack_tensor
-from net.transport import Connection, Frame, connect
+from net.transport import Connection, Received, connect
 from utils.errors import DeadlineError, NetworkError, NeurosurgeonError, PeerGoneError, ProtocolError, WeightsError
 from utils.timing import StageTimes, now_ms
 
@@ -46,22 +42,6 @@ REPLY_TIMEOUT_S = 120.0
 IDLE_TIMEOUT_S = 600.0
 MAX_CONNECTIONS = 256
 GRACE_S = 10.0  # a stopping cloud finishes what runs, at most this long
-
-
-def send(connection: Connection, message: Message, buffers: Sequence[memoryview] = ()) -> None:
-    """Send one message and the buffers that belong to it."""
-    connection.send(*pack_message(message), buffers)
-
-
-def receive(connection: Connection, wait_s: float) -> tuple[Message, Frame]:
-    """Return the next message and the frame it came in."""
-    frame = connection.receive(wait_s)
-    return unpack_message(frame.kind, frame.header), frame
-
-
-def tensors_of(specs: Sequence[dict[str, Any]], frame: Frame) -> list[Tensor]:
-    """Return the tensors of a frame; they live in the connection's memory until its next receive."""
-    return [unpack_tensor(spec, buffer) for spec, buffer in zip(specs, frame.buffers, strict=True)]
 
 
 # ---------------------------------------------------------------- the edge's side
@@ -85,7 +65,7 @@ class EdgeSession:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         start_ms = now_ms()
-        send(connection, Hello.of())
+        connection.send(Hello.of())
         hello, _ = self._expect(Hello, HELLO_TIMEOUT_S)
         self.rtt_ms = now_ms() - start_ms
         self.cloud = hello.capabilities
@@ -112,7 +92,7 @@ class EdgeSession:
 
     def ask_to_prepare(self, model: str, point: int) -> None:
         """Name the model and the partition point; the cloud gets ready while this side does the same."""
-        send(self._connection, Prepare(model, point))
+        self._connection.send(Prepare(model, point))
 
     def wait_until_ready(self, weights_digest: str) -> None:
         """Wait for the cloud, and compare the weights of the two sides before any tensor is sent.
@@ -140,29 +120,29 @@ class EdgeSession:
         Raises: NetworkError, or what the cloud answered.
         """
         connection = self._connection
-        packed = [pack_tensor(tensor) for tensor in tensors]
         task_id = secrets.token_hex(16)
-        request = Request(task_id, model, point, weights_digest, [spec for spec, _ in packed])
+        request = Request(task_id, model, point, weights_digest)
         sent_before = connection.sent_bytes
         start_ms = now_ms()
-        send(connection, request, [buffer for _, buffer in packed])
+        connection.send(request, tensors)
         on_sent()
-        reply, frame = self._expect(Reply, REPLY_TIMEOUT_S)
+        reply, received = self._expect(Reply, REPLY_TIMEOUT_S)
         round_trip_ms = now_ms() - start_ms
         if reply.task_id != task_id:
             raise ProtocolError(f"{connection.peer} answered another task")
-        outputs = [tensor.clone() for tensor in tensors_of(reply.tensors, frame)]
+        outputs = [tensor.clone() for tensor in received.tensors]
         return RemoteResult(
             outputs, round_trip_ms - reply.cloud_ms, reply.cloud_ms, connection.sent_bytes - sent_before
         )
 
-    def _expect(self, expected: type[Answer], wait_s: float) -> tuple[Answer, Frame]:
-        message, frame = receive(self._connection, wait_s)
+    def _expect(self, expected: type[Answer], wait_s: float) -> tuple[Answer, Received]:
+        received = self._connection.receive(wait_s)
+        message = received.message
         if isinstance(message, ErrorReply):
             raise error_of(message)
         if not isinstance(message, expected):
             raise ProtocolError(f"{self._connection.peer} sent {type(message).__name__}, expected {expected.__name__}")
-        return message, frame
+        return message, received
 
 
 # ---------------------------------------------------------------- the cloud's side
@@ -238,18 +218,19 @@ class CloudServer:
         except (NetworkError, OSError) as exc:
             log.warning("closed the connection of %s: %s", peer, exc)
         except Exception as exc:
-            log.error("closed the connection of %s after an error of our own: %r", peer, exc, exc_info=_show_traceback())
+            log.error(
+                "closed the connection of %s after an error of our own: %r", peer, exc, exc_info=_show_traceback()
+            )
         finally:
             with self._lock:
                 self._threads.discard(threading.current_thread())
 
     def _converse(self, connection: Connection) -> None:
-        message, _ = receive(connection, HELLO_TIMEOUT_S)
-        if not isinstance(message, Hello):
+        if not isinstance(connection.receive(HELLO_TIMEOUT_S).message, Hello):
             raise ProtocolError(f"{connection.peer} did not say hello")
         self._observe(CloudEvent.CONNECTED, connection.sock)
         connection.limits = DEFAULT_LIMITS
-        send(connection, Hello.of(device=self._engine.device, threads=self._engine.threads))
+        connection.send(Hello.of(device=self._engine.device, threads=self._engine.threads))
         while self._wait_for_work(connection):
             self._answer(connection, connection.receive(IDLE_TIMEOUT_S))
 
@@ -266,51 +247,49 @@ class CloudServer:
                 self._idle.discard(connection)
         return True
 
-    def _answer(self, connection: Connection, frame: Frame) -> None:
-        """Answer one frame; a request that cannot be served gets a typed error, and the conversation goes on."""
+    def _answer(self, connection: Connection, received: Received) -> None:
+        """Answer one message; a request that cannot be served gets a typed error, and the conversation goes on."""
         try:
-            message = unpack_message(frame.kind, frame.header)
-            match message:
-                case Prepare():
-                    self._prepare(connection, message)
-                case Request():
-                    self._run(connection, message, frame)
-                case _:
-                    raise ProtocolError(f"a {type(message).__name__} has no place here")
+            match received.message:
+                case Prepare() as prepare:
+                    self._prepare(connection, prepare)
+                case Request() as request:
+                    self._run(connection, request, received)
+                case other:
+                    raise ProtocolError(f"a {type(other).__name__} has no place here")
         except (PeerGoneError, DeadlineError):
             raise
         except NeurosurgeonError as exc:
             log.warning("refused %s: %s", connection.peer, exc)
-            send(connection, reply_of(exc))
+            connection.send(reply_of(exc))
         except Exception as exc:
             log.error("a task of %s failed: %r", connection.peer, exc, exc_info=_show_traceback())
-            send(connection, ErrorReply(ErrorCode.INTERNAL, "the task failed in the cloud; its log says why"))
+            connection.send(ErrorReply(ErrorCode.INTERNAL, "the task failed in the cloud; its log says why"))
 
     def _prepare(self, connection: Connection, message: Prepare) -> None:
         network = self._engine.network(message.model)
         self._observe(CloudEvent.MODEL_TYPE, connection.sock)
         self._engine.prepare(message.model, message.point)
         self._observe(CloudEvent.PARTITION_POINT, connection.sock)
-        send(connection, Ready(message.model, message.point, network.weights_digest))
+        connection.send(Ready(message.model, message.point, network.weights_digest))
 
-    def _run(self, connection: Connection, request: Request, frame: Frame) -> None:
+    def _run(self, connection: Connection, request: Request, received: Received) -> None:
         start_ms = now_ms()
         network = self._engine.network(request.model)
         if request.weights_digest != network.weights_digest:
-            raise WeightsError(f"{request.model} has the weights {network.weights_digest} here, not {request.weights_digest}")
-        tensors = tensors_of(request.tensors, frame)
+            raise WeightsError(
+                f"{request.model} has the weights {network.weights_digest} here, not {request.weights_digest}"
+            )
         self._observe(CloudEvent.EDGE_OUTPUT, connection.sock)
-        result = self._engine.run(request.model, request.point, tensors)
-        packed = [pack_tensor(tensor) for tensor in result.tensors]
+        result = self._engine.run(request.model, request.point, received.tensors)
         reply = Reply(
             task_id=request.task_id,
             cloud_ms=now_ms() - start_ms,
             compute_ms=result.compute_ms,
             queue_ms=result.queue_ms,
-            receive_ms=frame.receive_ms,
-            tensors=[spec for spec, _ in packed],
+            receive_ms=received.receive_ms,
         )
-        send(connection, reply, [buffer for _, buffer in packed])
+        connection.send(reply, result.tensors)
         for event in (CloudEvent.TRANSFER_LATENCY_SENT, CloudEvent.CLOUD_LATENCY_SENT, CloudEvent.FINISHED):
             self._observe(event, connection.sock)
 

@@ -1,4 +1,4 @@
-"""The only file that touches sockets: connections of whole frames, with deadlines and typed errors."""
+"""The only file that touches sockets: connections of whole messages, with deadlines and typed errors."""
 
 from __future__ import annotations
 
@@ -6,54 +6,56 @@ import mmap
 import select
 import socket
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from net.framing import (
     DEFAULT_LIMITS,
-    PREFIX,
+    HEAD_UNIT,
     Buffer,
     Head,
-    Kind,
     Limits,
     pack_frame,
     split_body,
     unpack_head,
     unpack_prefix,
 )
+from net.messages import Message, kind_of, message_of
 from net.net_utils import format_address
-from net.pickling import check_tensor_specs, pack_header, unpack_header
-from utils.errors import ConnectError, DeadlineError, PeerGoneError, PortBusyError, UsageError
+from net.pickling import check_tensor_specs, pack_header, pack_tensor, unpack_header, unpack_tensor
+from utils.errors import ConnectError, DeadlineError, PeerGoneError, PortBusyError, ProtocolError, UsageError
 from utils.units import s_to_ms
+
+if TYPE_CHECKING:  # the bandwidth monitor sends no tensors and starts without torch
+    from torch import Tensor
 
 CONNECT_TIMEOUT_S = 0.9  # a dead address is reported within a second; a live one answers within one RTT
 HEAD_TIMEOUT_S = 5.0  # first byte to last byte of a head, at most 64 KiB
 BODY_BASE_S = 10.0  # a body gets this, and its length at the slowest rate that we serve
 MIN_RATE_BYTES_PER_S = 50_000  # 0.4 Mbit/s; the slowest link of the field's tables is 3G with 1.1
 BACKLOG = 64
+HEAD_FIRST_BYTES = 65_536  # above, the peer is woken by the head and reads it while the body is still being copied
 MAX_PIECES = 64  # pieces for one sendmsg, far below the system's limit (IOV_MAX, 1024)
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """A received frame. The buffers are views of the connection's memory, valid until its next ``receive``."""
+class Received(NamedTuple):
+    """A message and its tensors, which live in the connection's memory until its next ``receive``."""
 
-    kind: Kind
-    header: dict[str, Any]
-    buffers: list[memoryview]
+    message: Message
+    tensors: list[Tensor]
     receive_ms: float  # from the first byte to the last
 
 
 class Connection:
-    """Whole frames over one TCP connection; after an error the connection is of no more use."""
+    """Whole messages over one TCP connection; after an error the connection is of no more use."""
 
     def __init__(self, sock: socket.socket, limits: Limits = DEFAULT_LIMITS) -> None:
         self.sock = sock
         self.limits = limits
         self.sent_bytes = 0
-        self._memory = mmap.mmap(-1, mmap.PAGESIZE)
+        self._head = memoryview(bytearray(HEAD_UNIT))
+        self._body = memoryview(mmap.mmap(-1, mmap.PAGESIZE))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.peer = format_address(sock.getpeername())
 
@@ -74,36 +76,36 @@ class Connection:
         except OSError:
             pass  # already gone
 
-    def send(self, kind: Kind, header: Mapping[str, Any], buffers: Iterable[Buffer] = ()) -> None:
-        """Send one frame; buffers go out from their own memory.
+    def send(self, message: Message, tensors: Iterable[Tensor] = ()) -> None:
+        """Send a message and its tensors, these from their own memory.
 
         Raises: PeerGoneError, DeadlineError: the peer does not read.
         """
-        pieces = pack_frame(kind, pack_header(header), list(buffers))
-        length = sum(len(piece) for piece in pieces)
-        self._send_pieces(pieces, body_deadline(length))
-        self.sent_bytes += length
+        packed = [pack_tensor(tensor) for tensor in tensors]
+        header = pack_header(tuple(message), [spec for spec, _ in packed])
+        self._send_pieces(pack_frame(kind_of(message), header, [buffer for _, buffer in packed]))
 
-    def receive(self, wait_s: float) -> Frame:
-        """Return the next frame, waiting at most ``wait_s`` for its first byte.
+    def receive(self, wait_s: float) -> Received:
+        """Return the next message, waiting at most ``wait_s`` for its first byte.
 
-        Raises: PeerGoneError: closed between frames, inside one, or reset.
-                DeadlineError: nothing came, or the frame did not end in time.
+        The header is checked in full before memory is set aside for the body.
+
+        Raises: PeerGoneError: closed between messages, inside one, or reset.
+                DeadlineError: nothing came, or the message did not end in time.
                 ProtocolError: the peer broke the protocol.
         """
-        prefix_data = bytearray(PREFIX.size)
-        self.wait(wait_s)
-        start_s = time.monotonic()
-        self._read(memoryview(prefix_data), start_s + HEAD_TIMEOUT_S, at_boundary=True)
-        prefix = unpack_prefix(prefix_data, self.limits)
-        head_data = bytearray(prefix.head_length)
-        self._read(memoryview(head_data), start_s + HEAD_TIMEOUT_S)
-        head = unpack_head(prefix, head_data, self.limits)
+        head, start_s = self._receive_head(wait_s)
         header = unpack_header(head.header)
-        if head.lengths:
-            check_tensor_specs(header.get("tensors"), head.lengths)
-        buffers = self._receive_body(head)
-        return Frame(head.kind, header, buffers, s_to_ms(time.monotonic() - start_s))
+        if len(header) != 2:
+            raise ProtocolError(f"header of {len(header)} parts")
+        message = message_of(head.kind, header[0])
+        check_tensor_specs(header[1], head.lengths)
+        tensors = []
+        if head.lengths:  # everything is ready before the last byte comes: the tensors lie where it will land
+            body = self._body_memory(head.body_length)
+            tensors = list(map(unpack_tensor, header[1], split_body(body, head.lengths)))
+            self._read(body, body_deadline(head.body_length))
+        return Received(message, tensors, s_to_ms(time.monotonic() - start_s))
 
     def wait(self, wait_s: float) -> None:
         """Wait at most ``wait_s`` for the first byte of a frame, or for the end of the connection.
@@ -130,24 +132,34 @@ class Connection:
 
     def send_raw(self, data: Buffer) -> None:
         """Send bytes that belong to no frame (a bandwidth probe)."""
-        self._send_pieces([data], body_deadline(len(data)))
-        self.sent_bytes += len(data)
+        self._send_pieces([data])
 
-    def _receive_body(self, head: Head) -> list[memoryview]:
-        length = head.body_length
-        if length > len(self._memory):
-            self._memory = mmap.mmap(-1, length)  # page-aligned; reused, so its pages are touched for the first time once
-        body = memoryview(self._memory)[:length]
-        self._read(body, body_deadline(length))
-        return split_body(body, head.lengths)
+    def _receive_head(self, wait_s: float) -> tuple[Head, float]:
+        """Return the head of the next frame, and when its first bytes came (s, monotonic)."""
+        data: Buffer = self._head
+        count = self._read_some(self._head, time.monotonic() + wait_s)
+        if not count:
+            raise PeerGoneError(f"{self.peer} closed the connection")
+        start_s = time.monotonic()
+        if count < HEAD_UNIT:
+            self._read(self._head[count:], start_s + HEAD_TIMEOUT_S)
+        prefix = unpack_prefix(data, self.limits)
+        if prefix.head_length > HEAD_UNIT:
+            data = bytearray(prefix.head_length)
+            data[:HEAD_UNIT] = self._head
+            self._read(memoryview(data)[HEAD_UNIT:], start_s + HEAD_TIMEOUT_S)
+        return unpack_head(prefix, data, self.limits), start_s
 
-    def _read(self, view: memoryview, deadline_s: float, *, at_boundary: bool = False) -> None:
-        length = len(view)
+    def _body_memory(self, length: int) -> memoryview:
+        if length > len(self._body):
+            self._body = memoryview(mmap.mmap(-1, length))  # page-aligned, and reused: its pages are made only once
+        return self._body[:length]
+
+    def _read(self, view: memoryview, deadline_s: float) -> None:
         while view:
             count = self._read_some(view, deadline_s)
             if not count:
-                where = "the connection" if at_boundary and len(view) == length else "the connection inside a frame"
-                raise PeerGoneError(f"{self.peer} closed {where}")
+                raise PeerGoneError(f"{self.peer} closed the connection inside a message")
             view = view[count:]
 
     def _read_some(self, view: memoryview, deadline_s: float) -> int:
@@ -155,24 +167,33 @@ class Connection:
             self._set_deadline(deadline_s)
             return self.sock.recv_into(view)
         except TimeoutError as exc:
-            raise DeadlineError(f"{self.peer} did not finish its message in time") from exc
+            raise DeadlineError(f"{self.peer} sent nothing, or not all of a message, in time") from exc
         except OSError as exc:
             raise PeerGoneError(f"connection to {self.peer} lost: {exc.strerror or exc}") from exc
 
-    def _send_pieces(self, pieces: list[Buffer], deadline_s: float) -> None:
-        views = [memoryview(piece) for piece in pieces]
+    def _send_pieces(self, pieces: list[Buffer]) -> None:
+        length = sum(map(len, pieces))
+        deadline_s = body_deadline(length)
+        views = [memoryview(piece) for piece in pieces if len(piece)]
         try:
+            if length > HEAD_FIRST_BYTES:  # wakes the peer, which reads the header while we copy the body
+                self._set_deadline(deadline_s)
+                self._sent(views, self.sock.send(views[0]))
             while views:
                 self._set_deadline(deadline_s)
-                count = self.sock.sendmsg(views[:MAX_PIECES])
-                while views and count >= len(views[0]):
-                    count -= len(views.pop(0))
-                if count:
-                    views[0] = views[0][count:]
+                self._sent(views, self.sock.sendmsg(views[:MAX_PIECES]))
         except TimeoutError as exc:
             raise DeadlineError(f"{self.peer} did not read our message in time") from exc
         except OSError as exc:
             raise PeerGoneError(f"connection to {self.peer} lost: {exc.strerror or exc}") from exc
+        self.sent_bytes += length
+
+    def _sent(self, views: list[memoryview], count: int) -> None:
+        """Take ``count`` bytes off the front of what is still to be sent."""
+        while views and count >= len(views[0]):
+            count -= len(views.pop(0))
+        if count:
+            views[0] = views[0][count:]
 
     def _set_deadline(self, deadline_s: float) -> None:
         remaining_s = deadline_s - time.monotonic()
@@ -235,7 +256,8 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as exc:
         sock.close()
         if exc.errno == 98 or "in use" in str(exc):
-            raise PortBusyError(f"port {port} on {host} is busy: stop what listens there, or choose another -p") from exc
+            raise PortBusyError(
+                f"port {port} on {host} is busy: stop what listens there, or choose another -p"
+            ) from exc
         raise UsageError(f"cannot listen on {host}: {exc.strerror or exc}") from exc
     return sock
-

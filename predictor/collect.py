@@ -112,7 +112,13 @@ def _maxpool(rng: np.random.Generator) -> Config:
     kernel = int(rng.choice([2, 3, 3, 5]))
     width = max(kernel, _width(rng))
     padding = int(rng.choice([0, kernel // 2]))
-    return {"HW": width, "kernel": kernel, "stride": int(rng.choice([1, 2, 2, 3])), "Cin": _channels(rng), "padding": padding}
+    return {
+        "HW": width,
+        "kernel": kernel,
+        "stride": int(rng.choice([1, 2, 2, 3])),
+        "Cin": _channels(rng),
+        "padding": padding,
+    }
 
 
 def _avgpool(rng: np.random.Generator) -> Config:
@@ -314,7 +320,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--side", choices=SIDES, required=True, help="which side of the split this device is")
     add_device(parser)
     parser.add_argument("--output", type=Path, help="directory of the CSV files (default: predictor/dataset/SIDE)")
-    parser.add_argument("--config", type=Path, help="parameter file to write (default: predictor/config/SIDE/DEVICE.json)")
+    parser.add_argument(
+        "--config", type=Path, help="parameter file to write (default: predictor/config/SIDE/DEVICE.json)"
+    )
     parser.add_argument("--percent", type=positive_int, default=100, help="share of the rows to measure (default: 100)")
     return run_main(parser, argv, _run)
 

@@ -84,7 +84,7 @@ def graph_features(graph: LayerGraph) -> tuple[list[Node], FloatArray]:
 
 
 def fit_rates(features: FloatArray, latency_ms: FloatArray) -> FloatArray:
-    """Return non-negative coefficients (features,) that minimise the relative error of features (n, features) to latencies (n,)."""
+    """Return the non-negative coefficients (features,) that take features (n, features) to latencies (n,), ms."""
     from sklearn.linear_model import LinearRegression
 
     regression = LinearRegression(positive=True, fit_intercept=False)
@@ -175,7 +175,9 @@ def load_predictor(path: Path) -> LatencyPredictor:
     try:
         document = json.loads(path.read_text())
         if document["version"] != CONFIG_VERSION or document["features"] != list(FEATURE_NAMES):
-            raise DataSetError(f"{path} was fitted for other features: fit it again (python -m predictor.predictor_utils)")
+            raise DataSetError(
+                f"{path} was fitted for other features: fit it again (python -m predictor.predictor_utils)"
+            )
         coefficients = {
             LayerKind(kind): np.array(entry["coefficients_ms"], dtype=np.float64)
             for kind, entry in document["kinds"].items()

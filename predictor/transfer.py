@@ -5,9 +5,7 @@ from __future__ import annotations
 from utils.units import s_to_ms
 
 
-def transfer_time_ms(
-    crossing_bytes: int, reply_bytes: int, rate_bytes_per_s: float, rtt_ms: float
-) -> float:
+def transfer_time_ms(crossing_bytes: int, reply_bytes: int, rate_bytes_per_s: float, rtt_ms: float) -> float:
     """Return the time (ms) to send what crosses and to get the answer back.
 
     One round trip, and the bytes of both ways at the link's rate (the downlink is taken to be as fast). Nothing

@@ -59,7 +59,9 @@ def address_parser(prog: str, description: str | None, *, port: bool = True, mon
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add -d and --threads."""
-    parser.add_argument("-d", "--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (default: cpu)")
+    parser.add_argument(
+        "-d", "--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (default: cpu)"
+    )
     parser.add_argument(
         "--threads",
         type=positive_int,
@@ -80,7 +82,12 @@ def add_predictor_files(parser: argparse.ArgumentParser) -> None:
 
 def end_with_parent(stop: threading.Event) -> None:
     """Set ``stop`` when stdin closes: the parent holds its other end, and however it dies, this process ends."""
-    threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
+
+    def wait() -> None:
+        sys.stdin.read()
+        stop.set()
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def checked(convert: Callable[[str], Any], what: str) -> Callable[[str], Any]:
@@ -120,7 +127,9 @@ def typed(convert: Callable[[str], Any]) -> Callable[[str], Any]:
     return parse
 
 
-def run_main(parser: argparse.ArgumentParser, argv: Sequence[str] | None, run: Callable[[argparse.Namespace], int]) -> int:
+def run_main(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, run: Callable[[argparse.Namespace], int]
+) -> int:
     """Parse, run, and turn errors into one line on stderr and an exit code."""
     args = parser.parse_args(argv)
     logging.basicConfig(
@@ -195,7 +204,9 @@ class ServiceProcess:
         self._reader.start()
         if not self._ready.wait(START_TIMEOUT_S) or len(self.ports) < self._services:
             self.close()
-            raise NetworkError(f"{' '.join(self._command[1:3])} did not start: {' '.join(self.log[-3:]) or 'no output'}")
+            raise NetworkError(
+                f"{' '.join(self._command[1:3])} did not start: {' '.join(self.log[-3:]) or 'no output'}"
+            )
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:

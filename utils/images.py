@@ -12,17 +12,19 @@ from utils.errors import InputError
 
 # torchvision's evaluation transform for the classic networks (its ImageClassification preset).
 RESIZE_TO, CROP_TO = 256, 224
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+MEAN = np.array((0.485, 0.456, 0.406), dtype=np.float32)
+STD = np.array((0.229, 0.224, 0.225), dtype=np.float32)
 
 
 def read_image(path: Path) -> NDArray[np.float32]:
-    """Return an image resized, cropped and normalised, (3, 224, 224) float32.
+    """Return an image resized, cropped and normalised, (224, 224, 3) float32.
 
     Raises: InputError: the file is missing or no image.
     """
-    pixels = np.asarray(_resize_and_crop(_decode(path)), dtype=np.float32) / np.float32(255)  # (224, 224, 3)
-    normalised = (pixels - np.float32(MEAN)) / np.float32(STD)
-    return np.ascontiguousarray(normalised.transpose(2, 0, 1))
+    pixels = np.asarray(_resize_and_crop(_decode(path)), dtype=np.float32)  # (224, 224, 3)
+    pixels = pixels / np.float32(255)
+    normalised: NDArray[np.float32] = (pixels - MEAN) / STD
+    return normalised
 
 
 def _decode(path: Path) -> Image.Image:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,17 +46,18 @@ def use_threads(threads: int) -> int:
 
 
 def load_image(path: Path) -> Tensor:
-    """Return an image as a network's input, (1, 3, 224, 224) float32.
+    """Return an image as a network's input, (1, 3, 224, 224) float32, channels-last as images are.
 
     Raises: InputError: the file is missing or no image.
     """
-    return torch.from_numpy(read_image(path))[None]
+    return torch.from_numpy(read_image(path)).permute(2, 0, 1)[None]
 
 
 def random_input() -> Tensor:
     """Return the input that stands in for an image, (1, 3, 224, 224) float32, the same on every run."""
     generator = np.random.Generator(np.random.PCG64(RANDOM_INPUT_SEED))
-    return torch.from_numpy(generator.standard_normal(INPUT_SHAPE, dtype=np.float32))
+    values = torch.from_numpy(generator.standard_normal(INPUT_SHAPE, dtype=np.float32))
+    return values.contiguous(memory_format=torch.channels_last)
 
 
 # ---------------------------------------------------------------- running
@@ -225,7 +227,7 @@ def show_features(
     for layer, described in zip(progress(layers), network.graph.layers, strict=True):
         with torch.inference_mode():
             read = value
-            latency_ms = measure(lambda layer=layer, read=read: layer(read), network.device).median_ms
+            latency_ms = measure(partial(layer, read), network.device).median_ms
             value = layer(read)
         accumulated_ms += latency_ms
         features.append(

@@ -13,10 +13,11 @@ from utils.timing import STAGE_NAMES, StageTimes, Timing
 from utils.units import bytes_per_s_to_mb_per_s, readable_bytes
 
 if TYPE_CHECKING:  # the lines before the plan are printed before torch is imported
+    from torch import Tensor
+
     from deployment import Candidate, SplitPlan
     from net.bandwidth import LinkEstimate
     from net.session import CloudEvent
-    from torch import Tensor
     from utils.inference_utils import Guess, LayerFeature
 
 RULE = "-" * 106
@@ -49,9 +50,7 @@ class EdgeReport:
 
     def plan(self, best: Candidate) -> None:
         """The partition point is chosen."""
-        self.say(
-            f"best latency : {best.stages.total_ms:.2f} ms , best partition point : {best.point} - {best.layer}"
-        )
+        self.say(f"best latency : {best.stages.total_ms:.2f} ms , best partition point : {best.point} - {best.layer}")
         self.say(RULE)
 
     def prepared(self) -> None:
@@ -112,9 +111,7 @@ def output_document(output: Tensor, guesses: Sequence[Guess]) -> Json:
         "shape": list(output.shape),
         "dtype": str(output.dtype).removeprefix("torch."),
         "digest": hashlib.sha256(output.contiguous().numpy().tobytes()).hexdigest(),
-        "top5": [
-            {"index": guess.index, "label": guess.label, "probability": guess.probability} for guess in guesses
-        ],
+        "top5": [{"index": guess.index, "label": guess.label, "probability": guess.probability} for guess in guesses],
     }
 
 
@@ -175,7 +172,9 @@ def plan_document(plan: SplitPlan) -> Json:
 def print_plan(plan: SplitPlan, bandwidth_mb_per_s: float, rtt_ms: float) -> None:
     """Print every candidate, and the best one marked."""
     print(f"{plan.graph.model}: {len(plan.graph.layers)} layers, {bandwidth_mb_per_s:g} MB/s, RTT {rtt_ms:g} ms")
-    print(f"{'point':>5}  {'after layer':<30}{'crossing':>11}{'edge':>11}{'transmit':>12}{'cloud':>11}{'total':>12}  ms")
+    print(
+        f"{'point':>5}  {'after layer':<30}{'crossing':>11}{'edge':>11}{'transmit':>12}{'cloud':>11}{'total':>12}  ms"
+    )
     for candidate in plan.candidates:
         edge, transfer, cloud, total = candidate.stages.as_dict().values()
         print(

@@ -1,0 +1,1 @@
+"""Benchmarks: each prints a table and writes JSON; none is part of the test run. `make bench` runs them all."""
