@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import socket
 import sys
 import threading
 from collections.abc import Sequence
@@ -67,7 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    listener = listen(args.ip, args.port)
+    with listen(args.ip, args.port) as listener:  # first: a busy port is reported before torch is imported
+        return serve(args, listener)
+
+
+def serve(args: argparse.Namespace, listener: socket.socket) -> int:
+    """Serve edges until SIGINT or SIGTERM; return the exit code."""
     from net.session import CloudServer
     from predictor.predictor_utils import config_path, load_predictor
     from utils.inference_utils import CloudEngine

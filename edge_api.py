@@ -243,7 +243,7 @@ def run_once(session: EdgeSession, network: Network, point: int, tensor: Tensor,
     """Run one inference; ``show`` gets its lines as they become true."""
     from utils.inference_utils import run_half
 
-    half = run_half(network.cut(point)[0], [tensor], network.device)
+    half = run_half(network.cut(point).edge, [tensor], network.device)
     if show:
         show.edge_done(network.name, half.latency_ms)
     if point == len(network.graph.layers):
@@ -259,7 +259,7 @@ def run_once(session: EdgeSession, network: Network, point: int, tensor: Tensor,
 def show_outcome(outcome: Outcome, show: EdgeReport) -> None:
     """Print the answer and the figures behind the contract's lines."""
     show.answer(outcome.guesses, outcome.network.knows_imagenet)
-    show.comparison(outcome.candidate.stages, outcome.measured)
+    show.comparison(outcome.candidate.stages, outcome.measured, len(outcome.runs))
     if len(outcome.runs) > 1:
         show.repeats(outcome.timings)
     if outcome.max_abs_diff is not None:

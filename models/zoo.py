@@ -14,14 +14,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from utils.errors import PartitionError, UnknownModelError, WeightsError
 
 if TYPE_CHECKING:  # torch takes a second to import; names and spelling checks must not wait for it
     from torch import Tensor, nn
 
-    from models.graph import LayerGraph
+    from models.graph import LayerGraph, TensorSpec
 
 INPUT_SHAPE = (1, 3, 224, 224)
 DIGEST_HEX_CHARS = 32  # 128 bits: enough to tell weights apart, short enough to read
@@ -62,10 +62,10 @@ def model_graph(name: str) -> LayerGraph:
     """Return the layer graph of a model, traced once per process and without weights."""
     from models.graph import trace
 
-    return trace(_skeleton(name), name, INPUT_SHAPE)
+    return trace(skeleton(name), name, INPUT_SHAPE)
 
 
-def _skeleton(name: str) -> nn.Module:
+def skeleton(name: str) -> nn.Module:
     """Build the architecture on the meta device: shapes without memory."""
     import torch
 
@@ -87,6 +87,14 @@ class WeightsSource:
     pretrained: bool = False
 
 
+class Cut(NamedTuple):
+    """A network cut in two, and what crosses between its halves."""
+
+    edge: nn.Module  # input -> crossing tensors
+    cloud: nn.Module  # crossing tensors -> (output,)
+    crossing: tuple[TensorSpec, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Network:
     """A model with its weights, optimised for inference on one device, and its graph."""
@@ -97,18 +105,20 @@ class Network:
     weights_digest: str
     device: str
     knows_imagenet: bool  # its outputs are the 1000 classes of torchvision's checkpoints
-    _cuts: dict[int, tuple[nn.Module, nn.Module]] = field(default_factory=dict, repr=False)
+    _cuts: dict[int, Cut] = field(default_factory=dict, repr=False)
 
-    def cut(self, point: int) -> tuple[nn.Module, nn.Module]:
-        """Return the edge half and the cloud half at a partition point, made once and kept.
+    def cut(self, point: int) -> Cut:
+        """Return the two halves at a partition point, made once and kept.
 
         Raises: PartitionError: the point is outside 0 ... number of layers.
         """
-        check_point(self.name, point)
         if point not in self._cuts:
             from models.graph import cut
 
-            self._cuts[point] = cut(self.module, self.graph, self.graph.edge_nodes(point))
+            check_point(self.name, point)
+            edge_nodes = self.graph.edge_nodes(point)
+            crossing = tuple(node.output for node in self.graph.crossing(edge_nodes))
+            self._cuts[point] = Cut(*cut(self.module, self.graph, edge_nodes), crossing)
         return self._cuts[point]
 
 
@@ -137,7 +147,7 @@ def load_network(name: str, source: WeightsSource = WeightsSource(), device: str
 
     name = canonical_name(name)
     graph = model_graph(name)
-    model = _skeleton(name)
+    model = skeleton(name)
     state, knows_imagenet = _load_state(name, model, source)
     model.load_state_dict(state, assign=True)
     model.requires_grad_(False)
@@ -239,7 +249,7 @@ def model_of_weights(path: Path) -> str:
     state = read_weights_file(path)
     for name in ZOO:
         try:
-            check_fit(_skeleton(name), state, "")
+            check_fit(skeleton(name), state, "")
         except WeightsError:
             continue
         return name

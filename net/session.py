@@ -55,7 +55,8 @@ class RemoteResult:
 
     tensors: list[Tensor]
     transfer_ms: float  # round trip less what the cloud spent
-    cloud_ms: float
+    cloud_ms: float  # all that the cloud spent
+    compute_ms: float  # of it, running the network
     sent_bytes: int
 
 
@@ -132,7 +133,11 @@ class EdgeSession:
             raise ProtocolError(f"{connection.peer} answered another task")
         outputs = [tensor.clone() for tensor in received.tensors]
         return RemoteResult(
-            outputs, round_trip_ms - reply.cloud_ms, reply.cloud_ms, connection.sent_bytes - sent_before
+            tensors=outputs,
+            transfer_ms=round_trip_ms - reply.cloud_ms,
+            cloud_ms=reply.cloud_ms,
+            compute_ms=reply.compute_ms,
+            sent_bytes=connection.sent_bytes - sent_before,
         )
 
     def _expect(self, expected: type[Answer], wait_s: float) -> tuple[Answer, Received]:
@@ -269,7 +274,7 @@ class CloudServer:
     def _prepare(self, connection: Connection, message: Prepare) -> None:
         network = self._engine.network(message.model)
         self._observe(CloudEvent.MODEL_TYPE, connection.sock)
-        self._engine.prepare(message.model, message.point)
+        network.cut(message.point)
         self._observe(CloudEvent.PARTITION_POINT, connection.sock)
         connection.send(Ready(message.model, message.point, network.weights_digest))
 

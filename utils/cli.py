@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from utils.errors import NetworkError, NeurosurgeonError, UsageError
 
@@ -189,7 +189,10 @@ class ServiceProcess:
     The child gets a pipe as stdin: when this process dies, however, the pipe closes and the child ends.
     """
 
-    def __init__(self, arguments: Sequence[str], *, services: int = 1) -> None:
+    def __init__(
+        self, arguments: Sequence[str], *, services: int = 1, stdout: IO[str] | int = subprocess.DEVNULL
+    ) -> None:
+        self._stdout = stdout
         self.ports: list[int] = []
         self.log: list[str] = []
         self._services = services
@@ -197,7 +200,7 @@ class ServiceProcess:
 
     def __enter__(self) -> ServiceProcess:
         self.process = subprocess.Popen(  # noqa: S603  # our own interpreter and our own modules
-            self._command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+            self._command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, stdout=self._stdout, text=True
         )
         self._ready = threading.Event()
         self._reader = threading.Thread(target=self._read_log, daemon=True)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.graph import LayerGraph, TensorSpec
+from models.graph import TensorSpec
 from models.zoo import INPUT_SHAPE, Network, WeightsSource, load_network
 from utils.errors import DeviceError, ProtocolError
 from utils.images import read_image
@@ -133,27 +133,18 @@ class CloudEngine:
                     self._networks[name] = loader.submit(load_network, name, source, self.device).result()
             return self._networks[name]
 
-    def prepare(self, name: str, point: int) -> Network:
-        """Get a network and its cut ready.
-
-        Raises: UnknownModelError, WeightsError, PartitionError.
-        """
-        network = self.network(name)
-        network.cut(point)
-        return network
-
     def run(self, name: str, point: int, tensors: Sequence[Tensor]) -> CloudResult:
         """Run the cloud half on the tensors that crossed.
 
         Raises: PartitionError; ProtocolError: they are not the tensors that cross at this point.
         """
-        network = self.prepare(name, point)
-        check_crossing(network.graph, point, tensors)
+        halves = self.network(name).cut(point)
+        check_crossing(halves.crossing, tensors)
         asked_ms = now_ms()
 
         def job() -> CloudResult:
             queue_ms = now_ms() - asked_ms
-            result = run_half(network.cut(point)[1], tensors, self.device)
+            result = run_half(halves.cloud, tensors, self.device)
             return CloudResult(result.tensors, result.latency_ms, queue_ms)
 
         return self._worker.submit(job).result()
@@ -163,15 +154,14 @@ class CloudEngine:
         self._worker.shutdown()
 
 
-def check_crossing(graph: LayerGraph, point: int, tensors: Sequence[Tensor]) -> None:
+def check_crossing(expected: Sequence[TensorSpec], tensors: Sequence[Tensor]) -> None:
     """Compare tensors with those that cross at a partition point.
 
     Raises: ProtocolError: another number, shape or dtype.
     """
-    expected = [node.output for node in graph.crossing(graph.edge_nodes(point))]
-    given = [TensorSpec(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")) for tensor in tensors]
-    if given != expected:
-        raise ProtocolError(f"{graph.model} at point {point} takes {expected}, not {given}")
+    given = tuple(TensorSpec(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")) for tensor in tensors)
+    if given != tuple(expected):
+        raise ProtocolError(f"{[spec.shape for spec in expected]} crosses at this point, not {given}")
 
 
 # ---------------------------------------------------------------- answers

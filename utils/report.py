@@ -23,6 +23,16 @@ if TYPE_CHECKING:  # the lines before the plan are printed before torch is impor
 RULE = "-" * 106
 FINISHED = "================= DNN Collaborative Inference Finished. ==================="
 
+CLOUD_LINES = {
+    "CONNECTED": "successfully connection :{}",
+    "MODEL_TYPE": "get model type successfully.",
+    "PARTITION_POINT": "get partition point successfully.",
+    "EDGE_OUTPUT": "get edge_output and transfer latency successfully.",
+    "TRANSFER_LATENCY_SENT": "short message , transfer latency has been sent successfully",
+    "CLOUD_LATENCY_SENT": "short message , cloud latency has been sent successfully",
+    "FINISHED": FINISHED,
+}
+
 Json = dict[str, Any]
 
 
@@ -81,11 +91,13 @@ class EdgeReport:
         for guess in guesses:
             self.say(f"  {guess.probability:7.2%}  {guess.label or f'class {guess.index}'}")
 
-    def comparison(self, predicted: StageTimes, measured: StageTimes) -> None:
+    def comparison(self, predicted: StageTimes, measured: StageTimes, runs: int) -> None:
         """Predicted beside measured, stage by stage."""
         self.say(f"{'':<10}{'edge':>12}{'transfer':>12}{'cloud':>12}{'total':>12}")
         for name, times in (("predicted", predicted), ("measured", measured)):
             self.say(f"{name:<10}" + "".join(f"{value:>9.3f} ms" for value in times.as_dict().values()))
+        if runs == 1:
+            self.say("(the first inference of a process also builds its kernels; --repeat 20 measures warm ones)")
 
     def repeats(self, timings: Mapping[str, Timing]) -> None:
         """Median and spread of repeated inferences."""
@@ -120,16 +132,8 @@ def output_document(output: Tensor, guesses: Sequence[Guess]) -> Json:
 
 def cloud_lines(event: CloudEvent, sock: socket.socket) -> None:
     """Print the contract's line for something that happened in the cloud, whole even among many threads."""
-    lines = {
-        "CONNECTED": f"successfully connection :{sock}",
-        "MODEL_TYPE": "get model type successfully.",
-        "PARTITION_POINT": "get partition point successfully.",
-        "EDGE_OUTPUT": "get edge_output and transfer latency successfully.",
-        "TRANSFER_LATENCY_SENT": "short message , transfer latency has been sent successfully",
-        "CLOUD_LATENCY_SENT": "short message , cloud latency has been sent successfully",
-        "FINISHED": FINISHED,
-    }
-    sys.stdout.write(lines[event.name] + "\n")
+    line = CLOUD_LINES[event.name]
+    sys.stdout.write(line.format(sock) + "\n" if "{}" in line else line + "\n")
     sys.stdout.flush()
 
 

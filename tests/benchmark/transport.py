@@ -38,7 +38,7 @@ def _accept(listener: socket.socket) -> socket.socket:
     return sock
 
 
-def _receive_exactly(sock: socket.socket, view: memoryview) -> bool:
+def receive_exactly(sock: socket.socket, view: memoryview) -> bool:
     while view:
         count = sock.recv_into(view)
         if not count:
@@ -50,7 +50,7 @@ def _receive_exactly(sock: socket.socket, view: memoryview) -> bool:
 def serve_raw(listener: socket.socket, size_bytes: int) -> None:
     sock = _accept(listener)
     memory = torch.empty(size_bytes, dtype=torch.uint8)
-    while _receive_exactly(sock, memoryview(memory.numpy())):
+    while receive_exactly(sock, memoryview(memory.numpy())):
         memory.view(torch.float32)
         sock.sendall(ACK)
 
@@ -99,7 +99,7 @@ def raw_client(listener: socket.socket, tensor: torch.Tensor) -> Callable[[], ob
 
     def once() -> None:
         sock.sendall(data)
-        _receive_exactly(sock, ack)
+        receive_exactly(sock, ack)
 
     return once
 
@@ -110,7 +110,7 @@ def our_client(listener: socket.socket, tensor: torch.Tensor) -> Callable[[], ob
 
     def once() -> None:
         connection.send(Request("0" * 32, "alex_net", 0, "0" * 32), [tensor])
-        _receive_exactly(connection.sock, ack)
+        receive_exactly(connection.sock, ack)
 
     return once
 

@@ -1,0 +1,87 @@
+"""What a split task costs beyond its parts: total less edge half, cloud half and a raw transfer of the same bytes.
+
+    python -m tests.benchmark.overhead
+
+All four are measured in turn in every round: the task over a session to a cloud process on loopback (which reports
+what its half took), and a raw socket that sends what crosses and gets an output's bytes back.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import socket
+import statistics
+
+from models.zoo import ZOO, load_network
+from net.session import EdgeSession
+from tests.benchmark.common import save
+from tests.benchmark.transport import receive_exactly
+from utils.cli import DEFAULT_IP, ServiceProcess
+from utils.inference_utils import random_input, run_half, use_threads
+from utils.timing import now_ms
+
+ROUNDS = 30
+WARMUP = 3
+ALLOWED_MS, ALLOWED_SHARE = 1.0, 0.03
+
+
+def echo_size(listener: socket.socket, request_bytes: int, reply_bytes: int) -> None:
+    """Read ``request_bytes``, answer ``reply_bytes``, until the peer leaves."""
+    sock, _ = listener.accept()
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    memory = memoryview(bytearray(request_bytes))
+    while receive_exactly(sock, memory):
+        sock.sendall(bytes(reply_bytes))
+
+
+def measure_point(session: EdgeSession, model: str, point: int) -> dict[str, float]:
+    """Return medians (ms) of the whole task and of its parts."""
+    network = load_network(model)
+    session.ask_to_prepare(model, point)
+    session.wait_until_ready(network.weights_digest)
+    request_bytes, reply_bytes = network.graph.crossing_bytes[point], network.graph.output.size_bytes
+    listener = socket.create_server((DEFAULT_IP, 0))
+    peer = multiprocessing.get_context("fork").Process(target=echo_size, args=(listener, request_bytes, reply_bytes))
+    peer.start()
+    raw = socket.create_connection(listener.getsockname())
+    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    data, answer = bytes(request_bytes), memoryview(bytearray(reply_bytes))
+    tensor = random_input()
+    rows = []
+    for _ in range(WARMUP + ROUNDS):
+        start_ms = now_ms()
+        half = run_half(network.cut(point).edge, [tensor])
+        remote = session.infer(model, point, network.weights_digest, half.tensors)
+        total_ms = now_ms() - start_ms
+        start_ms = now_ms()
+        raw.sendall(data)
+        receive_exactly(raw, answer)
+        rows.append((total_ms, half.latency_ms, remote.compute_ms, now_ms() - start_ms))
+    raw.close()
+    peer.join()
+    listener.close()
+    kept = rows[WARMUP:]
+    overhead_ms = statistics.median(total - edge - cloud - wire for total, edge, cloud, wire in kept)
+    medians = [statistics.median(column) for column in zip(*kept, strict=True)]
+    return dict(zip(("total", "edge", "cloud", "raw transfer"), medians, strict=True)) | {"overhead": overhead_ms}
+
+
+def main() -> None:
+    use_threads(1)
+    results = {}
+    print(f"overhead of a split task, ms\n{'model':<12}{'point':>6}", end="")
+    print("".join(f"{name:>14}" for name in ("total", "edge", "cloud", "raw transfer", "overhead", "allowed")))
+    with ServiceProcess(["cloud_api.py", "-p", "0", "--monitor-port", "0"], services=2) as cloud:
+        for model in ZOO:
+            layers = len(load_network(model).graph.layers)
+            with EdgeSession.open(DEFAULT_IP, cloud.ports[0]) as session:
+                for point in (0, 1, layers // 2, layers - 1):
+                    medians = measure_point(session, model, point)
+                    medians["allowed"] = max(ALLOWED_MS, ALLOWED_SHARE * medians["total"])
+                    results[f"{model} at {point}"] = medians
+                    print(f"{model:<12}{point:>6}" + "".join(f"{v:>14.3f}" for v in medians.values()), flush=True)
+    save("overhead", {"medians_ms": results})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""What tests share: one cloud process for all, a real photo, and networks built once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sklearn.datasets
+
+from utils.cli import ServiceProcess
+
+
+@pytest.fixture(scope="session")
+def cloud() -> Iterator[ServiceProcess]:
+    """A running cloud_api.py on free ports of loopback: ``ports[0]`` for tasks, ``ports[1]`` for bandwidth."""
+    with ServiceProcess(["cloud_api.py", "-p", "0", "--monitor-port", "0"], services=2) as process:
+        yield process
+
+
+@pytest.fixture
+def address(cloud: ServiceProcess) -> list[str]:
+    """The flags that lead an edge to the running cloud."""
+    return ["-p", str(cloud.ports[0]), "--monitor-port", str(cloud.ports[1])]
+
+
+@pytest.fixture(scope="session")
+def photo() -> Path:
+    """A real photo that ships inside scikit-learn."""
+    return Path(sklearn.datasets.__file__).parent / "images" / "china.jpg"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep link estimates of tests out of the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -1,0 +1,112 @@
+"""The layer graph of a network that is no chain: branches, shared tensors, and cuts that several tensors cross."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.graph import LayerGraph, LayerKind, cut, fold_batch_norms, trace
+
+SHAPE = (1, 4, 8, 8)
+
+
+class Diamond(nn.Module):
+    """Two branches of one tensor; one of them is read twice; added, then concatenated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(4, 4, 3, padding=1)
+        self.left = nn.Conv2d(4, 4, 1)
+        self.right = nn.Conv2d(4, 4, 3, padding=1)
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        shared = self.stem(x)
+        left, right = self.act(self.left(shared)), self.right(shared)
+        return torch.cat([left + right, left], dim=1)
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return Diamond().eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def graph(model: nn.Module) -> LayerGraph:
+    return trace(model, "diamond", SHAPE)
+
+
+def closed_sets(graph: LayerGraph) -> Iterator[frozenset[int]]:
+    """Yield every set of nodes that contains the input and the inputs of its members."""
+    others = range(1, len(graph.nodes))
+    for size in range(len(graph.nodes)):
+        for chosen in itertools.combinations(others, size):
+            edge = frozenset((0, *chosen))
+            if all(read in edge for index in edge for read in graph.nodes[index].inputs):
+                yield edge
+
+
+def test_the_halves_of_every_closed_set_compute_what_the_whole_computes(model: nn.Module, graph: LayerGraph) -> None:
+    images = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+    whole = model(images)
+    most_tensors = 0
+    for edge_nodes in closed_sets(graph):
+        edge, cloud = cut(model, graph, edge_nodes)
+        crossing = edge(images)
+        most_tensors = max(most_tensors, len(crossing))
+        assert torch.equal(cloud(*crossing)[0], whole), sorted(edge_nodes)
+    assert most_tensors >= 2
+
+
+def test_several_tensors_cross_in_the_order_of_the_graph(model: nn.Module, graph: LayerGraph) -> None:
+    names = {node.name: node.index for node in graph.nodes}
+    edge_nodes = {names[name] for name in ("x", "stem", "left", "act")}
+    assert [node.name for node in graph.crossing(edge_nodes)] == ["stem", "act"]
+    edge, _ = cut(model, graph, edge_nodes)
+    assert len(edge(torch.zeros(SHAPE))) == 2
+
+
+def test_a_tensor_read_twice_crosses_once(graph: LayerGraph) -> None:
+    assert [node.name for node in graph.crossing({0, 1})] == ["stem"]
+
+
+def test_every_node_is_a_layer_of_its_own(graph: LayerGraph) -> None:
+    assert len(graph.layers) == len(graph.nodes) - 1
+    assert [layer.nodes for layer in graph.layers] == [(node,) for node in graph.nodes[1:]]
+
+
+def test_every_partition_point_of_the_execution_order_works(model: nn.Module, graph: LayerGraph) -> None:
+    images = torch.ones(SHAPE)
+    for point in range(len(graph.layers)):
+        edge, cloud = cut(model, graph, graph.edge_nodes(point))
+        assert torch.equal(cloud(*edge(images))[0], model(images))
+        crossing = graph.crossing(graph.edge_nodes(point))
+        assert graph.crossing_bytes[point] == sum(node.output_bytes for node in crossing)
+
+
+def test_add_has_a_kind_and_concatenation_has_none(graph: LayerGraph) -> None:
+    kinds = {node.name: node.kind for node in graph.nodes}
+    assert kinds["add"] is LayerKind.ADD
+    assert kinds["cat"] is LayerKind.OTHER
+    assert graph.output.shape == (1, 8, 8, 8)
+
+
+def test_a_norm_whose_convolution_is_read_elsewhere_is_not_folded() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return self.norm(y) + y
+
+    model = Shared().eval()
+    graph = trace(model, "shared", SHAPE)
+    assert not any(node.folded for node in graph.nodes)
+    assert isinstance(fold_batch_norms(model, graph).norm, nn.BatchNorm2d)

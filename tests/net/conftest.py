@@ -1,0 +1,44 @@
+"""What the tests of the network share: connected pairs on loopback, and a check that nothing is left behind."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from net.transport import Connection, listen
+
+LOOPBACK = "127.0.0.1"
+JOIN_S = 10.0  # a test that needs this long has hung
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left() -> Iterator[None]:
+    """Fail a test that leaves a thread behind."""
+    before = set(threading.enumerate())
+    yield
+    for thread in set(threading.enumerate()) - before:
+        thread.join(JOIN_S)
+        assert not thread.is_alive(), f"{thread.name} was left behind"
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """A listening socket on a free port."""
+    with listen(LOOPBACK, 0) as sock:
+        yield sock
+
+
+@pytest.fixture
+def wires(listener: socket.socket) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Both ends of one TCP connection."""
+    with socket.create_connection(listener.getsockname()) as near, listener.accept()[0] as far:
+        yield near, far
+
+
+@pytest.fixture
+def pair(wires: tuple[socket.socket, socket.socket]) -> tuple[Connection, Connection]:
+    """Two connections of ours that talk to each other."""
+    return Connection(wires[0]), Connection(wires[1])

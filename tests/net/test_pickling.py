@@ -1,0 +1,496 @@
+"""Headers: what passes the opcode check loads plain values only, and no attack runs. Tensors: bit for bit, no copies."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import pickletools
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from net.pickling import (
+    ALLOWED_OPCODES,
+    ITEM_BYTES,
+    MAX_DIMENSIONS,
+    MAX_SIZE,
+    check_opcodes,
+    check_tensor_specs,
+    pack_header,
+    pack_tensor,
+    unpack_header,
+    unpack_tensor,
+)
+from utils.errors import ProtocolError
+
+PLAIN_TYPES = (dict, list, tuple, str, bytes, int, float, bool, type(None))
+
+keys = st.none() | st.booleans() | st.integers() | st.text() | st.binary()
+scalars = keys | st.floats(allow_nan=False)  # NaN is not equal to itself
+plain_values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner) | st.dictionaries(keys, inner) | st.lists(inner).map(tuple),
+    max_leaves=20,
+)
+
+
+def is_plain(value: Any) -> bool:
+    """Return whether a value is made of plain types only, and exactly of these."""
+    if type(value) is dict:
+        return all(is_plain(key) and is_plain(held) for key, held in value.items())
+    if type(value) in (list, tuple):
+        return all(map(is_plain, value))
+    return type(value) in PLAIN_TYPES
+
+
+def header_of(body: bytes) -> bytes:
+    """Return a pickle whose opcodes, but for the first and the last, are given."""
+    return pickle.PROTO + b"\x05" + body + pickle.STOP
+
+
+# ---------------------------------------------------------------- plain values
+
+
+@given(st.lists(plain_values).map(tuple))
+def test_plain_values_round_trip(values: tuple[Any, ...]) -> None:
+    assert unpack_header(pack_header(*values)) == values
+
+
+@given(st.lists(plain_values).map(tuple))
+def test_types_survive_the_round_trip(values: tuple[Any, ...]) -> None:
+    assert repr(unpack_header(pack_header(*values))) == repr(values)  # True is no 1, and 1.0 neither
+
+
+def test_nan_and_infinities_survive() -> None:
+    nan, up, down = unpack_header(pack_header(float("nan"), float("inf"), float("-inf")))
+    assert nan != nan and (up, down) == (float("inf"), float("-inf"))
+
+
+def test_a_shared_value_is_written_twice() -> None:
+    shared = ["once"]
+    first, second = unpack_header(pack_header(shared, shared))
+    assert first == second and first is not second
+
+
+@pytest.mark.parametrize("length", [255, 256, 65_535, 65_536])
+@pytest.mark.parametrize("unit", ["x", b"x"])
+def test_strings_of_every_length_prefix_round_trip(unit: str | bytes, length: int) -> None:
+    assert unpack_header(pack_header(unit * length)) == (unit * length,)
+
+
+@pytest.mark.parametrize("value", ["text", 7, [1], {"a": 1}, None])
+def test_a_header_that_is_no_tuple_is_refused(value: object) -> None:
+    with pytest.raises(ProtocolError, match="tuple"):
+        unpack_header(header_of(pickle.dumps(value, 5)[2:-1].replace(pickle.MEMOIZE, b"")))
+
+
+# ---------------------------------------------------------------- the opcode check, against pickletools as the oracle
+
+
+def genops_allows(data: bytes) -> bool:
+    """Return whether `pickletools` finds allowed opcodes only, and the end at the last byte.
+
+    It also decodes arguments; a str that is no UTF-8 is for the unpickler to refuse, not for the opcode check.
+    """
+    stream = io.BytesIO(data)
+    try:
+        return all(opcode.code.encode("latin-1")[0] in ALLOWED_OPCODES for opcode, _, _ in pickletools.genops(stream)) and (
+            stream.tell() == len(data)
+        )
+    except UnicodeDecodeError:
+        return True
+    except ValueError:
+        return False
+
+
+def check_allows(data: bytes) -> bool:
+    """Return whether our own check lets a pickle through."""
+    try:
+        check_opcodes(data)
+    except ProtocolError:
+        return False
+    return True
+
+
+ascii_arguments = st.binary(max_size=6).map(lambda data: bytes(byte & 0x7F for byte in data))
+opcode_soup = st.lists(
+    st.one_of(
+        st.sampled_from([bytes([opcode]) for opcode in sorted(ALLOWED_OPCODES)]),
+        st.sampled_from([opcode.code.encode("latin-1") for opcode in pickletools.opcodes]),
+        st.builds(lambda count: bytes([count]), st.integers(0, 6)),
+        ascii_arguments,
+        st.sampled_from([pack_header(1, "a")[2:], pack_header([{"k": b"v"}])[2:-1]]),
+    ),
+    max_size=12,
+).map(b"".join)
+
+
+@given(st.lists(plain_values).map(tuple))
+def test_every_header_of_ours_passes_the_check_and_the_oracle(values: tuple[Any, ...]) -> None:
+    data = pack_header(*values)
+    assert check_allows(data) and genops_allows(data)
+
+
+@given(opcode_soup | opcode_soup.map(header_of) | st.binary(max_size=40))
+def test_the_check_agrees_with_the_oracle(data: bytes) -> None:
+    assert check_allows(data) == genops_allows(data)
+
+
+@given(opcode_soup | opcode_soup.map(header_of) | st.binary(max_size=40))
+def test_whatever_passes_loads_plain_values_or_is_refused(data: bytes) -> None:
+    try:
+        values = unpack_header(data)
+    except ProtocolError:
+        return
+    assert is_plain(values)
+
+
+@given(st.lists(plain_values).map(tuple), st.data())
+def test_a_header_with_one_byte_changed_loads_plain_values_or_is_refused(values: tuple[Any, ...], data: Any) -> None:
+    header = bytearray(pack_header(*values))
+    header[data.draw(st.integers(0, len(header) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        changed = unpack_header(bytes(header))
+    except ProtocolError:
+        return
+    assert is_plain(changed)
+
+
+def test_a_header_cut_off_anywhere_is_refused() -> None:
+    header = pack_header("model", 3, 2.5, [True, None, b"bytes"], {"key": ("a", 1 << 40)})
+    for length in range(len(header)):
+        with pytest.raises(ProtocolError):
+            unpack_header(header[:length])
+
+
+@pytest.mark.parametrize("tail", [b"\0", pickle.STOP, pack_header(1)])
+def test_bytes_behind_the_end_are_refused(tail: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        unpack_header(pack_header(1) + tail)
+
+
+# ---------------------------------------------------------------- attacks
+
+
+class Touch:
+    """Creates a file when it is unpickled, the way exploits run commands."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self.path}",)
+
+
+def text(value: str) -> bytes:
+    """Return the opcode that pushes a str."""
+    return pickle.SHORT_BINUNICODE + bytes([len(value)]) + value.encode()
+
+
+ATTACKS: dict[str, Callable[[str], bytes]] = {
+    "GLOBAL, REDUCE": lambda command: b"cos\nsystem\n" + text(command) + b"\x85R",
+    "STACK_GLOBAL, REDUCE": lambda command: text("os") + text("system") + b"\x93" + text(command) + b"\x85R",
+    "INST": lambda command: b"(" + text(command) + b"ios\nsystem\n",
+    "OBJ": lambda command: b"(cos\nsystem\n" + text(command) + b"o",
+    "NEWOBJ": lambda command: b"cos\nsystem\n" + text(command) + b"\x85\x81",
+    "NEWOBJ_EX": lambda command: b"cos\nsystem\n" + text(command) + b"\x85}\x92",
+    "BUILD": lambda command: b"}" + text(command) + b"b",
+    "EXT1": lambda command: b"\x82\x01" + text(command) + b"\x85R",
+    "EXT2": lambda command: b"\x83\x01\0" + text(command) + b"\x85R",
+    "EXT4": lambda command: b"\x84\x01\0\0\0" + text(command) + b"\x85R",
+    "PERSID": lambda command: b"P" + command.encode() + b"\n",
+    "BINPERSID": lambda command: text(command) + b"Q",
+    "REDUCE of a str": lambda command: text("os.system") + text(command) + b"\x85R",
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_an_attack_is_refused_and_runs_nothing(attack: Callable[[str], bytes], tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    for body in (attack(f"touch {flag}"), attack(f"touch {flag}") + b"\x85"):
+        with pytest.raises(ProtocolError, match="not allowed"):
+            unpack_header(header_of(body))
+    assert not flag.exists()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickled_exploit_of_any_protocol_is_refused_and_runs_nothing(protocol: int, tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    exploit = pickle.dumps((Touch(flag),), protocol)
+    with pytest.raises(ProtocolError, match="not allowed"):
+        unpack_header(exploit)
+    assert not flag.exists()
+    pickle.loads(exploit)
+    assert flag.exists(), "the attack itself does not work, so that it was refused proves nothing"
+
+
+def test_an_attack_behind_the_end_of_a_good_header_runs_nothing(tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    with pytest.raises(ProtocolError):
+        unpack_header(pack_header(1) + pickle.dumps(Touch(flag)))
+    assert not flag.exists()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"]r" + struct.pack("<I", 2**31 - 1), id="LONG_BINPUT: a memo of 16 GB"),
+        pytest.param(b"]q\x00", id="BINPUT"),
+        pytest.param(b"]\x94h\x00\x86", id="MEMOIZE, BINGET"),
+        pytest.param(b"]p0\ng0\n", id="PUT, GET"),
+        pytest.param(b"]2\x86", id="DUP: a value that holds itself twice"),
+        pytest.param(b"\x8b" + struct.pack("<i", 2**31 - 1), id="LONG4"),
+        pytest.param(b"\x8d" + struct.pack("<Q", 2**62), id="BINUNICODE8"),
+        pytest.param(b"\x8e" + struct.pack("<Q", 2**62), id="BINBYTES8"),
+        pytest.param(b"\x96" + struct.pack("<Q", 2**62), id="BYTEARRAY8: allocated before it is read"),
+        pytest.param(b"\x97", id="NEXT_BUFFER"),
+        pytest.param(b"\x8f", id="EMPTY_SET"),
+        pytest.param(b"I" + b"9" * 5000 + b"\n", id="INT of quadratic cost"),
+    ],
+)
+def test_an_opcode_that_costs_memory_or_time_is_refused(body: bytes) -> None:
+    with pytest.raises(ProtocolError, match="not allowed"):
+        unpack_header(header_of(body))
+
+
+@pytest.mark.parametrize("opcode", [pickle.BINUNICODE, pickle.BINBYTES])
+def test_an_argument_longer_than_the_header_is_refused(opcode: bytes) -> None:
+    with pytest.raises(ProtocolError, match="cut off"):
+        check_opcodes(header_of(opcode + struct.pack("<I", 2**32 - 1)))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"\x85", b"a", b"u", b"N(", b"}]Ns\x85", b"Nt", b"\x8c\x01\xff\x85", b"\x95" + b"\xff" * 8 + b"N\x85"],
+    ids=[
+        "nothing on the stack",
+        "tuple of nothing",
+        "append to nothing",
+        "items without mark",
+        "a mark left",
+        "a list as key",
+        "tuple without mark",
+        "no UTF-8",
+        "a frame of 2^64 bytes",
+    ],
+)
+def test_allowed_opcodes_in_a_senseless_order_are_refused(body: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        unpack_header(header_of(body))
+
+
+# ---------------------------------------------------------------- tensors
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """Return torch's dtype of that name."""
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def some_bits(name: str, shape: tuple[int, ...]) -> Tensor:
+    """Return a tensor of random bits, so that NaNs with payloads and negative zeros are among its values."""
+    generator = torch.Generator().manual_seed(0)
+    if name == "bool":
+        return torch.randint(0, 2, shape, generator=generator).bool()
+    raw = torch.randint(0, 256, (*shape, ITEM_BYTES[name]), dtype=torch.uint8, generator=generator)
+    return raw.view(dtype_of(name)).reshape(shape)
+
+
+def bits(tensor: Tensor) -> bytes:
+    """Return a tensor's values in row-major order, as bytes."""
+    return bytes(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+
+
+def through_the_wire(tensor: Tensor) -> Tensor:
+    """Return the tensor that a receiver makes of another."""
+    spec, view = pack_tensor(tensor)
+    check_tensor_specs([spec], [len(view)])
+    return unpack_tensor(spec, memoryview(bytearray(view)))
+
+
+def assert_same(received: Tensor, sent: Tensor) -> None:
+    """Compare two tensors bit for bit."""
+    assert (received.dtype, received.shape) == (sent.dtype, sent.shape)
+    assert bits(received) == bits(sent)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (2, 3), (1, 3, 4, 5), (2, 3, 4, 5), (1,) * MAX_DIMENSIONS])
+@pytest.mark.parametrize("name", ITEM_BYTES)
+def test_every_dtype_and_shape_round_trips_bit_for_bit(name: str, shape: tuple[int, ...]) -> None:
+    sent = some_bits(name, shape)
+    assert_same(through_the_wire(sent), sent)
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 0, 3), (1, 0, 4, 4)])
+@pytest.mark.parametrize("name", ITEM_BYTES)
+def test_an_empty_tensor_keeps_dtype_and_shape(name: str, shape: tuple[int, ...]) -> None:
+    sent = torch.empty(shape, dtype=dtype_of(name))
+    assert_same(through_the_wire(sent), sent)
+
+
+@pytest.mark.parametrize("name", ITEM_BYTES)
+def test_channels_last_stays_channels_last(name: str) -> None:
+    sent = some_bits(name, (2, 3, 4, 5)).contiguous(memory_format=torch.channels_last)
+    received = through_the_wire(sent)
+    assert_same(received, sent)
+    assert received.stride() == sent.stride()
+
+
+@pytest.mark.parametrize(
+    "gaps",
+    [
+        lambda tensor: tensor[:, 1:],
+        lambda tensor: tensor[..., ::2],
+        lambda tensor: tensor.transpose(0, 3),
+        lambda tensor: tensor[:1].expand(4, -1, -1, -1),
+        lambda tensor: tensor.contiguous(memory_format=torch.channels_last)[:, 1:],
+    ],
+    ids=["slice", "stride", "transpose", "expand", "slice of channels-last"],
+)
+def test_a_tensor_with_gaps_round_trips(gaps: Callable[[Tensor], Tensor]) -> None:
+    sent = gaps(some_bits("float32", (2, 3, 4, 5)))
+    assert not sent.is_contiguous()
+    assert_same(through_the_wire(sent), sent)
+
+
+def test_a_tensor_of_training_is_sent_without_its_graph() -> None:
+    sent = torch.ones(3, requires_grad=True) * 2
+    received = through_the_wire(sent)
+    assert_same(received, sent)
+    assert not received.requires_grad
+
+
+@given(
+    st.sampled_from(sorted(ITEM_BYTES)),
+    st.lists(st.integers(0, 4), max_size=4).map(tuple),
+    st.sampled_from(["as it is", "reversed", "channels-last"]),
+)
+def test_any_small_tensor_round_trips(name: str, shape: tuple[int, ...], layout: str) -> None:
+    sent = some_bits(name, shape) if 0 not in shape else torch.empty(shape, dtype=dtype_of(name))
+    if layout == "reversed":
+        sent = sent.permute(*reversed(range(len(shape))))
+    elif layout == "channels-last" and len(shape) == 4:
+        sent = sent.contiguous(memory_format=torch.channels_last)
+    assert_same(through_the_wire(sent), sent)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn])
+def test_a_dtype_outside_the_list_cannot_be_sent(dtype: torch.dtype) -> None:
+    with pytest.raises(ProtocolError, match=str(dtype).removeprefix("torch.")):
+        pack_tensor(torch.zeros(2, dtype=dtype))
+
+
+# ---------------------------------------------------------------- no copies
+
+
+def address_of(view: memoryview) -> int:
+    """Return where the bytes of a view lie."""
+    return torch.frombuffer(view, dtype=torch.uint8).data_ptr()
+
+
+@pytest.mark.parametrize("name", ITEM_BYTES)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_a_dense_tensor_is_sent_from_its_own_memory(name: str, memory_format: torch.memory_format) -> None:
+    tensor = some_bits(name, (2, 3, 4, 5)).contiguous(memory_format=memory_format)
+    _, view = pack_tensor(tensor)
+    assert address_of(view) == tensor.data_ptr()
+    assert len(view) == tensor.nbytes
+
+
+def test_a_parameter_is_sent_from_its_own_memory() -> None:
+    tensor = torch.ones(3, requires_grad=True)
+    assert address_of(pack_tensor(tensor)[1]) == tensor.data_ptr()
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_received_tensor_lives_in_the_buffer(channels_last: bool) -> None:
+    buffer = memoryview(bytearray(2 * 3 * 4 * 5))
+    tensor = unpack_tensor(("uint8", (2, 3, 4, 5), channels_last), buffer)
+    buffer[0] = 7
+    assert tensor[0, 0, 0, 0] == 7
+    assert tensor.data_ptr() == address_of(buffer)
+
+
+# ---------------------------------------------------------------- descriptions that lie
+
+
+@pytest.mark.parametrize("length", [0, 23, 25, 28, 2**63])
+def test_a_size_that_is_not_the_buffers_is_refused(length: int) -> None:
+    check_tensor_specs([("float32", (2, 3), False)], [24])
+    with pytest.raises(ProtocolError, match="does not fill its buffer"):
+        check_tensor_specs([("float32", (2, 3), False)], [length])
+
+
+@pytest.mark.parametrize("dtype", ["", "complex64", "qint8", "float8_e4m3fn", "__class__", "load", "x" * 5000])
+def test_an_unknown_dtype_is_refused_in_a_short_line(dtype: str) -> None:
+    with pytest.raises(ProtocolError, match="unknown dtype") as caught:
+        check_tensor_specs([(dtype, (1,), False)], [1])
+    assert len(str(caught.value)) < 100
+
+
+@pytest.mark.parametrize("size", [-1, MAX_SIZE, 2**63, True, 1.0, "1", None])
+def test_a_size_that_is_none_is_refused(size: object) -> None:
+    with pytest.raises(ProtocolError, match="malformed shape"):
+        check_tensor_specs([("uint8", (size,), False)], [1])
+
+
+def test_two_negative_sizes_do_not_make_a_positive_one() -> None:
+    with pytest.raises(ProtocolError, match="malformed shape"):
+        check_tensor_specs([("uint8", (-2, -3), False)], [6])
+
+
+def test_too_many_dimensions_are_refused() -> None:
+    check_tensor_specs([("uint8", (1,) * MAX_DIMENSIONS, False)], [1])
+    with pytest.raises(ProtocolError, match=f"{MAX_DIMENSIONS + 1} dimensions"):
+        check_tensor_specs([("uint8", (1,) * (MAX_DIMENSIONS + 1), False)], [1])
+
+
+@pytest.mark.parametrize("dimensions", [0, 3, 5])
+def test_channels_last_needs_four_dimensions(dimensions: int) -> None:
+    with pytest.raises(ProtocolError, match=f"{dimensions} dimensions"):
+        check_tensor_specs([("uint8", (1,) * dimensions, True)], [1])
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        None,
+        [],
+        ("uint8", (1,)),
+        ("uint8", [1], False),
+        ("uint8", (1,), 0),
+        (b"uint8", (1,), False),
+        ["uint8", (1,), False],
+        ("uint8", (1,), False, None),
+        (["uint8"], (1,), False),
+    ],
+)
+def test_a_malformed_description_is_refused(spec: object) -> None:
+    with pytest.raises(ProtocolError, match="malformed description"):
+        check_tensor_specs([spec], [1])
+
+
+@pytest.mark.parametrize("specs", [None, {}, (), [], [("uint8", (1,), False)] * 2])
+def test_there_is_one_description_a_buffer(specs: object) -> None:
+    with pytest.raises(ProtocolError, match="one description each"):
+        check_tensor_specs(specs, [1])
+
+
+@given(plain_values, st.lists(st.integers(0, 100), max_size=3))
+def test_any_value_as_descriptions_is_accepted_or_refused(specs: object, lengths: list[int]) -> None:
+    try:
+        check_tensor_specs(specs, lengths)
+    except ProtocolError:
+        return
+    assert isinstance(specs, list)
+    assert len(specs) == len(lengths)
