@@ -191,10 +191,11 @@ def unpack_tensor(spec: TensorSpec, buffer: memoryview) -> Tensor:
     """Return the tensor that lives in ``buffer``, which must be writable and outlive it; nothing is copied."""
     import torch
 
-    dtype, shape, channels_last = spec
+    name, shape, channels_last = spec
+    dtype = getattr(torch, name)
     if not len(buffer):
-        return torch.empty(shape, dtype=getattr(torch, dtype))
-    flat = torch.frombuffer(buffer, dtype=getattr(torch, dtype))
+        return torch.empty(shape, dtype=dtype)
+    flat = torch.frombuffer(buffer, dtype=dtype)
     if channels_last:
         n, c, h, w = shape
         return flat.view(n, h, w, c).permute(0, 3, 1, 2)

@@ -6,7 +6,8 @@ import logging
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
 from types import TracebackType
@@ -28,6 +29,7 @@ from net.net_utils import format_address
 from net.transport import Connection, Received, connect
 from utils.errors import DeadlineError, NetworkError, NeurosurgeonError, PeerGoneError, ProtocolError, WeightsError
 from utils.timing import StageTimes, now_ms
+from utils.units import MS_PER_S, s_to_ms
 
 if TYPE_CHECKING:  # an edge says hello, and hears that nobody is there, before it spends a second on torch
     from torch import Tensor
@@ -178,7 +180,7 @@ class CloudServer:
         self._engine = engine
         self._observe = observe
         self._lock = threading.Lock()
-        self._idle: set[Connection] = set()
+        self._connections: set[Connection] = set()
         self._threads: set[threading.Thread] = set()
         self._stopping = False
 
@@ -201,22 +203,21 @@ class CloudServer:
                 thread.start()
 
     def stop(self, grace_s: float = GRACE_S) -> None:
-        """Stop accepting, end idle conversations, and let running tasks finish and answer."""
-        with self._lock:
-            self._stopping = True
-            for connection in self._idle:
-                connection.shutdown()
-            running = list(self._threads)
+        """Stop accepting and reading; what has arrived is computed and answered, within ``grace_s``."""
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        deadline_ms = now_ms() + grace_s * 1000
+        with self._lock:
+            running = list(self._threads)
+            for connection in self._connections:
+                connection.stop_reading()
+        deadline_ms = now_ms() + s_to_ms(grace_s)
         for thread in running:
-            thread.join(max(0.0, (deadline_ms - now_ms()) / 1000))
+            thread.join(max(0.0, (deadline_ms - now_ms()) / MS_PER_S))
         self._engine.close()
 
     def _serve_one(self, sock: socket.socket, peer: str) -> None:
         try:
-            with Connection(sock, SMALL_LIMITS) as connection:
+            with Connection(sock, SMALL_LIMITS) as connection, self._known(connection):
                 self._converse(connection)
         except PeerGoneError as exc:
             log.debug("%s left: %s", peer, exc)
@@ -236,21 +237,19 @@ class CloudServer:
         self._observe(CloudEvent.CONNECTED, connection.sock)
         connection.limits = DEFAULT_LIMITS
         connection.send(Hello.of(device=self._engine.device, threads=self._engine.threads))
-        while self._wait_for_work(connection):
+        while True:  # until the peer leaves, or we stop reading
             self._answer(connection, connection.receive(IDLE_TIMEOUT_S))
 
-    def _wait_for_work(self, connection: Connection) -> bool:
-        """Wait, idle, for the first byte of a request; return False when the server is stopping."""
+    @contextmanager
+    def _known(self, connection: Connection) -> Iterator[None]:
+        """Let `stop` reach a connection as long as it lives."""
         with self._lock:
-            if self._stopping:
-                return False
-            self._idle.add(connection)
+            self._connections.add(connection)
         try:
-            connection.wait(IDLE_TIMEOUT_S)
+            yield
         finally:
             with self._lock:
-                self._idle.discard(connection)
-        return True
+                self._connections.discard(connection)
 
     def _answer(self, connection: Connection, received: Received) -> None:
         """Answer one message; a request that cannot be served gets a typed error, and the conversation goes on."""
@@ -285,8 +284,9 @@ class CloudServer:
             raise WeightsError(
                 f"{request.model} has the weights {network.weights_digest} here, not {request.weights_digest}"
             )
-        self._observe(CloudEvent.EDGE_OUTPUT, connection.sock)
-        result = self._engine.run(request.model, request.point, received.tensors)
+        wait = self._engine.submit(request.model, request.point, received.tensors)
+        self._observe(CloudEvent.EDGE_OUTPUT, connection.sock)  # while the half already runs
+        result = wait()
         reply = Reply(
             task_id=request.task_id,
             cloud_ms=now_ms() - start_ms,

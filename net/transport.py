@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
-import select
 import socket
+import struct
 import time
 from collections.abc import Iterable
 from types import TracebackType
@@ -34,6 +35,7 @@ CONNECT_TIMEOUT_S = 0.9  # a dead address is reported within a second; a live on
 HEAD_TIMEOUT_S = 5.0  # first byte to last byte of a head, at most 64 KiB
 BODY_BASE_S = 10.0  # a body gets this, and its length at the slowest rate that we serve
 MIN_RATE_BYTES_PER_S = 50_000  # 0.4 Mbit/s; the slowest link of the field's tables is 3G with 1.1
+TIMEVAL = struct.Struct("@ll")  # seconds, microseconds: what SO_RCVTIMEO takes
 BACKLOG = 64
 HEAD_FIRST_BYTES = 65_536  # above, the peer is woken by the head and reads it while the body is still being copied
 MAX_PIECES = 64  # pieces for one sendmsg, far below the system's limit (IOV_MAX, 1024)
@@ -56,7 +58,9 @@ class Connection:
         self.sent_bytes = 0
         self._head = memoryview(bytearray(HEAD_UNIT))
         self._body = memoryview(mmap.mmap(-1, mmap.PAGESIZE))
+        sock.setblocking(True)  # deadlines are the kernel's: one system call a read, where settimeout makes two
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._timeouts_s = {socket.SO_RCVTIMEO: 0.0, socket.SO_SNDTIMEO: 0.0}
         self.peer = format_address(sock.getpeername())
 
     def __enter__(self) -> Connection:
@@ -69,12 +73,10 @@ class Connection:
         """Close the socket; closing twice is fine."""
         self.sock.close()
 
-    def shutdown(self) -> None:
-        """End the conversation from another thread: a waiting ``receive`` returns at once with an error."""
-        try:
-            self.sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # already gone
+    def stop_reading(self) -> None:
+        """From another thread: let ``receive`` return what has arrived, then end; answers still go out."""
+        with contextlib.suppress(OSError):  # already gone
+            self.sock.shutdown(socket.SHUT_RD)
 
     def send(self, message: Message, tensors: Iterable[Tensor] = ()) -> None:
         """Send a message and its tensors, these from their own memory.
@@ -106,19 +108,6 @@ class Connection:
             tensors = list(map(unpack_tensor, header[1], split_body(body, head.lengths)))
             self._read(body, body_deadline(head.body_length))
         return Received(message, tensors, s_to_ms(time.monotonic() - start_s))
-
-    def wait(self, wait_s: float) -> None:
-        """Wait at most ``wait_s`` for the first byte of a frame, or for the end of the connection.
-
-        Raises: DeadlineError: nothing came. PeerGoneError: the connection is closed on this side.
-        """
-        poller = select.poll()
-        try:
-            poller.register(self.sock, select.POLLIN)
-        except ValueError as exc:
-            raise PeerGoneError("the connection is closed") from exc
-        if not poller.poll(s_to_ms(wait_s)):
-            raise DeadlineError(f"{self.peer} sent nothing for {wait_s:g} s")
 
     def receive_raw(self, size_bytes: int, scratch: memoryview) -> Iterable[tuple[float, int]]:
         """Read ``size_bytes`` bytes that belong to no frame; yield time (s, monotonic) and size of every read."""
@@ -157,16 +146,16 @@ class Connection:
 
     def _read(self, view: memoryview, deadline_s: float) -> None:
         while view:
-            count = self._read_some(view, deadline_s)
+            count = self._read_some(view, deadline_s, socket.MSG_WAITALL)
             if not count:
                 raise PeerGoneError(f"{self.peer} closed the connection inside a message")
             view = view[count:]
 
-    def _read_some(self, view: memoryview, deadline_s: float) -> int:
+    def _read_some(self, view: memoryview, deadline_s: float, flags: int = 0) -> int:
         try:
-            self._set_deadline(deadline_s)
-            return self.sock.recv_into(view)
-        except TimeoutError as exc:
+            self._set_timeout(socket.SO_RCVTIMEO, deadline_s)
+            return self.sock.recv_into(view, 0, flags)
+        except BlockingIOError as exc:
             raise DeadlineError(f"{self.peer} sent nothing, or not all of a message, in time") from exc
         except OSError as exc:
             raise PeerGoneError(f"connection to {self.peer} lost: {exc.strerror or exc}") from exc
@@ -176,13 +165,12 @@ class Connection:
         deadline_s = body_deadline(length)
         views = [memoryview(piece) for piece in pieces if len(piece)]
         try:
-            if length > HEAD_FIRST_BYTES:  # wakes the peer, which reads the header while we copy the body
-                self._set_deadline(deadline_s)
-                self._sent(views, self.sock.send(views[0]))
             while views:
-                self._set_deadline(deadline_s)
-                self._sent(views, self.sock.sendmsg(views[:MAX_PIECES]))
-        except TimeoutError as exc:
+                # A large body waits until the head is out: the peer reads it while the body is still being copied.
+                count = 1 if len(views[0]) == HEAD_UNIT and length > HEAD_FIRST_BYTES else MAX_PIECES
+                self._set_timeout(socket.SO_SNDTIMEO, deadline_s)
+                self._sent(views, self.sock.sendmsg(views[:count]))
+        except BlockingIOError as exc:
             raise DeadlineError(f"{self.peer} did not read our message in time") from exc
         except OSError as exc:
             raise PeerGoneError(f"connection to {self.peer} lost: {exc.strerror or exc}") from exc
@@ -195,11 +183,15 @@ class Connection:
         if count:
             views[0] = views[0][count:]
 
-    def _set_deadline(self, deadline_s: float) -> None:
+    def _set_timeout(self, option: int, deadline_s: float) -> None:
+        """Bound the next call by the time that is left; a bound that is right to a tenth is kept."""
         remaining_s = deadline_s - time.monotonic()
         if remaining_s <= 0:
-            raise TimeoutError
-        self.sock.settimeout(remaining_s)
+            raise BlockingIOError
+        if not remaining_s * 0.9 <= self._timeouts_s[option] <= remaining_s * 1.1:
+            seconds, microseconds = divmod(round(remaining_s * 1e6) + 1, 1_000_000)  # 0 would mean for ever
+            self.sock.setsockopt(socket.SOL_SOCKET, option, TIMEVAL.pack(seconds, microseconds))
+            self._timeouts_s[option] = remaining_s
 
 
 def body_deadline(length: int) -> float:

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from utils.timing import measure, now_ms, synchronise
 log = logging.getLogger(__name__)
 
 RANDOM_INPUT_SEED = 0
+CLOSE_TIMEOUT_S = 10.0  # a running half of a large network on a small machine
 
 
 # ---------------------------------------------------------------- device and input
@@ -95,13 +98,21 @@ def run_whole(network: Network, tensor: Tensor) -> Tensor:
     return output.cpu()
 
 
-@dataclass(frozen=True, slots=True)
-class CloudResult:
+class CloudResult(NamedTuple):
     """What the cloud's engine made of a task, and what it took."""
 
     tensors: tuple[Tensor, ...]
     compute_ms: float
     queue_ms: float
+
+
+class Job(NamedTuple):
+    """A cloud half to run, and where its result goes."""
+
+    module: nn.Module
+    tensors: Sequence[Tensor]
+    asked_ms: float
+    results: SimpleQueue[CloudResult | Exception]
 
 
 class CloudEngine:
@@ -117,41 +128,61 @@ class CloudEngine:
         self.device = device
         self.threads = use_threads(threads)
         self._weights = weights
-        self._loading = threading.Lock()
         self._networks: dict[str, Network] = {}
-        self._worker = ThreadPoolExecutor(1, "compute", initializer=use_threads, initargs=(threads,))
+        self._loading = threading.Lock()
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._worker = threading.Thread(target=self._work, name="compute", daemon=True)
+        self._worker.start()
 
     def network(self, name: str) -> Network:
         """Return a network, loaded at its first use and kept.
 
         Raises: UnknownModelError, WeightsError.
         """
-        with self._loading:
-            if name not in self._networks:
-                with ThreadPoolExecutor(1, "load") as loader:
-                    source = self._weights.get(name, WeightsSource())
-                    self._networks[name] = loader.submit(load_network, name, source, self.device).result()
+        loaded = self._networks.get(name)
+        return loaded if loaded else self._load(name)
+
+    def _load(self, name: str) -> Network:
+        with self._loading, ThreadPoolExecutor(1, "load") as loader:
+            source = self._weights.get(name, WeightsSource())
+            self._networks[name] = loader.submit(load_network, name, source, self.device).result()
             return self._networks[name]
 
-    def run(self, name: str, point: int, tensors: Sequence[Tensor]) -> CloudResult:
-        """Run the cloud half on the tensors that crossed.
+    def submit(self, name: str, point: int, tensors: Sequence[Tensor]) -> Callable[[], CloudResult]:
+        """Queue the cloud half on the tensors that crossed; return the function that waits for its result.
 
         Raises: PartitionError; ProtocolError: they are not the tensors that cross at this point.
         """
         halves = self.network(name).cut(point)
         check_crossing(halves.crossing, tensors)
-        asked_ms = now_ms()
+        results: SimpleQueue[CloudResult | Exception] = SimpleQueue()
+        self._jobs.put(Job(halves.cloud, tensors, now_ms(), results))
 
-        def job() -> CloudResult:
-            queue_ms = now_ms() - asked_ms
-            result = run_half(halves.cloud, tensors, self.device)
-            return CloudResult(result.tensors, result.latency_ms, queue_ms)
+        def wait() -> CloudResult:
+            result = results.get()
+            if isinstance(result, Exception):
+                raise result
+            return result
 
-        return self._worker.submit(job).result()
+        return wait
 
     def close(self) -> None:
-        """Finish what runs and end the compute thread."""
-        self._worker.shutdown()
+        """Finish what is queued, if that is done soon, and end the compute thread."""
+        self._jobs.put(None)
+        self._worker.join(CLOSE_TIMEOUT_S)
+
+    def _work(self) -> None:
+        use_threads(self.threads)
+        while job := self._jobs.get():
+            job.results.put(self._run(job))
+
+    def _run(self, job: Job) -> CloudResult | Exception:
+        queue_ms = now_ms() - job.asked_ms
+        try:
+            half = run_half(job.module, job.tensors, self.device)
+        except Exception as exc:  # belongs to whoever asked, not to the compute thread
+            return exc
+        return CloudResult(half.tensors, half.latency_ms, queue_ms)
 
 
 def check_crossing(expected: Sequence[TensorSpec], tensors: Sequence[Tensor]) -> None:
@@ -159,8 +190,8 @@ def check_crossing(expected: Sequence[TensorSpec], tensors: Sequence[Tensor]) ->
 
     Raises: ProtocolError: another number, shape or dtype.
     """
-    given = tuple(TensorSpec(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")) for tensor in tensors)
-    if given != tuple(expected):
+    given = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors]
+    if given != [(spec.shape, getattr(torch, spec.dtype)) for spec in expected]:
         raise ProtocolError(f"{[spec.shape for spec in expected]} crosses at this point, not {given}")
 
 

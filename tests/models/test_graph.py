@@ -34,31 +34,31 @@ def test_both_halves_compute_what_the_whole_computes_at_every_point(network: Net
     images = random_input()
     whole = run_whole(network, images)
     for point in range(len(network.graph.layers) + 1):
-        edge, cloud = network.cut(point)
-        crossing = run_half(edge, [images]).tensors
-        output = run_half(cloud, crossing).tensors if point < len(network.graph.layers) else crossing
+        halves = network.cut(point)
+        crossing = run_half(halves.edge, [images]).tensors
+        output = run_half(halves.cloud, crossing).tensors
         assert len(output) == 1
         assert torch.equal(output[0], whole), f"point {point}"
 
 
 def test_halves_hold_only_the_parameters_they_need(network: Network) -> None:
     for point in range(len(network.graph.layers) + 1):
-        edge, cloud = network.cut(point)
-        assert count(edge) + count(cloud) == count(network.module), f"point {point}"
-    assert count(network.cut(0)[0]) == 0
-    assert count(network.cut(len(network.graph.layers))[1]) == 0
+        halves = network.cut(point)
+        assert count(halves.edge) + count(halves.cloud) == count(network.module), f"point {point}"
+    assert count(network.cut(0).edge) == 0
+    assert count(network.cut(len(network.graph.layers)).cloud) == 0
 
 
 def test_the_cloud_half_behind_the_last_layer_returns_what_it_gets(network: Network) -> None:
     logits = torch.arange(1000.0)[None]
-    assert torch.equal(run_half(network.cut(len(network.graph.layers))[1], [logits]).tensors[0], logits)
+    assert torch.equal(run_half(network.cut(len(network.graph.layers)).cloud, [logits]).tensors[0], logits)
 
 
 def test_the_tensors_that_cross_are_those_of_the_graph(network: Network) -> None:
     for point in (0, 1, len(network.graph.layers) // 2, len(network.graph.layers)):
-        tensors = run_half(network.cut(point)[0], [random_input()]).tensors
-        expected = [node.output.shape for node in network.graph.crossing(network.graph.edge_nodes(point))]
-        assert [tuple(tensor.shape) for tensor in tensors] == expected
+        halves = network.cut(point)
+        tensors = run_half(halves.edge, [random_input()]).tensors
+        assert [tuple(tensor.shape) for tensor in tensors] == [spec.shape for spec in halves.crossing]
 
 
 @pytest.mark.parametrize("name", ["vgg_net", "mobile_net"])

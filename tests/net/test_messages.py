@@ -1,0 +1,142 @@
+"""Messages: each round-trips through a frame's header, malformed ones are refused, errors keep their type."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from net.framing import WIRE_VERSION, Kind
+from net.messages import (
+    ErrorCode,
+    ErrorReply,
+    Hello,
+    Message,
+    Ping,
+    Pong,
+    Prepare,
+    Probe,
+    Ready,
+    Reply,
+    Request,
+    Samples,
+    error_of,
+    kind_of,
+    message_of,
+    reply_of,
+)
+from net.pickling import pack_header, unpack_header
+from utils.errors import (
+    DeviceError,
+    InputError,
+    NeurosurgeonError,
+    PartitionError,
+    PlanningError,
+    ProtocolError,
+    RemoteError,
+    UnknownModelError,
+    WeightsError,
+)
+
+MESSAGES: dict[Kind, Message] = {
+    Kind.HELLO: Hello.of(device="cpu", threads=2),
+    Kind.PREPARE: Prepare("le_net", 3),
+    Kind.READY: Ready("le_net", 3, "0123abcd"),
+    Kind.REQUEST: Request("task", "le_net", 3, "0123abcd"),
+    Kind.REPLY: Reply("task", 4.5, 3.0, 0.5, 1.25),
+    Kind.ERROR: ErrorReply(ErrorCode.WEIGHTS.value, "other weights"),
+    Kind.PING: Ping(1),
+    Kind.PONG: Pong(1),
+    Kind.PROBE: Probe(16_384),
+    Kind.SAMPLES: Samples([0, 10], [100, 200]),
+}
+every_message = pytest.mark.parametrize("message", MESSAGES.values(), ids=lambda message: type(message).__name__)
+
+
+def through_a_header(message: Message) -> Message:
+    """Return the message that the receiver of a frame makes of another."""
+    (values,) = unpack_header(pack_header(tuple(message)))
+    return message_of(kind_of(message), values)
+
+
+def other_types(value: Any) -> list[Any]:
+    """Return values of every other plain type."""
+    return [other for other in (None, True, 1, 1.0, "1", b"1", [], (), {}) if type(other) is not type(value)]
+
+
+def test_these_tests_know_every_kind() -> None:
+    assert set(MESSAGES) == set(Kind)
+    assert {kind: kind_of(message) for kind, message in MESSAGES.items()} == {kind: kind for kind in Kind}
+
+
+@every_message
+def test_a_message_round_trips(message: Message) -> None:
+    received = through_a_header(message)
+    assert received == message
+    assert type(received) is type(message)
+
+
+@every_message
+def test_a_missing_field_is_refused(message: Message) -> None:
+    with pytest.raises(ProtocolError, match=type(message).__name__):
+        message_of(kind_of(message), tuple(message)[:-1])
+
+
+@every_message
+def test_a_field_too_many_is_refused(message: Message) -> None:
+    with pytest.raises(ProtocolError, match=type(message).__name__):
+        message_of(kind_of(message), (*message, 1))
+
+
+@every_message
+def test_a_field_of_another_type_is_refused(message: Message) -> None:
+    for index, value in enumerate(message):
+        for other in other_types(value):
+            with pytest.raises(ProtocolError, match=type(message).__name__):
+                message_of(kind_of(message), (*message[:index], other, *message[index + 1 :]))
+
+
+@every_message
+@pytest.mark.parametrize("container", [list, lambda values: None, lambda values: dict(enumerate(values))])
+def test_fields_come_as_a_tuple(message: Message, container: Any) -> None:
+    with pytest.raises(ProtocolError, match=type(message).__name__):
+        message_of(kind_of(message), container(tuple(message)))
+
+
+def test_a_refusal_of_many_fields_is_a_short_line() -> None:
+    with pytest.raises(ProtocolError) as caught:
+        message_of(Kind.PING, (1,) * 10_000)
+    assert len(str(caught.value)) < 200
+
+
+def test_hello_says_the_wire_version() -> None:
+    assert Hello.of() == (WIRE_VERSION, {})
+
+
+# ---------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize("error", [UnknownModelError, WeightsError, PartitionError])
+def test_an_error_of_the_users_keeps_its_type(error: type[NeurosurgeonError]) -> None:
+    received = error_of(reply_of(error("what, to what, what to do")))
+    assert type(received) is error
+    assert str(received) == "the cloud answered: what, to what, what to do"
+
+
+@pytest.mark.parametrize("error", [ProtocolError, InputError, DeviceError, PlanningError, NeurosurgeonError])
+def test_any_other_error_is_a_bad_request_and_arrives_as_remote(error: type[NeurosurgeonError]) -> None:
+    reply = reply_of(error("why"))
+    assert reply == ErrorReply(ErrorCode.BAD_REQUEST, "why")
+    assert type(error_of(reply)) is RemoteError
+
+
+@pytest.mark.parametrize("error", [UnknownModelError, ProtocolError])
+def test_an_error_crosses_the_wire(error: type[NeurosurgeonError]) -> None:
+    received = through_a_header(reply_of(error("why")))
+    assert isinstance(received, ErrorReply)
+    assert received.message == "why"
+
+
+@pytest.mark.parametrize("code", ["busy", "stopping", "internal", "a code of a later version", ""])
+def test_a_code_without_a_type_here_is_remote(code: str) -> None:
+    assert type(error_of(ErrorReply(code, "why"))) is RemoteError

@@ -1,0 +1,275 @@
+"""The bandwidth monitor on loopback: it measures, refuses what it does not serve, and is missed gracefully."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from net import monitor_client, monitor_server
+from net.bandwidth import MAX_RATE_BYTES_PER_S, LinkEstimate, LinkSource
+from net.framing import HEAD_UNIT
+from net.messages import Hello, Message, Ping, Pong, Prepare, Probe, Samples
+from net.monitor_client import estimate_link, last_link, links_file, measure_link, remember_link
+from net.monitor_server import MAX_PROBE_BYTES, MAX_SAMPLES, MonitorServer, receive_probe
+from net.transport import Connection, connect
+from tests.net.conftest import JOIN_S, LOOPBACK
+from tests.net.test_transport import Pair, reset
+from utils.cli import ROOT
+from utils.errors import ConnectError, DeadlineError, NetworkError, PeerGoneError, UsageError
+
+Address = tuple[str, int]
+
+
+@pytest.fixture
+def service(listener: socket.socket) -> Iterator[Address]:
+    """The address of a running bandwidth service."""
+    serving = threading.Thread(target=MonitorServer(listener).serve)
+    serving.start()
+    yield listener.getsockname()
+    listener.shutdown(socket.SHUT_RDWR)
+    serving.join(JOIN_S)
+
+
+@pytest.fixture
+def nobody(listener: socket.socket) -> Address:
+    """An address at which no service listens any more."""
+    address: Address = listener.getsockname()
+    listener.close()
+    return address
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of link estimates."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return links_file()
+
+
+def say_hello(address: Address) -> Connection:
+    """Return a connection on which both sides have said hello."""
+    connection = connect(*address)
+    connection.send(Hello.of())
+    assert isinstance(connection.receive(JOIN_S).message, Hello)
+    return connection
+
+
+def assert_measures(address: Address) -> None:
+    """Show that the service works."""
+    link = measure_link(*address)
+    assert 0 < link.rate_bytes_per_s <= MAX_RATE_BYTES_PER_S
+    assert link.rtt_ms > 0
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def test_rate_and_rtt_of_loopback_are_positive(service: Address) -> None:
+    assert_measures(service)
+    assert measure_link(*service).source is LinkSource.PROBE
+
+
+def test_several_clients_measure_one_after_another(service: Address) -> None:
+    for _ in range(5):
+        assert_measures(service)
+
+
+def test_a_ping_is_answered_with_its_number(service: Address) -> None:
+    with say_hello(service) as connection:
+        for sequence in (0, 7, 2**40):
+            connection.send(Ping(sequence))
+            assert connection.receive(JOIN_S).message == Pong(sequence)
+
+
+@pytest.mark.parametrize("size_bytes", [1, 16_384, MAX_PROBE_BYTES])
+def test_the_samples_of_a_probe_account_for_every_byte(service: Address, size_bytes: int) -> None:
+    with say_hello(service) as connection:
+        connection.send(Probe(size_bytes))
+        connection.send_raw(bytes(size_bytes))
+        samples = connection.receive(JOIN_S).message
+    assert isinstance(samples, Samples)
+    assert sum(samples.sizes_bytes) == size_bytes
+    assert samples.times_us[0] == 0
+    assert samples.times_us == sorted(samples.times_us)
+
+
+def test_a_probe_in_many_pieces_has_no_more_samples_than_fit_a_header(pair: Pair) -> None:
+    size_bytes = MAX_SAMPLES + 1000
+    pair[0].send_raw(bytes(size_bytes))
+    samples = receive_probe(pair[1], size_bytes, memoryview(bytearray(1)))  # a byte a read
+    assert len(samples.times_us) == len(samples.sizes_bytes) == MAX_SAMPLES
+    assert sum(samples.sizes_bytes) == size_bytes
+    pair[1].send(Samples([10**9] * MAX_SAMPLES, [10**6] * MAX_SAMPLES))
+    assert isinstance(pair[0].receive(JOIN_S).message, Samples)
+
+
+# ---------------------------------------------------------------- what the service refuses
+
+
+@pytest.mark.parametrize("size_bytes", [MAX_PROBE_BYTES + 1, 2**62, 0, -1])
+def test_a_probe_outside_the_limit_is_refused(service: Address, size_bytes: int) -> None:
+    with say_hello(service) as connection:
+        connection.send(Probe(size_bytes))
+        with pytest.raises(PeerGoneError):
+            connection.receive(JOIN_S)
+    assert_measures(service)
+
+
+@pytest.mark.parametrize(
+    "message", [Prepare("le_net", 1), Hello.of(), Pong(1)], ids=lambda message: type(message).__name__
+)
+def test_a_message_that_it_does_not_serve_is_refused(service: Address, message: Message) -> None:
+    with say_hello(service) as connection:
+        connection.send(message)
+        with pytest.raises(PeerGoneError):
+            connection.receive(JOIN_S)
+    assert_measures(service)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"GET / HTTP/1.1\r\n".ljust(HEAD_UNIT), bytes(1000), pickle.dumps(bytes(1000)), b"NSGN", b""],
+    ids=["http", "zeros", "pickle", "half a frame", "nothing"],
+)
+def test_a_stranger_does_not_stop_the_service(service: Address, data: bytes) -> None:
+    with socket.create_connection(service, JOIN_S) as stranger:
+        stranger.sendall(data)
+    assert_measures(service)
+
+
+def test_a_client_that_dies_inside_a_probe_does_not_stop_the_service(service: Address) -> None:
+    with say_hello(service) as connection:
+        connection.send(Probe(100_000))
+        connection.send_raw(bytes(50_000))
+        reset(connection.sock)
+    assert_measures(service)
+
+
+def test_clients_beyond_the_limit_are_closed(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor_server, "MAX_CONNECTIONS", 1)
+    serving = threading.Thread(target=MonitorServer(listener).serve)
+    serving.start()
+    with say_hello(listener.getsockname()), connect(*listener.getsockname()) as refused:
+        with pytest.raises(PeerGoneError):
+            refused.receive(JOIN_S)
+    listener.shutdown(socket.SHUT_RDWR)
+    serving.join(JOIN_S)
+
+
+# ---------------------------------------------------------------- a service that is away
+
+
+def test_a_missing_service_is_a_network_error(nobody: Address) -> None:
+    with pytest.raises(ConnectError, match="no service at"):
+        measure_link(*nobody)
+
+
+def test_a_silent_service_is_a_network_error(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(monitor_client, "ANSWER_TIMEOUT_S", 0.02)
+    with pytest.raises(DeadlineError):
+        measure_link(*listener.getsockname())
+
+
+def test_a_missing_service_is_replaced_by_the_last_value(
+    nobody: Address, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache.parent.mkdir(parents=True)
+    cache.write_text(json.dumps({LOOPBACK: [1e6, 2.5, time.time() - 90]}))
+    link = estimate_link(*nobody)
+    assert (link.rate_bytes_per_s, link.rtt_ms, link.source) == (1e6, 2.5, LinkSource.LAST)
+    assert link.age_s == pytest.approx(90, abs=30)
+    assert "using the value of" in caplog.text
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_missing_service_without_a_last_value_says_what_to_do(nobody: Address) -> None:
+    with pytest.raises(ConnectError, match="pass --bandwidth"):
+        estimate_link(*nobody)
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_measured_value_is_kept(service: Address) -> None:
+    link = estimate_link(*service)
+    last = last_link(LOOPBACK)
+    assert last is not None
+    assert (last.rate_bytes_per_s, last.rtt_ms) == (link.rate_bytes_per_s, link.rtt_ms)
+    assert (link.source, last.source) == (LinkSource.PROBE, LinkSource.LAST)
+
+
+@pytest.mark.usefixtures("cache")
+def test_every_cloud_has_its_own_last_value() -> None:
+    remember_link("near", LinkEstimate(1e8, 0.1))
+    remember_link("far", LinkEstimate(1e5, 90.0))
+    near, far = last_link("near"), last_link("far")
+    assert near is not None and far is not None
+    assert (near.rtt_ms, far.rtt_ms) == (0.1, 90.0)
+    assert last_link("elsewhere") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", '{"near": null}', '{"near": [1, 2]}', '{"near": ["a", 1, 2]}', '{"near": [1, 2, "3"]}'],
+)
+def test_a_damaged_cache_is_no_value(cache: Path, text: str) -> None:
+    cache.parent.mkdir(parents=True)
+    cache.write_text(text)
+    assert last_link("near") is None
+    remember_link("near", LinkEstimate(1.0, 2.0))
+    assert last_link("near") is not None
+
+
+def test_a_cache_that_cannot_be_written_is_only_a_pity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
+    remember_link("near", LinkEstimate(1.0, 2.0))
+    assert last_link("near") is None
+
+
+def test_a_wrong_address_is_not_hidden_by_the_last_value(cache: Path) -> None:
+    host = "a" * 64 + ".example"
+    remember_link(host, LinkEstimate(1.0, 2.0))
+    with pytest.raises(UsageError):
+        estimate_link(host, 9922)
+
+
+# ---------------------------------------------------------------- commands
+
+
+def test_the_client_prints_one_line(service: Address, capsys: pytest.CaptureFixture[str]) -> None:
+    assert monitor_client.main(["-i", service[0], "--monitor-port", str(service[1])]) == 0
+    assert capsys.readouterr().out.startswith("uplink ")
+
+
+def test_the_client_prints_one_json_object(service: Address, capsys: pytest.CaptureFixture[str]) -> None:
+    assert monitor_client.main(["-i", service[0], "--monitor-port", str(service[1]), "--json"]) == 0
+    link = json.loads(capsys.readouterr().out)
+    assert link["bandwidth_mb_per_s"] > 0 and link["rtt_ms"] > 0
+
+
+def test_the_client_reports_a_missing_service_in_one_line(nobody: Address, capsys: pytest.CaptureFixture[str]) -> None:
+    assert monitor_client.main(["-i", nobody[0], "--monitor-port", str(nobody[1])]) == NetworkError.exit_code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1 and "no service at" in captured.err
+
+
+def test_the_self_test_passes() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "net.monitor_test"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("bandwidth monitor works: uplink ")
+
+
+def test_the_client_starts_without_torch() -> None:
+    code = "import sys, net.monitor_client, net.monitor_server; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False).returncode == 0

@@ -1,0 +1,446 @@
+"""Connections over real sockets: whole messages however their bytes arrive, limits, deadlines and typed errors."""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import struct
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from net import transport
+from net.framing import HEAD_UNIT, PREFIX, SMALL_LIMITS, Kind, Limits, pack_frame
+from net.messages import Hello, Message, Ping, Prepare, Request, kind_of
+from net.pickling import pack_header, pack_tensor
+from net.transport import Connection, connect, listen, resolve
+from tests.net.conftest import LOOPBACK
+from utils.errors import ConnectError, DeadlineError, PeerGoneError, PortBusyError, ProtocolError, UsageError
+
+Wires = tuple[socket.socket, socket.socket]
+Pair = tuple[Connection, Connection]
+
+WAIT_S = 5.0  # far longer than loopback takes
+NOW_S = 0.02  # a deadline that a test waits for
+REQUEST = Request("task", "le_net", 3, "0123abcd")
+TENSORS = [
+    torch.arange(24, dtype=torch.float32).reshape(1, 2, 3, 4),
+    torch.tensor(True),
+    torch.empty(0, 3, dtype=torch.int64),
+    torch.arange(5, dtype=torch.uint8),
+]
+
+
+class TrickleSocket(socket.socket):
+    """A socket that moves one byte at a time, as a very slow link may."""
+
+    reads = 0
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        self.reads += 1
+        return super().recv_into(buffer[:1])
+
+    def send(self, data: Any, flags: int = 0) -> int:
+        return super().send(data[:1])
+
+    def sendmsg(self, buffers: Any, *args: Any) -> int:
+        return super().send(buffers[0][:1])
+
+
+def trickling(sock: socket.socket) -> TrickleSocket:
+    """Return the same connection as a socket that moves byte after byte."""
+    return TrickleSocket(fileno=sock.detach())
+
+
+def frame_of(message: Message, tensors: list[Tensor]) -> bytes:
+    """Return the bytes of a message."""
+    packed = list(map(pack_tensor, tensors))
+    header = pack_header(tuple(message), [spec for spec, _ in packed])
+    return b"".join(pack_frame(kind_of(message), header, [buffer for _, buffer in packed]))
+
+
+def assert_received(connection: Connection, message: Message, tensors: list[Tensor]) -> None:
+    """Receive one message, and compare it with what was sent."""
+    received = connection.receive(WAIT_S)
+    assert received.message == message
+    assert [tensor.dtype for tensor in received.tensors] == [tensor.dtype for tensor in tensors]
+    assert all(map(torch.equal, received.tensors, tensors))
+
+
+def send_in_background(connection: Connection, message: Message, tensors: list[Tensor]) -> threading.Thread:
+    """Send what no socket buffer can hold."""
+    thread = threading.Thread(target=connection.send, args=(message, tensors))
+    thread.start()
+    return thread
+
+
+def reset(sock: socket.socket) -> None:
+    """End a connection as a crashed peer does: reset, not closed."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+# ---------------------------------------------------------------- messages arrive
+
+
+def test_a_message_arrives_with_all_its_tensors(pair: Pair) -> None:
+    pair[0].send(REQUEST, TENSORS)
+    assert_received(pair[1], REQUEST, TENSORS)
+
+
+def test_many_messages_follow_on_one_connection(pair: Pair) -> None:
+    for number in range(100):
+        tensors = [torch.full((number,), number)] if number % 2 else []
+        pair[0].send(Prepare("le_net", number), tensors)
+        assert_received(pair[1], Prepare("le_net", number), tensors)
+
+
+def test_messages_that_wait_in_the_socket_are_read_one_by_one(pair: Pair) -> None:
+    for number in range(10):
+        pair[0].send(Ping(number), [torch.tensor(number)])
+    for number in range(10):
+        assert_received(pair[1], Ping(number), [torch.tensor(number)])
+
+
+def test_both_sides_can_talk(pair: Pair) -> None:
+    pair[0].send(REQUEST, TENSORS)
+    pair[1].send(Hello.of(device="cpu"))
+    assert_received(pair[0], Hello.of(device="cpu"), [])
+    assert_received(pair[1], REQUEST, TENSORS)
+
+
+@pytest.mark.parametrize("count", [64_000, 1_000_003])
+def test_a_large_tensor_arrives(pair: Pair, count: int) -> None:
+    tensors = [torch.arange(count, dtype=torch.int32), torch.ones(3)]
+    sender = send_in_background(pair[0], REQUEST, tensors)
+    assert_received(pair[1], REQUEST, tensors)
+    sender.join()
+
+
+def test_a_frame_of_more_pieces_than_one_call_may_take_arrives(pair: Pair) -> None:
+    tensors = [torch.tensor([number], dtype=torch.int16) for number in range(64)]  # 129 pieces
+    pair[0].send(REQUEST, tensors)
+    assert_received(pair[1], REQUEST, tensors)
+
+
+def test_a_head_longer_than_one_read_arrives(pair: Pair) -> None:
+    hello = Hello.of(comment="x" * 3 * HEAD_UNIT)
+    pair[0].send(hello, TENSORS)
+    assert_received(pair[1], hello, TENSORS)
+
+
+def test_sent_bytes_are_counted(pair: Pair) -> None:
+    pair[0].send(REQUEST, TENSORS)
+    assert pair[0].sent_bytes == len(frame_of(REQUEST, TENSORS))
+
+
+# ---------------------------------------------------------------- however the bytes arrive
+
+
+@pytest.mark.parametrize("tensors", [[], TENSORS], ids=["without tensors", "with tensors"])
+def test_a_frame_read_byte_by_byte_is_the_same_frame(wires: Wires, tensors: list[Tensor]) -> None:
+    frame = frame_of(REQUEST, tensors)
+    wires[0].sendall(frame)
+    with trickling(wires[1]) as sock:
+        assert_received(Connection(sock), REQUEST, tensors)
+        assert sock.reads == len(frame)
+
+
+def test_a_frame_written_byte_by_byte_is_the_same_frame(wires: Wires) -> None:
+    with trickling(wires[0]) as sock:
+        Connection(sock).send(REQUEST, TENSORS)
+    assert_received(Connection(wires[1]), REQUEST, TENSORS)
+
+
+def test_bytes_of_the_next_frame_are_left_to_it(wires: Wires) -> None:
+    first, second = frame_of(REQUEST, TENSORS), frame_of(Ping(2), [])
+    receiver = Connection(wires[1])
+    wires[0].sendall(first + second[:100])
+    assert_received(receiver, REQUEST, TENSORS)
+    wires[0].sendall(second[100:])
+    assert_received(receiver, Ping(2), [])
+
+
+def test_a_raw_probe_ends_where_it_was_announced(wires: Wires) -> None:
+    sender, receiver = Connection(wires[0]), Connection(wires[1])
+    sender.send_raw(bytes(1000))
+    sender.send(Ping(1))
+    scratch = memoryview(bytearray(300))
+    assert sum(count for _, count in receiver.receive_raw(1000, scratch)) == 1000
+    assert_received(receiver, Ping(1), [])
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_the_body_memory_is_reused(pair: Pair) -> None:
+    addresses = set()
+    for count in (1000, 10, 1000):
+        pair[0].send(REQUEST, [torch.ones(count)])
+        addresses.add(pair[1].receive(WAIT_S).tensors[0].data_ptr())
+    assert len(addresses) == 1
+
+
+def test_a_larger_body_gets_new_memory_and_leaves_older_tensors_alone(pair: Pair) -> None:
+    small, large = torch.ones(10), torch.zeros(10_000)
+    pair[0].send(REQUEST, [small])
+    held = pair[1].receive(WAIT_S).tensors[0]
+    pair[0].send(REQUEST, [large])
+    assert_received(pair[1], REQUEST, [large])
+    assert torch.equal(held, small)
+
+
+def test_received_tensors_start_on_a_cache_line(pair: Pair) -> None:
+    pair[0].send(REQUEST, [torch.ones(1), torch.ones(17), torch.ones(3, dtype=torch.uint8)])
+    assert [tensor.data_ptr() % 64 for tensor in pair[1].receive(WAIT_S).tensors] == [0, 0, 0]
+
+
+# ---------------------------------------------------------------- the peer goes
+
+
+def test_the_end_between_messages_is_a_plain_goodbye(wires: Wires) -> None:
+    receiver = Connection(wires[1])
+    wires[0].sendall(frame_of(REQUEST, TENSORS))
+    wires[0].close()
+    assert_received(receiver, REQUEST, TENSORS)
+    with pytest.raises(PeerGoneError, match="closed the connection$"):
+        receiver.receive(WAIT_S)
+
+
+@pytest.mark.parametrize("sent", [1, 15, 16, HEAD_UNIT - 1, HEAD_UNIT, HEAD_UNIT + 1, -1])
+def test_the_end_inside_a_message_says_so(wires: Wires, sent: int) -> None:
+    wires[0].sendall(frame_of(REQUEST, TENSORS)[:sent])
+    wires[0].close()
+    with pytest.raises(PeerGoneError, match="closed the connection inside a message$"):
+        Connection(wires[1]).receive(WAIT_S)
+
+
+def test_the_end_inside_a_long_head_says_so(wires: Wires) -> None:
+    wires[0].sendall(frame_of(Hello.of(comment="x" * 1000), [])[: HEAD_UNIT + 1])
+    wires[0].close()
+    with pytest.raises(PeerGoneError, match="inside a message$"):
+        Connection(wires[1]).receive(WAIT_S)
+
+
+def test_the_end_inside_a_probe_says_so(wires: Wires) -> None:
+    wires[0].sendall(bytes(10))
+    wires[0].close()
+    with pytest.raises(PeerGoneError, match="inside a probe$"):
+        list(Connection(wires[1]).receive_raw(11, memoryview(bytearray(64))))
+
+
+def test_a_reset_is_a_lost_connection(wires: Wires) -> None:
+    receiver = Connection(wires[1])
+    reset(wires[0])
+    with pytest.raises(PeerGoneError, match="lost"):
+        receiver.receive(WAIT_S)
+
+
+def test_sending_to_a_peer_that_is_gone_is_a_lost_connection(wires: Wires) -> None:
+    sender = Connection(wires[1])
+    reset(wires[0])
+    with pytest.raises(PeerGoneError, match="lost"):
+        sender.send(REQUEST, TENSORS)
+
+
+def test_shutdown_from_another_thread_ends_a_waiting_receive(pair: Pair) -> None:
+    ended: list[Exception] = []
+
+    def wait() -> None:
+        try:
+            pair[1].receive(60.0)
+        except PeerGoneError as exc:
+            ended.append(exc)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    pair[1].shutdown()
+    waiting.join(WAIT_S)
+    assert ended
+
+
+def test_closing_and_shutting_down_twice_is_fine(pair: Pair) -> None:
+    for _ in range(2):
+        pair[0].shutdown()
+        pair[0].close()
+    with pytest.raises(PeerGoneError, match="is closed"):
+        pair[0].wait(WAIT_S)
+
+
+# ---------------------------------------------------------------- limits, before memory is set aside
+
+
+@pytest.fixture
+def no_body_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail a test in which memory is set aside for a body."""
+    monkeypatch.setattr(Connection, "_body_memory", lambda self, length: pytest.fail(f"{length} bytes were set aside"))
+
+
+def head_of(specs: Any, *lengths: int, values: Any = tuple(REQUEST)) -> bytes:
+    """Return the head of a request that claims buffers of these lengths."""
+    header = pack_header(values, specs)
+    head = PREFIX.pack(b"NSGN", 1, Kind.REQUEST, len(lengths), len(header), 0)
+    return (head + struct.pack(f"!{len(lengths)}Q", *lengths) + header).ljust(HEAD_UNIT, b"\0")
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        (b"GET / HTTP/1.1\r\n".ljust(HEAD_UNIT), "not our protocol"),
+        (pickle.dumps(bytes(HEAD_UNIT)), "not our protocol"),
+        (PREFIX.pack(b"NSGN", 2, 1, 0, 0, 0).ljust(HEAD_UNIT), "wire version 2"),
+        (PREFIX.pack(b"NSGN", 1, 99, 0, 0, 0).ljust(HEAD_UNIT), "unknown kind"),
+        (PREFIX.pack(b"NSGN", 1, 4, 0, 2**32 - 1, 0).ljust(HEAD_UNIT), "header of"),
+        (PREFIX.pack(b"NSGN", 1, 4, 2**16 - 1, 0, 0).ljust(HEAD_UNIT), "65535 buffers"),
+        (head_of([("uint8", (2**39,), False)], 2**39), "body of"),
+        (head_of([("uint8", (2,), False)], 1), "does not fill"),
+        (head_of([], 1), "one description each"),
+        (head_of([], values=("task",)), "Request with fields"),
+        (PREFIX.pack(b"NSGN", 1, 1, 0, 5, 0) + b"\x80\x05NR.".ljust(HEAD_UNIT), "not allowed"),
+        (PREFIX.pack(b"NSGN", 1, 1, 0, 5, 0) + b"\x80\x05N\x85.".ljust(HEAD_UNIT), "1 parts"),
+    ],
+)
+@pytest.mark.usefixtures("no_body_memory")
+def test_a_bad_head_is_refused_before_memory_is_set_aside(wires: Wires, head: bytes, reason: str) -> None:
+    wires[0].sendall(head)
+    with pytest.raises(ProtocolError, match=reason):
+        Connection(wires[1]).receive(WAIT_S)
+
+
+@pytest.mark.usefixtures("no_body_memory")
+def test_a_peer_that_has_not_said_hello_brings_no_tensors(pair: Pair) -> None:
+    pair[1].limits = SMALL_LIMITS
+    pair[0].send(REQUEST, [torch.ones(1)])
+    with pytest.raises(ProtocolError, match="1 buffers; at most 0"):
+        pair[1].receive(WAIT_S)
+
+
+def test_limits_can_be_raised_on_a_running_connection(pair: Pair) -> None:
+    pair[1].limits = SMALL_LIMITS
+    pair[0].send(Ping(1))
+    assert_received(pair[1], Ping(1), [])
+    pair[1].limits = Limits()
+    pair[0].send(REQUEST, TENSORS)
+    assert_received(pair[1], REQUEST, TENSORS)
+
+
+# ---------------------------------------------------------------- deadlines
+
+
+def test_a_silent_peer_meets_the_deadline(pair: Pair) -> None:
+    with pytest.raises(DeadlineError):
+        pair[1].receive(NOW_S)
+
+
+def test_waiting_for_a_silent_peer_meets_the_deadline(pair: Pair) -> None:
+    with pytest.raises(DeadlineError, match="sent nothing for 0.02 s"):
+        pair[1].wait(NOW_S)
+
+
+def test_waiting_ends_with_the_first_byte(wires: Wires) -> None:
+    wires[0].sendall(b"N")
+    Connection(wires[1]).wait(WAIT_S)
+
+
+def test_a_head_that_does_not_end_meets_the_deadline(wires: Wires, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "HEAD_TIMEOUT_S", NOW_S)
+    wires[0].sendall(frame_of(REQUEST, [])[:100])
+    with pytest.raises(DeadlineError):
+        Connection(wires[1]).receive(WAIT_S)
+
+
+def test_a_body_that_does_not_end_meets_the_deadline(wires: Wires, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "BODY_BASE_S", NOW_S)
+    wires[0].sendall(frame_of(REQUEST, TENSORS)[:-1])
+    with pytest.raises(DeadlineError):
+        Connection(wires[1]).receive(WAIT_S)
+
+
+@pytest.mark.parametrize("tensors", [[], TENSORS], ids=["head", "body"])
+def test_a_peer_that_trickles_does_not_push_its_deadline_away(
+    wires: Wires, monkeypatch: pytest.MonkeyPatch, tensors: list[Tensor]
+) -> None:
+    seconds = iter(range(10_000))  # a clock that shows a second more at every look
+    monkeypatch.setattr(transport, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
+    monkeypatch.setattr(transport, "HEAD_TIMEOUT_S", 5.0 if not tensors else 1e6)
+    wires[0].sendall(frame_of(REQUEST, tensors))
+    with trickling(wires[1]) as sock:
+        connection = Connection(sock)
+        with pytest.raises(DeadlineError):
+            connection.receive(WAIT_S)
+
+
+def test_a_peer_that_does_not_read_meets_the_deadline(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "BODY_BASE_S", NOW_S)
+    monkeypatch.setattr(transport, "MIN_RATE_BYTES_PER_S", 1e12)
+    with pytest.raises(DeadlineError, match="did not read"):
+        pair[0].send(REQUEST, [torch.zeros(32_000_000, dtype=torch.uint8)])
+
+
+def test_a_long_body_gets_the_time_that_the_slowest_link_needs() -> None:
+    difference_s = transport.body_deadline(10 * transport.MIN_RATE_BYTES_PER_S) - transport.body_deadline(0)
+    assert difference_s == pytest.approx(10.0, abs=1.0)
+
+
+# ---------------------------------------------------------------- addresses and ports
+
+
+def test_a_busy_port_is_named(listener: socket.socket) -> None:
+    port = listener.getsockname()[1]
+    with pytest.raises(PortBusyError, match=f"port {port} on {LOOPBACK} is busy"):
+        listen(LOOPBACK, port)
+
+
+def test_two_servers_cannot_share_a_port(listener: socket.socket) -> None:
+    assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) == 0
+
+
+def test_a_server_can_restart_at_once(listener: socket.socket) -> None:
+    address = listener.getsockname()
+    with socket.create_connection(address) as edge, listener.accept()[0] as cloud:
+        listener.close()
+        cloud.close()  # this side closes first and keeps the address in TIME_WAIT
+        assert edge.recv(1) == b""
+    listen(*address).close()
+
+
+def test_nobody_there_is_named() -> None:
+    with socket.socket() as taken:  # bound, so that nobody else listens there; it does not listen either
+        taken.bind((LOOPBACK, 0))
+        port = taken.getsockname()[1]
+        with pytest.raises(ConnectError, match=f"no service at {LOOPBACK}:{port}"):
+            connect(LOOPBACK, port)
+
+
+def test_an_address_that_never_answers_is_named(monkeypatch: pytest.MonkeyPatch, listener: socket.socket) -> None:
+    def never(sock: socket.socket, address: Any) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(socket.socket, "connect", never)
+    with pytest.raises(ConnectError, match="no answer"):
+        connect(*listener.getsockname())
+
+
+@pytest.mark.parametrize("host", ["a" * 64 + ".example", "host\0name"])
+def test_an_address_that_is_none_is_a_usage_error(host: str) -> None:
+    with pytest.raises(UsageError, match="cannot be resolved"):
+        resolve(host, 9999)
+
+
+def test_an_unknown_host_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*args: object, **kwargs: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    for use in (connect, listen):
+        with pytest.raises(UsageError, match="'nowhere' cannot be resolved"):
+            use("nowhere", 9999)
+
+
+def test_listening_on_another_machines_address_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="cannot listen on 192.0.2.1"):
+        listen("192.0.2.1", 0)

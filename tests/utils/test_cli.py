@@ -1,0 +1,212 @@
+"""Command lines: mistakes are one line and exit code 2, errors keep their codes, services start or say why not."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from utils import cli
+from utils.cli import (
+    ROOT,
+    ServiceProcess,
+    add_device,
+    address_parser,
+    base_parser,
+    listening_line,
+    non_negative_float,
+    non_negative_int,
+    port_number,
+    positive_float,
+    positive_int,
+    run_main,
+    typed,
+)
+from utils.errors import ConnectError, DataSetError, NetworkError, NeurosurgeonError, PlanningError, UsageError
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """Undo what run_main sets up."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+
+
+# ---------------------------------------------------------------- parsing
+
+
+@pytest.mark.parametrize("arguments", [["--nonsense"], ["-p", "x"], ["-p", "70000"], ["-d", "tpu"], ["--threads", "0"]])
+def test_a_wrong_command_line_is_one_line_and_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    parser = address_parser("edge_api.py", None)
+    add_device(parser)
+    with pytest.raises(SystemExit) as exit_:
+        parser.parse_args(arguments)
+    captured = capsys.readouterr()
+    assert exit_.value.code == 2
+    assert captured.out == ""
+    assert captured.err.startswith("edge_api.py: error: ")
+    assert captured.err.count("\n") == 1
+
+
+def test_the_defaults_are_those_of_the_contract() -> None:
+    parser = address_parser("edge_api.py", None, monitor_port=True)
+    add_device(parser)
+    args = parser.parse_args([])
+    assert (args.ip, args.port, args.monitor_port, args.device) == ("127.0.0.1", 9999, 9922, "cpu")
+
+
+def test_short_and_long_flags_mean_the_same() -> None:
+    parser = address_parser("edge_api.py", None)
+    add_device(parser)
+    short = parser.parse_args(["-i", "::1", "-p", "1", "-d", "cuda"])
+    assert short == parser.parse_args(["--ip", "::1", "--port", "1", "--device", "cuda"])
+
+
+@pytest.mark.parametrize(
+    ("convert", "text", "value"),
+    [
+        (port_number, "0", 0),
+        (port_number, "65535", 65535),
+        (positive_int, "1", 1),
+        (non_negative_int, "0", 0),
+        (positive_float, "1.25", 1.25),
+        (non_negative_float, "0", 0.0),
+    ],
+)
+def test_a_number_in_range_is_taken(convert: Callable[[str], Any], text: str, value: float) -> None:
+    assert convert(text) == value
+    assert type(convert(text)) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("convert", "texts"),
+    [
+        (port_number, ["-1", "65536", "80.5", "http", ""]),
+        (positive_int, ["0", "-3", "1.5", "nan", "9" * 30]),
+        (non_negative_int, ["-1", "one"]),
+        (positive_float, ["0", "-1", "nan", "inf", "1e12", "fast"]),
+        (non_negative_float, ["-0.1", "nan", "inf", ""]),
+    ],
+)
+def test_a_number_out_of_range_is_refused_by_what_it_is(convert: Callable[[str], Any], texts: list[str]) -> None:
+    for text in texts:
+        with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is not a"):
+            convert(text)
+
+
+def test_an_error_of_ours_becomes_one_of_the_parser() -> None:
+    def refuse(text: str) -> str:
+        raise UsageError(f"no {text}")
+
+    with pytest.raises(argparse.ArgumentTypeError, match="no luck"):
+        typed(refuse)("luck")
+
+
+# ---------------------------------------------------------------- running
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (NeurosurgeonError("it broke"), 1),
+        (PlanningError("no plan"), 1),
+        (DataSetError("bad file"), 2),
+        (ConnectError("nobody there"), 3),
+    ],
+)
+def test_an_error_is_one_line_and_its_exit_code(
+    error: NeurosurgeonError, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(args: argparse.Namespace) -> int:
+        raise error
+
+    assert run_main(base_parser("tool", None), [], fail) == code
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", f"tool: error: {error}\n")
+
+
+def test_debug_shows_the_traceback() -> None:
+    def fail(args: argparse.Namespace) -> int:
+        raise ConnectError("nobody there")
+
+    with pytest.raises(ConnectError):
+        run_main(base_parser("tool", None), ["--debug"], fail)
+
+
+def test_control_c_is_quiet_and_code_130(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(args: argparse.Namespace) -> int:
+        raise KeyboardInterrupt
+
+    assert run_main(base_parser("tool", None), [], interrupt) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_the_exit_code_of_a_run_is_kept() -> None:
+    assert run_main(base_parser("tool", None), [], lambda args: 7) == 7
+
+
+def test_a_reader_that_leaves_is_no_traceback() -> None:
+    command = [sys.executable, "deployment.py", "-t", "vgg_net", "-b", "1"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=0
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(60) == 1
+
+
+# ---------------------------------------------------------------- services
+
+
+def test_a_service_starts_says_its_port_and_ends() -> None:
+    with ServiceProcess(["-m", "net.monitor_server", "--monitor-port", "0"]) as service:
+        assert 0 < service.ports[0] < 65536
+        assert service.process.poll() is None
+    assert service.process.poll() is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-m", "net.no_such_module"], "-m net.no_such_module did not start: .*No module named"),
+        (["-c", "pass"], "did not start: no output"),
+        (["cloud_api.py", "-p", "http"], "did not start: .*'http' is not a port"),
+    ],
+)
+def test_a_service_that_does_not_start_says_why(arguments: list[str], said: str) -> None:
+    service = ServiceProcess(arguments)
+    with pytest.raises(NetworkError, match=said), service:
+        pass
+    assert service.process.poll() is not None
+
+
+def test_a_service_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "START_TIMEOUT_S", 0.01)
+    service = ServiceProcess(["-c", "import sys; sys.stdin.read()"])
+    with pytest.raises(NetworkError, match="did not start"), service:
+        pass
+    assert service.process.poll() is not None
+
+
+def test_a_service_ends_when_the_pipe_to_its_parent_closes() -> None:
+    with ServiceProcess(["-m", "net.monitor_server", "--monitor-port", "0"]) as service:
+        assert service.process.stdin is not None
+        service.process.stdin.close()
+        assert service.process.wait(30) == 0
+
+
+def test_the_line_of_a_service_is_the_one_that_is_waited_for() -> None:
+    script = (
+        f"import sys; print({listening_line('toy', '[::1]:4711')!r}, file=sys.stderr, flush=True); sys.stdin.read()"
+    )
+    with ServiceProcess(["-c", script]) as service:
+        assert service.ports == [4711]

@@ -1,0 +1,175 @@
+"""Running halves: fixed inputs, devices that are not there, an engine that computes what the whole network does."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.zoo import load_network
+from utils import inference_utils
+from utils.errors import DeviceError, PartitionError, ProtocolError, UnknownModelError
+from utils.images import read_image
+from utils.inference_utils import (
+    CloudEngine,
+    check_device,
+    load_image,
+    random_input,
+    run_half,
+    run_whole,
+    show_features,
+    top_guesses,
+    use_threads,
+)
+
+# Two machines compare answers to the same stand-in for an image.
+RANDOM_INPUT_SHA256 = "f58703a9ac8ecda4f75937f08872426f72aad262382ce5540cb4809f09a17608"
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """Leave the number of threads to others as it was."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+# ---------------------------------------------------------------- inputs and devices
+
+
+def test_the_random_input_is_the_same_for_ever() -> None:
+    values = random_input()
+    assert (tuple(values.shape), values.dtype) == ((1, 3, 224, 224), torch.float32)
+    assert hashlib.sha256(values.contiguous().numpy().tobytes()).hexdigest() == RANDOM_INPUT_SHA256
+
+
+def test_a_photo_becomes_a_batch_of_one(photo: Path) -> None:
+    tensor = load_image(photo)
+    assert tuple(tensor.shape) == (1, 3, 224, 224)
+    assert tensor.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_array_equal(tensor[0].permute(1, 2, 0).numpy(), read_image(photo))
+
+
+def test_every_machine_has_a_cpu() -> None:
+    check_device("cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    with pytest.raises(DeviceError, match="no CUDA device.*-d cpu"):
+        check_device("cuda")
+
+
+def test_there_are_never_more_threads_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert use_threads(64) == torch.get_num_threads() == 2
+    assert use_threads(1) == torch.get_num_threads() == 1
+
+
+# ---------------------------------------------------------------- the engine
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[CloudEngine]:
+    engine = CloudEngine("cpu", 1, {})
+    yield engine
+    engine.close()
+
+
+@pytest.mark.parametrize("point", [0, 1, 6, 11, 12])
+def test_the_engine_computes_what_the_whole_network_does(engine: CloudEngine, point: int) -> None:
+    use_threads(1)
+    network = load_network("le_net")
+    crossing = run_half(network.cut(point).edge, [random_input()]).tensors
+    result = engine.submit("le_net", point, crossing)()
+    assert torch.equal(result.tensors[0], run_whole(network, random_input()))
+    assert result.compute_ms >= 0
+    assert result.queue_ms >= 0
+
+
+def test_many_edges_at_once_all_get_their_own_answer(engine: CloudEngine) -> None:
+    inputs = [random_input() * (n + 1) for n in range(6)]
+    alone = [engine.submit("le_net", 0, [tensor])().tensors[0] for tensor in inputs]
+    with ThreadPoolExecutor(6) as edges:
+        together = list(edges.map(lambda tensor: engine.submit("le_net", 0, [tensor])().tensors[0], inputs))
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+
+
+def test_a_network_is_loaded_once(engine: CloudEngine) -> None:
+    assert engine.network("le_net") is engine.network("le_net")
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        [],
+        [torch.zeros(1, 3, 224, 224)] * 2,
+        [torch.zeros(1, 3, 224, 223)],
+        [torch.zeros(2, 3, 224, 224)],
+        [torch.zeros(1, 3, 224, 224, dtype=torch.float16)],
+        [torch.zeros(1, 3, 224, 224, dtype=torch.int64)],
+    ],
+    ids=["none", "two", "width", "batch", "half", "integer"],
+)
+def test_tensors_that_do_not_cross_at_the_point_are_refused(engine: CloudEngine, tensors: list[torch.Tensor]) -> None:
+    with pytest.raises(ProtocolError, match=r"\(1, 3, 224, 224\).*crosses at this point"):
+        engine.submit("le_net", 0, tensors)
+
+
+@pytest.mark.parametrize("point", [-1, 13])
+def test_a_point_that_the_model_does_not_have_is_refused(engine: CloudEngine, point: int) -> None:
+    with pytest.raises(PartitionError):
+        engine.submit("le_net", point, [random_input()])
+
+
+def test_a_model_that_does_not_exist_is_refused(engine: CloudEngine) -> None:
+    with pytest.raises(UnknownModelError):
+        engine.submit("resnet", 0, [random_input()])
+
+
+def test_an_error_while_computing_belongs_to_whoever_asked(
+    engine: CloudEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(inference_utils, "run_half", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            engine.submit("le_net", 0, [random_input()])()
+    assert engine.submit("le_net", 0, [random_input()])().tensors[0].shape == (1, 1000)
+
+
+# ---------------------------------------------------------------- answers
+
+
+def test_the_most_probable_classes_come_first() -> None:
+    guesses = top_guesses(torch.tensor([[0.0, 3.0, 1.0, 2.0]]), ["a", "b", "c", "d"], count=3)
+    assert [(guess.index, guess.label) for guess in guesses] == [(1, "b"), (3, "d"), (2, "c")]
+    expected = torch.tensor([3.0, 2.0, 1.0]).exp() / torch.tensor([0.0, 1.0, 2.0, 3.0]).exp().sum()
+    assert [guess.probability for guess in guesses] == pytest.approx(expected.tolist())
+
+
+def test_classes_have_no_labels_where_the_weights_know_none() -> None:
+    assert [guess.label for guess in top_guesses(torch.zeros(1, 10), None)] == [None] * 5
+
+
+# ---------------------------------------------------------------- the layer study
+
+
+def test_the_layer_study_has_a_row_per_layer_that_adds_up() -> None:
+    network = load_network("le_net")
+    features = show_features(network, random_input())
+    assert [feature.index for feature in features] == list(range(1, 13))
+    assert [feature.name for feature in features] == [layer.name for layer in network.graph.layers]
+    assert [feature.output_bytes for feature in features] == [layer.output.size_bytes for layer in network.graph.layers]
+    total_ms = 0.0
+    for feature in features:
+        assert feature.latency_ms > 0
+        total_ms += feature.latency_ms
+        assert feature.accumulated_ms == pytest.approx(total_ms)
