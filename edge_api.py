@@ -191,7 +191,7 @@ def run_task(args: argparse.Namespace, session: EdgeSession, link: LinkEstimate,
     warn_of_other_machines(cloud, session.cloud, "cloud")
     plan = plan_split(model_graph(args.type), edge, cloud, link.rate_bytes_per_s, link.rtt_ms)
     candidate = plan.best if args.point is None else plan.candidates[args.point]
-    show.plan(candidate)
+    show.plan(plan.best, candidate)
     network = prepare(args, session, candidate.point, show)
     tensor = load_image(args.input) if args.input else random_input()
     runs = [run_once(session, network, candidate.point, tensor, show)]

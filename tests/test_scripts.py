@@ -45,6 +45,7 @@ STAGES = ["edge_ms", "transfer_ms", "cloud_ms", "total_ms"]
 def masked(text: str) -> str:
     """Replace what differs between runs, numbers and addresses, by #."""
     text = re.sub(r"\d+\.\d+\.\d+\.\d+", "#", text)
+    text = re.sub(r"(best partition point : \d+ - ).*", r"\1LAYER", text)
     text = re.sub(r"(family|type)=\S+,", r"\1=#,", text)
     return re.sub(r"\d+(\.\d+)?(e[+-]\d+)?", "#", text)
 

@@ -58,9 +58,11 @@ class EdgeReport:
         """The link is known."""
         self.say(f"get bandwidth value : {bytes_per_s_to_mb_per_s(link.rate_bytes_per_s)} MB/s")
 
-    def plan(self, best: Candidate) -> None:
-        """The partition point is chosen."""
+    def plan(self, best: Candidate, chosen: Candidate) -> None:
+        """The best partition point is known, and which one is taken."""
         self.say(f"best latency : {best.stages.total_ms:.2f} ms , best partition point : {best.point} - {best.layer}")
+        if chosen is not best:
+            self.say(f"forced partition point : {chosen.point} - {chosen.layer} , {chosen.stages.total_ms:.2f} ms")
         self.say(RULE)
 
     def prepared(self) -> None:

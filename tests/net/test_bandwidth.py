@@ -49,7 +49,8 @@ def test_the_pauses_of_slow_start_do_not_lower_the_rate(rtt_ms: int) -> None:
 
 
 def test_a_window_that_doubles_reads_the_link_rate() -> None:
-    times_us, now_us = [], 0
+    times_us: list[int] = []
+    now_us = 0
     for window in (10, 20, 40, 80):
         times_us += range(now_us, now_us + window * SPACING_US, SPACING_US)
         now_us = times_us[-1] + 50_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -153,9 +154,10 @@ def test_the_exit_code_of_a_run_is_kept() -> None:
 
 
 def test_a_reader_that_leaves_is_no_traceback() -> None:
-    command = [sys.executable, "deployment.py", "-t", "vgg_net", "-b", "1"]
+    command = [sys.executable, "deployment.py", "-t", "le_net", "-b", "1"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=0
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None

@@ -1,0 +1,201 @@
+"""Planning: the best point against brute force, links at their extremes, and the command that shows it all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from openpyxl import load_workbook
+from PIL import Image
+
+import deployment
+from deployment import SplitPlan, load_predictors, plan_split
+from models.zoo import ZOO, model_graph
+from predictor.predictor_utils import LatencyPredictor, config_path
+from utils.errors import DataSetError, MissingPredictorError
+
+MB = 1e6
+STAGES = ["edge_ms", "transfer_ms", "cloud_ms", "total_ms"]
+CANDIDATE_KEYS = ["point", "layer", *STAGES, "crossing_bytes"]
+LAYER_KEYS = ["index", "name", "kind", "output_shape", "output_bytes", "flops", "edge_ms", "cloud_ms"]
+
+
+def plan_for(model: str, rate_mb_per_s: float, rtt_ms: float, *, edge_slowdown: float = 1.0) -> SplitPlan:
+    """Return the plan of a model on a link; the edge is slower than the shipped one by a factor."""
+    edge, cloud = load_predictors(None, None)
+    slow = {kind: rates * edge_slowdown for kind, rates in edge.coefficients.items()}
+    return plan_split(model_graph(model), LatencyPredictor(slow, {}), cloud, rate_mb_per_s * MB, rtt_ms)
+
+
+# ---------------------------------------------------------------- the plan
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(list(ZOO)), st.floats(0.01, 1e5), st.floats(0, 500), st.floats(0.1, 100))
+def test_the_best_candidate_is_that_of_brute_force(model: str, rate: float, rtt_ms: float, slowdown: float) -> None:
+    plan = plan_for(model, rate, rtt_ms, edge_slowdown=slowdown)
+    graph = plan.graph
+    totals = []
+    for point in range(len(graph.layers) + 1):
+        crossing = graph.crossing_bytes[point]
+        transfer_ms = rtt_ms + (crossing + 4000) / (rate * MB) * 1000 if crossing else 0.0
+        totals.append(sum(plan.edge_ms[:point]) + transfer_ms + sum(plan.cloud_ms[point:]))
+        assert plan.candidates[point].stages.total_ms == pytest.approx(totals[-1])
+    assert totals[plan.best.point] == pytest.approx(min(totals))
+
+
+@pytest.mark.parametrize("model", ZOO)
+def test_candidates_are_in_order_and_named_after_their_layers(model: str) -> None:
+    plan = plan_for(model, 10, 5)
+    assert [candidate.point for candidate in plan.candidates] == list(range(len(plan.graph.layers) + 1))
+    assert plan.candidates[0].layer == "None"
+    assert plan.candidates[1].layer == str(plan.graph.layers[0])
+    assert plan.best is plan.candidates[plan.best.point]
+
+
+@pytest.mark.parametrize("model", ZOO)
+def test_a_network_that_stays_on_the_edge_pays_no_transfer(model: str) -> None:
+    last = plan_for(model, 0.01, 1000).candidates[-1]
+    assert (last.crossing_bytes, last.stages.transfer_ms, last.stages.cloud_ms) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("model", ZOO)
+def test_a_perfect_link_and_a_slow_edge_send_everything(model: str) -> None:
+    best = plan_for(model, 1e5, 0, edge_slowdown=100).best
+    assert (best.point, best.layer, best.stages.edge_ms) == (0, "None", 0)
+
+
+@pytest.mark.parametrize("model", ZOO)
+def test_a_dead_slow_link_sends_nothing(model: str) -> None:
+    plan = plan_for(model, 1e-6, 10_000, edge_slowdown=100)
+    assert plan.best.point == len(plan.graph.layers)
+
+
+def test_a_link_in_between_splits_the_network() -> None:
+    plan = plan_for("alex_net", 1, 1, edge_slowdown=20)
+    assert 0 < plan.best.point < len(plan.graph.layers)
+
+
+def test_a_faster_link_never_makes_the_best_slower() -> None:
+    totals = [plan_for("alex_net", rate, 5).best.stages.total_ms for rate in (0.1, 1, 10, 100, 1000)]
+    assert totals == sorted(totals, reverse=True)
+
+
+def test_a_kind_without_predictor_is_an_error() -> None:
+    _, cloud = load_predictors(None, None)
+    with pytest.raises(MissingPredictorError, match=r"features\.0"):
+        plan_split(model_graph("le_net"), LatencyPredictor({}, {}), cloud, MB, 1.0)
+
+
+def test_predictors_of_the_user_take_the_place_of_the_shipped_ones(tmp_path: Path) -> None:
+    document = json.loads(config_path("edge").read_text())
+    document["provenance"]["threads"] = 17
+    (tmp_path / "mine.json").write_text(json.dumps(document))
+    edge, cloud = load_predictors(tmp_path / "mine.json", None)
+    assert edge.threads == 17
+    assert cloud.provenance["side"] == "cloud"
+    with pytest.raises(DataSetError, match=r"none\.json"):
+        load_predictors(None, tmp_path / "none.json")
+
+
+# ---------------------------------------------------------------- the command
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert deployment.main([*arguments, "--json"]) == 0
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return document
+
+
+def test_the_command_prints_every_candidate_and_the_best(capsys: pytest.CaptureFixture[str]) -> None:
+    assert deployment.main(["-t", "alex_net", "-b", "10", "--rtt", "5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    plan = plan_for("alex_net", 10, 5)
+    rows = lines[2:-1]
+    assert [row.split()[0] for row in rows] == [str(candidate.point) for candidate in plan.candidates]
+    assert all(candidate.layer in row for row, candidate in zip(rows, plan.candidates, strict=True))
+    assert lines[-1] == (
+        f"best latency : {plan.best.stages.total_ms:.2f} ms , "
+        f"best partition point : {plan.best.point} - {plan.best.layer}"
+    )
+
+
+def test_the_json_object_has_exactly_the_documented_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    document = run_json(capsys, "-t", "le_net", "-b", "10", "--rtt", "5")
+    assert list(document) == ["model", "layers", "candidates", "best", "decision_ms"]
+    assert all(list(layer) == LAYER_KEYS for layer in document["layers"])
+    assert all(list(candidate) == CANDIDATE_KEYS for candidate in document["candidates"])
+    assert document["best"] in document["candidates"]
+
+
+def test_the_json_object_says_what_the_plan_says(capsys: pytest.CaptureFixture[str]) -> None:
+    document = run_json(capsys, "-t", "mobilenet", "-b", "2", "--rtt", "3")
+    plan = plan_for("mobile_net", 2, 3)
+    assert document["model"] == "mobile_net"
+    assert len(document["layers"]) == len(plan.graph.layers)
+    assert [candidate["total_ms"] for candidate in document["candidates"]] == [
+        pytest.approx(candidate.stages.total_ms) for candidate in plan.candidates
+    ]
+    assert document["best"]["point"] == plan.best.point
+
+
+def test_the_round_trip_is_nothing_unless_given(capsys: pytest.CaptureFixture[str]) -> None:
+    without = run_json(capsys, "-t", "le_net", "-b", "2")
+    zero = run_json(capsys, "-t", "le_net", "-b", "2", "--rtt", "0")
+    assert without["candidates"] == zero["candidates"]
+
+
+def test_tables_and_a_picture_are_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table, picture = tmp_path / "plan.xlsx", tmp_path / "plan.png"
+    document = run_json(capsys, "-t", "le_net", "-b", "1", "--excel", str(table), "--plot", str(picture))
+    book = load_workbook(table)
+    assert book.sheetnames == ["layers", "candidates"]
+    assert [cell.value for cell in book["layers"][1]] == LAYER_KEYS
+    assert [cell.value for cell in book["candidates"][1]] == CANDIDATE_KEYS
+    assert book["candidates"].max_row == len(document["candidates"]) + 1
+    with Image.open(picture) as image:
+        assert image.format == "PNG"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "required"),
+        (["-t", "resnet", "-b", "1"], "unknown model 'resnet': choose from alex_net"),
+        (["-t", "le_net", "-b", "0"], "'0' is not a number above 0"),
+        (["-t", "le_net", "-b", "1", "--rtt", "-1"], "'-1' is not a number of at least 0"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_code_2(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        deployment.main(arguments)
+    error = capsys.readouterr().err
+    assert (exit_.value.code, error.count("\n")) == (2, 1)
+    assert said in error
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--edge-config", "none.json"],
+        ["--cloud-config", "none.json"],
+        ["--excel", "none/plan.xlsx"],
+        ["--plot", "none/plan.png"],
+        ["--plot", "plan.sheet"],
+    ],
+)
+def test_a_wrong_file_is_one_line_and_code_2(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert deployment.main(["-t", "le_net", "-b", "1", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("deployment.py: error: ")
+    assert arguments[1] in error
+    assert error.count("\n") == 1
