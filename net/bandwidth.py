@@ -39,13 +39,12 @@ class Burst:
 
     size_bytes: int
     duration_us: int
+    paused: bool = False  # the sender made pauses, which are not part of the burst
 
     @property
     def rate_bytes_per_s(self) -> float:
         """Rate of the burst, capped where the clock is too coarse to tell."""
-        if not self.duration_us:
-            return MAX_RATE_BYTES_PER_S
-        return min(self.size_bytes * 1e6 / self.duration_us, MAX_RATE_BYTES_PER_S)
+        return _rate_bytes_per_s(self.size_bytes, self.duration_us)
 
 
 def gap_free_burst(times_us: Sequence[int], sizes_bytes: Sequence[int]) -> Burst:
@@ -60,9 +59,30 @@ def gap_free_burst(times_us: Sequence[int], sizes_bytes: Sequence[int]) -> Burst
     intervals = list(zip(durations_us, sizes_bytes[1:], strict=True))
     if not intervals:
         return Burst(sum(sizes_bytes), 0)
-    pause_us = max(GAP_FACTOR * statistics.median(duration for duration, _ in intervals), MIN_GAP_US)
+    pause_us = max(GAP_FACTOR * statistics.median(durations_us), MIN_GAP_US)
     kept = [(duration, size) for duration, size in intervals if duration <= pause_us]
-    return Burst(sum(size for _, size in kept), sum(duration for duration, _ in kept))
+    return Burst(
+        size_bytes=sum(size for _, size in kept),
+        duration_us=sum(duration for duration, _ in kept),
+        paused=len(kept) < len(intervals),
+    )
+
+
+def probe_rate_bytes_per_s(burst: Burst, size_bytes: int, elapsed_ms: float, rtt_ms: float) -> float:
+    """Return the rate that a probe tells of.
+
+    Without pauses the sender's view bounds the receiver's: a reader that wakes late finds the bytes in its kernel
+    and reads them at the speed of a memory copy.
+
+    Args: size_bytes, elapsed_ms: the probe's length, and the time from its first byte to the server's answer.
+    """
+    if burst.paused:
+        return burst.rate_bytes_per_s
+    return min(burst.rate_bytes_per_s, _rate_bytes_per_s(size_bytes, round((elapsed_ms - rtt_ms) * 1_000)))
+
+
+def _rate_bytes_per_s(size_bytes: int, duration_us: int) -> float:
+    return min(size_bytes * 1e6 / max(duration_us, 1), MAX_RATE_BYTES_PER_S)
 
 
 def round_trip_ms(samples_ms: Sequence[float]) -> float:

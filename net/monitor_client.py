@@ -1,4 +1,6 @@
-"""Measure uplink rate and RTT against the bandwidth service. Bounded in bytes (14 MB on the fastest links, 16 KB on the slowest) and in time (2 s a step).
+"""Measure uplink rate and RTT against the bandwidth service; bounded in bytes and in time.
+
+A probe has 16 KB on the slowest links and 4 MB, three times, on the fastest; no step takes more than a second.
 
 python -m net.monitor_client -i 127.0.0.1 --monitor-port 9922 [--json]
 """
@@ -17,7 +19,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from net.bandwidth import Burst, LinkEstimate, LinkSource, gap_free_burst, round_trip_ms
+from net.bandwidth import (
+    Burst,
+    LinkEstimate,
+    LinkSource,
+    gap_free_burst,
+    probe_rate_bytes_per_s,
+    round_trip_ms,
+)
 from net.messages import Hello, Message, Ping, Pong, Probe, Samples
 from net.net_utils import format_rate
 from net.transport import Connection, connect
@@ -48,27 +57,31 @@ def measure_link(host: str, port: int) -> LinkEstimate:
         _use_loss_based_congestion_control(connection.sock)
         _exchange(connection, Hello.of(), Hello)
         rtt_ms = round_trip_ms([_ping_ms(connection, sequence) for sequence in range(PINGS)])
-        rate_bytes_per_s = statistics.median(burst.rate_bytes_per_s for burst in _bursts(connection))
+        rate_bytes_per_s = statistics.median(_probe_rates(connection, rtt_ms))
     return LinkEstimate(rate_bytes_per_s, rtt_ms)
 
 
-def _bursts(connection: Connection) -> list[Burst]:
-    """Return probes of a size that the link makes worth measuring: one on a slow link, a few on a fast one."""
+def _probe_rates(connection: Connection, rtt_ms: float) -> list[float]:
+    """Return the rates that probes tell of, in bytes/s: one on a slow link, three of a good size on a fast one."""
     for size_bytes in PROBE_BYTES:
         start_ms = now_ms()
-        burst = _probe(connection, size_bytes)
+        burst, rate_bytes_per_s = _probe(connection, size_bytes, rtt_ms)
         if now_ms() - start_ms > SLOW_PROBE_MS or burst.duration_us > SLOW_BURST_US:
-            return [burst]
+            return [rate_bytes_per_s]
         if burst.duration_us >= ENOUGH_BURST_US and size_bytes > PROBE_BYTES[0]:
             break
-    return [burst, *(_probe(connection, size_bytes) for _ in range(REPEATS))]
+    return [rate_bytes_per_s, *(_probe(connection, size_bytes, rtt_ms)[1] for _ in range(REPEATS))]
 
 
-def _probe(connection: Connection, size_bytes: int) -> Burst:
+def _probe(connection: Connection, size_bytes: int, rtt_ms: float) -> tuple[Burst, float]:
+    data = bytes(size_bytes)
     connection.send(Probe(size_bytes))
-    connection.send_raw(bytes(size_bytes))
+    start_ms = now_ms()
+    connection.send_raw(data)
     samples = _receive(connection, Samples)
-    return gap_free_burst(samples.times_us, samples.sizes_bytes)
+    elapsed_ms = now_ms() - start_ms
+    burst = gap_free_burst(samples.times_us, samples.sizes_bytes)
+    return burst, probe_rate_bytes_per_s(burst, size_bytes, elapsed_ms, rtt_ms)
 
 
 def _ping_ms(connection: Connection, sequence: int) -> float:

@@ -149,6 +149,12 @@ def run_main(
     except BrokenPipeError:  # our reader (head, less) left; point stdout at nothing so that Python's exit is quiet
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return NeurosurgeonError.exit_code
+    except Exception as exc:
+        if args.debug:
+            raise
+        kind = type(exc).__name__
+        print(f"{parser.prog}: error: unexpected {kind}: {exc} (a bug: --debug shows where)", file=sys.stderr)
+        return NeurosurgeonError.exit_code
 
 
 class StopEvent(threading.Event):

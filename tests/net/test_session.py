@@ -123,7 +123,7 @@ def network() -> Network:
 
 def crossing(network: Network, point: int, tensor: Tensor) -> tuple[Tensor, ...]:
     """Return what the edge half makes of an input."""
-    return run_half(network.cut(point)[0], [tensor]).tensors
+    return run_half(network.cut(point).edge, [tensor]).tensors
 
 
 def assert_answers(edge: EdgeSession, network: Network, point: int = POINT, seed: int = 0) -> None:
