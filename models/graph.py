@@ -166,9 +166,11 @@ def trace(model: nn.Module, name: str, input_shape: tuple[int, ...]) -> LayerGra
     The model is not changed; it may live on the meta device and hold no weights at all.
     """
     skeleton = copy.deepcopy(model).to("meta").eval()
-    program = fx.Tracer().trace(skeleton)
+    traced = fx.GraphModule(skeleton, fx.Tracer().trace(skeleton))
+    program = traced.graph
+    program.eliminate_dead_code()  # what nobody reads would otherwise look like the output
     with torch.inference_mode():
-        ShapeProp(fx.GraphModule(skeleton, program)).propagate(torch.empty(input_shape, device="meta"))
+        ShapeProp(traced).propagate(torch.empty(input_shape, device="meta"))
     layer_of = _layer_lookup(skeleton)
     folded = _foldable_norms(program, skeleton)
     nodes: dict[fx.Node, Node] = {}

@@ -180,6 +180,7 @@ def _load_state(name: str, model: nn.Module, source: WeightsSource) -> tuple[dic
     if source.file is not None:
         state = read_weights_file(source.file)
         check_fit(model, state, f"{source.file} does not fit {name}")
+        state = {key: value for key, value in state.items() if key in model.state_dict()}
         return _as_float32(state), _is_official_checkpoint(name, source.file)
     if source.pretrained:
         return _as_float32(_pretrained_state(name)), True
@@ -236,9 +237,16 @@ def check_fit(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
             raise WeightsError(f"{what}: {key} is missing")
         if given[key].shape != value.shape:
             raise WeightsError(f"{what}: {key} has shape {tuple(given[key].shape)}, expected {tuple(value.shape)}")
+        if not given[key].is_floating_point() or given[key].is_sparse or given[key].is_meta:
+            raise WeightsError(f"{what}: {key} is {_describe(given[key])}, expected floating-point numbers")
     unknown = next((key for key in given if key not in expected), None)
     if unknown is not None:
         raise WeightsError(f"{what}: {unknown} is not a parameter of it")
+
+
+def _describe(tensor: Tensor) -> str:
+    layout = "sparse " if tensor.is_sparse else "empty " if tensor.is_meta else ""
+    return f"{layout}{tensor.dtype}"
 
 
 def model_of_weights(path: Path) -> str:

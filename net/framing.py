@@ -109,14 +109,22 @@ def pack_frame(kind: Kind, header: bytes, buffers: Sequence[Buffer] = ()) -> lis
     return pieces
 
 
+def check_magic(data: Buffer) -> None:
+    """Refuse a peer whose first bytes, however few, are not those of our protocol.
+
+    Raises: ProtocolError.
+    """
+    if bytes(data[: len(MAGIC)]) != MAGIC[: len(data)]:
+        raise ProtocolError(f"not our protocol: the peer began with {bytes(data[:8])!r}")
+
+
 def unpack_prefix(data: Buffer, limits: Limits = DEFAULT_LIMITS) -> Prefix:
     """Return the checked prefix of a frame from its first bytes, at least 16.
 
     Raises: ProtocolError: a stranger, another wire version, an unknown kind, or more than ``limits`` allow.
     """
-    magic, version, kind, buffer_count, header_length, reserved = PREFIX.unpack_from(data)
-    if magic != MAGIC:
-        raise ProtocolError(f"not our protocol: the peer began with {bytes(data[:8])!r}")
+    _, version, kind, buffer_count, header_length, reserved = PREFIX.unpack_from(data)
+    check_magic(data)
     if version != WIRE_VERSION:
         raise ProtocolError(f"the peer speaks wire version {version}, this side {WIRE_VERSION}: update the older one")
     known = _KINDS.get(kind)

@@ -86,8 +86,6 @@ class ErrorCode(StrEnum):
     WEIGHTS = "weights"
     PARTITION = "partition"
     BAD_REQUEST = "bad_request"
-    BUSY = "busy"
-    STOPPING = "stopping"
     INTERNAL = "internal"
 
 
@@ -178,5 +176,5 @@ def reply_of(error: NeurosurgeonError) -> ErrorReply:
     """Return the error reply that tells the peer of an exception."""
     for code, cls in _ERRORS.items():
         if isinstance(error, cls):
-            return ErrorReply(code, str(error))
-    return ErrorReply(ErrorCode.BAD_REQUEST, str(error))
+            return ErrorReply(str(code), str(error))
+    return ErrorReply(str(ErrorCode.BAD_REQUEST), str(error))

@@ -8,6 +8,7 @@ python -m net.monitor_client -i 127.0.0.1 --monitor-port 9922 [--json]
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import os
@@ -80,8 +81,22 @@ def _probe(connection: Connection, size_bytes: int, rtt_ms: float) -> tuple[Burs
     connection.send_raw(data)
     samples = _receive(connection, Samples)
     elapsed_ms = now_ms() - start_ms
+    check_samples(samples, size_bytes)
     burst = gap_free_burst(samples.times_us, samples.sizes_bytes)
     return burst, probe_rate_bytes_per_s(burst, size_bytes, elapsed_ms, rtt_ms)
+
+
+def check_samples(samples: Samples, size_bytes: int) -> None:
+    """Refuse samples that cannot be those of a probe of ``size_bytes``.
+
+    Raises: ProtocolError.
+    """
+    times_us, sizes_bytes = samples
+    numbers = all(type(value) is int and value >= 0 for value in (*times_us, *sizes_bytes))
+    if not (numbers and len(times_us) == len(sizes_bytes) and sum(sizes_bytes) == size_bytes):
+        raise ProtocolError("the bandwidth service sent samples that do not add up to the probe")
+    if any(after < before for before, after in itertools.pairwise(times_us)):
+        raise ProtocolError("the bandwidth service sent samples whose times run backwards")
 
 
 def _ping_ms(connection: Connection, sequence: int) -> float:
@@ -98,7 +113,7 @@ def _exchange(connection: Connection, message: Message, answer: type[Answer]) ->
 def _receive(connection: Connection, expected: type[Answer]) -> Answer:
     message = connection.receive(ANSWER_TIMEOUT_S).message
     if not isinstance(message, expected):
-        raise ProtocolError(f"{connection.peer} sent {message} in place of {expected.__name__}")
+        raise ProtocolError(f"{connection.peer} sent {type(message).__name__} in place of {expected.__name__}")
     return message
 
 

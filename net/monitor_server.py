@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from net.framing import SMALL_LIMITS
 from net.messages import Hello, Ping, Pong, Probe, Samples
 from net.net_utils import format_address
-from net.transport import Connection, listen
+from net.transport import Connection, accepted, listen, stop_accepting
 from utils.cli import address_parser, end_with_parent, listening_line, run_main, stop_event
 from utils.errors import DeadlineError, NetworkError, PeerGoneError, ProtocolError
 
@@ -39,12 +39,8 @@ class MonitorServer:
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
 
     def serve(self) -> None:
-        """Accept connections until the listener is closed."""
-        while True:
-            try:
-                sock, address = self._listener.accept()
-            except OSError:
-                return
+        """Accept connections until `stop_accepting`."""
+        for sock, address in accepted(self._listener):
             if not self._slots.acquire(blocking=False):
                 log.warning("%s refused: %d connections are open", format_address(address), MAX_CONNECTIONS)
                 sock.close()
@@ -79,7 +75,7 @@ def serve_probes(connection: Connection) -> None:
             case Probe(size_bytes) if 0 < size_bytes <= MAX_PROBE_BYTES:
                 connection.send(receive_probe(connection, size_bytes, scratch))
             case other:
-                raise ProtocolError(f"{connection.peer} sent {other}, which this service does not serve")
+                raise ProtocolError(f"{connection.peer} sent {type(other).__name__}, which this service does not serve")
 
 
 def receive_probe(connection: Connection, size_bytes: int, scratch: memoryview) -> Samples:
@@ -105,13 +101,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     listener = listen(args.ip, args.monitor_port)
-    log.info(listening_line("bandwidth service", format_address(listener.getsockname())))
-    threading.Thread(target=MonitorServer(listener).serve, daemon=True).start()
     stop = stop_event(ignore_interrupt=args.until_stdin_closes)
     if args.until_stdin_closes:
         end_with_parent(stop)
+    threading.Thread(target=MonitorServer(listener).serve, daemon=True).start()
+    log.info(listening_line("bandwidth service", format_address(listener.getsockname())))
     stop.wait()
-    listener.close()
+    stop_accepting(listener)
     return 0
 
 

@@ -42,10 +42,6 @@ _FIXED_ARGUMENTS = {
     pickle.APPEND: 0,
     pickle.APPENDS: 0,
     pickle.EMPTY_TUPLE: 0,
-    pickle.TUPLE: 0,
-    pickle.TUPLE1: 0,
-    pickle.TUPLE2: 0,
-    pickle.TUPLE3: 0,
 }
 # Those whose argument begins with its own length, and the bytes of that length (little-endian, unsigned).
 _COUNTED_ARGUMENTS = {
@@ -57,8 +53,11 @@ _COUNTED_ARGUMENTS = {
 }
 _SKIP = {opcode[0]: 1 + size for opcode, size in _FIXED_ARGUMENTS.items()}
 _COUNT = {opcode[0]: size for opcode, size in _COUNTED_ARGUMENTS.items()}
+# Tuples that hold others; as a key they are hashed by recursion in C, so their number, and their depth, is bounded.
+_TUPLES = {pickle.TUPLE[0], pickle.TUPLE1[0], pickle.TUPLE2[0], pickle.TUPLE3[0]}
 _STOP = pickle.STOP[0]
-ALLOWED_OPCODES = frozenset({*_SKIP, *_COUNT, _STOP})
+ALLOWED_OPCODES = frozenset({*_SKIP, *_COUNT, *_TUPLES, _STOP})
+MAX_TUPLES = 256  # a request has two, and two for each tensor
 TensorSpec = tuple[str, tuple[int, ...], bool]  # dtype, shape, channels-last
 MAX_DIMENSIONS = 8
 MAX_SIZE = 2**40  # of one dimension; the buffer's length bounds their product
@@ -91,7 +90,7 @@ def check_opcodes(data: bytes) -> None:
     Raises: ProtocolError: an opcode outside the allow-list, an argument that leaves the data, no end, or bytes
             behind it.
     """
-    position, length = 0, len(data)
+    position, tuples, length = 0, 0, len(data)
     while position < length:
         opcode = data[position]
         if opcode in _SKIP:
@@ -99,6 +98,8 @@ def check_opcodes(data: bytes) -> None:
         elif opcode in _COUNT:
             start = position + 1 + _COUNT[opcode]
             position = start + int.from_bytes(data[position + 1 : start], "little")
+        elif opcode in _TUPLES and tuples < MAX_TUPLES:
+            position, tuples = position + 1, tuples + 1
         elif opcode == _STOP:
             break
         else:
@@ -183,6 +184,8 @@ def check_tensor_specs(specs: Any, lengths: Sequence[int]) -> None:
             raise ProtocolError(f"tensor of {len(shape)} dimensions")
         if not all(type(size) is int and 0 <= size < MAX_SIZE for size in shape):
             raise ProtocolError("tensor of malformed shape")
+        if length == 0 and math.prod(max(size, 1) for size in shape) >= MAX_SIZE:
+            raise ProtocolError("empty tensor of huge sizes")
         if math.prod(shape) * ITEM_BYTES[dtype] != length:
             raise ProtocolError(f"tensor {dtype}{shape} does not fill its buffer of {length} bytes")
 

@@ -26,7 +26,7 @@ from net.messages import (
     reply_of,
 )
 from net.net_utils import format_address
-from net.transport import Connection, Received, connect
+from net.transport import Connection, Received, accepted, connect, stop_accepting
 from utils.errors import DeadlineError, NetworkError, NeurosurgeonError, PeerGoneError, ProtocolError, WeightsError
 from utils.timing import StageTimes, now_ms
 from utils.units import MS_PER_S, s_to_ms
@@ -186,34 +186,31 @@ class CloudServer:
 
     def serve(self) -> None:
         """Accept edges until `stop` is called."""
-        while True:
-            try:
-                sock, address = self._listener.accept()
-            except OSError:
-                return
-            thread = threading.Thread(target=self._serve_one, args=(sock, format_address(address)), daemon=True)
+        for sock, address in accepted(self._listener):
+            peer = format_address(address)
+            thread = threading.Thread(target=self._serve_one, args=(sock, peer), daemon=True)
             with self._lock:
                 full = len(self._threads) >= MAX_CONNECTIONS
-                if not full:
+                if not (full or self._stopping):
                     self._threads.add(thread)
+                    thread.start()
+                    continue
+            sock.close()
             if full:
-                log.warning("%s refused: %d edges are connected", format_address(address), MAX_CONNECTIONS)
-                sock.close()
-            else:
-                thread.start()
+                log.warning("%s refused: %d edges are connected", peer, MAX_CONNECTIONS)
 
     def stop(self, grace_s: float = GRACE_S) -> None:
         """Stop accepting and reading; what has arrived is computed and answered, within ``grace_s``."""
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        stop_accepting(self._listener)
         with self._lock:
+            self._stopping = True
             running = list(self._threads)
             for connection in self._connections:
                 connection.stop_reading()
         deadline_ms = now_ms() + s_to_ms(grace_s)
         for thread in running:
             thread.join(max(0.0, (deadline_ms - now_ms()) / MS_PER_S))
-        self._engine.close()
+        self._engine.close(max(0.0, (deadline_ms - now_ms()) / MS_PER_S))
 
     def _serve_one(self, sock: socket.socket, peer: str) -> None:
         try:
@@ -245,6 +242,8 @@ class CloudServer:
         """Let `stop` reach a connection as long as it lives."""
         with self._lock:
             self._connections.add(connection)
+            if self._stopping:
+                connection.stop_reading()
         try:
             yield
         finally:
@@ -268,7 +267,7 @@ class CloudServer:
             connection.send(reply_of(exc))
         except Exception as exc:
             log.error("a task of %s failed: %r", connection.peer, exc, exc_info=_show_traceback())
-            connection.send(ErrorReply(ErrorCode.INTERNAL, "the task failed in the cloud; its log says why"))
+            connection.send(ErrorReply(str(ErrorCode.INTERNAL), "the task failed in the cloud; its log says why"))
 
     def _prepare(self, connection: Connection, message: Prepare) -> None:
         network = self._engine.network(message.model)

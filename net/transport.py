@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import mmap
 import socket
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +19,7 @@ from net.framing import (
     Buffer,
     Head,
     Limits,
+    check_magic,
     pack_frame,
     split_body,
     unpack_head,
@@ -31,11 +34,14 @@ from utils.units import s_to_ms
 if TYPE_CHECKING:  # the bandwidth monitor sends no tensors and starts without torch
     from torch import Tensor
 
+log = logging.getLogger(__name__)
+
 CONNECT_TIMEOUT_S = 0.9  # a dead address is reported within a second; a live one answers within one RTT
 HEAD_TIMEOUT_S = 5.0  # first byte to last byte of a head, at most 64 KiB
 BODY_BASE_S = 10.0  # a body gets this, and its length at the slowest rate that we serve
 MIN_RATE_BYTES_PER_S = 50_000  # 0.4 Mbit/s; the slowest link of the field's tables is 3G with 1.1
 TIMEVAL = struct.Struct("@ll")  # seconds, microseconds: what SO_RCVTIMEO takes
+ACCEPT_PAUSE_S = 0.05  # out of file descriptors: others must close theirs first
 BACKLOG = 64
 HEAD_FIRST_BYTES = 65_536  # above, the peer is woken by the head and reads it while the body is still being copied
 MAX_PIECES = 64  # pieces for one sendmsg, far below the system's limit (IOV_MAX, 1024)
@@ -58,10 +64,14 @@ class Connection:
         self.sent_bytes = 0
         self._head = memoryview(bytearray(HEAD_UNIT))
         self._body = memoryview(mmap.mmap(-1, mmap.PAGESIZE))
-        sock.setblocking(True)  # deadlines are the kernel's: one system call a read, where settimeout makes two
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            self.peer = format_address(sock.getpeername())
+            sock.setblocking(True)  # deadlines are the kernel's: one system call a read, where settimeout makes two
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError as exc:
+            sock.close()
+            raise PeerGoneError("the peer left as soon as it had come") from exc
         self._timeouts_s = {socket.SO_RCVTIMEO: 0.0, socket.SO_SNDTIMEO: 0.0}
-        self.peer = format_address(sock.getpeername())
 
     def __enter__(self) -> Connection:
         return self
@@ -131,6 +141,7 @@ class Connection:
             raise PeerGoneError(f"{self.peer} closed the connection")
         start_s = time.monotonic()
         if count < HEAD_UNIT:
+            check_magic(self._head[:count])  # a stranger's few bytes are told at once
             self._read(self._head[count:], start_s + HEAD_TIMEOUT_S)
         prefix = unpack_prefix(data, self.limits)
         if prefix.head_length > HEAD_UNIT:
@@ -228,6 +239,25 @@ def connect(host: str, port: int, limits: Limits = DEFAULT_LIMITS) -> Connection
     return Connection(sock, limits)
 
 
+def accepted(listener: socket.socket) -> Iterator[tuple[socket.socket, Any]]:
+    """Yield connections and their addresses until `stop_accepting`; a failed accept is logged, not fatal."""
+    while True:
+        try:
+            yield listener.accept()
+        except OSError as exc:
+            if listener.fileno() < 0 or exc.errno == errno.EINVAL:  # closed, or shut down
+                return
+            log.warning("a connection could not be accepted: %s", exc.strerror or exc)
+            time.sleep(ACCEPT_PAUSE_S)
+
+
+def stop_accepting(listener: socket.socket) -> None:
+    """Close a listening socket and wake the thread that waits in it; twice is fine."""
+    with contextlib.suppress(OSError):
+        listener.shutdown(socket.SHUT_RDWR)  # close alone does not wake a waiting accept on Linux
+    listener.close()
+
+
 def listen(host: str, port: int) -> socket.socket:
     """Return a listening socket; port 0 takes a free one.
 
@@ -247,7 +277,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise UsageError(f"port {port} needs more rights than this user has: choose one above 1023") from exc
     except OSError as exc:
         sock.close()
-        if exc.errno == 98 or "in use" in str(exc):
+        if exc.errno == errno.EADDRINUSE:
             raise PortBusyError(
                 f"port {port} on {host} is busy: stop what listens there, or choose another -p"
             ) from exc

@@ -32,7 +32,7 @@ from predictor.get_datasets_func import COLUMNS, DATASET_DIR, csv_path
 from predictor.kernel_flops import Work, row_work
 from predictor.predictor_utils import SIDES, config_path, fit_and_save, print_scores
 from utils.cli import add_device, base_parser, positive_int, run_main
-from utils.errors import DataSetError
+from utils.errors import DataSetError, writing
 from utils.inference_utils import as_network_input, check_device, use_threads
 from utils.timing import Timing, measure
 
@@ -257,7 +257,10 @@ def finished_configs(path: Path, kind: LayerKind) -> set[tuple[int, ...]]:
     if reader.fieldnames != header_of(kind):
         raise DataSetError(f"{path} has other columns than this collector writes: move it away, or choose --output")
     names = list(configurations(kind, 1)[0])
-    return {tuple(int(row[name]) for name in names) for row in reader}
+    try:
+        return {tuple(int(row[name]) for name in names) for row in reader}
+    except (TypeError, ValueError) as exc:
+        raise DataSetError(f"{path}, line {reader.line_num} is damaged ({exc}): remove that line and go on") from exc
 
 
 def append_row(path: Path, kind: LayerKind, row: Mapping[str, float | int]) -> None:
@@ -332,9 +335,10 @@ def _run(args: argparse.Namespace) -> int:
     threads = use_threads(args.threads or {"edge": 1, "cloud": os.cpu_count() or 1}[args.side])
     directory = args.output or DATASET_DIR / args.side
     about = provenance(args.side, args.device, threads)
-    directory.mkdir(parents=True, exist_ok=True)
-    collect(directory, args.device, args.percent / 100)
-    (directory / "provenance.json").write_text(json.dumps(about, indent=2) + "\n")
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        collect(directory, args.device, args.percent / 100)
+        (directory / "provenance.json").write_text(json.dumps(about, indent=2) + "\n")
     print_scores(fit_and_save(directory, args.config or config_path(args.side, args.device)))
     return 0
 

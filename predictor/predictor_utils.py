@@ -24,7 +24,7 @@ from predictor.features import FEATURE_NAMES, FloatArray, feature_matrix
 from predictor.get_datasets_func import COLUMNS, DATASET_DIR, PREDICTOR_DIR, csv_path, load_dataset
 from predictor.kernel_flops import node_work
 from utils.cli import base_parser, run_main
-from utils.errors import DataSetError, MissingPredictorError
+from utils.errors import DataSetError, MissingPredictorError, writing
 
 CONFIG_DIR = PREDICTOR_DIR / "config"
 CONFIG_VERSION = 1
@@ -123,6 +123,11 @@ def fit_directory(directory: Path) -> tuple[LatencyPredictor, dict[LayerKind, Sc
     if not kinds:
         raise DataSetError(f"no data sets in {directory}: collect them with python -m predictor.collect")
     datasets = {kind: load_dataset(directory, kind) for kind in kinds}
+    for kind, data in datasets.items():
+        if len(data.latency_ms) < HOLD_OUT_FOLDS:
+            raise DataSetError(
+                f"{csv_path(directory, kind)} has {len(data.latency_ms)} rows; at least {HOLD_OUT_FOLDS} are needed"
+            )
     coefficients = {kind: fit_rates(data.features, data.latency_ms) for kind, data in datasets.items()}
     scores = {kind: score_held_out(data.features, data.latency_ms) for kind, data in datasets.items()}
     provenance = {**read_provenance(directory), "rows": {kind: score.rows for kind, score in scores.items()}}
@@ -163,8 +168,9 @@ def save_predictor(path: Path, predictor: LatencyPredictor, scores: Mapping[Laye
             for kind, rates in predictor.coefficients.items()
         },
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=2) + "\n")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, indent=2) + "\n")
 
 
 def load_predictor(path: Path) -> LatencyPredictor:
@@ -182,12 +188,16 @@ def load_predictor(path: Path) -> LatencyPredictor:
             LayerKind(kind): np.array(entry["coefficients_ms"], dtype=np.float64)
             for kind, entry in document["kinds"].items()
         }
-        if any(rates.shape != (len(FEATURE_NAMES),) for rates in coefficients.values()):
-            raise ValueError("a kind has another number of coefficients than features")
-        return LatencyPredictor(coefficients, dict(document["provenance"]))
+        for kind, rates in coefficients.items():
+            if rates.shape != (len(FEATURE_NAMES),) or not (np.isfinite(rates) & (rates >= 0)).all():
+                raise ValueError(f"the coefficients of {kind} are not {len(FEATURE_NAMES)} numbers of at least 0")
+        provenance = dict(document["provenance"])
+        if not (isinstance(provenance.get("threads", 1), int) and provenance.get("threads", 1) >= 1):
+            raise ValueError("the number of threads is no number of at least 1")
+        return LatencyPredictor(coefficients, provenance)
     except FileNotFoundError as exc:
         raise DataSetError(f"no predictor parameters at {path}: python -m predictor.collect makes them") from exc
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise DataSetError(f"predictor parameters {path} are malformed: {exc}") from exc
 
 

@@ -138,7 +138,9 @@ def run_main(
     for library in ("matplotlib", "PIL"):
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
-        return run(args)
+        code = run(args)
+        sys.stdout.flush()  # here, where a reader that left is caught
+        return code
     except NeurosurgeonError as exc:
         if args.debug:
             raise

@@ -21,6 +21,10 @@ NeurosurgeonError                 1   something failed
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
 
 class NeurosurgeonError(Exception):
     """Base of the tree: one line that says what happened, to what, and what to do."""
@@ -94,3 +98,15 @@ class ProtocolError(NetworkError):
 
 class RemoteError(NetworkError):
     """The peer answered with an error of its own."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a file that cannot be written into one line for the user.
+
+    Raises: UsageError.
+    """
+    try:
+        yield
+    except OSError as exc:
+        raise UsageError(f"cannot write {path}: {exc.strerror or exc}") from exc

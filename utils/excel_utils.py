@@ -10,7 +10,7 @@ from openpyxl import Workbook
 from openpyxl.styles import Font
 from openpyxl.utils import get_column_letter
 
-from utils.errors import UsageError
+from utils.errors import writing
 
 MIN_WIDTH = 9
 
@@ -32,10 +32,8 @@ def save_tables(path: Path, sheets: Mapping[str, Sequence[Mapping[str, Any]]]) -
             sheet.cell(1, column).font = Font(bold=True)
             sheet.column_dimensions[get_column_letter(column)].width = max(MIN_WIDTH, len(name) + 2)
         sheet.freeze_panes = "A2"
-    try:
+    with writing(path):
         workbook.save(path)
-    except OSError as exc:
-        raise UsageError(f"cannot write {path}: {exc.strerror or exc}") from exc
 
 
 def _cell(value: Any) -> Any:

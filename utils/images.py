@@ -12,6 +12,7 @@ from utils.errors import InputError
 
 # torchvision's evaluation transform for the classic networks (its ImageClassification preset).
 RESIZE_TO, CROP_TO = 256, 224
+MAX_ASPECT = 100  # scaled to 256, a longer strip would take gigabytes
 MEAN = np.array((0.485, 0.456, 0.406), dtype=np.float32)
 STD = np.array((0.229, 0.224, 0.225), dtype=np.float32)
 
@@ -30,7 +31,8 @@ def read_image(path: Path) -> NDArray[np.float32]:
 def _decode(path: Path) -> Image.Image:
     try:
         with Image.open(path) as file:
-            return file.convert("RGB")
+            image = file.convert("RGBA") if "transparency" in file.info else file
+            return image.convert("RGB")
     except FileNotFoundError as exc:
         raise InputError(f"input image {path} does not exist") from exc
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as exc:
@@ -39,7 +41,9 @@ def _decode(path: Path) -> Image.Image:
 
 def _resize_and_crop(image: Image.Image) -> Image.Image:
     """Return the centre of the image, scaled so that its shorter side is 256."""
-    short = min(image.size)
+    short, long = sorted(image.size)
+    if long > MAX_ASPECT * short:
+        raise InputError(f"an image of {image.width}x{image.height} has no sensible centre: crop it first")
     width, height = (RESIZE_TO * side // short for side in image.size)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - CROP_TO) / 2), round((height - CROP_TO) / 2)

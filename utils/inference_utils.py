@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from models.graph import TensorSpec
 from models.zoo import INPUT_SHAPE, Network, WeightsSource, load_network
-from utils.errors import DeviceError, ProtocolError
+from utils.errors import DeviceError, NeurosurgeonError, ProtocolError
 from utils.images import read_image
 from utils.timing import measure, now_ms, synchronise
 
@@ -130,6 +130,8 @@ class CloudEngine:
         self._weights = weights
         self._networks: dict[str, Network] = {}
         self._loading = threading.Lock()
+        self._closing = threading.Lock()
+        self._closed = False
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._worker = threading.Thread(target=self._work, name="compute", daemon=True)
         self._worker.start()
@@ -156,7 +158,10 @@ class CloudEngine:
         halves = self.network(name).cut(point)
         check_crossing(halves.crossing, tensors)
         results: SimpleQueue[CloudResult | Exception] = SimpleQueue()
-        self._jobs.put(Job(halves.cloud, tensors, now_ms(), results))
+        with self._closing:
+            if self._closed:
+                raise NeurosurgeonError("the cloud is stopping: it takes no more tasks")
+            self._jobs.put(Job(halves.cloud, tensors, now_ms(), results))
 
         def wait() -> CloudResult:
             result = results.get()
@@ -166,10 +171,12 @@ class CloudEngine:
 
         return wait
 
-    def close(self) -> None:
-        """Finish what is queued, if that is done soon, and end the compute thread."""
-        self._jobs.put(None)
-        self._worker.join(CLOSE_TIMEOUT_S)
+    def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
+        """Finish what is queued, within ``timeout_s``, and end the compute thread."""
+        with self._closing:
+            self._closed = True
+            self._jobs.put(None)
+        self._worker.join(timeout_s)
 
     def _work(self) -> None:
         use_threads(self.threads)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import matplotlib
 
-from utils.errors import UsageError
+from utils.errors import UsageError, writing
 from utils.units import bytes_to_mb
 
 if TYPE_CHECKING:
@@ -31,8 +31,9 @@ def plot_plan(path: Path, plan: SplitPlan, bandwidth_mb_per_s: float, rtt_ms: fl
     _draw_layers(above, plan)
     _draw_candidates(below, plan)
     try:
-        figure.savefig(path, dpi=120)
-    except (OSError, ValueError) as exc:
+        with writing(path):
+            figure.savefig(path, dpi=120)
+    except ValueError as exc:  # an ending that is no known format
         raise UsageError(f"cannot write the plot {path}: {exc}") from exc
     finally:
         pyplot.close(figure)

@@ -110,3 +110,15 @@ def test_a_norm_whose_convolution_is_read_elsewhere_is_not_folded() -> None:
     graph = trace(model, "shared", SHAPE)
     assert not any(node.folded for node in graph.nodes)
     assert isinstance(fold_batch_norms(model, graph).norm, nn.BatchNorm2d)
+
+
+class _DeadCode(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(x)
+        torch.flatten(y)
+        return y
+
+
+def test_what_nobody_reads_is_not_taken_for_the_output() -> None:
+    graph = trace(_DeadCode(), "dead", (1, 2, 3, 3))
+    assert graph.output.shape == (1, 2, 3, 3)

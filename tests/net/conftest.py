@@ -7,11 +7,16 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from net.transport import Connection, listen
 
 LOOPBACK = "127.0.0.1"
 JOIN_S = 10.0  # a test that needs this long has hung
+
+# Examples have no time limit: the machine may be busy.
+settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no clock")
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +25,8 @@ def no_thread_left() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
     for thread in set(threading.enumerate()) - before:
+        if thread.name == "tqdm_monitor":  # a library's, one for the whole process
+            continue
         thread.join(JOIN_S)
         assert not thread.is_alive(), f"{thread.name} was left behind"
 

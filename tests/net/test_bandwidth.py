@@ -15,6 +15,7 @@ from net.bandwidth import (
     LinkEstimate,
     LinkSource,
     gap_free_burst,
+    probe_rate_bytes_per_s,
     round_trip_ms,
 )
 
@@ -60,7 +61,7 @@ def test_a_window_that_doubles_reads_the_link_rate() -> None:
 def test_a_pause_too_short_to_tell_from_scheduling_counts() -> None:
     burst = gap_free_burst([0, 10, 20, 20 + MIN_GAP_US], [SEGMENT] * 4)
     assert burst == Burst(3 * SEGMENT, 20 + MIN_GAP_US)
-    assert gap_free_burst([0, 10, 20, 21 + MIN_GAP_US], [SEGMENT] * 4) == Burst(2 * SEGMENT, 20)
+    assert gap_free_burst([0, 10, 20, 21 + MIN_GAP_US], [SEGMENT] * 4) == Burst(2 * SEGMENT, 20, paused=True)
 
 
 def test_a_slow_link_is_no_pause() -> None:
@@ -72,14 +73,11 @@ def test_the_first_arrival_only_starts_the_clock() -> None:
     assert gap_free_burst([0, 1_000], [1_000_000, SEGMENT]) == Burst(SEGMENT, 1_000)
 
 
-def test_one_arrival_tells_no_rate_and_reads_the_cap() -> None:
-    burst = gap_free_burst([0], [16_384])
-    assert burst == Burst(16_384, 0)
-    assert burst.rate_bytes_per_s == MAX_RATE_BYTES_PER_S
-
-
-def test_arrivals_within_one_tick_read_the_cap() -> None:
-    assert gap_free_burst([5, 5, 5], [16_384] * 3).rate_bytes_per_s == MAX_RATE_BYTES_PER_S
+@pytest.mark.parametrize("times_us", [[0], [5, 5, 5]], ids=["one arrival", "one tick of the clock"])
+def test_a_probe_of_no_duration_reads_very_fast(times_us: list[int]) -> None:
+    burst = gap_free_burst(times_us, [16_384] * len(times_us))
+    assert burst.duration_us == 0
+    assert 1e9 < burst.rate_bytes_per_s <= MAX_RATE_BYTES_PER_S
 
 
 def test_no_link_is_faster_than_the_cap() -> None:
@@ -100,6 +98,20 @@ def test_the_origin_of_the_clock_does_not_matter(arrivals: list[tuple[int, int]]
     gaps_us, sizes_bytes = zip(*arrivals, strict=True)
     times_us = list(itertools.accumulate(gaps_us))
     assert gap_free_burst([origin_us + time for time in times_us], sizes_bytes) == gap_free_burst(times_us, sizes_bytes)
+
+
+def test_a_late_reader_does_not_raise_the_rate_above_the_senders_view() -> None:
+    read_at_once = Burst(1_000_000, 100)  # 10 GB/s: out of the kernel's memory
+    assert probe_rate_bytes_per_s(read_at_once, 1_000_000, elapsed_ms=85.0, rtt_ms=5.0) == pytest.approx(RATE)
+
+
+def test_where_the_sender_paused_only_the_burst_tells() -> None:
+    burst = Burst(1_000_000, 80_000, paused=True)
+    assert probe_rate_bytes_per_s(burst, 1_000_000, elapsed_ms=900.0, rtt_ms=100.0) == pytest.approx(RATE)
+
+
+def test_an_answer_faster_than_the_rtt_leaves_the_burst() -> None:
+    assert probe_rate_bytes_per_s(Burst(1_250, 100), 1_250, elapsed_ms=1.0, rtt_ms=2.0) == pytest.approx(RATE)
 
 
 def test_the_rtt_forgives_a_slow_exchange() -> None:

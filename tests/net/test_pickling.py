@@ -38,7 +38,7 @@ scalars = keys | st.floats(allow_nan=False)  # NaN is not equal to itself
 plain_values = st.recursive(
     scalars,
     lambda inner: st.lists(inner) | st.dictionaries(keys, inner) | st.lists(inner).map(tuple),
-    max_leaves=20,
+    max_leaves=10,
 )
 
 

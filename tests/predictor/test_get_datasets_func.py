@@ -73,13 +73,13 @@ def dataset_error(path: Path, text: str) -> str:
     [
         ("8,many,1", ", line 3, column 'Cin': 'many' is not a number"),
         ("8,,1", ", line 3, column 'Cin': '' is not a number"),
-        ("8,nan,1", ", line 3, column 'Cin': 'nan' is not a number"),
-        ("inf,8,1", ", line 3, column 'HW': 'inf' is not a number"),
-        ("-8,8,1", ", line 3, column 'HW': '-8' is not a number of at least 0"),
-        ("8,8,0", ", line 3, column 'latency': must be above 0"),
-        ("8,8,-1", ", line 3, column 'latency': '-1' is not a number of at least 0"),
+        ("8,nan,1", ", line 3, column 'Cin': 'nan' is not a sensible number above 0"),
+        ("inf,8,1", ", line 3, column 'HW': 'inf' is not a sensible number above 0"),
+        ("-8,8,1", ", line 3, column 'HW': '-8' is not a sensible number above 0"),
+        ("8,8,0", ", line 3, column 'latency': '0' is not a sensible number above 0"),
+        ("8,8,-1", ", line 3, column 'latency': '-1' is not a sensible number above 0"),
         ("8,8", ", line 3, column 'latency': None is not a number"),
-        ("8,8,1,5", ", line 3, column None: ['5'] is not a number"),
+        ("8,8,1,5", ", line 3: more values than columns"),
     ],
 )
 def test_a_malformed_row_is_refused_by_line_and_column(tmp_path: Path, row: str, said: str) -> None:

@@ -141,6 +141,19 @@ def test_debug_shows_the_traceback() -> None:
         run_main(base_parser("tool", None), ["--debug"], fail)
 
 
+def test_an_error_of_nobody_is_one_line_too(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(args: argparse.Namespace) -> int:
+        raise ZeroDivisionError("division by zero")
+
+    assert run_main(base_parser("tool", None), [], fail) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("tool: error: ")
+    assert "ZeroDivisionError: division by zero" in error
+    assert error.count("\n") == 1
+    with pytest.raises(ZeroDivisionError):
+        run_main(base_parser("tool", None), ["--debug"], fail)
+
+
 def test_control_c_is_quiet_and_code_130(capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt(args: argparse.Namespace) -> int:
         raise KeyboardInterrupt

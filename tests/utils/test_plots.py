@@ -27,7 +27,7 @@ def test_a_plan_becomes_a_picture(tmp_path: Path, plan: SplitPlan) -> None:
 
 @pytest.mark.parametrize("name", ["plan.sheet", "missing/plan.png"])
 def test_a_path_that_cannot_be_written_is_named(tmp_path: Path, plan: SplitPlan, name: str) -> None:
-    with pytest.raises(UsageError, match=f"cannot write the plot .*{name}"):
+    with pytest.raises(UsageError, match=f"cannot write .*{name}"):
         plot_plan(tmp_path / name, plan, 1.0, 5.0)
 
 

@@ -1,0 +1,127 @@
+"""What a hostile or unlucky peer must not achieve; each was once possible."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from models.zoo import load_network
+from net.framing import Kind, pack_frame
+from net.messages import Hello, Ping, Pong, Samples
+from net.monitor_client import measure_link
+from net.monitor_server import MonitorServer
+from net.pickling import MAX_TUPLES, check_tensor_specs, unpack_header
+from net.session import CloudServer, EdgeSession
+from net.transport import Connection, accepted, connect, stop_accepting
+from utils.errors import NetworkError, NeurosurgeonError, ProtocolError
+from utils.inference_utils import CloudEngine, random_input
+
+
+@pytest.fixture
+def engine() -> Iterator[CloudEngine]:
+    """A compute thread that ends with the test."""
+    engine = CloudEngine("cpu", 1, {})
+    yield engine
+    engine.close()
+
+
+def test_a_peer_that_left_before_the_connection_was_made_is_a_typed_error(listener: socket.socket) -> None:
+    near = socket.create_connection(listener.getsockname())
+    far = listener.accept()[0]
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    near.close()
+    with pytest.raises(NetworkError), Connection(far) as connection:
+        connection.receive(5)
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [Samples([0, 1], [1]), Samples(["a"], ["b"]), Samples([], []), Samples([5, 0], [1, 16_383])],  # type: ignore[list-item]
+)
+def test_samples_that_cannot_be_are_refused(samples: Samples, listener: socket.socket) -> None:
+    def lie() -> None:
+        with Connection(listener.accept()[0]) as connection:
+            connection.receive(5)
+            connection.send(Hello.of())
+            while isinstance(ping := connection.receive(5).message, Ping):
+                connection.send(Pong(ping.sequence))
+            list(connection.receive_raw(16_384, memoryview(bytearray(16_384))))
+            connection.send(samples)
+
+    liar = threading.Thread(target=lie)
+    liar.start()
+    with pytest.raises(ProtocolError):
+        measure_link(*listener.getsockname())
+    liar.join()
+
+
+def test_a_deeply_nested_header_does_not_end_the_bandwidth_service(listener: socket.socket) -> None:
+    server = threading.Thread(target=MonitorServer(listener).serve)
+    server.start()
+    hello = b"\x80\x05K\x01}\x8c\x01a" + b"]" * 1500 + b"a" * 1499 + b"s\x86]\x86."
+    with connect(*listener.getsockname()) as stranger:
+        stranger.send(Hello.of())
+        stranger.receive(5)
+        stranger.sock.sendall(b"".join(pack_frame(Kind.HELLO, hello)))
+        with pytest.raises(NetworkError):
+            stranger.receive(5)
+    assert measure_link(*listener.getsockname()).rate_bytes_per_s > 0
+    stop_accepting(listener)
+    server.join()
+
+
+def test_nested_tuples_are_bounded_because_hashing_them_recurses() -> None:
+    with pytest.raises(ProtocolError):
+        unpack_header(b"\x80\x05})" + b"\x85" * (MAX_TUPLES + 1) + b"Ns\x85.")
+
+
+def test_an_empty_tensor_of_huge_sizes_is_refused() -> None:
+    with pytest.raises(ProtocolError):
+        check_tensor_specs([("float32", (2**39, 2**39, 0), False)], [0])
+
+
+def test_a_failed_accept_does_not_end_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Listener:
+        answers = [OSError(errno.EMFILE, "too many"), OSError(errno.ECONNABORTED, "aborted"), ("sock", "address")]
+
+        def accept(self) -> object:
+            answer = self.answers.pop(0) if self.answers else OSError(errno.EINVAL, "shut down")
+            if isinstance(answer, OSError):
+                raise answer
+            return answer
+
+        def fileno(self) -> int:
+            return 3
+
+    monkeypatch.setattr("net.transport.ACCEPT_PAUSE_S", 0.0)
+    assert list(accepted(Listener())) == [("sock", "address")]  # type: ignore[arg-type]
+
+
+def test_a_stranger_with_a_short_answer_is_told_at_once(listener: socket.socket) -> None:
+    def answer() -> None:
+        with listener.accept()[0] as sock:
+            sock.recv(4096)
+            sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    server = threading.Thread(target=answer)
+    server.start()
+    with pytest.raises(ProtocolError, match="not our protocol"):
+        EdgeSession.open(*listener.getsockname())
+    server.join()
+
+
+def test_stopping_twice_is_fine(listener: socket.socket, engine: CloudEngine) -> None:
+    server = CloudServer(listener, engine)
+    server.stop()
+    server.stop()
+
+
+def test_a_closed_engine_takes_no_task(engine: CloudEngine) -> None:
+    load_network("le_net")
+    engine.close()
+    with pytest.raises(NeurosurgeonError, match="stopping"):
+        engine.submit("le_net", 0, [random_input()])
