@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.chain import ChainNetwork
@@ -159,6 +158,9 @@ class LayerGraph:
 
 # ---------------------------------------------------------------- tracing
 
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh)
+SHAPE_PRESERVING = (nn.BatchNorm2d, nn.Dropout, nn.Identity, *ACTIVATIONS)
+
 
 def trace(model: nn.Module, name: str, input_shape: tuple[int, ...]) -> LayerGraph:
     """Return the graph of ``model`` for an input of ``input_shape``, without running it on data.
@@ -170,7 +172,7 @@ def trace(model: nn.Module, name: str, input_shape: tuple[int, ...]) -> LayerGra
     program = traced.graph
     program.eliminate_dead_code()  # what nobody reads would otherwise look like the output
     with torch.inference_mode():
-        ShapeProp(traced).propagate(torch.empty(input_shape, device="meta"))
+        _ShapeRecorder(traced).run(torch.empty(input_shape, device="meta"))
     layer_of = _layer_lookup(skeleton)
     folded = _foldable_norms(program, skeleton)
     nodes: dict[fx.Node, Node] = {}
@@ -186,6 +188,26 @@ def trace(model: nn.Module, name: str, input_shape: tuple[int, ...]) -> LayerGra
     return LayerGraph(name, ordered, _group_layers(ordered, _layer_names(skeleton)), program)
 
 
+class _ShapeRecorder(fx.Interpreter):
+    """Runs a program on meta tensors and keeps the shape and type of every result.
+
+    What keeps its input's shape is not run at all: on meta tensors, batch norm alone imports a second of compiler.
+    (For the same reason this is not torch's `ShapeProp`.)
+    """
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a module, unless its output's shape is known."""
+        module = self.fetch_attr(target)
+        return args[0] if isinstance(module, SHAPE_PRESERVING) else super().call_module(target, args, kwargs)
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run a node and keep its result's description."""
+        result = super().run_node(n)
+        if isinstance(result, torch.Tensor):
+            n.meta["spec"] = TensorSpec(tuple(result.shape), str(result.dtype).removeprefix("torch."))
+        return result
+
+
 def _make_node(
     fx_node: fx.Node,
     module: nn.Module | None,
@@ -194,7 +216,7 @@ def _make_node(
     inputs: tuple[Node, ...],
     folded: bool,
 ) -> Node:
-    output = _spec(fx_node)
+    output: TensorSpec = fx_node.meta["spec"]
     reads = tuple(node.output for node in inputs)
     kind, params, flops = _describe(fx_node, module, reads, output)
     weights = module.parameters() if module is not None else ()
@@ -213,13 +235,7 @@ def _make_node(
     )
 
 
-def _spec(fx_node: fx.Node) -> TensorSpec:
-    meta = fx_node.meta["tensor_meta"]
-    return TensorSpec(tuple(meta.shape), str(meta.dtype).removeprefix("torch."))
-
-
 Described = tuple[LayerKind, dict[str, int], int]
-ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh)
 
 
 def _describe(
