@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -191,14 +191,14 @@ def trace(model: nn.Module, name: str, input_shape: tuple[int, ...]) -> LayerGra
 class _ShapeRecorder(fx.Interpreter):
     """Runs a program on meta tensors and keeps the shape and type of every result.
 
-    What keeps its input's shape is not run at all: on meta tensors, batch norm alone imports a second of compiler.
-    (For the same reason this is not torch's `ShapeProp`.)
+    The usual modules are not run at all: on meta tensors, a convolution or a batch norm first imports a second of
+    compiler. For the same reason this is not torch's `ShapeProp`.
     """
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a module, unless its output's shape is known."""
-        module = self.fetch_attr(target)
-        return args[0] if isinstance(module, SHAPE_PRESERVING) else super().call_module(target, args, kwargs)
+        shape = _output_shape(self.fetch_attr(target), args[0].shape)
+        return super().call_module(target, args, kwargs) if shape is None else args[0].new_empty(shape)
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node and keep its result's description."""
@@ -206,6 +206,34 @@ class _ShapeRecorder(fx.Interpreter):
         if isinstance(result, torch.Tensor):
             n.meta["spec"] = TensorSpec(tuple(result.shape), str(result.dtype).removeprefix("torch."))
         return result
+
+
+def _output_shape(module: nn.Module, shape: Sequence[int]) -> Sequence[int] | None:
+    """Return the output shape of a common module for an input of ``shape``; None where it must be run to know."""
+    if isinstance(module, SHAPE_PRESERVING):
+        return shape
+    if isinstance(module, nn.Linear):
+        return (*shape[:-1], module.out_features)
+    if len(shape) != 4:
+        return None
+    if isinstance(module, nn.AdaptiveAvgPool2d):
+        return (*shape[:2], *_pair(module.output_size))
+    if isinstance(module, nn.Conv2d) and not isinstance(module.padding, str):
+        return (shape[0], module.out_channels, *_window_planes(module, shape))
+    if isinstance(module, nn.MaxPool2d) and not (module.ceil_mode or module.return_indices):
+        return (*shape[:2], *_window_planes(module, shape))
+    return None
+
+
+def _window_planes(module: Any, shape: Sequence[int]) -> list[int]:
+    """Return height and width behind a sliding window."""
+    sizes = (_pair(value) for value in (module.kernel_size, module.stride, module.padding, module.dilation))
+    windows = zip(shape[2:], *sizes, strict=True)
+    return [(size + 2 * pad - step * (kernel - 1) - 1) // stride + 1 for size, kernel, stride, pad, step in windows]
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return value if isinstance(value, tuple) else (value, value)
 
 
 def _make_node(
@@ -260,18 +288,14 @@ def _plane(spec: TensorSpec) -> dict[str, int]:
     return {"HW": width, "Cin": spec.shape[1] if len(spec.shape) > 1 else spec.numel}
 
 
-def _first(value: Any) -> int:
-    return int(value[0] if isinstance(value, tuple) else value)
-
-
 def _conv(module: Any, read: TensorSpec, output: TensorSpec) -> Described:
     groups = module.groups
     depth_wise = groups == module.in_channels and groups > 1
     params = {
         **_plane(read),
-        "kernel": _first(module.kernel_size),
-        "stride": _first(module.stride),
-        "padding": _first(module.padding),
+        "kernel": _pair(module.kernel_size)[0],
+        "stride": _pair(module.stride)[0],
+        "padding": _pair(module.padding)[0],
         "Cout": module.out_channels,
         "groups": groups,
         "bias": int(module.bias is not None),
@@ -287,12 +311,12 @@ def _linear(module: Any, read: TensorSpec, output: TensorSpec) -> Described:
 
 
 def _maxpool(module: Any, read: TensorSpec, output: TensorSpec) -> Described:
-    kernel = _first(module.kernel_size)
+    kernel = _pair(module.kernel_size)[0]
     params = {
         **_plane(read),
         "kernel": kernel,
-        "stride": _first(module.stride),
-        "padding": _first(module.padding),
+        "stride": _pair(module.stride)[0],
+        "padding": _pair(module.padding)[0],
     }
     return LayerKind.MAXPOOL, params, output.numel * kernel * kernel
 
