@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -159,6 +160,7 @@ class LayerGraph:
 # ---------------------------------------------------------------- tracing
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh)
+ADDITIONS = (operator.add, operator.iadd, torch.add)
 SHAPE_PRESERVING = (nn.BatchNorm2d, nn.Dropout, nn.Identity, *ACTIVATIONS)
 
 
@@ -200,6 +202,13 @@ class _ShapeRecorder(fx.Interpreter):
         shape = _output_shape(self.fetch_attr(target), args[0].shape)
         return super().call_module(target, args, kwargs) if shape is None else args[0].new_empty(shape)
 
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a function, unless it adds two tensors of one shape."""
+        shapes = {value.shape if isinstance(value, torch.Tensor) else None for value in args}
+        if target in ADDITIONS and len(shapes) == 1 and None not in shapes:
+            return args[0].new_empty(shapes.pop())
+        return super().call_function(target, args, kwargs)
+
     def run_node(self, n: fx.Node) -> Any:
         """Run a node and keep its result's description."""
         result = super().run_node(n)
@@ -216,7 +225,7 @@ def _output_shape(module: nn.Module, shape: Sequence[int]) -> Sequence[int] | No
         return (*shape[:-1], module.out_features)
     if len(shape) != 4:
         return None
-    if isinstance(module, nn.AdaptiveAvgPool2d):
+    if isinstance(module, nn.AdaptiveAvgPool2d) and None not in _pair(module.output_size):
         return (*shape[:2], *_pair(module.output_size))
     if isinstance(module, nn.Conv2d) and not isinstance(module.padding, str):
         return (shape[0], module.out_channels, *_window_planes(module, shape))
@@ -273,8 +282,8 @@ def _describe(
     if fx_node.op == "placeholder":
         return LayerKind.INPUT, {}, 0
     if module is None:
-        is_add = getattr(fx_node.target, "__name__", "") in ("add", "iadd", "add_")
-        kind = LayerKind.ADD if is_add and len(reads) == 2 else LayerKind.OTHER
+        is_sum = fx_node.target in ADDITIONS and len(reads) == 2
+        kind = LayerKind.ADD if is_sum else LayerKind.OTHER
         return kind, _plane(output), output.numel
     for types, describe in _DESCRIBERS:
         if isinstance(module, types):
