@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import socket
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from models.zoo import ZOO, WeightsSource, canonical_name, model_of_weights
+from models.zoo import ZOO, WeightsSource, canonical_name, check_weights_file, model_of_weights
 from net.net_utils import format_address
-from net.transport import listen
+from net.transport import bind, start_listening
 from utils.cli import (
     EXIT_INTERRUPTED,
     ServiceProcess,
@@ -30,6 +31,8 @@ from utils.errors import UsageError, WeightsError
 
 log = logging.getLogger(__name__)
 
+CHECK_S = 1.0  # how often the bandwidth service is looked after
+
 
 def parse_weights(texts: Sequence[str], pretrained: bool) -> dict[str, WeightsSource]:
     """Return the source of every model's weights; a bare file goes to the model that it fits.
@@ -41,11 +44,12 @@ def parse_weights(texts: Sequence[str], pretrained: bool) -> dict[str, WeightsSo
         for name, entry in ZOO.items()
     }
     for text in texts:
-        name, separator, file = text.partition("=")
-        path = Path(file if separator else text)
+        named = re.fullmatch(r"(\w+)=(.+)", text)
+        path = Path(named[2] if named else text)
         if not path.is_file():
             raise WeightsError(f"weights file {path} does not exist")
-        model = canonical_name(name) if separator else model_of_weights(path)
+        model = canonical_name(named[1]) if named else model_of_weights(path)
+        check_weights_file(model, path)
         if sources[model].file:
             raise UsageError(f"two weights files for {model}: {sources[model].file} and {path}")
         sources[model] = WeightsSource(path)
@@ -68,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    with listen(args.ip, args.port) as listener:  # first: a busy port is reported before torch is imported
+    with bind(args.ip, args.port) as listener:  # first: a busy port is reported before torch is imported
         return serve(args, listener)
 
 
@@ -80,17 +84,21 @@ def serve(args: argparse.Namespace, listener: socket.socket) -> int:
     from utils.report import cloud_lines
 
     weights = parse_weights(args.weights, args.pretrained)
-    threads = args.threads or load_predictor(config_path("cloud")).threads
+    threads = args.threads or load_predictor(config_path("cloud", args.device)).threads
     server = CloudServer(listener, CloudEngine(args.device, threads, weights), cloud_lines)
     stop = stop_event(ignore_interrupt=args.until_stdin_closes)
     if args.until_stdin_closes:
         end_with_parent(stop)
     monitor = ["-m", "net.monitor_server", "-i", args.ip, "--monitor-port", str(args.monitor_port)]
     with ServiceProcess(monitor) as bandwidth_service:
+        start_listening(listener)
         threading.Thread(target=server.serve, daemon=True).start()
         log.info(listening_line("cloud", format_address(listener.getsockname())))
         log.info(listening_line("bandwidth service", format_address((args.ip, bandwidth_service.ports[0]))))
-        stop.wait()
+        while not stop.wait(CHECK_S):
+            if not bandwidth_service.is_running():
+                log.error("the bandwidth service ended; edges go on with their last value, or --bandwidth")
+                stop.wait()
         server.stop()
     return EXIT_INTERRUPTED if stop.interrupted else 0
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from models.graph import LayerGraph
 from models.zoo import canonical_name, model_graph
 from predictor.chain_search import best_point, chain_candidates
-from predictor.predictor_utils import LatencyPredictor, config_path, load_predictor
+from predictor.predictor_utils import LatencyPredictor, config_path, graph_features, load_predictor
 from predictor.transfer import transfer_time_ms
 from utils.cli import add_predictor_files, base_parser, non_negative_float, positive_float, run_main, typed
 from utils.timing import StageTimes, now_ms
@@ -54,6 +54,7 @@ def plan_split(
 
     Raises: MissingPredictorError: a layer's kind cannot be predicted.
     """
+    graph_features(graph)  # belong to the graph, and are kept with it
     start_ms = now_ms()
     edge_ms, cloud_ms = edge.layer_latencies_ms(graph), cloud.layer_latencies_ms(graph)
     reply_bytes = graph.output.size_bytes
@@ -69,12 +70,17 @@ def plan_split(
     return SplitPlan(graph, edge_ms, cloud_ms, candidates, best, now_ms() - start_ms)
 
 
-def load_predictors(edge_config: Path | None, cloud_config: Path | None) -> tuple[LatencyPredictor, LatencyPredictor]:
-    """Return the predictors of the two sides; the shipped ones where no file is named.
+def load_predictors(
+    edge_config: Path | None, cloud_config: Path | None, edge_device: str = "cpu", cloud_device: str = "cpu"
+) -> tuple[LatencyPredictor, LatencyPredictor]:
+    """Return the predictors of the two sides; the installed ones for their devices where no file is named.
 
     Raises: DataSetError: a file is missing or malformed.
     """
-    return load_predictor(edge_config or config_path("edge")), load_predictor(cloud_config or config_path("cloud"))
+    return (
+        load_predictor(edge_config or config_path("edge", edge_device)),
+        load_predictor(cloud_config or config_path("cloud", cloud_device)),
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,9 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from models.zoo import WeightsSource, canonical_name, check_point, imagenet_labels, load_network, model_graph
+from models.zoo import (
+    WeightsSource,
+    canonical_name,
+    check_point,
+    check_pretrained,
+    imagenet_labels,
+    load_network,
+    model_graph,
+)
 from net.bandwidth import LinkEstimate, LinkSource
-from net.monitor_client import estimate_link
+from net.monitor_client import estimate_link, measure_link
 from net.session import EdgeSession, stage_times
 from utils.cli import (
     DEFAULT_IP,
@@ -35,11 +43,14 @@ from utils.cli import (
     run_main,
     typed,
 )
+from utils.images import read_image
 from utils.report import EdgeReport, output_document, print_json, stage_timings
 from utils.timing import StageTimes, Timing
 from utils.units import bytes_per_s_to_mb_per_s, mb_per_s_to_bytes_per_s
 
 if TYPE_CHECKING:  # what needs torch is imported when the cloud has answered: a missing cloud is reported at once
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from deployment import Candidate
@@ -69,7 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--local-cloud", action="store_true", help="start a cloud on this machine for this task (default: off)"
     )
     parser.add_argument(
-        "--repeat", type=positive_int, default=1, help="infer this often and show the spread (default: 1)"
+        "--repeat",
+        type=positive_int,
+        default=1,
+        help="infer this often, after one cold run, and show median and spread (default: 1)",
     )
     parser.add_argument(
         "--verify", action="store_true", help="also run the whole network here and compare (default: off)"
@@ -80,13 +94,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     show = EdgeReport(sys.stderr if args.json else sys.stdout)
+    pixels = read_image(args.input) if args.input else None
     check_given(args)
     with contextlib.ExitStack() as stack:
         host, port, monitor_port = stack.enter_context(cloud_of(args))
         session = stack.enter_context(EdgeSession.open(host, port))
         link = find_link(args, session, host, monitor_port)
         show.bandwidth(link)
-        outcome = run_task(args, session, link, show)
+        outcome = run_task(args, session, link, pixels, show)
     if args.json:
         print_json(document_of(outcome, args, link))
     return 0
@@ -100,10 +115,8 @@ def check_given(args: argparse.Namespace) -> None:
 
     Raises: UsageError.
     """
-    if args.input:
-        from utils.images import read_image
-
-        read_image(args.input)
+    if args.pretrained and not args.weights:
+        check_pretrained(args.type)
     if args.device == "cuda":
         from utils.inference_utils import check_device
 
@@ -140,7 +153,8 @@ def find_link(args: argparse.Namespace, session: EdgeSession, host: str, monitor
     Raises: NetworkError: neither is to be had.
     """
     if args.bandwidth is None:
-        measured = estimate_link(host, monitor_port)
+        measure = measure_link if args.local_cloud else estimate_link  # a local cloud's port is used once
+        measured = measure(host, monitor_port)
         return measured if args.rtt is None else dataclasses.replace(measured, rtt_ms=args.rtt)
     rtt_ms = session.rtt_ms if args.rtt is None else args.rtt
     return LinkEstimate(mb_per_s_to_bytes_per_s(args.bandwidth), rtt_ms, LinkSource.GIVEN)
@@ -170,9 +184,8 @@ class Outcome:
 
     @property
     def measured(self) -> StageTimes:
-        """Median stages of all runs."""
-        edge, transfer, cloud, _ = (timing.median_ms for timing in self.timings.values())
-        return StageTimes(edge, transfer, cloud)
+        """The stages of the run with the median total."""
+        return sorted((run.times for run in self.runs), key=lambda times: times.total_ms)[len(self.runs) // 2]
 
     @property
     def timings(self) -> dict[str, Timing]:
@@ -180,12 +193,18 @@ class Outcome:
         return stage_timings([run.times for run in self.runs])
 
 
-def run_task(args: argparse.Namespace, session: EdgeSession, link: LinkEstimate, show: EdgeReport) -> Outcome:
+def run_task(
+    args: argparse.Namespace,
+    session: EdgeSession,
+    link: LinkEstimate,
+    pixels: NDArray[np.float32] | None,
+    show: EdgeReport,
+) -> Outcome:
     """Plan, run and report one task."""
     from deployment import load_predictors, plan_split
-    from utils.inference_utils import load_image, random_input, run_whole, top_guesses, use_threads
+    from utils.inference_utils import image_input, random_input, run_whole, top_guesses, use_threads
 
-    edge, cloud = load_predictors(args.edge_config, args.cloud_config)
+    edge, cloud = load_predictors(args.edge_config, args.cloud_config, args.device, str(session.cloud.get("device")))
     threads = use_threads(args.threads or edge.threads)
     warn_of_other_machines(edge, {"device": args.device, "threads": threads}, "edge")
     warn_of_other_machines(cloud, session.cloud, "cloud")
@@ -193,11 +212,12 @@ def run_task(args: argparse.Namespace, session: EdgeSession, link: LinkEstimate,
     candidate = plan.best if args.point is None else plan.candidates[args.point]
     show.plan(plan.best, candidate)
     network = prepare(args, session, candidate.point, show)
-    tensor = load_image(args.input) if args.input else random_input()
+    tensor = random_input() if pixels is None else image_input(pixels)
     runs = [run_once(session, network, candidate.point, tensor, show)]
-    for _ in tqdm(range(args.repeat - 1), desc="repeat", unit="run", disable=None):
-        runs.append(run_once(session, network, candidate.point, tensor, None))
     show.finished()
+    if args.repeat > 1:  # the first run was cold: it is shown, and does not count
+        turns = tqdm(range(args.repeat), desc="repeat", unit="run", disable=None)
+        runs = [run_once(session, network, candidate.point, tensor, None) for _ in turns]
     labels = imagenet_labels() if network.knows_imagenet else None
     guesses = top_guesses(runs[-1].output, labels)
     difference = None
@@ -241,7 +261,7 @@ def prepare(args: argparse.Namespace, session: EdgeSession, point: int, show: Ed
 
 def run_once(session: EdgeSession, network: Network, point: int, tensor: Tensor, show: EdgeReport | None) -> Run:
     """Run one inference; ``show`` gets its lines as they become true."""
-    from utils.inference_utils import run_half
+    from utils.inference_utils import check_crossing, run_half
 
     half = run_half(network.cut(point).edge, [tensor], network.device)
     if show:
@@ -250,6 +270,7 @@ def run_once(session: EdgeSession, network: Network, point: int, tensor: Tensor,
         return Run(half.tensors[0], stage_times(half.latency_ms, None), 0)
     on_sent = show.sent if show else lambda: None
     remote = session.infer(network.name, point, network.weights_digest, half.tensors, on_sent)
+    check_crossing([network.graph.output], remote.tensors)
     times = stage_times(half.latency_ms, remote)
     if show:
         show.cloud_done(network.name, times)
@@ -258,7 +279,7 @@ def run_once(session: EdgeSession, network: Network, point: int, tensor: Tensor,
 
 def show_outcome(outcome: Outcome, show: EdgeReport) -> None:
     """Print the answer and the figures behind the contract's lines."""
-    show.answer(outcome.guesses, outcome.network.knows_imagenet)
+    show.answer(outcome.guesses, outcome.network.source.seeded)
     show.comparison(outcome.candidate.stages, outcome.measured, len(outcome.runs))
     if len(outcome.runs) > 1:
         show.repeats(outcome.timings)

@@ -429,7 +429,7 @@ def fold_batch_norms(model: nn.Module, graph: LayerGraph) -> nn.Module:
 def cut(model: nn.Module, graph: LayerGraph, edge_nodes: Collection[int]) -> tuple[nn.Module, nn.Module]:
     """Split ``model`` into what runs on the edge and what runs in the cloud.
 
-    Args:    edge_nodes: indices of the nodes on the edge, closed under "is read by"; node 0 always among them.
+    Args:    edge_nodes: indices of the nodes on the edge, with each node all that it reads; node 0 among them.
     Returns: two modules that share the model's parameters, each holding only those it needs. The edge half maps
              the network's input to the tuple of crossing tensors, in the order of ``graph.crossing``; the cloud
              half maps these to the 1-tuple of the network's output.

@@ -29,19 +29,20 @@ DIGEST_HEX_CHARS = 32  # 128 bits: enough to tell weights apart, short enough to
 
 @dataclass(frozen=True, slots=True)
 class ZooEntry:
-    """Where an architecture lives, and torchvision's name and weights enum for it, if it has one."""
+    """Where an architecture lives, its partition points, and torchvision's name and weights enum, if any."""
 
     module: str
     class_name: str
+    layers: int  # known without building it, so that a wrong point is told at once; a test compares
     torchvision_name: str | None = None
     torchvision_weights: str | None = None
 
 
 ZOO: Mapping[str, ZooEntry] = {
-    "alex_net": ZooEntry("models.AlexNet", "AlexNet", "alexnet", "AlexNet_Weights"),
-    "vgg_net": ZooEntry("models.VggNet", "VggNet", "vgg16_bn", "VGG16_BN_Weights"),
-    "le_net": ZooEntry("models.LeNet", "LeNet"),
-    "mobile_net": ZooEntry("models.MobileNet", "MobileNet", "mobilenet_v2", "MobileNet_V2_Weights"),
+    "alex_net": ZooEntry("models.AlexNet", "AlexNet", 22, "alexnet", "AlexNet_Weights"),
+    "vgg_net": ZooEntry("models.VggNet", "VggNet", 53, "vgg16_bn", "VGG16_BN_Weights"),
+    "le_net": ZooEntry("models.LeNet", "LeNet", 12),
+    "mobile_net": ZooEntry("models.MobileNet", "MobileNet", 23, "mobilenet_v2", "MobileNet_V2_Weights"),
 }
 ALIASES = {"alexnet": "alex_net", "vggnet": "vgg_net", "lenet": "le_net", "mobilenet": "mobile_net"}
 
@@ -86,6 +87,11 @@ class WeightsSource:
     file: Path | None = None
     pretrained: bool = False
 
+    @property
+    def seeded(self) -> bool:
+        """Whether the weights are those of the fixed seed, which have learnt nothing."""
+        return self.file is None and not self.pretrained
+
 
 class Cut(NamedTuple):
     """A network cut in two, and what crosses between its halves."""
@@ -104,6 +110,7 @@ class Network:
     graph: LayerGraph
     weights_digest: str
     device: str
+    source: WeightsSource
     knows_imagenet: bool  # its outputs are the 1000 classes of torchvision's checkpoints
     _cuts: dict[int, Cut] = field(default_factory=dict, repr=False)
 
@@ -127,7 +134,7 @@ def check_point(name: str, point: int) -> None:
 
     Raises: PartitionError.
     """
-    layers = len(model_graph(name).layers)
+    layers = ZOO[canonical_name(name)].layers
     if not 0 <= point <= layers:
         raise PartitionError(f"partition point {point} is outside {name}: choose 0 (all in the cloud) to {layers}")
 
@@ -156,7 +163,7 @@ def load_network(name: str, source: WeightsSource = WeightsSource(), device: str
         model = fold_batch_norms(model, graph).to(device)
         if device == "cpu":
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Network(name, model.eval(), graph, digest, device, knows_imagenet)
+    return Network(name, model.eval(), graph, digest, device, source, knows_imagenet)
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
@@ -249,6 +256,24 @@ def _describe(tensor: Tensor) -> str:
     return f"{layout}{tensor.dtype}"
 
 
+def check_weights_file(name: str, path: Path) -> None:
+    """Refuse a file that is no set of weights of a model.
+
+    Raises: WeightsError.
+    """
+    check_fit(skeleton(name), read_weights_file(path), f"{path} does not fit {name}")
+
+
+def check_pretrained(name: str) -> None:
+    """Refuse a model that torchvision has no weights for.
+
+    Raises: WeightsError: names the models that it has weights for.
+    """
+    if ZOO[name].torchvision_weights is None:
+        trained = ", ".join(known for known, candidate in ZOO.items() if candidate.torchvision_weights)
+        raise WeightsError(f"torchvision has no pretrained weights for {name}; it has them for {trained}")
+
+
 def model_of_weights(path: Path) -> str:
     """Return the name of the model that a weights file fits.
 
@@ -271,11 +296,8 @@ def _as_float32(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _torchvision_weights(name: str) -> Any:
     from models.torchvision_compat import import_torchvision
 
-    entry = ZOO[name]
-    if entry.torchvision_weights is None:
-        trained = ", ".join(known for known, candidate in ZOO.items() if candidate.torchvision_weights)
-        raise WeightsError(f"torchvision has no pretrained weights for {name}; it has them for {trained}")
-    return getattr(import_torchvision(), entry.torchvision_weights).DEFAULT
+    check_pretrained(name)
+    return getattr(import_torchvision(), str(ZOO[name].torchvision_weights)).DEFAULT
 
 
 def _pretrained_state(name: str) -> dict[str, Tensor]:

@@ -13,11 +13,6 @@ def format_address(address: Any) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether an address names this machine only."""
-    return host in ("localhost", "::1") or host.startswith("127.")
-
-
 def format_rate(rate_bytes_per_s: float) -> str:
     """Return a rate in both units that people use: ``12.5 MB/s (100.0 Mbit/s)``."""
     megabytes, megabits = bytes_per_s_to_mb_per_s(rate_bytes_per_s), bytes_per_s_to_mbit_per_s(rate_bytes_per_s)

@@ -133,6 +133,8 @@ class EdgeSession:
         round_trip_ms = now_ms() - start_ms
         if reply.task_id != task_id:
             raise ProtocolError(f"{connection.peer} answered another task")
+        if not 0 <= reply.cloud_ms <= round_trip_ms:  # false for NaN, too
+            raise ProtocolError(f"{connection.peer} says that it took {reply.cloud_ms:g} ms of {round_trip_ms:g}")
         outputs = [tensor.clone() for tensor in received.tensors]
         return RemoteResult(
             tensors=outputs,
@@ -178,7 +180,7 @@ class CloudServer:
     ) -> None:
         self._listener = listener
         self._engine = engine
-        self._observe = observe
+        self._observer = observe
         self._lock = threading.Lock()
         self._connections: set[Connection] = set()
         self._threads: set[threading.Thread] = set()
@@ -249,6 +251,13 @@ class CloudServer:
         finally:
             with self._lock:
                 self._connections.discard(connection)
+
+    def _observe(self, event: CloudEvent, sock: socket.socket) -> None:
+        """Tell the observer; what becomes of its lines is no matter of the conversation."""
+        try:
+            self._observer(event, sock)
+        except (OSError, ValueError) as exc:  # its output is closed
+            log.debug("%s was not shown: %s", event.name, exc)
 
     def _answer(self, connection: Connection, received: Received) -> None:
         """Answer one message; a request that cannot be served gets a typed error, and the conversation goes on."""

@@ -28,7 +28,15 @@ from net.framing import (
 from net.messages import Message, kind_of, message_of
 from net.net_utils import format_address
 from net.pickling import check_tensor_specs, pack_header, pack_tensor, unpack_header, unpack_tensor
-from utils.errors import ConnectError, DeadlineError, PeerGoneError, PortBusyError, ProtocolError, UsageError
+from utils.errors import (
+    ConnectError,
+    DeadlineError,
+    NeurosurgeonError,
+    PeerGoneError,
+    PortBusyError,
+    ProtocolError,
+    UsageError,
+)
 from utils.units import s_to_ms
 
 if TYPE_CHECKING:  # the bandwidth monitor sends no tensors and starts without torch
@@ -38,6 +46,7 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 0.9  # a dead address is reported within a second; a live one answers within one RTT
 HEAD_TIMEOUT_S = 5.0  # first byte to last byte of a head, at most 64 KiB
+RAW_TIMEOUT_S = 2.0  # a bandwidth probe is bounded in time
 BODY_BASE_S = 10.0  # a body gets this, and its length at the slowest rate that we serve
 MIN_RATE_BYTES_PER_S = 50_000  # 0.4 Mbit/s; the slowest link of the field's tables is 3G with 1.1
 TIMEVAL = struct.Struct("@ll")  # seconds, microseconds: what SO_RCVTIMEO takes
@@ -95,7 +104,8 @@ class Connection:
         """
         packed = [pack_tensor(tensor) for tensor in tensors]
         header = pack_header(tuple(message), [spec for spec, _ in packed])
-        self._send_pieces(pack_frame(kind_of(message), header, [buffer for _, buffer in packed]))
+        pieces = pack_frame(kind_of(message), header, [buffer for _, buffer in packed])
+        self._send_pieces(pieces, body_deadline_s(sum(map(len, pieces))))
 
     def receive(self, wait_s: float) -> Received:
         """Return the next message, waiting at most ``wait_s`` for its first byte.
@@ -116,12 +126,12 @@ class Connection:
         if head.lengths:  # everything is ready before the last byte comes: the tensors lie where it will land
             body = self._body_memory(head.body_length)
             tensors = list(map(unpack_tensor, header[1], split_body(body, head.lengths)))
-            self._read(body, body_deadline(head.body_length))
+            self._read(body, body_deadline_s(head.body_length))
         return Received(message, tensors, s_to_ms(time.monotonic() - start_s))
 
     def receive_raw(self, size_bytes: int, scratch: memoryview) -> Iterable[tuple[float, int]]:
         """Read ``size_bytes`` bytes that belong to no frame; yield time (s, monotonic) and size of every read."""
-        deadline_s = body_deadline(size_bytes)
+        deadline_s = time.monotonic() + RAW_TIMEOUT_S
         while size_bytes:
             count = self._read_some(scratch[:size_bytes], deadline_s)
             if not count:
@@ -131,7 +141,7 @@ class Connection:
 
     def send_raw(self, data: Buffer) -> None:
         """Send bytes that belong to no frame (a bandwidth probe)."""
-        self._send_pieces([data])
+        self._send_pieces([data], time.monotonic() + RAW_TIMEOUT_S)
 
     def _receive_head(self, wait_s: float) -> tuple[Head, float]:
         """Return the head of the next frame, and when its first bytes came (s, monotonic)."""
@@ -171,9 +181,8 @@ class Connection:
         except OSError as exc:
             raise PeerGoneError(f"connection to {self.peer} lost: {exc.strerror or exc}") from exc
 
-    def _send_pieces(self, pieces: list[Buffer]) -> None:
+    def _send_pieces(self, pieces: list[Buffer], deadline_s: float) -> None:
         length = sum(map(len, pieces))
-        deadline_s = body_deadline(length)
         views = [memoryview(piece) for piece in pieces if len(piece)]
         try:
             while views:
@@ -205,38 +214,28 @@ class Connection:
             self._timeouts_s[option] = remaining_s
 
 
-def body_deadline(length: int) -> float:
+def body_deadline_s(length: int) -> float:
     """Return the monotonic time (s) by which ``length`` bytes must have crossed."""
     return time.monotonic() + BODY_BASE_S + length / MIN_RATE_BYTES_PER_S
 
 
-def resolve(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
-    """Return family and socket address of a host name or IP address.
-
-    Raises: UsageError: it cannot be resolved.
-    """
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError) as exc:
-        raise UsageError(f"address {host!r} cannot be resolved: pass an IP address or a known host name") from exc
-    return family, address
-
-
 def connect(host: str, port: int, limits: Limits = DEFAULT_LIMITS) -> Connection:
-    """Return a connection.
+    """Return a connection to the first address of ``host`` that answers.
 
     Raises: UsageError: the address makes no sense. ConnectError: nobody answers there.
     """
-    family, address = resolve(host, port)
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.settimeout(CONNECT_TIMEOUT_S)
     try:
-        sock.connect(address)
+        sock = socket.create_connection((host, port), CONNECT_TIMEOUT_S)
+    except (socket.gaierror, UnicodeError) as exc:
+        raise _unresolved(host) from exc
     except OSError as exc:
-        sock.close()
         reason = "no answer" if isinstance(exc, TimeoutError) else exc.strerror or str(exc)
-        raise ConnectError(f"no service at {format_address(address)} ({reason}): is it started there?") from exc
+        raise ConnectError(f"no service at {format_address((host, port))} ({reason}): is it started there?") from exc
     return Connection(sock, limits)
+
+
+def _unresolved(host: str) -> UsageError:
+    return UsageError(f"address {host!r} cannot be resolved: pass an IP address or a known host name")
 
 
 def accepted(listener: socket.socket) -> Iterator[tuple[socket.socket, Any]]:
@@ -258,28 +257,54 @@ def stop_accepting(listener: socket.socket) -> None:
     listener.close()
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket; port 0 takes a free one.
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that holds an address but does not listen yet; port 0 takes a free one.
 
     SO_REUSEADDR lets a server restart at once; SO_REUSEPORT, which would let two servers share a port unnoticed,
     is never set.
 
     Raises: UsageError: not an address of this machine. PortBusyError: the port is taken.
     """
-    family, address = resolve(host, port)
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as exc:
+        raise _unresolved(host) from exc
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(address)
-        sock.listen(BACKLOG)
-    except PermissionError as exc:
-        sock.close()
-        raise UsageError(f"port {port} needs more rights than this user has: choose one above 1023") from exc
     except OSError as exc:
         sock.close()
-        if exc.errno == errno.EADDRINUSE:
-            raise PortBusyError(
-                f"port {port} on {host} is busy: stop what listens there, or choose another -p"
-            ) from exc
-        raise UsageError(f"cannot listen on {host}: {exc.strerror or exc}") from exc
+        raise _unusable(host, port, exc) from exc
     return sock
+
+
+def start_listening(sock: socket.socket) -> None:
+    """Let a bound socket take connections.
+
+    Raises: PortBusyError: another process was faster.
+    """
+    try:
+        sock.listen(BACKLOG)
+    except OSError as exc:
+        host, port = sock.getsockname()[:2]
+        raise _unusable(host, port, exc) from exc
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket; see `bind` and `start_listening`."""
+    sock = bind(host, port)
+    try:
+        start_listening(sock)
+    except PortBusyError:
+        sock.close()
+        raise
+    return sock
+
+
+def _unusable(host: str, port: int, exc: OSError) -> NeurosurgeonError:
+    if exc.errno == errno.EADDRINUSE:
+        return PortBusyError(f"port {port} on {host} is busy: stop what listens there, or choose another port")
+    if isinstance(exc, PermissionError):
+        return UsageError(f"port {port} needs more rights than this user has: choose one above 1023")
+    return UsageError(f"cannot listen on {host}: {exc.strerror or exc}")

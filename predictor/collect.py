@@ -30,9 +30,9 @@ from tqdm import tqdm
 from models.graph import LayerKind
 from predictor.get_datasets_func import COLUMNS, DATASET_DIR, csv_path
 from predictor.kernel_flops import Work, row_work
-from predictor.predictor_utils import SIDES, config_path, fit_and_save, print_scores
+from predictor.predictor_utils import SIDES, fit_and_save, parameter_file, print_scores, read_provenance
 from utils.cli import add_device, base_parser, positive_int, run_main
-from utils.errors import DataSetError, writing
+from utils.errors import DataSetError, UsageError, writing
 from utils.inference_utils import as_network_input, check_device, use_threads
 from utils.timing import Timing, measure
 
@@ -326,6 +326,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--config", type=Path, help="parameter file to write (default: predictor/config/SIDE/DEVICE.json)"
     )
+    parser.add_argument("--fresh", action="store_true", help="first remove the rows that are there (default: go on)")
     parser.add_argument("--percent", type=positive_int, default=100, help="share of the rows to measure (default: 100)")
     return run_main(parser, argv, _run)
 
@@ -333,14 +334,39 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     check_device(args.device)
     threads = use_threads(args.threads or {"edge": 1, "cloud": os.cpu_count() or 1}[args.side])
-    directory = args.output or DATASET_DIR / args.side
+    directory = args.output or default_directory(args.side, args.device)
     about = provenance(args.side, args.device, threads)
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        collect(directory, args.device, args.percent / 100)
+        if args.fresh:
+            for kind in ROWS:
+                csv_path(directory, kind).unlink(missing_ok=True)
+        check_same_machine(directory, about)
         (directory / "provenance.json").write_text(json.dumps(about, indent=2) + "\n")
-    print_scores(fit_and_save(directory, args.config or config_path(args.side, args.device)))
+        collect(directory, args.device, args.percent / 100)
+    print_scores(fit_and_save(directory, args.config or parameter_file(args.side, args.device)))
     return 0
+
+
+def default_directory(side: str, device: str) -> Path:
+    """Return where the data sets of a side and device lie: those of the CPU in the contract's place."""
+    return DATASET_DIR / side if device == "cpu" else DATASET_DIR / side / device
+
+
+def check_same_machine(directory: Path, about: Mapping[str, Any]) -> None:
+    """Refuse to mix rows of two machines.
+
+    Raises: UsageError: the directory holds rows of another machine, device, number of threads or version.
+    """
+    if not any(csv_path(directory, kind).exists() for kind in ROWS):
+        return
+    before = read_provenance(directory)
+    names = ("device", "device_name", "threads", "torch")
+    if any(before.get(name) != about[name] for name in names):
+        theirs, ours = ({name: known.get(name) for name in names} for known in (before, about))
+        raise UsageError(
+            f"{directory} holds rows of {theirs}, this is {ours}: pass --fresh to replace them, or --output DIR"
+        )
 
 
 if __name__ == "__main__":

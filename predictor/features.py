@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from predictor.kernel_flops import Work
+from predictor.kernel_flops import FLOAT_BYTES, Work
 from utils.units import bytes_to_mb
 
 FEATURE_NAMES = (
@@ -52,5 +52,5 @@ def _features(work: Work) -> tuple[float, ...]:
         weight_mb,
         max(weight_mb - NEAR_WEIGHT_MB, 0.0),
         max(input_mb + output_mb - NEAR_ACTIVATION_MB, 0.0),
-        output_mb / 4 / channels,
+        output_mb / FLOAT_BYTES / channels,
     )

@@ -34,6 +34,8 @@ def node_work(node: Node) -> Work:
 def row_work(kind: LayerKind, row: Row) -> Work:
     """Return the work of a data-set row; columns beyond the contract's have defaults.
 
+    FLOPs are always worked out from the other columns: files count them in different ways.
+
     Defaults: padding kernel // 2 for convolutions and 0 for pools, one group, a bias, batch 1, float32.
 
     Raises: MissingPredictorError: the kind has no data set.
@@ -53,7 +55,7 @@ def _conv(row: Row) -> Work:
     out = output_width(row["HW"], kernel, row["stride"], row.get("padding", kernel // 2))
     outputs = out * out * row["Cout"]
     weights = row["Cout"] * row["Cin"] / groups * kernel * kernel
-    flops = row.get("FLOPs", 2 * outputs * row["Cin"] / groups * kernel * kernel)
+    flops = 2 * outputs * row["Cin"] / groups * kernel * kernel
     return _floats(flops, row["HW"] ** 2 * row["Cin"], outputs, weights + row["Cout"] * row.get("bias", 1), row["Cout"])
 
 
@@ -63,7 +65,7 @@ def _dw_conv(row: Row) -> Work:
 
 def _linear(row: Row) -> Work:
     inputs, outputs = row["in_features"], row["out_features"]
-    return _floats(row.get("FLOPs", 2 * inputs * outputs), inputs, outputs, (inputs + 1) * outputs, outputs)
+    return _floats(2 * inputs * outputs, inputs, outputs, (inputs + 1) * outputs, outputs)
 
 
 def _maxpool(row: Row) -> Work:

@@ -149,7 +149,13 @@ def read_provenance(directory: Path) -> dict[str, Any]:
 
 
 def config_path(side: str, device: str = "cpu") -> Path:
-    """Return where the shipped parameters of a side lie."""
+    """Return where a side's parameters lie: those of the device, or where there are none, of the CPU."""
+    own = parameter_file(side, device)
+    return own if own.exists() else parameter_file(side, "cpu")
+
+
+def parameter_file(side: str, device: str) -> Path:
+    """Return the parameter file of a side and device, which may not exist."""
     return CONFIG_DIR / side / f"{device}.json"
 
 

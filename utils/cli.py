@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import re
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -137,13 +139,15 @@ def run_main(
     )
     for library in ("matplotlib", "PIL"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without Chinese shows escapes, and goes on
     try:
         code = run(args)
         sys.stdout.flush()  # here, where a reader that left is caught
         return code
     except NeurosurgeonError as exc:
         if args.debug:
-            raise
+            traceback.print_exc()
         print(f"{parser.prog}: error: {exc}", file=sys.stderr)
         return exc.exit_code
     except KeyboardInterrupt:
@@ -153,7 +157,7 @@ def run_main(
         return NeurosurgeonError.exit_code
     except Exception as exc:
         if args.debug:
-            raise
+            traceback.print_exc()
         kind = type(exc).__name__
         print(f"{parser.prog}: error: unexpected {kind}: {exc} (a bug: --debug shows where)", file=sys.stderr)
         return NeurosurgeonError.exit_code
@@ -235,6 +239,10 @@ class ServiceProcess:
             elif line.startswith(("WARNING", "ERROR")):
                 sys.stderr.write(line)
         self._ready.set()
+
+    def is_running(self) -> bool:
+        """Return whether the child has not ended."""
+        return self.process.poll() is None
 
     def close(self) -> None:
         """Ask the child to end, and wait until it has."""

@@ -31,6 +31,8 @@ def read_image(path: Path) -> NDArray[np.float32]:
 def _decode(path: Path) -> Image.Image:
     try:
         with Image.open(path) as file:
+            if file.mode.startswith("I"):  # 16 bits a pixel, which Pillow would cut off at 255
+                return Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)).convert("RGB")
             image = file.convert("RGBA") if "transparency" in file.info else file
             return image.convert("RGB")
     except FileNotFoundError as exc:

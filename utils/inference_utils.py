@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.graph import TensorSpec
-from models.zoo import INPUT_SHAPE, Network, WeightsSource, load_network
+from models.zoo import INPUT_SHAPE, ZOO, Network, WeightsSource, canonical_name, load_network, model_graph
 from utils.errors import DeviceError, NeurosurgeonError, ProtocolError
 from utils.images import read_image
 from utils.timing import measure, now_ms, synchronise
@@ -43,17 +44,24 @@ def check_device(device: str) -> None:
 
 def use_threads(threads: int) -> int:
     """Compute with ``threads`` CPU threads, at most as many as there are cores; return how many."""
-    threads = min(threads, os.cpu_count() or 1)
-    torch.set_num_threads(threads)
-    return threads
+    cores = os.cpu_count() or 1
+    if threads > cores:
+        log.warning("%d threads asked for, but there are %d cores: using %d", threads, cores, cores)
+    torch.set_num_threads(min(threads, cores))
+    return min(threads, cores)
 
 
 def load_image(path: Path) -> Tensor:
-    """Return an image as a network's input, (1, 3, 224, 224) float32, channels-last as images are.
+    """Return an image file as a network's input.
 
     Raises: InputError: the file is missing or no image.
     """
-    return torch.from_numpy(read_image(path)).permute(2, 0, 1)[None]
+    return image_input(read_image(path))
+
+
+def image_input(pixels: NDArray[np.float32]) -> Tensor:
+    """Return normalised pixels (224, 224, 3) as (1, 3, 224, 224) float32, channels-last as images are."""
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
 def random_input() -> Tensor:
@@ -125,6 +133,8 @@ class CloudEngine:
 
     def __init__(self, device: str, threads: int, weights: Mapping[str, WeightsSource]) -> None:
         check_device(device)
+        for name in ZOO:  # now: tracing patches modules for the whole process, and must not meet a running task
+            model_graph(name)
         self.device = device
         self.threads = use_threads(threads)
         self._weights = weights
@@ -141,6 +151,7 @@ class CloudEngine:
 
         Raises: UnknownModelError, WeightsError.
         """
+        name = canonical_name(name)
         loaded = self._networks.get(name)
         return loaded if loaded else self._load(name)
 

@@ -87,9 +87,9 @@ class EdgeReport:
         """The task is done."""
         self.say(FINISHED)
 
-    def answer(self, guesses: Sequence[Guess], trained: bool) -> None:
+    def answer(self, guesses: Sequence[Guess], seeded: bool) -> None:
         """The classes that the network proposes."""
-        self.say("top-5 classes:" if trained else "top-5 classes (weights of a fixed seed: the classes mean nothing):")
+        self.say("top-5 classes (weights of a fixed seed: the classes mean nothing):" if seeded else "top-5 classes:")
         for guess in guesses:
             self.say(f"  {guess.probability:7.2%}  {guess.label or f'class {guess.index}'}")
 

@@ -350,3 +350,8 @@ def test_there_are_a_thousand_classes() -> None:
 
 def test_every_entry_of_the_zoo_is_a_model() -> None:
     assert set(ZOO) == {"alex_net", "vgg_net", "le_net", "mobile_net"}
+
+
+@pytest.mark.parametrize("name", list(ZOO))
+def test_the_number_of_layers_is_known_without_building_the_model(name: str) -> None:
+    assert ZOO[name].layers == len(model_graph(name).layers)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -11,12 +13,13 @@ import pytest
 
 from models.zoo import load_network
 from net.framing import Kind, pack_frame
-from net.messages import Hello, Ping, Pong, Samples
+from net.messages import Hello, Ping, Pong, Reply, Request, Samples
 from net.monitor_client import measure_link
 from net.monitor_server import MonitorServer
 from net.pickling import MAX_TUPLES, check_tensor_specs, unpack_header
 from net.session import CloudServer, EdgeSession
 from net.transport import Connection, accepted, connect, stop_accepting
+from utils.cli import ROOT
 from utils.errors import NetworkError, NeurosurgeonError, ProtocolError
 from utils.inference_utils import CloudEngine, random_input
 
@@ -125,3 +128,53 @@ def test_a_closed_engine_takes_no_task(engine: CloudEngine) -> None:
     engine.close()
     with pytest.raises(NeurosurgeonError, match="stopping"):
         engine.submit("le_net", 0, [random_input()])
+
+
+def test_an_observer_whose_output_is_closed_does_not_disturb_the_conversation(
+    listener: socket.socket, engine: CloudEngine
+) -> None:
+    def closed(event: object, sock: object) -> None:
+        raise BrokenPipeError
+
+    server = CloudServer(listener, engine, closed)
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    network = load_network("le_net")
+    with EdgeSession.open(*listener.getsockname()) as session:
+        for _ in range(2):
+            result = session.infer("le_net", 0, network.weights_digest, [random_input()])
+            assert result.tensors[0].shape == (1, 1000)
+    server.stop()
+    thread.join()
+
+
+def test_a_cloud_that_lies_about_its_time_is_refused(listener: socket.socket) -> None:
+    def lie() -> None:
+        with Connection(listener.accept()[0]) as connection:
+            connection.receive(5)
+            connection.send(Hello.of())
+            request = connection.receive(5).message
+            assert isinstance(request, Request)
+            connection.send(Reply(request.task_id, float("nan"), 0.0, 0.0, 0.0), [random_input()])
+
+    liar = threading.Thread(target=lie)
+    liar.start()
+    with EdgeSession.open(*listener.getsockname()) as session, pytest.raises(ProtocolError, match="says that it took"):
+        session.infer("le_net", 0, "0" * 32, [random_input()])
+    liar.join()
+
+
+def test_loading_a_model_does_not_disturb_a_running_task() -> None:
+    script = (
+        "import threading\n"
+        "from utils.inference_utils import CloudEngine, random_input\n"
+        "engine = CloudEngine('cpu', 1, {})\n"
+        "engine.network('le_net')\n"
+        "loader = threading.Thread(target=lambda: [engine.network(n) for n in ('mobile_net', 'alex_net')])\n"
+        "loader.start()\n"
+        "while loader.is_alive():\n"
+        "    engine.submit('le_net', 0, [random_input()])()\n"
+        "engine.close()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

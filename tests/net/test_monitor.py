@@ -21,7 +21,7 @@ from net.messages import Hello, Message, Ping, Pong, Prepare, Probe, Samples
 from net.monitor_client import estimate_link, last_link, links_file, measure_link, remember_link
 from net.monitor_server import MAX_PROBE_BYTES, MAX_SAMPLES, MonitorServer, receive_probe
 from net.transport import Connection, connect
-from tests.net.conftest import JOIN_S, LOOPBACK
+from tests.net.conftest import JOIN_S
 from tests.net.test_transport import Pair, reset
 from utils.cli import ROOT
 from utils.errors import ConnectError, DeadlineError, NetworkError, PeerGoneError, UsageError
@@ -182,7 +182,8 @@ def test_a_missing_service_is_replaced_by_the_last_value(
     nobody: Address, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache.parent.mkdir(parents=True)
-    cache.write_text(json.dumps({LOOPBACK: [1e6, 2.5, time.time() - 90]}))
+    host, port = nobody
+    cache.write_text(json.dumps({f"{host}:{port}": [1e6, 2.5, time.time() - 90]}))
     link = estimate_link(*nobody)
     assert (link.rate_bytes_per_s, link.rtt_ms, link.source) == (1e6, 2.5, LinkSource.LAST)
     assert link.age_s == pytest.approx(90, abs=30)
@@ -198,7 +199,7 @@ def test_a_missing_service_without_a_last_value_says_what_to_do(nobody: Address)
 @pytest.mark.usefixtures("cache")
 def test_a_measured_value_is_kept(service: Address) -> None:
     link = estimate_link(*service)
-    last = last_link(LOOPBACK)
+    last = last_link(*service)
     assert last is not None
     assert (last.rate_bytes_per_s, last.rtt_ms) == (link.rate_bytes_per_s, link.rtt_ms)
     assert (link.source, last.source) == (LinkSource.PROBE, LinkSource.LAST)
@@ -206,37 +207,49 @@ def test_a_measured_value_is_kept(service: Address) -> None:
 
 @pytest.mark.usefixtures("cache")
 def test_every_cloud_has_its_own_last_value() -> None:
-    remember_link("near", LinkEstimate(1e8, 0.1))
-    remember_link("far", LinkEstimate(1e5, 90.0))
-    near, far = last_link("near"), last_link("far")
+    remember_link("near", 9922, LinkEstimate(1e8, 0.1))
+    remember_link("far", 9922, LinkEstimate(1e5, 90.0))
+    near, far = last_link("near", 9922), last_link("far", 9922)
     assert near is not None and far is not None
     assert (near.rtt_ms, far.rtt_ms) == (0.1, 90.0)
-    assert last_link("elsewhere") is None
+    assert last_link("elsewhere", 9922) is None
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "null", '{"near": null}', '{"near": [1, 2]}', '{"near": ["a", 1, 2]}', '{"near": [1, 2, "3"]}'],
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"near:9922": null}',
+        '{"near:9922": [1, 2]}',
+        '{"near:9922": ["a", 1, 2]}',
+        '{"near:9922": [1, 2, "x"]}',
+        '{"near:9922": [0, 0, 0]}',
+        '{"near:9922": [-1, 2, 3]}',
+        '{"near:9922": [NaN, 2, 3]}',
+    ],
 )
 def test_a_damaged_cache_is_no_value(cache: Path, text: str) -> None:
     cache.parent.mkdir(parents=True)
     cache.write_text(text)
-    assert last_link("near") is None
-    remember_link("near", LinkEstimate(1.0, 2.0))
-    assert last_link("near") is not None
+    assert last_link("near", 9922) is None
+    remember_link("near", 9922, LinkEstimate(1.0, 2.0))
+    assert last_link("near", 9922) is not None
 
 
 def test_a_cache_that_cannot_be_written_is_only_a_pity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
     file.touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(file))
-    remember_link("near", LinkEstimate(1.0, 2.0))
-    assert last_link("near") is None
+    remember_link("near", 9922, LinkEstimate(1.0, 2.0))
+    assert last_link("near", 9922) is None
 
 
 def test_a_wrong_address_is_not_hidden_by_the_last_value(cache: Path) -> None:
     host = "a" * 64 + ".example"
-    remember_link(host, LinkEstimate(1.0, 2.0))
+    remember_link(host, 9922, LinkEstimate(1.0, 2.0))
     with pytest.raises(UsageError):
         estimate_link(host, 9922)
 

@@ -18,7 +18,7 @@ from net import transport
 from net.framing import HEAD_UNIT, PREFIX, SMALL_LIMITS, Kind, Limits, pack_frame
 from net.messages import Hello, Message, Ping, Prepare, Request, kind_of
 from net.pickling import pack_header, pack_tensor
-from net.transport import Connection, connect, listen, resolve
+from net.transport import Connection, connect, listen
 from tests.net.conftest import LOOPBACK
 from utils.errors import ConnectError, DeadlineError, PeerGoneError, PortBusyError, ProtocolError, UsageError
 
@@ -375,7 +375,7 @@ def test_a_peer_that_does_not_read_meets_the_deadline(pair: Pair, monkeypatch: p
 
 
 def test_a_long_body_gets_the_time_that_the_slowest_link_needs() -> None:
-    difference_s = transport.body_deadline(10 * transport.MIN_RATE_BYTES_PER_S) - transport.body_deadline(0)
+    difference_s = transport.body_deadline_s(10 * transport.MIN_RATE_BYTES_PER_S) - transport.body_deadline_s(0)
     assert difference_s == pytest.approx(10.0, abs=1.0)
 
 
@@ -421,7 +421,7 @@ def test_an_address_that_never_answers_is_named(monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.parametrize("host", ["a" * 64 + ".example", "host\0name"])
 def test_an_address_that_is_none_is_a_usage_error(host: str) -> None:
     with pytest.raises(UsageError, match="cannot be resolved"):
-        resolve(host, 9999)
+        connect(host, 9999)
 
 
 def test_an_unknown_host_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:

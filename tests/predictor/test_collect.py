@@ -193,3 +193,19 @@ def test_the_command_collects_fits_and_says_on_what(tmp_path: Path, monkeypatch:
     predictor = load_predictor(config)
     assert set(predictor.coefficients) == set(FEW_ROWS)
     assert predictor.threads == 1
+
+
+def test_rows_of_another_machine_are_never_mixed_with_new_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(collect, "measure_layer", FakeClock())
+    arguments = ["--side", "edge", "--output", str(tmp_path), "--config", str(tmp_path / "config.json"), "--threads"]
+    assert collect.main([*arguments, "1"]) == 0
+    provenance = tmp_path / "provenance.json"
+    provenance.write_text(provenance.read_text().replace('"threads": 1', '"threads": 4'))
+    assert collect.main([*arguments, "1"]) == 2
+    assert "--fresh" in capsys.readouterr().err
+    clock = FakeClock()
+    monkeypatch.setattr(collect, "measure_layer", clock)
+    assert collect.main([*arguments, "1", "--fresh"]) == 0
+    assert len(clock.measured) == sum(FEW_ROWS.values())

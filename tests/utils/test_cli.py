@@ -133,12 +133,14 @@ def test_an_error_is_one_line_and_its_exit_code(
     assert (captured.out, captured.err) == ("", f"tool: error: {error}\n")
 
 
-def test_debug_shows_the_traceback() -> None:
+def test_debug_shows_the_traceback_and_keeps_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     def fail(args: argparse.Namespace) -> int:
         raise ConnectError("nobody there")
 
-    with pytest.raises(ConnectError):
-        run_main(base_parser("tool", None), ["--debug"], fail)
+    assert run_main(base_parser("tool", None), ["--debug"], fail) == 3
+    error = capsys.readouterr().err
+    assert "Traceback" in error
+    assert error.endswith("tool: error: nobody there\n")
 
 
 def test_an_error_of_nobody_is_one_line_too(capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,8 +152,8 @@ def test_an_error_of_nobody_is_one_line_too(capsys: pytest.CaptureFixture[str]) 
     assert error.startswith("tool: error: ")
     assert "ZeroDivisionError: division by zero" in error
     assert error.count("\n") == 1
-    with pytest.raises(ZeroDivisionError):
-        run_main(base_parser("tool", None), ["--debug"], fail)
+    assert run_main(base_parser("tool", None), ["--debug"], fail) == 1
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_control_c_is_quiet_and_code_130(capsys: pytest.CaptureFixture[str]) -> None:

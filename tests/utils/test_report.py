@@ -82,7 +82,7 @@ def test_a_report_without_stream_goes_to_stdout(capsys: pytest.CaptureFixture[st
 def test_an_answer_says_whether_its_classes_mean_anything(
     report: EdgeReport, stream: io.StringIO, trained: bool, said: str
 ) -> None:
-    report.answer([Guess(7, "cock" if trained else None, 0.5)], trained)
+    report.answer([Guess(7, "cock" if trained else None, 0.5)], seeded=not trained)
     first, second = stream.getvalue().splitlines()
     assert said in first
     assert second.split() == ["50.00%", *(["cock"] if trained else ["class", "7"])]
