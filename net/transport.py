@@ -52,7 +52,6 @@ MIN_RATE_BYTES_PER_S = 50_000  # 0.4 Mbit/s; the slowest link of the field's tab
 TIMEVAL = struct.Struct("@ll")  # seconds, microseconds: what SO_RCVTIMEO takes
 ACCEPT_PAUSE_S = 0.05  # out of file descriptors: others must close theirs first
 BACKLOG = 64
-HEAD_FIRST_BYTES = 65_536  # above, the peer is woken by the head and reads it while the body is still being copied
 MAX_PIECES = 64  # pieces for one sendmsg, far below the system's limit (IOV_MAX, 1024)
 
 
@@ -182,26 +181,20 @@ class Connection:
             raise PeerGoneError(f"connection to {self.peer} lost: {exc.strerror or exc}") from exc
 
     def _send_pieces(self, pieces: list[Buffer], deadline_s: float) -> None:
-        length = sum(map(len, pieces))
         views = [memoryview(piece) for piece in pieces if len(piece)]
         try:
             while views:
-                # A large body waits until the head is out: the peer reads it while the body is still being copied.
-                count = 1 if len(views[0]) == HEAD_UNIT and length > HEAD_FIRST_BYTES else MAX_PIECES
                 self._set_timeout(socket.SO_SNDTIMEO, deadline_s)
-                self._sent(views, self.sock.sendmsg(views[:count]))
+                count = self.sock.sendmsg(views[:MAX_PIECES])
+                self.sent_bytes += count
+                while views and count >= len(views[0]):
+                    count -= len(views.pop(0))
+                if count:
+                    views[0] = views[0][count:]
         except BlockingIOError as exc:
             raise DeadlineError(f"{self.peer} did not read our message in time") from exc
         except OSError as exc:
             raise PeerGoneError(f"connection to {self.peer} lost: {exc.strerror or exc}") from exc
-        self.sent_bytes += length
-
-    def _sent(self, views: list[memoryview], count: int) -> None:
-        """Take ``count`` bytes off the front of what is still to be sent."""
-        while views and count >= len(views[0]):
-            count -= len(views.pop(0))
-        if count:
-            views[0] = views[0][count:]
 
     def _set_timeout(self, option: int, deadline_s: float) -> None:
         """Bound the next call by the time that is left; a bound that is right to a tenth is kept."""
