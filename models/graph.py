@@ -8,9 +8,7 @@ contains the inputs of its members, so several tensors may cross.
 from __future__ import annotations
 
 import copy
-import math
-import operator
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -21,6 +19,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.chain import ChainNetwork
+from models.shapes import ACTIVATIONS, ADDITIONS, ShapeRecorder, TensorSpec, pair
 
 
 class LayerKind(StrEnum):
@@ -39,24 +38,6 @@ class LayerKind(StrEnum):
     FLATTEN = "flatten"
     BLOCK = "block"  # a layer of several nodes
     OTHER = "other"  # traced and cut like any other, but nothing predicts it
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """Shape and element type of a tensor that does not exist yet."""
-
-    shape: tuple[int, ...]
-    dtype: str = "float32"
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of the elements."""
-        return self.numel * int(getattr(torch, self.dtype).itemsize)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +140,6 @@ class LayerGraph:
 
 # ---------------------------------------------------------------- tracing
 
-ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh)
-ADDITIONS = (operator.add, operator.iadd, torch.add)
-SHAPE_PRESERVING = (nn.BatchNorm2d, nn.Dropout, nn.Identity, *ACTIVATIONS)
-
 
 def trace(model: nn.Module, name: str, input_shape: tuple[int, ...]) -> LayerGraph:
     """Return the graph of ``model`` for an input of ``input_shape``, without running it on data.
@@ -174,7 +151,7 @@ def trace(model: nn.Module, name: str, input_shape: tuple[int, ...]) -> LayerGra
     program = traced.graph
     program.eliminate_dead_code()  # what nobody reads would otherwise look like the output
     with torch.inference_mode():
-        _ShapeRecorder(traced).run(torch.empty(input_shape, device="meta"))
+        ShapeRecorder(traced).run(torch.empty(input_shape, device="meta"))
     layer_of = _layer_lookup(skeleton)
     folded = _foldable_norms(program, skeleton)
     nodes: dict[fx.Node, Node] = {}
@@ -188,61 +165,6 @@ def trace(model: nn.Module, name: str, input_shape: tuple[int, ...]) -> LayerGra
         )
     ordered = tuple(nodes.values())
     return LayerGraph(name, ordered, _group_layers(ordered, _layer_names(skeleton)), program)
-
-
-class _ShapeRecorder(fx.Interpreter):
-    """Runs a program on meta tensors and keeps the shape and type of every result.
-
-    The usual modules are not run at all: on meta tensors, a convolution or a batch norm first imports a second of
-    compiler. For the same reason this is not torch's `ShapeProp`.
-    """
-
-    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a module, unless its output's shape is known."""
-        shape = _output_shape(self.fetch_attr(target), args[0].shape)
-        return super().call_module(target, args, kwargs) if shape is None else args[0].new_empty(shape)
-
-    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run a function, unless it adds two tensors of one shape."""
-        shapes = {value.shape if isinstance(value, torch.Tensor) else None for value in args}
-        if target in ADDITIONS and len(shapes) == 1 and None not in shapes:
-            return args[0].new_empty(shapes.pop())
-        return super().call_function(target, args, kwargs)
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run a node and keep its result's description."""
-        result = super().run_node(n)
-        if isinstance(result, torch.Tensor):
-            n.meta["spec"] = TensorSpec(tuple(result.shape), str(result.dtype).removeprefix("torch."))
-        return result
-
-
-def _output_shape(module: nn.Module, shape: Sequence[int]) -> Sequence[int] | None:
-    """Return the output shape of a common module for an input of ``shape``; None where it must be run to know."""
-    if isinstance(module, SHAPE_PRESERVING):
-        return shape
-    if isinstance(module, nn.Linear):
-        return (*shape[:-1], module.out_features)
-    if len(shape) != 4:
-        return None
-    if isinstance(module, nn.AdaptiveAvgPool2d) and None not in _pair(module.output_size):
-        return (*shape[:2], *_pair(module.output_size))
-    if isinstance(module, nn.Conv2d) and not isinstance(module.padding, str):
-        return (shape[0], module.out_channels, *_window_planes(module, shape))
-    if isinstance(module, nn.MaxPool2d) and not (module.ceil_mode or module.return_indices):
-        return (*shape[:2], *_window_planes(module, shape))
-    return None
-
-
-def _window_planes(module: Any, shape: Sequence[int]) -> list[int]:
-    """Return height and width behind a sliding window."""
-    sizes = (_pair(value) for value in (module.kernel_size, module.stride, module.padding, module.dilation))
-    windows = zip(shape[2:], *sizes, strict=True)
-    return [(size + 2 * pad - step * (kernel - 1) - 1) // stride + 1 for size, kernel, stride, pad, step in windows]
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return value if isinstance(value, tuple) else (value, value)
 
 
 def _make_node(
@@ -302,9 +224,9 @@ def _conv(module: Any, read: TensorSpec, output: TensorSpec) -> Described:
     depth_wise = groups == module.in_channels and groups > 1
     params = {
         **_plane(read),
-        "kernel": _pair(module.kernel_size)[0],
-        "stride": _pair(module.stride)[0],
-        "padding": _pair(module.padding)[0],
+        "kernel": pair(module.kernel_size)[0],
+        "stride": pair(module.stride)[0],
+        "padding": pair(module.padding)[0],
         "Cout": module.out_channels,
         "groups": groups,
         "bias": int(module.bias is not None),
@@ -320,12 +242,12 @@ def _linear(module: Any, read: TensorSpec, output: TensorSpec) -> Described:
 
 
 def _maxpool(module: Any, read: TensorSpec, output: TensorSpec) -> Described:
-    kernel = _pair(module.kernel_size)[0]
+    kernel = pair(module.kernel_size)[0]
     params = {
         **_plane(read),
         "kernel": kernel,
-        "stride": _pair(module.stride)[0],
-        "padding": _pair(module.padding)[0],
+        "stride": pair(module.stride)[0],
+        "padding": pair(module.padding)[0],
     }
     return LayerKind.MAXPOOL, params, output.numel * kernel * kernel
 

@@ -21,7 +21,8 @@ from utils.errors import PartitionError, UnknownModelError, WeightsError
 if TYPE_CHECKING:  # torch takes a second to import; names and spelling checks must not wait for it
     from torch import Tensor, nn
 
-    from models.graph import LayerGraph, TensorSpec
+    from models.graph import LayerGraph
+    from models.shapes import TensorSpec
 
 INPUT_SHAPE = (1, 3, 224, 224)
 DIGEST_HEX_CHARS = 32  # 128 bits: enough to tell weights apart, short enough to read

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.graph import TensorSpec
+from models.shapes import TensorSpec
 from models.zoo import INPUT_SHAPE, ZOO, Network, WeightsSource, canonical_name, load_network, model_graph
 from utils.errors import DeviceError, NeurosurgeonError, ProtocolError
 from utils.images import read_image

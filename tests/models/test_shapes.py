@@ -1,0 +1,52 @@
+"""Shapes that are worked out equal those of a real run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.graph import trace
+from models.zoo import ZOO, load_network
+from utils.inference_utils import random_input
+
+
+@pytest.mark.parametrize("name", list(ZOO))
+def test_every_layer_of_a_network_has_the_shape_of_its_real_output(name: str) -> None:
+    network = load_network(name)
+    value = random_input()
+    with torch.inference_mode():
+        for module, layer in zip(network.module, network.graph.layers, strict=True):  # type: ignore[call-overload]
+            value = module(value)
+            assert layer.output.shape == tuple(value.shape), layer.name
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Conv2d(4, 6, (3, 5), stride=(2, 1), padding=(1, 2), dilation=(1, 2)),
+        nn.Conv2d(4, 6, 3, padding="same"),
+        nn.MaxPool2d(3, stride=2, padding=1),
+        nn.MaxPool2d(3, stride=2, ceil_mode=True),
+        nn.MaxPool2d(2, dilation=2),
+        nn.AdaptiveAvgPool2d((3, None)),
+        nn.AdaptiveAvgPool2d(2),
+        nn.AvgPool2d(3, 2),
+        nn.Linear(10, 7),
+        nn.Hardswish(),
+    ],
+    ids=repr,
+)
+def test_a_module_has_the_shape_of_its_real_output(module: nn.Module) -> None:
+    shape = (1, 4, 11, 10)
+    graph = trace(nn.Sequential(module), "one", shape)
+    with torch.inference_mode():
+        assert graph.output.shape == tuple(module(torch.zeros(shape)).shape)
+
+
+def test_a_sum_that_broadcasts_is_run_to_know_its_shape() -> None:
+    class Broadcast(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.relu(x)[:, :1]
+
+    assert trace(Broadcast(), "sum", (1, 4, 3, 3)).output.shape == (1, 4, 3, 3)
