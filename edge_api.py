@@ -9,27 +9,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from tqdm import tqdm
 
 from models.zoo import (
     WeightsSource,
     canonical_name,
     check_point,
     check_pretrained,
-    imagenet_labels,
     load_network,
-    model_graph,
 )
 from net.bandwidth import LinkEstimate, LinkSource
 from net.monitor_client import estimate_link, measure_link
-from net.session import EdgeSession, stage_times
+from net.session import EdgeSession
 from utils.cli import (
     DEFAULT_IP,
     ServiceProcess,
@@ -44,21 +38,14 @@ from utils.cli import (
     typed,
 )
 from utils.images import read_image
-from utils.report import EdgeReport, output_document, print_json, stage_timings
-from utils.timing import StageTimes, Timing
+from utils.report import EdgeReport, output_document, print_json
 from utils.units import bytes_per_s_to_mb_per_s, mb_per_s_to_bytes_per_s
 
-if TYPE_CHECKING:  # what needs torch is imported when the cloud has answered: a missing cloud is reported at once
+if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor
 
-    from deployment import Candidate
-    from models.zoo import Network
-    from predictor.predictor_utils import LatencyPredictor
-    from utils.inference_utils import Guess
-
-log = logging.getLogger(__name__)
+    from edge_task import Outcome, Task
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,7 +88,9 @@ def _run(args: argparse.Namespace) -> int:
         session = stack.enter_context(EdgeSession.open(host, port))
         link = find_link(args, session, host, monitor_port)
         show.bandwidth(link)
-        outcome = run_task(args, session, link, pixels, show)
+        from edge_task import run_task  # torch takes a second: only when the cloud has answered
+
+        outcome = run_task(task_of(args, pixels), session, link, show)
     if args.json:
         print_json(document_of(outcome, args, link))
     return 0
@@ -132,6 +121,24 @@ def weights_of(args: argparse.Namespace) -> WeightsSource:
     return WeightsSource(args.weights, args.pretrained)
 
 
+def task_of(args: argparse.Namespace, pixels: NDArray[np.float32] | None) -> Task:
+    """Return the task that the command line describes."""
+    from edge_task import Task
+
+    return Task(
+        model=args.type,
+        weights=weights_of(args),
+        device=args.device,
+        threads=args.threads,
+        pixels=pixels,
+        point=args.point,
+        edge_config=args.edge_config,
+        cloud_config=args.cloud_config,
+        repeat=args.repeat,
+        verify=args.verify,
+    )
+
+
 @contextlib.contextmanager
 def cloud_of(args: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
     """Yield host, port and bandwidth port of the cloud; with --local-cloud it is a child that ends with the block."""
@@ -160,131 +167,7 @@ def find_link(args: argparse.Namespace, session: EdgeSession, host: str, monitor
     return LinkEstimate(mb_per_s_to_bytes_per_s(args.bandwidth), rtt_ms, LinkSource.GIVEN)
 
 
-# ---------------------------------------------------------------- the task
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One inference: its answer, and what it took."""
-
-    output: Tensor
-    times: StageTimes
-    sent_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """A finished task: the plan, every run of it, and the answer."""
-
-    network: Network
-    candidate: Candidate
-    runs: Sequence[Run]
-    guesses: Sequence[Guess]
-    max_abs_diff: float | None
-
-    @property
-    def measured(self) -> StageTimes:
-        """The stages of the run with the median total."""
-        return sorted((run.times for run in self.runs), key=lambda times: times.total_ms)[len(self.runs) // 2]
-
-    @property
-    def timings(self) -> dict[str, Timing]:
-        """Median and spread of every stage."""
-        return stage_timings([run.times for run in self.runs])
-
-
-def run_task(
-    args: argparse.Namespace,
-    session: EdgeSession,
-    link: LinkEstimate,
-    pixels: NDArray[np.float32] | None,
-    show: EdgeReport,
-) -> Outcome:
-    """Plan, run and report one task."""
-    from deployment import load_predictors, plan_split
-    from utils.inference_utils import image_input, random_input, run_whole, top_guesses, use_threads
-
-    edge, cloud = load_predictors(args.edge_config, args.cloud_config, args.device, str(session.cloud.get("device")))
-    threads = use_threads(args.threads or edge.threads)
-    warn_of_other_machines(edge, {"device": args.device, "threads": threads}, "edge")
-    warn_of_other_machines(cloud, session.cloud, "cloud")
-    plan = plan_split(model_graph(args.type), edge, cloud, link.rate_bytes_per_s, link.rtt_ms)
-    candidate = plan.best if args.point is None else plan.candidates[args.point]
-    show.plan(plan.best, candidate)
-    network = prepare(args, session, candidate.point, show)
-    tensor = random_input() if pixels is None else image_input(pixels)
-    runs = [run_once(session, network, candidate.point, tensor, show)]
-    show.finished()
-    if args.repeat > 1:  # the first run was cold: it is shown, and does not count
-        turns = tqdm(range(args.repeat), desc="repeat", unit="run", disable=None)
-        runs = [run_once(session, network, candidate.point, tensor, None) for _ in turns]
-    labels = imagenet_labels() if network.knows_imagenet else None
-    guesses = top_guesses(runs[-1].output, labels)
-    difference = None
-    if args.verify:
-        difference = (runs[-1].output - run_whole(network, tensor)).abs().max().item()
-    outcome = Outcome(network, candidate, runs, guesses, difference)
-    show_outcome(outcome, show)
-    return outcome
-
-
-def warn_of_other_machines(predictor: LatencyPredictor, machine: Mapping[str, Any], side: str) -> None:
-    """Say that predictions are for another device or number of threads than the one that computes."""
-    measured = {"device": predictor.device, "threads": predictor.threads}
-    actual = {name: machine.get(name) for name in measured}
-    if actual["device"] == "cuda":
-        del measured["threads"], actual["threads"]
-    if measured != actual:
-        log.warning(
-            "the %s computes with %s, but its predictors were measured with %s: collect its own with "
-            "python -m predictor.collect --side %s, and pass --%s-config",
-            side,
-            actual,
-            measured,
-            side,
-            side,
-        )
-
-
-def prepare(args: argparse.Namespace, session: EdgeSession, point: int, show: EdgeReport) -> Network:
-    """Return the network; where anything crosses, the cloud gets its half ready in the same time."""
-    crosses = point < len(model_graph(args.type).layers)
-    if crosses:
-        session.ask_to_prepare(args.type, point)
-    network = load_network(args.type, weights_of(args), args.device)
-    network.cut(point)
-    if crosses:
-        session.wait_until_ready(network.weights_digest)
-        show.prepared()
-    return network
-
-
-def run_once(session: EdgeSession, network: Network, point: int, tensor: Tensor, show: EdgeReport | None) -> Run:
-    """Run one inference; ``show`` gets its lines as they become true."""
-    from utils.inference_utils import check_crossing, run_half
-
-    half = run_half(network.cut(point).edge, [tensor], network.device)
-    if show:
-        show.edge_done(network.name, half.latency_ms)
-    if point == len(network.graph.layers):
-        return Run(half.tensors[0], stage_times(half.latency_ms, None), 0)
-    on_sent = show.sent if show else lambda: None
-    remote = session.infer(network.name, point, network.weights_digest, half.tensors, on_sent)
-    check_crossing([network.graph.output], remote.tensors)
-    times = stage_times(half.latency_ms, remote)
-    if show:
-        show.cloud_done(network.name, times)
-    return Run(remote.tensors[0], times, remote.sent_bytes)
-
-
-def show_outcome(outcome: Outcome, show: EdgeReport) -> None:
-    """Print the answer and the figures behind the contract's lines."""
-    show.answer(outcome.guesses, outcome.network.source.seeded)
-    show.comparison(outcome.candidate.stages, outcome.measured, len(outcome.runs))
-    if len(outcome.runs) > 1:
-        show.repeats(outcome.timings)
-    if outcome.max_abs_diff is not None:
-        show.verified(outcome.max_abs_diff)
+# ---------------------------------------------------------------- after it
 
 
 def document_of(outcome: Outcome, args: argparse.Namespace, link: LinkEstimate) -> dict[str, Any]:
