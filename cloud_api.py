@@ -48,8 +48,11 @@ def parse_weights(texts: Sequence[str], pretrained: bool) -> dict[str, WeightsSo
         path = Path(named[2] if named else text)
         if not path.is_file():
             raise WeightsError(f"weights file {path} does not exist")
-        model = canonical_name(named[1]) if named else model_of_weights(path)
-        check_weights_file(model, path)
+        if named:
+            model = canonical_name(named[1])
+            check_weights_file(model, path)
+        else:
+            model = model_of_weights(path)
         if sources[model].file:
             raise UsageError(f"two weights files for {model}: {sources[model].file} and {path}")
         sources[model] = WeightsSource(path)
