@@ -8,7 +8,7 @@ A frame, all integers big-endian:
     5           1     kind
     6           2     number of buffers, n
     8           4     header length, h
-    12          4     reserved, zero
+    12          4     task: the request that the frame belongs to, counted by the edge; else zero
     16          8n    length of each buffer
     16 + 8n     h     header: restricted pickle of plain values
     ...               zeros to the next multiple of 512
@@ -75,6 +75,7 @@ class Prefix(NamedTuple):
     kind: Kind
     buffer_count: int
     header_length: int
+    task: int
     head_length: int  # bytes before the body
 
 
@@ -82,6 +83,7 @@ class Head(NamedTuple):
     """Everything of a frame but its body."""
 
     kind: Kind
+    task: int
     header: bytes
     lengths: tuple[int, ...]
     body_length: int  # bytes of the body, zeros included
@@ -98,10 +100,10 @@ def head_length(buffer_count: int, header_length: int) -> int:
     return unpadded + -unpadded % HEAD_UNIT
 
 
-def pack_frame(kind: Kind, header: bytes, buffers: Sequence[Buffer] = ()) -> list[Buffer]:
+def pack_frame(kind: Kind, header: bytes, buffers: Sequence[Buffer] = (), task: int = 0) -> list[Buffer]:
     """Return the pieces of a frame in sending order; buffers are passed on, not copied."""
     lengths = [len(buffer) for buffer in buffers]
-    head = PREFIX.pack(MAGIC, WIRE_VERSION, kind, len(lengths), len(header), 0)
+    head = PREFIX.pack(MAGIC, WIRE_VERSION, kind, len(lengths), len(header), task)
     head += struct.pack(f"!{len(lengths)}Q", *lengths) + header
     pieces: list[Buffer] = [head.ljust(head_length(len(lengths), len(header)), b"\0")]
     for buffer, length in zip(buffers, lengths, strict=True):
@@ -123,18 +125,18 @@ def unpack_prefix(data: Buffer, limits: Limits = DEFAULT_LIMITS) -> Prefix:
 
     Raises: ProtocolError: a stranger, another wire version, an unknown kind, or more than ``limits`` allow.
     """
-    _, version, kind, buffer_count, header_length, reserved = PREFIX.unpack_from(data)
+    _, version, kind, buffer_count, header_length, task = PREFIX.unpack_from(data)
     check_magic(data)
     if version != WIRE_VERSION:
         raise ProtocolError(f"the peer speaks wire version {version}, this side {WIRE_VERSION}: update the older one")
     known = _KINDS.get(kind)
-    if known is None or reserved:
+    if known is None:
         raise ProtocolError(f"unknown kind of frame: {kind}")
     if header_length > limits.max_header_bytes:
         raise ProtocolError(f"header of {header_length} bytes; at most {limits.max_header_bytes} are allowed")
     if buffer_count > limits.max_buffers:
         raise ProtocolError(f"frame of {buffer_count} buffers; at most {limits.max_buffers} are allowed")
-    return Prefix(known, buffer_count, header_length, head_length(buffer_count, header_length))
+    return Prefix(known, buffer_count, header_length, task, head_length(buffer_count, header_length))
 
 
 def unpack_head(prefix: Prefix, data: Buffer, limits: Limits = DEFAULT_LIMITS) -> Head:
@@ -149,7 +151,8 @@ def unpack_head(prefix: Prefix, data: Buffer, limits: Limits = DEFAULT_LIMITS) -
         raise ProtocolError(
             f"body of {readable_bytes(body_length)}; at most {readable_bytes(limits.max_body_bytes)} are allowed"
         )
-    return Head(prefix.kind, bytes(data[start : start + prefix.header_length]), lengths, body_length)
+    header = bytes(data[start : start + prefix.header_length])
+    return Head(prefix.kind, prefix.task, header, lengths, body_length)
 
 
 def split_body(body: memoryview, lengths: Sequence[int]) -> list[memoryview]:

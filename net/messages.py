@@ -57,22 +57,20 @@ class Ready(NamedTuple):
 
 
 class Request(NamedTuple):
-    """One task: run the cloud half on the tensors that come with this message."""
+    """One task: run the cloud half on the tensors that come with this message; its number is the frame's."""
 
-    task_id: str
     model: str
     point: int
     weights_digest: str
 
 
 class Reply(NamedTuple):
-    """The answer to a task, with the output's tensors; durations are of the cloud's own clock.
+    """The answer to the task of the frame's number, with the output's tensors; durations are of the cloud's own clock.
 
     ``cloud_ms`` is all the time from the last byte of the request to the first of the reply: waiting
     (``queue_ms``), computing (``compute_ms``) and the rest. ``receive_ms`` is first to last byte of the request.
     """
 
-    task_id: str
     cloud_ms: float
     compute_ms: float
     queue_ms: float

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -67,6 +66,7 @@ class EdgeSession:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._tasks = 0
         start_ms = now_ms()
         connection.send(Hello.of())
         hello, _ = self._expect(Hello, HELLO_TIMEOUT_S)
@@ -123,15 +123,14 @@ class EdgeSession:
         Raises: NetworkError, or what the cloud answered.
         """
         connection = self._connection
-        task_id = secrets.token_hex(16)
-        request = Request(task_id, model, point, weights_digest)
+        self._tasks += 1
         sent_before = connection.sent_bytes
         start_ms = now_ms()
-        connection.send(request, tensors)
+        connection.send(Request(model, point, weights_digest), tensors, self._tasks)
         on_sent()
         reply, received = self._expect(Reply, REPLY_TIMEOUT_S)
         round_trip_ms = now_ms() - start_ms
-        if reply.task_id != task_id:
+        if received.task != self._tasks:
             raise ProtocolError(f"{connection.peer} answered another task")
         if not 0 <= reply.cloud_ms <= round_trip_ms:  # false for NaN, too
             raise ProtocolError(f"{connection.peer} says that it took {reply.cloud_ms:g} ms of {round_trip_ms:g}")
@@ -273,10 +272,11 @@ class CloudServer:
             raise
         except NeurosurgeonError as exc:
             log.warning("refused %s: %s", connection.peer, exc)
-            connection.send(reply_of(exc))
+            connection.send(reply_of(exc), task=received.task)
         except Exception as exc:
             log.error("a task of %s failed: %r", connection.peer, exc, exc_info=_show_traceback())
-            connection.send(ErrorReply(str(ErrorCode.INTERNAL), "the task failed in the cloud; its log says why"))
+            answer = ErrorReply(str(ErrorCode.INTERNAL), "the task failed in the cloud; its log says why")
+            connection.send(answer, task=received.task)
 
     def _prepare(self, connection: Connection, message: Prepare) -> None:
         network = self._engine.network(message.model)
@@ -296,13 +296,12 @@ class CloudServer:
         self._observe(CloudEvent.EDGE_OUTPUT, connection.sock)  # while the half already runs
         result = wait()
         reply = Reply(
-            task_id=request.task_id,
             cloud_ms=now_ms() - start_ms,
             compute_ms=result.compute_ms,
             queue_ms=result.queue_ms,
             receive_ms=received.receive_ms,
         )
-        connection.send(reply, result.tensors)
+        connection.send(reply, result.tensors, received.task)
         for event in (CloudEvent.TRANSFER_LATENCY_SENT, CloudEvent.CLOUD_LATENCY_SENT, CloudEvent.FINISHED):
             self._observe(event, connection.sock)
 

@@ -10,6 +10,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +19,7 @@ from net.framing import (
     HEAD_UNIT,
     Buffer,
     Head,
+    Kind,
     Limits,
     check_magic,
     pack_frame,
@@ -27,7 +29,7 @@ from net.framing import (
 )
 from net.messages import Message, kind_of, message_of
 from net.net_utils import format_address
-from net.pickling import check_tensor_specs, pack_header, pack_tensor, unpack_header, unpack_tensor
+from net.pickling import TensorSpec, check_tensor_specs, pack_header, pack_tensor, unpack_header, unpack_tensor
 from utils.errors import (
     ConnectError,
     DeadlineError,
@@ -52,6 +54,7 @@ MIN_RATE_BYTES_PER_S = 50_000  # 0.4 Mbit/s; the slowest link of the field's tab
 TIMEVAL = struct.Struct("@ll")  # seconds, microseconds: what SO_RCVTIMEO takes
 ACCEPT_PAUSE_S = 0.05  # out of file descriptors: others must close theirs first
 BACKLOG = 64
+KEPT_HEADERS = 64  # parsed ones, of 64 KiB at most; a cloud serves a few models and points at a time
 MAX_PIECES = 64  # pieces for one sendmsg, far below the system's limit (IOV_MAX, 1024)
 
 
@@ -60,6 +63,7 @@ class Received(NamedTuple):
 
     message: Message
     tensors: list[Tensor]
+    task: int  # the number of the request that it belongs to
     receive_ms: float  # from the first byte to the last
 
 
@@ -96,14 +100,14 @@ class Connection:
         with contextlib.suppress(OSError):  # already gone
             self.sock.shutdown(socket.SHUT_RD)
 
-    def send(self, message: Message, tensors: Iterable[Tensor] = ()) -> None:
+    def send(self, message: Message, tensors: Iterable[Tensor] = (), task: int = 0) -> None:
         """Send a message and its tensors, these from their own memory.
 
         Raises: PeerGoneError, DeadlineError: the peer does not read.
         """
         packed = [pack_tensor(tensor) for tensor in tensors]
         header = pack_header(tuple(message), [spec for spec, _ in packed])
-        pieces = pack_frame(kind_of(message), header, [buffer for _, buffer in packed])
+        pieces = pack_frame(kind_of(message), header, [buffer for _, buffer in packed], task)
         self._send_pieces(pieces, body_deadline_s(sum(map(len, pieces))))
 
     def receive(self, wait_s: float) -> Received:
@@ -116,17 +120,13 @@ class Connection:
                 ProtocolError: the peer broke the protocol.
         """
         head, start_s = self._receive_head(wait_s)
-        header = unpack_header(head.header)
-        if len(header) != 2:
-            raise ProtocolError(f"header of {len(header)} parts")
-        message = message_of(head.kind, header[0])
-        check_tensor_specs(header[1], head.lengths)
+        message, specs = _parsed(head.kind, head.header, head.lengths)
         tensors = []
         if head.lengths:  # everything is ready before the last byte comes: the tensors lie where it will land
             body = self._body_memory(head.body_length)
-            tensors = list(map(unpack_tensor, header[1], split_body(body, head.lengths)))
+            tensors = list(map(unpack_tensor, specs, split_body(body, head.lengths)))
             self._read(body, body_deadline_s(head.body_length))
-        return Received(message, tensors, s_to_ms(time.monotonic() - start_s))
+        return Received(message, tensors, head.task, s_to_ms(time.monotonic() - start_s))
 
     def receive_raw(self, size_bytes: int, scratch: memoryview) -> Iterable[tuple[float, int]]:
         """Read ``size_bytes`` bytes that belong to no frame; yield time (s, monotonic) and size of every read."""
@@ -205,6 +205,23 @@ class Connection:
             seconds, microseconds = divmod(round(remaining_s * 1e6) + 1, 1_000_000)  # 0 would mean for ever
             self.sock.setsockopt(socket.SOL_SOCKET, option, TIMEVAL.pack(seconds, microseconds))
             self._timeouts_s[option] = remaining_s
+
+
+@lru_cache(KEPT_HEADERS)
+def _parsed(kind: Kind, header: bytes, lengths: tuple[int, ...]) -> tuple[Message, list[TensorSpec]]:
+    """Return the message of a head and the descriptions of its tensors, all checked; nobody may change them.
+
+    The requests of a stream of tasks differ in their number, which is no part of the header: one look finds them.
+
+    Raises: ProtocolError.
+    """
+    parts = unpack_header(header)
+    if len(parts) != 2:
+        raise ProtocolError(f"header of {len(parts)} parts")
+    values, specs = parts
+    message = message_of(kind, values)
+    check_tensor_specs(specs, lengths)
+    return message, specs
 
 
 def body_deadline_s(length: int) -> float:

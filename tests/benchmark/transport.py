@@ -9,6 +9,7 @@ run, raw / contender: 1 is as fast as raw. A turn is five exchanges in a row, as
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import multiprocessing.connection
 import socket
@@ -106,10 +107,10 @@ def raw_client(listener: socket.socket, tensor: torch.Tensor) -> Callable[[], ob
 
 def our_client(listener: socket.socket, tensor: torch.Tensor) -> Callable[[], object]:
     connection = Connection(_connect(listener))
-    ack = memoryview(bytearray(len(ACK)))
+    ack, tasks = memoryview(bytearray(len(ACK))), itertools.count(1)
 
     def once() -> None:
-        connection.send(Request("0" * 32, "alex_net", 0, "0" * 32), [tensor])
+        connection.send(Request("alex_net", 0, "0" * 32), [tensor], next(tasks))
         receive_exactly(connection.sock, ack)
 
     return once

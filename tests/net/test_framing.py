@@ -38,7 +38,7 @@ GOLDEN_FRAME = (
         "04"  # kind: request
         "0003"  # buffers
         "00000006"  # header length
-        "00000000"  # reserved
+        "01020304"  # task
         "0000000000000003"
         "0000000000000000"
         "0000000000000040"
@@ -55,10 +55,10 @@ buffer_lists = st.lists(st.binary(max_size=200), max_size=5)
 
 
 def prefix_bytes(
-    *, magic: bytes = b"NSGN", version: int = 1, kind: int = 1, buffers: int = 0, header: int = 0, reserved: int = 0
+    *, magic: bytes = b"NSGN", version: int = 1, kind: int = 1, buffers: int = 0, header: int = 0
 ) -> bytes:
     """Return the first 16 bytes of a frame, with one of them wrong."""
-    return PREFIX.pack(magic, version, kind, buffers, header, reserved)
+    return PREFIX.pack(magic, version, kind, buffers, header, 0)
 
 
 def unpack_frame(data: bytes) -> tuple[Head, list[bytes]]:
@@ -74,12 +74,12 @@ def unpack_frame(data: bytes) -> tuple[Head, list[bytes]]:
 
 
 def test_packs_the_golden_bytes() -> None:
-    assert b"".join(pack_frame(Kind.REQUEST, GOLDEN_HEADER, GOLDEN_BUFFERS)) == GOLDEN_FRAME
+    assert b"".join(pack_frame(Kind.REQUEST, GOLDEN_HEADER, GOLDEN_BUFFERS, 0x01020304)) == GOLDEN_FRAME
 
 
 def test_unpacks_the_golden_bytes() -> None:
     head, buffers = unpack_frame(GOLDEN_FRAME)
-    assert head == Head(Kind.REQUEST, GOLDEN_HEADER, (3, 0, 64), 128)
+    assert head == Head(Kind.REQUEST, 0x01020304, GOLDEN_HEADER, (3, 0, 64), 128)
     assert buffers == GOLDEN_BUFFERS
 
 
@@ -106,10 +106,10 @@ def test_every_kind_keeps_its_number(kind: Kind, number: int) -> None:
 # ---------------------------------------------------------------- properties
 
 
-@given(kinds, headers, buffer_lists)
-def test_any_frame_round_trips(kind: Kind, header: bytes, buffers: list[bytes]) -> None:
-    head, received = unpack_frame(b"".join(pack_frame(kind, header, buffers)))
-    assert (head.kind, head.header, received) == (kind, header, buffers)
+@given(kinds, headers, buffer_lists, st.integers(0, 2**32 - 1))
+def test_any_frame_round_trips(kind: Kind, header: bytes, buffers: list[bytes], task: int) -> None:
+    head, received = unpack_frame(b"".join(pack_frame(kind, header, buffers, task)))
+    assert (head.kind, head.header, received, head.task) == (kind, header, buffers, task)
 
 
 @given(headers, buffer_lists)
@@ -192,11 +192,6 @@ def test_another_wire_version_is_named(version: int) -> None:
 def test_an_unknown_kind_is_refused(kind: int) -> None:
     with pytest.raises(ProtocolError, match="unknown kind"):
         unpack_prefix(prefix_bytes(kind=kind))
-
-
-def test_reserved_bits_are_refused() -> None:
-    with pytest.raises(ProtocolError):
-        unpack_prefix(prefix_bytes(reserved=1))
 
 
 # ---------------------------------------------------------------- limits: the head alone is enough to refuse

@@ -153,9 +153,9 @@ def test_a_cloud_that_lies_about_its_time_is_refused(listener: socket.socket) ->
         with Connection(listener.accept()[0]) as connection:
             connection.receive(5)
             connection.send(Hello.of())
-            request = connection.receive(5).message
-            assert isinstance(request, Request)
-            connection.send(Reply(request.task_id, float("nan"), 0.0, 0.0, 0.0), [random_input()])
+            request = connection.receive(5)
+            assert isinstance(request.message, Request)
+            connection.send(Reply(float("nan"), 0.0, 0.0, 0.0), [random_input()], request.task)
 
     liar = threading.Thread(target=lie)
     liar.start()

@@ -348,7 +348,7 @@ def test_an_edge_that_stops_in_the_middle_of_a_frame_is_sent_away(
 def test_an_edge_that_dies_while_it_sends_harms_nobody(
     cloud: Cloud, network: Network, end: Callable[[socket.socket], None]
 ) -> None:
-    request = frame_of(Request("task", MODEL, 0, network.weights_digest), [random_input()])
+    request = frame_of(Request(MODEL, 0, network.weights_digest), [random_input()])
     with connect(*cloud.address) as connection:
         EdgeSession(connection)
         connection.sock.sendall(request[: len(request) // 2])
@@ -362,7 +362,7 @@ def test_an_edge_that_does_not_wait_for_its_answer_harms_nobody(
 ) -> None:
     engine = BlockingEngine()
     cloud = start(engine)
-    request = Request("task", MODEL, POINT, network.weights_digest)
+    request = Request(MODEL, POINT, network.weights_digest)
     with connect(*cloud.address) as connection:
         EdgeSession(connection)
         connection.send(request, crossing(network, POINT, random_input()))
@@ -404,7 +404,7 @@ def test_a_cloud_that_says_no_hello_is_refused(listener: socket.socket) -> None:
 
 
 def test_an_answer_to_another_task_is_refused(listener: socket.socket) -> None:
-    answer_once(listener, Hello.of(), Reply("another", 1.0, 1.0, 0.0, 0.0))
+    answer_once(listener, Hello.of(), Reply(1.0, 1.0, 0.0, 0.0))
     with EdgeSession.open(*listener.getsockname()) as edge, pytest.raises(ProtocolError, match="another task"):
         edge.infer(MODEL, POINT, OTHER_DIGEST, [])
 

@@ -27,7 +27,7 @@ Pair = tuple[Connection, Connection]
 
 WAIT_S = 5.0  # far longer than loopback takes
 NOW_S = 0.02  # a deadline that a test waits for
-REQUEST = Request("task", "le_net", 3, "0123abcd")
+REQUEST = Request("le_net", 3, "0123abcd")
 TENSORS = [
     torch.arange(24, dtype=torch.float32).reshape(1, 2, 3, 4),
     torch.tensor(True),
