@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
@@ -19,25 +18,8 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.chain import ChainNetwork
-from models.shapes import ACTIVATIONS, ADDITIONS, ShapeRecorder, TensorSpec, pair
-
-
-class LayerKind(StrEnum):
-    """What a node computes; each kind has its own data set and predictor."""
-
-    INPUT = "input"
-    CONV = "conv"
-    DW_CONV = "dw_conv"
-    LINEAR = "linear"
-    MAXPOOL = "maxpool"
-    AVGPOOL = "avgpool"
-    BATCHNORM = "batchnorm"
-    ACTIVATION = "activation"
-    ADD = "add"
-    DROPOUT = "dropout"
-    FLATTEN = "flatten"
-    BLOCK = "block"  # a layer of several nodes
-    OTHER = "other"  # traced and cut like any other, but nothing predicts it
+from models.operations import LayerKind, describe
+from models.shapes import NO_TENSOR, ShapeRecorder, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +157,9 @@ def _make_node(
     inputs: tuple[Node, ...],
     folded: bool,
 ) -> Node:
-    output: TensorSpec = fx_node.meta["spec"]
-    reads = tuple(node.output for node in inputs)
-    kind, params, flops = _describe(fx_node, module, reads, output)
+    spec: TensorSpec | None = fx_node.meta.get("spec")
+    reads = tuple(node.output for node in inputs if node.output is not NO_TENSOR)
+    kind, params, flops = describe(fx_node, module, reads, spec)
     weights = module.parameters() if module is not None else ()
     return Node(
         index=index,
@@ -185,94 +167,13 @@ def _make_node(
         kind=kind,
         layer=layer,
         inputs=tuple(node.index for node in inputs),
-        output=output,
+        output=spec or NO_TENSOR,
         params=params,
         flops=flops,
         input_bytes=sum(spec.size_bytes for spec in reads),
         weight_bytes=sum(weight.numel() * weight.element_size() for weight in weights),
         folded=folded,
     )
-
-
-Described = tuple[LayerKind, dict[str, int], int]
-
-
-def _describe(
-    fx_node: fx.Node, module: nn.Module | None, reads: tuple[TensorSpec, ...], output: TensorSpec
-) -> Described:
-    """Return kind, data-set columns and FLOPs (2 per multiply-add) of one operation."""
-    if fx_node.op == "placeholder":
-        return LayerKind.INPUT, {}, 0
-    if module is None:
-        is_sum = fx_node.target in ADDITIONS and len(reads) == 2
-        kind = LayerKind.ADD if is_sum else LayerKind.OTHER
-        return kind, _plane(output), output.numel
-    for types, describe in _DESCRIBERS:
-        if isinstance(module, types):
-            return describe(module, reads[0], output)
-    return LayerKind.OTHER, _plane(output), output.numel
-
-
-def _plane(spec: TensorSpec) -> dict[str, int]:
-    """Return feature-map width and channels; a flat tensor has width 1."""
-    width = spec.shape[-1] if len(spec.shape) == 4 else 1
-    return {"HW": width, "Cin": spec.shape[1] if len(spec.shape) > 1 else spec.numel}
-
-
-def _conv(module: Any, read: TensorSpec, output: TensorSpec) -> Described:
-    groups = module.groups
-    depth_wise = groups == module.in_channels and groups > 1
-    params = {
-        **_plane(read),
-        "kernel": pair(module.kernel_size)[0],
-        "stride": pair(module.stride)[0],
-        "padding": pair(module.padding)[0],
-        "Cout": module.out_channels,
-        "groups": groups,
-        "bias": int(module.bias is not None),
-    }
-    multiply_adds = output.numel * module.weight[0].numel()
-    kind = LayerKind.DW_CONV if depth_wise else LayerKind.CONV
-    return kind, params, 2 * multiply_adds
-
-
-def _linear(module: Any, read: TensorSpec, output: TensorSpec) -> Described:
-    params = {"in_features": module.in_features, "out_features": module.out_features}
-    return LayerKind.LINEAR, params, 2 * output.numel * module.in_features
-
-
-def _maxpool(module: Any, read: TensorSpec, output: TensorSpec) -> Described:
-    kernel = pair(module.kernel_size)[0]
-    params = {
-        **_plane(read),
-        "kernel": kernel,
-        "stride": pair(module.stride)[0],
-        "padding": pair(module.padding)[0],
-    }
-    return LayerKind.MAXPOOL, params, output.numel * kernel * kernel
-
-
-def _avgpool(module: Any, read: TensorSpec, output: TensorSpec) -> Described:
-    return LayerKind.AVGPOOL, {**_plane(read), "output": output.shape[-1]}, read.numel
-
-
-def _elementwise(kind: LayerKind, flops_per_element: int) -> Callable[..., Described]:
-    def describe(module: nn.Module, read: TensorSpec, output: TensorSpec) -> Described:
-        return kind, _plane(read), flops_per_element * output.numel
-
-    return describe
-
-
-_DESCRIBERS: tuple[tuple[Any, Callable[..., Described]], ...] = (
-    (nn.Conv2d, _conv),
-    (nn.Linear, _linear),
-    (nn.MaxPool2d, _maxpool),
-    (nn.AdaptiveAvgPool2d, _avgpool),
-    (nn.BatchNorm2d, _elementwise(LayerKind.BATCHNORM, 2)),
-    (ACTIVATIONS, _elementwise(LayerKind.ACTIVATION, 1)),
-    (nn.Dropout, _elementwise(LayerKind.DROPOUT, 0)),
-    (nn.Flatten, _elementwise(LayerKind.FLATTEN, 0)),
-)
 
 
 def _layer_names(model: nn.Module) -> list[str] | None:

@@ -38,6 +38,9 @@ class TensorSpec:
         return self.numel * int(getattr(torch, self.dtype).itemsize)
 
 
+NO_TENSOR = TensorSpec((0,))  # a size, or a tuple of parts
+
+
 class ShapeRecorder(fx.Interpreter):
     """Runs a program on meta tensors and keeps a `TensorSpec` of every result in its node's ``meta["spec"]``."""
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from models.graph import LayerKind
+from models.operations import LayerKind
 from predictor.get_datasets_func import COLUMNS, DATASET_DIR, csv_path
 from predictor.kernel_flops import Work, row_work
 from predictor.predictor_utils import SIDES, fit_and_save, parameter_file, print_scores, read_provenance

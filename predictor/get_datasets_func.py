@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.graph import LayerKind
+from models.operations import LayerKind
 from predictor.features import FloatArray, feature_matrix
 from predictor.kernel_flops import row_work
 from utils.errors import DataSetError

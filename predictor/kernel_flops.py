@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from models.graph import LayerKind, Node
+from models.graph import Node
+from models.operations import LayerKind
 from utils.errors import MissingPredictorError
 
 FLOAT_BYTES = 4

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from models.graph import LayerGraph, LayerKind, Node
+from models.graph import LayerGraph, Node
+from models.operations import LayerKind
 from predictor.features import FEATURE_NAMES, FloatArray, feature_matrix
 from predictor.get_datasets_func import COLUMNS, DATASET_DIR, PREDICTOR_DIR, csv_path, load_dataset
 from predictor.kernel_flops import node_work

@@ -10,8 +10,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from models.graph import LayerKind, fold_batch_norms, trace
+from models.graph import fold_batch_norms, trace
 from models.LeNet import LeNet
+from models.operations import LayerKind
 from models.zoo import INPUT_SHAPE, ZOO, Network, load_network, model_graph, seeded_state, skeleton
 from utils.inference_utils import random_input, run_half, run_whole
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.graph import LayerGraph, LayerKind, cut, fold_batch_norms, trace
+from models.graph import LayerGraph, cut, fold_batch_norms, trace
+from models.operations import LayerKind
 
 SHAPE = (1, 4, 8, 8)
 
@@ -89,10 +90,10 @@ def test_every_partition_point_of_the_execution_order_works(model: nn.Module, gr
         assert graph.crossing_bytes[point] == sum(node.output_bytes for node in crossing)
 
 
-def test_add_has_a_kind_and_concatenation_has_none(graph: LayerGraph) -> None:
+def test_sums_and_concatenations_have_kinds(graph: LayerGraph) -> None:
     kinds = {node.name: node.kind for node in graph.nodes}
     assert kinds["add"] is LayerKind.ADD
-    assert kinds["cat"] is LayerKind.OTHER
+    assert kinds["cat"] is LayerKind.CONCAT
     assert graph.output.shape == (1, 8, 8, 8)
 
 

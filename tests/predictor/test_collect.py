@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.graph import LayerKind
+from models.operations import LayerKind
 from predictor import collect
 from predictor.collect import RECIPES, Config, configurations, finished_configs, interleaved
 from predictor.get_datasets_func import COLUMNS, csv_path, load_dataset

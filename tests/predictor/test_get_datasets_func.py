@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.graph import LayerKind
+from models.operations import LayerKind
 from predictor.features import FEATURE_NAMES
 from predictor.get_datasets_func import COLUMNS, DATASET_DIR, csv_path, load_dataset, read_rows
 from predictor.predictor_utils import SIDES, fit_directory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from models.graph import LayerKind
+from models.operations import LayerKind
 from models.zoo import ZOO, model_graph
 from predictor.kernel_flops import Row, Work, node_work, output_width, row_work
 from utils.errors import MissingPredictorError

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from models.graph import LayerKind, trace
+from models.graph import trace
+from models.operations import LayerKind
 from models.zoo import ZOO, model_graph
 from predictor import predictor_utils
 from predictor.features import FEATURE_NAMES, feature_matrix
