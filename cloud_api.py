@@ -11,16 +11,19 @@ import re
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from models.zoo import ZOO, WeightsSource, canonical_name, check_weights_file, model_of_weights
+from models.zoo import ZOO, WeightsSource, canonical_name, check_weights_file, model_graph, model_of_weights
+from net.messages import Latencies
 from net.net_utils import format_address
 from net.transport import bind, start_listening
 from utils.cli import (
     EXIT_INTERRUPTED,
     ServiceProcess,
     add_device,
+    add_predictor_choice,
     address_parser,
     end_with_parent,
     listening_line,
@@ -28,6 +31,9 @@ from utils.cli import (
     stop_event,
 )
 from utils.errors import UsageError, WeightsError
+
+if TYPE_CHECKING:  # a busy port is reported before torch is imported
+    from utils.inference_utils import CloudEngine
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="weights of a model: checkpoint or safetensors; may be repeated (default: fixed-seed weights)",
     )
     parser.add_argument("--pretrained", action="store_true", help="use torchvision's pretrained weights (default: off)")
+    add_predictor_choice(parser, "forest", "linear", "measured", sides=("cloud",))
     parser.add_argument("--until-stdin-closes", action="store_true", help=argparse.SUPPRESS)
     return run_main(parser, argv, _run)
 
@@ -79,16 +86,36 @@ def _run(args: argparse.Namespace) -> int:
         return serve(args, listener)
 
 
+def latency_source(engine: CloudEngine, name: str, path: Path | None) -> Callable[[str], Latencies]:
+    """Return the function that tells edges what a model's layers take here, predicted or measured."""
+    from predictor.predictor_utils import find_predictor
+    from predictor.profile import measured_latencies
+    from utils.inference_utils import as_network_input, random_input
+
+    def latencies(model: str) -> Latencies:
+        if name == "measured":
+            network = engine.network(model)
+            tensor = as_network_input(random_input(), engine.device)
+            known = engine.submit_job(lambda: measured_latencies(network, tensor))()
+        else:
+            known = find_predictor("cloud", engine.device, name, path).predict(model_graph(canonical_name(model)))
+        columns = (list(known.latency_ms), list(known.low_ms), list(known.high_ms))
+        return Latencies(model, known.source, *columns, list(known.extrapolated))
+
+    return latencies
+
+
 def serve(args: argparse.Namespace, listener: socket.socket) -> int:
     """Serve edges until SIGINT or SIGTERM; return the exit code."""
     from net.session import CloudServer
-    from predictor.predictor_utils import config_path, load_predictor
+    from predictor.predictor_utils import dataset_threads
     from utils.inference_utils import CloudEngine
     from utils.report import cloud_lines
 
     weights = parse_weights(args.weights, args.pretrained)
-    threads = args.threads or load_predictor(config_path("cloud", args.device)).threads
-    server = CloudServer(listener, CloudEngine(args.device, threads, weights), cloud_lines)
+    threads = args.threads or dataset_threads("cloud", args.device)
+    engine = CloudEngine(args.device, threads, weights)
+    server = CloudServer(listener, engine, cloud_lines, latency_source(engine, args.predictor, args.cloud_config))
     stop = stop_event(ignore_interrupt=args.until_stdin_closes)
     if args.until_stdin_closes:
         end_with_parent(stop)

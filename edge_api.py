@@ -28,7 +28,7 @@ from utils.cli import (
     DEFAULT_IP,
     ServiceProcess,
     add_device,
-    add_predictor_files,
+    add_predictor_choice,
     address_parser,
     non_negative_float,
     non_negative_int,
@@ -62,7 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--point", type=non_negative_int, help="force this partition point (default: the best one)")
     parser.add_argument("--bandwidth", type=positive_float, help="uplink rate, MB/s (default: measured)")
     parser.add_argument("--rtt", type=non_negative_float, help="round-trip time, ms (default: measured)")
-    add_predictor_files(parser)
+    add_predictor_choice(parser, "forest", "linear", "measured")
+    parser.add_argument(
+        "--no-correction",
+        action="store_true",
+        help="predict without what earlier inferences have taught, and learn nothing (default: off)",
+    )
     parser.add_argument(
         "--local-cloud", action="store_true", help="start a cloud on this machine for this task (default: off)"
     )
@@ -132,6 +137,8 @@ def task_of(args: argparse.Namespace, pixels: NDArray[np.float32] | None) -> Tas
         threads=args.threads,
         pixels=pixels,
         point=args.point,
+        predictor=args.predictor,
+        learns=not args.no_correction,
         edge_config=args.edge_config,
         cloud_config=args.cloud_config,
         repeat=args.repeat,
@@ -182,6 +189,9 @@ def document_of(outcome: Outcome, args: argparse.Namespace, link: LinkEstimate) 
         "bandwidth_mb_per_s": bytes_per_s_to_mb_per_s(link.rate_bytes_per_s),
         "rtt_ms": link.rtt_ms,
         "predicted": candidate.stages.as_dict(),
+        "interval_ms": list(outcome.plan.interval(candidate)),
+        "too_close_to_call": outcome.plan.is_too_close_to_call,
+        "predictor": {"edge": outcome.plan.edge.source, "cloud": outcome.plan.cloud.source},
         "measured": outcome.measured.as_dict(),
         "sent_bytes": outcome.runs[-1].sent_bytes,
         "weights_digest": network.weights_digest,

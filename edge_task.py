@@ -6,20 +6,25 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from deployment import Candidate, load_predictors, plan_split
+from deployment import Candidate, SplitPlan, plan_split
+from models.graph import LayerGraph
 from models.zoo import Network, WeightsSource, imagenet_labels, load_network, model_graph
-from net.bandwidth import LinkEstimate
+from net.bandwidth import LinkEstimate, LinkSource
 from net.session import EdgeSession, stage_times
-from predictor.predictor_utils import LatencyPredictor
+from predictor.correction import Corrections
+from predictor.latencies import LayerLatencies
+from predictor.predictor_utils import LatencyPredictor, dataset_threads, find_predictor
+from predictor.profile import measured_latencies
 from utils.inference_utils import (
     Guess,
+    as_network_input,
     check_crossing,
     image_input,
     random_input,
@@ -44,8 +49,10 @@ class Task:
     threads: int | None = None  # None: as many as the edge's predictors were measured with
     pixels: NDArray[np.float32] | None = None  # (224, 224, 3), normalised; None: the fixed random input
     point: int | None = None  # None: the best one
+    predictor: str = "forest"
     edge_config: Path | None = None
-    cloud_config: Path | None = None
+    cloud_config: Path | None = None  # None: what the cloud itself says
+    learns: bool = True  # from what each inference takes
     repeat: int = 1
     verify: bool = False
 
@@ -64,6 +71,7 @@ class Outcome:
     """A finished task: the plan, every run of it, and the answer."""
 
     network: Network
+    plan: SplitPlan
     candidate: Candidate
     runs: Sequence[Run]
     guesses: Sequence[Guess]
@@ -85,7 +93,11 @@ def run_task(task: Task, session: EdgeSession, link: LinkEstimate, show: EdgeRep
 
     Raises: NetworkError, WeightsError, PlanningError.
     """
-    candidate = plan_task(task, session, link, show)
+    keys = stage_keys(task, session, link)
+    corrections = Corrections.load() if task.learns else Corrections()
+    plan = plan_task(task, session, link, corrections, keys)
+    candidate = plan.best if task.point is None else plan.candidates[task.point]
+    show.plan(plan.best, candidate)
     network = prepare(task, session, candidate.point, show)
     tensor = random_input() if task.pixels is None else image_input(task.pixels)
     runs = [run_once(session, network, candidate.point, tensor, show)]
@@ -98,22 +110,78 @@ def run_task(task: Task, session: EdgeSession, link: LinkEstimate, show: EdgeRep
     difference = None
     if task.verify:
         difference = (runs[-1].output - run_whole(network, tensor)).abs().max().item()
-    outcome = Outcome(network, candidate, runs, guesses, difference)
+    outcome = Outcome(network, plan, candidate, runs, guesses, difference)
+    if task.learns:
+        learn(corrections, keys, link, outcome)
     show_outcome(outcome, show)
     return outcome
 
 
-def plan_task(task: Task, session: EdgeSession, link: LinkEstimate, show: EdgeReport) -> Candidate:
-    """Return the partition point to take: the best on this link, or the one that the user forces."""
-    cloud_device = str(session.cloud.get("device"))
-    edge, cloud = load_predictors(task.edge_config, task.cloud_config, task.device, cloud_device)
-    threads = use_threads(task.threads or edge.threads)
-    warn_of_other_machines(edge, {"device": task.device, "threads": threads}, "edge")
-    warn_of_other_machines(cloud, session.cloud, "cloud")
-    plan = plan_split(model_graph(task.model), edge, cloud, link.rate_bytes_per_s, link.rtt_ms)
-    candidate = plan.best if task.point is None else plan.candidates[task.point]
-    show.plan(plan.best, candidate)
-    return candidate
+def plan_task(
+    task: Task, session: EdgeSession, link: LinkEstimate, corrections: Corrections, keys: StageKeys
+) -> SplitPlan:
+    """Return the plan for this edge, this cloud, and the link of the moment."""
+    graph = model_graph(task.model)
+    edge = edge_latencies(task, graph).scaled(corrections.factor(keys.edge))
+    cloud = cloud_latencies(task, session, graph).scaled(corrections.factor(keys.cloud))
+    return plan_split(graph, edge, cloud, link.rate_bytes_per_s, link.rtt_ms, corrections.factor(keys.transfer))
+
+
+class StageKeys(NamedTuple):
+    """The names under which corrections of the three stages are kept."""
+
+    edge: str
+    transfer: str
+    cloud: str
+
+
+def stage_keys(task: Task, session: EdgeSession, link: LinkEstimate) -> StageKeys:
+    """Return what the three stages of a task depend on.
+
+    The first inference of a process also builds its kernels, so it has corrections of its own.
+    """
+    phase = "warm" if task.repeat > 1 else "first"
+    cloud = f"{session.host} {session.cloud.get('device')} {session.cloud.get('threads')} {task.cloud_config}"
+    return StageKeys(
+        edge=f"{phase} edge {task.model} {task.device} {task.threads} {task.predictor} {task.edge_config}",
+        transfer=f"{phase} transfer {task.model} {cloud} {link.source.name}",
+        cloud=f"{phase} cloud {task.model} {cloud}",
+    )
+
+
+def learn(corrections: Corrections, keys: StageKeys, link: LinkEstimate, outcome: Outcome) -> None:
+    """Take in what the stages took; a link that the user made up teaches nothing."""
+    predicted, measured = outcome.candidate.stages, outcome.measured
+    for stage, key in zip(("edge_ms", "transfer_ms", "cloud_ms"), keys, strict=True):
+        if stage != "transfer_ms" or link.source is not LinkSource.GIVEN:
+            corrections.learn(key, getattr(predicted, stage) / corrections.factor(key), getattr(measured, stage))
+    corrections.save()
+
+
+def edge_latencies(task: Task, graph: LayerGraph) -> LayerLatencies:
+    """Return what the model's layers take on this machine, predicted or measured."""
+    if task.predictor == "measured":
+        use_threads(task.threads or dataset_threads("edge", task.device))
+        network = load_network(task.model, task.weights, task.device)
+        return measured_latencies(network, as_network_input(random_input(), task.device))
+    predictor = find_predictor("edge", task.device, task.predictor, task.edge_config)
+    threads = use_threads(task.threads or predictor.threads)
+    warn_of_other_machines(predictor, {"device": task.device, "threads": threads}, "edge")
+    return predictor.predict(graph)
+
+
+def cloud_latencies(task: Task, session: EdgeSession, graph: LayerGraph) -> LayerLatencies:
+    """Return what the model's layers take in the cloud: as it says itself, or as the user's data says."""
+    if task.cloud_config is None:
+        told = session.ask_latencies(task.model)
+        latencies = LayerLatencies(told.latency_ms, told.low_ms, told.high_ms, told.source, told.extrapolated)
+    else:
+        cloud_device = str(session.cloud.get("device"))
+        name = "linear" if task.predictor == "linear" else "forest"
+        predictor = find_predictor("cloud", cloud_device, name, task.cloud_config)
+        warn_of_other_machines(predictor, session.cloud, "cloud")
+        latencies = predictor.predict(graph)
+    return latencies
 
 
 def warn_of_other_machines(predictor: LatencyPredictor, machine: Mapping[str, Any], side: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -136,15 +136,15 @@ def trace(model: nn.Module, name: str, input_shape: tuple[int, ...]) -> LayerGra
         ShapeRecorder(traced).run(torch.empty(input_shape, device="meta"))
     layer_of = _layer_lookup(skeleton)
     folded = _foldable_norms(program, skeleton)
+    with_norm = set(folded.values())  # their convolutions get a bias
     nodes: dict[fx.Node, Node] = {}
     for fx_node in program.nodes:
         if fx_node.op == "output":
             continue
         inputs = tuple(nodes[read] for read in fx_node.all_input_nodes)
         module = skeleton.get_submodule(str(fx_node.target)) if fx_node.op == "call_module" else None
-        nodes[fx_node] = _make_node(
-            fx_node, module, len(nodes), layer_of(fx_node, len(nodes) - 1), inputs, fx_node in folded
-        )
+        node = _make_node(fx_node, module, len(nodes), layer_of(fx_node, len(nodes) - 1), inputs, fx_node in folded)
+        nodes[fx_node] = replace(node, params={**node.params, "bias": 1}) if fx_node in with_norm else node
     ordered = tuple(nodes.values())
     return LayerGraph(name, ordered, _group_layers(ordered, _layer_names(skeleton)), program)
 

@@ -51,6 +51,8 @@ class Kind(IntEnum):
     PONG = 8
     PROBE = 9
     SAMPLES = 10
+    ASK_LATENCIES = 11
+    LATENCIES = 12
 
 
 _KINDS = {int(kind): kind for kind in Kind}

@@ -3,11 +3,13 @@
     edge                                   cloud
     Hello           ────────────────▶
                     ◀────────────────      Hello         capabilities: device, threads
+    AskLatencies    ────────────────▶                    model
+                    ◀────────────────      Latencies     of its layers in this cloud
     Prepare         ────────────────▶                    model, partition point
                     ◀────────────────      Ready         digest of the weights; the edge compares
     Request         ────────────────▶                    the tensors that cross
                     ◀────────────────      Reply         the output, and what the cloud spent
-    ... any number of Prepare and Request ...
+    ... any number of AskLatencies, Prepare and Request ...
 
 At any time the cloud may answer `ErrorReply` instead. The bandwidth service speaks Hello, Ping, Pong, Probe and
 Samples on a port of its own.
@@ -39,6 +41,23 @@ class Hello(NamedTuple):
     def of(cls, **capabilities: Any) -> Hello:
         """Return the hello of this side."""
         return cls(WIRE_VERSION, capabilities)
+
+
+class AskLatencies(NamedTuple):
+    """The edge asks what a model's layers take in this cloud, of which it needs to know nothing."""
+
+    model: str
+
+
+class Latencies(NamedTuple):
+    """Latencies of a model's layers in this cloud, (L,), ms, with their 90 % intervals, and where they come from."""
+
+    model: str
+    source: str
+    latency_ms: list[float]
+    low_ms: list[float]
+    high_ms: list[float]
+    extrapolated: list[str]
 
 
 class Prepare(NamedTuple):
@@ -119,7 +138,9 @@ class Samples(NamedTuple):
     sizes_bytes: list[int]
 
 
-Message = Hello | Prepare | Ready | Request | Reply | ErrorReply | Ping | Pong | Probe | Samples
+Message = (
+    Hello | AskLatencies | Latencies | Prepare | Ready | Request | Reply | ErrorReply | Ping | Pong | Probe | Samples
+)
 _CLASSES: dict[Kind, type[Any]] = {
     Kind.HELLO: Hello,
     Kind.PREPARE: Prepare,
@@ -131,6 +152,8 @@ _CLASSES: dict[Kind, type[Any]] = {
     Kind.PONG: Pong,
     Kind.PROBE: Probe,
     Kind.SAMPLES: Samples,
+    Kind.ASK_LATENCIES: AskLatencies,
+    Kind.LATENCIES: Latencies,
 }
 _KINDS = {cls: kind for kind, cls in _CLASSES.items()}
 _FIELD_TYPES = {

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 from net.framing import DEFAULT_LIMITS, SMALL_LIMITS
 from net.messages import (
+    AskLatencies,
     ErrorCode,
     ErrorReply,
     Hello,
+    Latencies,
     Prepare,
     Ready,
     Reply,
@@ -47,7 +49,7 @@ GRACE_S = 10.0  # a stopping cloud finishes what runs, at most this long
 
 # ---------------------------------------------------------------- the edge's side
 
-Answer = TypeVar("Answer", Hello, Ready, Reply)
+Answer = TypeVar("Answer", Hello, Latencies, Ready, Reply)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ class EdgeSession:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self.host = connection.peer.rpartition(":")[0]
         self._tasks = 0
         start_ms = now_ms()
         connection.send(Hello.of())
@@ -92,6 +95,18 @@ class EdgeSession:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._connection.close()
+
+    def ask_latencies(self, model: str) -> Latencies:
+        """Return what the cloud says that the model's layers take there.
+
+        Raises: NetworkError; UnknownModelError, PlanningError: the cloud has no latencies for it.
+        """
+        self._connection.send(AskLatencies(model))
+        latencies, _ = self._expect(Latencies, READY_TIMEOUT_S)
+        columns = (latencies.latency_ms, latencies.low_ms, latencies.high_ms)
+        if not all(type(value) is float for column in columns for value in column):
+            raise ProtocolError(f"{self._connection.peer} sent latencies that are no numbers")
+        return latencies
 
     def ask_to_prepare(self, model: str, point: int) -> None:
         """Name the model and the partition point; the cloud gets ready while this side does the same."""
@@ -169,17 +184,23 @@ class CloudEvent(Enum):
 
 
 Observer = Callable[[CloudEvent, socket.socket], None]
+LatencySource = Callable[[str], Latencies]
 
 
 class CloudServer:
     """Serves edges on a listening socket, a thread for each connection, until it is stopped."""
 
     def __init__(
-        self, listener: socket.socket, engine: CloudEngine, observe: Observer = lambda event, sock: None
+        self,
+        listener: socket.socket,
+        engine: CloudEngine,
+        observe: Observer = lambda event, sock: None,
+        latencies: LatencySource | None = None,
     ) -> None:
         self._listener = listener
         self._engine = engine
         self._observer = observe
+        self._latencies = latencies
         self._lock = threading.Lock()
         self._connections: set[Connection] = set()
         self._threads: set[threading.Thread] = set()
@@ -262,6 +283,8 @@ class CloudServer:
         """Answer one message; a request that cannot be served gets a typed error, and the conversation goes on."""
         try:
             match received.message:
+                case AskLatencies(model) if self._latencies:
+                    connection.send(self._latencies(model))
                 case Prepare() as prepare:
                     self._prepare(connection, prepare)
                 case Request() as request:

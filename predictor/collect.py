@@ -1,10 +1,14 @@
-"""Measure layers on this device: one CSV per kind, for one side, then fit its predictors.
+"""Profile this device for one side: measure layers, one CSV per kind, then fit its predictors.
 
-    python -m predictor.collect --side edge --device cpu --threads 1
+    python -m predictor.collect --side edge --device cpu --threads 1 --minutes 5
 
-Configurations are drawn from a fixed seed, log-spaced over what real networks use, and measured round by round over
-all kinds, so that a slow minute does not spoil one of them. Every row is on disk as soon as it is measured: run the
-same command again after Ctrl-C or a power cut, and it goes on where it stopped.
+A layer alone in a loop is faster than inside a network, where its neighbours push its weights and its code out of
+the caches. So layers run in blocks: as in a network, each follows others of about its own size, with small ones
+between them, and reads a tensor that was written just before. A block is run over and over; a row has the lower
+quartile of its times, which is the device undisturbed, and their median, minimum and spread.
+
+Every row is on disk as soon as its block is measured: run the same command again after Ctrl-C or a power cut, and it
+goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -14,229 +18,152 @@ import csv
 import datetime
 import io
 import json
+import logging
 import os
 import platform
+import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from models.operations import LayerKind
-from predictor.get_datasets_func import COLUMNS, DATASET_DIR, csv_path
-from predictor.kernel_flops import Work, row_work
-from predictor.predictor_utils import SIDES, fit_and_save, parameter_file, print_scores, read_provenance
-from utils.cli import add_device, base_parser, positive_int, run_main
+from predictor.get_datasets_func import COLUMNS, csv_path
+from predictor.kernel_flops import row_work
+from predictor.predictor_utils import SIDES, default_directory, fit_and_save, parameter_file, read_provenance
+from predictor.sampling import RECIPES, Config, Sample, draw_layer, expected_ms
+from utils.cli import add_device, base_parser, positive_float, run_main
 from utils.errors import DataSetError, UsageError, writing
-from utils.inference_utils import as_network_input, check_device, use_threads
-from utils.timing import Timing, measure
+from utils.files import append_durably, replace_file
+from utils.inference_utils import check_device, use_threads
+from utils.machine import device_name, frequency_governor, memory_bytes
+from utils.timing import Timing, now_ms, synchronise
+from utils.units import MS_PER_S
 
-SEED = 20170408  # fixed: the same command continues the same list of configurations
-ROWS: Mapping[LayerKind, int] = {
-    LayerKind.CONV: 600,
-    LayerKind.DW_CONV: 250,
-    LayerKind.LINEAR: 250,
-    LayerKind.MAXPOOL: 150,
-    LayerKind.AVGPOOL: 100,
-    LayerKind.BATCHNORM: 120,
-    LayerKind.ACTIVATION: 200,
-    LayerKind.ADD: 120,
-    LayerKind.DROPOUT: 40,
-    LayerKind.FLATTEN: 80,
-}
-MAX_GFLOPS = 8.0
-MAX_TENSOR_BYTES = 64e6
-MAX_WEIGHT_BYTES = 512e6
-EXTRA_COLUMNS = ("min_ms", "iqr_ms")
+log = logging.getLogger(__name__)
 
-Config = dict[str, int]
+SEED = 20170408  # fixed: the same command continues the same sequence of blocks
+DEFAULT_MINUTES = 8.0
+BATCH_LAYERS = 512  # drawn together, then grouped by size
+BLOCK_LAYERS = 64
+SMALL_MS = 0.02  # layers as small as this sit between layers up to SCATTER times as large
+SCATTER = 15.0
+MIN_PASSES, MAX_PASSES = 7, 25
+MIN_BLOCK_MS = 250.0  # a machine's slow moments last tens of ms: a block should outlast them
+MEMORY_SHARE = 0.05  # of the machine's memory, for one block
+NOISY_SPREAD = 0.25  # interquartile range / median of a typical row, beyond which rows say little
+EXTRA_COLUMNS = ("median_ms", "min_ms", "iqr_ms", "samples")
+SECONDS_PER_MINUTE = 60.0
+
+Layer = tuple[LayerKind, Config]
 
 
 # ---------------------------------------------------------------- what to measure
 
 
-def _log_int(rng: np.random.Generator, low: int, high: int) -> int:
-    return int(round(np.exp(rng.uniform(np.log(low), np.log(high)))))
+def blocks(max_bytes: float) -> Iterator[list[Layer]]:
+    """Yield blocks of layers without end, always the same ones; see the top of this file.
+
+    Args: max_bytes: of a block's weights and tensors; a larger block is cut short.
+    """
+    batch = 0
+    while True:
+        rng = np.random.default_rng([SEED, batch])
+        drawn = [draw_layer(rng, max_bytes) for _ in range(BATCH_LAYERS)]
+        sizes_ms = [_place_ms(layer, rng) for layer in drawn]
+        ordered = [drawn[index] for index in np.argsort(sizes_ms, kind="stable")]
+        starts = range(0, BATCH_LAYERS, BLOCK_LAYERS)
+        for start in rng.permutation(starts):
+            block = ordered[start : start + BLOCK_LAYERS]
+            yield _cut_to_memory([block[index] for index in rng.permutation(BLOCK_LAYERS)], max_bytes)
+        batch += 1
 
 
-def _width(rng: np.random.Generator) -> int:
-    return _log_int(rng, 4, 224)
+def _place_ms(layer: Layer, rng: np.random.Generator) -> float:
+    size_ms = expected_ms(*layer)
+    return size_ms if size_ms > SMALL_MS else SMALL_MS * SCATTER ** float(rng.random())
 
 
-def _channels(rng: np.random.Generator, high: int = 1024) -> int:
-    """Return a number of channels: mostly multiples of 8, as in real networks, sometimes any."""
-    channels = _log_int(rng, 3, high)
-    return max(8, channels // 8 * 8) if rng.random() < 0.75 else channels
-
-
-def _conv(rng: np.random.Generator) -> Config:
-    kernel = int(rng.choice([1, 1, 1, 3, 3, 3, 5, 7, 11]))
-    cin = 3 if rng.random() < 0.1 else _channels(rng)
-    return {
-        "HW": max(kernel, _width(rng)),
-        "kernel": kernel,
-        "stride": int(rng.choice([1, 1, 1, 2, 2, 4])),
-        "Cin": cin,
-        "Cout": _channels(rng),
-        "padding": int(rng.choice([0, kernel // 2, kernel // 2])),
-        "groups": 1,
-        "bias": 1,
-    }
-
-
-def _dw_conv(rng: np.random.Generator) -> Config:
-    kernel = int(rng.choice([3, 3, 3, 5, 7]))
-    channels = _channels(rng)
-    return {
-        "HW": max(kernel, _width(rng)),
-        "kernel": kernel,
-        "stride": int(rng.choice([1, 1, 2])),
-        "Cin": channels,
-        "Cout": channels,
-        "padding": kernel // 2,
-        "groups": channels,
-        "bias": 1,
-    }
-
-
-def _linear(rng: np.random.Generator) -> Config:
-    return {"in_features": _log_int(rng, 32, 50_000), "out_features": _log_int(rng, 10, 4096)}
-
-
-def _maxpool(rng: np.random.Generator) -> Config:
-    kernel = int(rng.choice([2, 3, 3, 5]))
-    width = max(kernel, _width(rng))
-    padding = int(rng.choice([0, kernel // 2]))
-    return {
-        "HW": width,
-        "kernel": kernel,
-        "stride": int(rng.choice([1, 2, 2, 3])),
-        "Cin": _channels(rng),
-        "padding": padding,
-    }
-
-
-def _avgpool(rng: np.random.Generator) -> Config:
-    width = _width(rng)
-    return {"HW": width, "output": min(width, int(rng.choice([1, 1, 2, 6, 7]))), "Cin": _channels(rng, 2048)}
-
-
-def _plane(rng: np.random.Generator) -> Config:
-    return {"HW": _width(rng), "Cin": _channels(rng)}
-
-
-def _plane_or_vector(rng: np.random.Generator) -> Config:
-    return {"HW": 1, "Cin": _log_int(rng, 64, 50_000)} if rng.random() < 0.3 else _plane(rng)
-
-
-def _conv_module(config: Config) -> nn.Module:
-    return nn.Conv2d(
-        config["Cin"],
-        config["Cout"],
-        config["kernel"],
-        config["stride"],
-        config["padding"],
-        groups=config["groups"],
-        bias=bool(config["bias"]),
-    )
-
-
-class _Add(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x + x
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How to draw a configuration of one kind, and how to build the layer it describes."""
-
-    draw: Callable[[np.random.Generator], Config]
-    build: Callable[[Config], nn.Module]
-
-
-RECIPES: Mapping[LayerKind, Recipe] = {
-    LayerKind.CONV: Recipe(_conv, _conv_module),
-    LayerKind.DW_CONV: Recipe(_dw_conv, _conv_module),
-    LayerKind.LINEAR: Recipe(_linear, lambda config: nn.Linear(config["in_features"], config["out_features"])),
-    LayerKind.MAXPOOL: Recipe(
-        _maxpool, lambda config: nn.MaxPool2d(config["kernel"], config["stride"], config["padding"])
-    ),
-    LayerKind.AVGPOOL: Recipe(_avgpool, lambda config: nn.AdaptiveAvgPool2d(config["output"])),
-    LayerKind.BATCHNORM: Recipe(_plane, lambda config: nn.BatchNorm2d(config["Cin"])),
-    LayerKind.ACTIVATION: Recipe(_plane_or_vector, lambda config: nn.ReLU(inplace=True)),
-    LayerKind.ADD: Recipe(_plane, lambda config: _Add()),
-    LayerKind.DROPOUT: Recipe(_plane_or_vector, lambda config: nn.Dropout()),
-    LayerKind.FLATTEN: Recipe(_plane, lambda config: nn.Flatten()),
-}
-
-
-def configurations(kind: LayerKind, count: int) -> list[Config]:
-    """Return ``count`` different configurations of a kind, always the same ones, none too large to measure."""
-    rng = np.random.default_rng([SEED, list(RECIPES).index(kind)])
-    seen: dict[tuple[int, ...], Config] = {}
-    while len(seen) < count:
-        config = RECIPES[kind].draw(rng)
-        if _fits(row_work(kind, config)):
-            seen.setdefault(tuple(config.values()), config)
-    return list(seen.values())
-
-
-def _fits(work: Work) -> bool:
-    return (
-        work.output_bytes > 0
-        and work.flops <= MAX_GFLOPS * 1e9
-        and max(work.input_bytes, work.output_bytes) <= MAX_TENSOR_BYTES
-        and work.weight_bytes <= MAX_WEIGHT_BYTES
-    )
-
-
-def interleaved(plans: Mapping[LayerKind, Sequence[Config]]) -> Iterator[tuple[LayerKind, Config]]:
-    """Yield the configurations of all kinds in turn, each kind spread evenly over the whole run."""
-    steps = [
-        ((index + 0.5) / len(plan), kind, config) for kind, plan in plans.items() for index, config in enumerate(plan)
-    ]
-    for _, kind, config in sorted(steps, key=lambda step: step[0]):
-        yield kind, config
+def _cut_to_memory(block: list[Layer], max_bytes: float) -> list[Layer]:
+    works = (row_work(*layer) for layer in block)
+    used = np.cumsum([work.input_bytes + work.output_bytes + work.weight_bytes for work in works])
+    return block[: max(1, int(np.searchsorted(used, max_bytes, side="right")))]
 
 
 # ---------------------------------------------------------------- measuring
 
 
-def measure_layer(kind: LayerKind, config: Config, device: str) -> Timing:
-    """Time one layer as it runs inside a network: eval, inference mode, the device's memory format."""
-    module = RECIPES[kind].build(config).eval().to(device)
-    if device == "cpu":
-        module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if kind is LayerKind.LINEAR:
-        shape: tuple[int, ...] = (1, config["in_features"])
-    elif config["HW"] == 1 and kind in (LayerKind.ACTIVATION, LayerKind.DROPOUT):
-        shape = (1, config["Cin"])
-    else:
-        shape = (1, config["Cin"], config["HW"], config["HW"])
-    value = as_network_input(torch.rand(shape), device)
+def measure_block(block: Sequence[Layer], device: str) -> list[list[float]]:
+    """Return the times of every layer of a block, (layers, passes), ms."""
+    samples = [RECIPES[kind].build(config).to(device) for kind, config in block]
+    one_pass = _pass_on_gpu if device == "cuda" else _pass_on_cpu
     with torch.inference_mode():
-        return measure(lambda: module(value), device)
+        one_pass(samples)  # builds kernels
+        passes: list[list[float]] = []
+        start_ms = now_ms()
+        while len(passes) < MIN_PASSES or (now_ms() - start_ms < MIN_BLOCK_MS and len(passes) < MAX_PASSES):
+            passes.append(one_pass(samples))
+    return [list(times_ms) for times_ms in zip(*passes, strict=True)]
 
 
-def row_of(kind: LayerKind, config: Config, timing: Timing) -> dict[str, float | int]:
+def _pass_on_cpu(samples: Sequence[Sample]) -> list[float]:
+    times_ms = []
+    for run, inputs in samples:
+        fresh = _rewritten(inputs)
+        start_ms = now_ms()
+        run(*fresh)
+        times_ms.append(now_ms() - start_ms)
+    return times_ms
+
+
+def _pass_on_gpu(samples: Sequence[Sample]) -> list[float]:
+    """Time with events, which the GPU stamps between one layer and the next."""
+    marks = []
+    for run, inputs in samples:
+        fresh = _rewritten(inputs)
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        before.record()
+        run(*fresh)
+        after.record()
+        marks.append((before, after))
+    synchronise("cuda")
+    return [float(before.elapsed_time(after)) for before, after in marks]
+
+
+def _rewritten(inputs: Iterable[Tensor]) -> list[Tensor]:
+    """Return copies in fresh memory, the first written last: as if the layer before had just made them."""
+    return [torch.empty_like(value).copy_(value) for value in reversed(tuple(inputs))][::-1]
+
+
+# ---------------------------------------------------------------- files
+
+
+def row_of(kind: LayerKind, config: Config, times_ms: Sequence[float]) -> dict[str, float | int]:
     """Return a CSV row: the contract's columns first, then ours."""
     row: dict[str, float | int] = dict(config)
     if "FLOPs" in COLUMNS[kind]:
         row["FLOPs"] = int(row_work(kind, config).flops)
-    row["latency"] = round(timing.median_ms, 6)
-    row["min_ms"], row["iqr_ms"] = round(timing.min_ms, 6), round(timing.iqr_ms, 6)
+    timing = Timing.of(times_ms)
+    row["latency"] = round(statistics.quantiles(times_ms, n=4, method="inclusive")[0], 6)
+    row["median_ms"], row["min_ms"] = round(timing.median_ms, 6), round(timing.min_ms, 6)
+    row["iqr_ms"], row["samples"] = round(timing.iqr_ms, 6), timing.samples
     return row
 
 
 def header_of(kind: LayerKind) -> list[str]:
     """Return the columns of a kind's file."""
-    config = configurations(kind, 1)[0]
-    return [*COLUMNS[kind], *(name for name in config if name not in COLUMNS[kind]), *EXTRA_COLUMNS]
+    names = config_names(kind)
+    return [*COLUMNS[kind], *(name for name in names if name not in COLUMNS[kind]), *EXTRA_COLUMNS]
+
+
+def config_names(kind: LayerKind) -> list[str]:
+    """Return the names that make a configuration of a kind."""
+    return list(RECIPES[kind].draw(np.random.default_rng(0)))
 
 
 def finished_configs(path: Path, kind: LayerKind) -> set[tuple[int, ...]]:
@@ -249,47 +176,82 @@ def finished_configs(path: Path, kind: LayerKind) -> set[tuple[int, ...]]:
     text = path.read_text()
     if not text.endswith("\n"):
         text = text[: text.rfind("\n") + 1]
-        path.write_text(text)
+        replace_file(path, text)
     if not text:
         path.unlink()
         return set()
     reader = csv.DictReader(io.StringIO(text))
     if reader.fieldnames != header_of(kind):
         raise DataSetError(f"{path} has other columns than this collector writes: move it away, or choose --output")
-    names = list(configurations(kind, 1)[0])
+    names = config_names(kind)
     try:
         return {tuple(int(row[name]) for name in names) for row in reader}
     except (TypeError, ValueError) as exc:
         raise DataSetError(f"{path}, line {reader.line_num} is damaged ({exc}): remove that line and go on") from exc
 
 
-def append_row(path: Path, kind: LayerKind, row: Mapping[str, float | int]) -> None:
-    """Add a row to a file and put it on disk."""
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, header_of(kind), lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
-        file.flush()
-        os.fsync(file.fileno())
+def append_rows(path: Path, kind: LayerKind, rows: Iterable[Mapping[str, float | int]]) -> None:
+    """Add rows to a kind's file and put them on disk, with one write."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, header_of(kind), lineterminator="\n")
+    if not path.exists():
+        writer.writeheader()
+    writer.writerows(rows)
+    append_durably(path, text.getvalue())
 
 
-def collect(directory: Path, device: str, share: float) -> None:
-    """Measure what ``directory`` does not hold yet.
+# ---------------------------------------------------------------- the collection
 
-    Args: share: fraction of the usual number of rows.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    plans = {kind: configurations(kind, max(8, round(count * share))) for kind, count in ROWS.items()}
-    done = {kind: finished_configs(csv_path(directory, kind), kind) for kind in plans}
-    steps = [step for step in interleaved(plans) if tuple(step[1].values()) not in done[step[0]]]
-    total = sum(map(len, plans.values()))
-    with tqdm(total=total, initial=total - len(steps), unit="layer", disable=None) as progress:
-        for kind, config in steps:
-            progress.set_description(kind)
-            append_row(csv_path(directory, kind), kind, row_of(kind, config, measure_layer(kind, config, device)))
-            progress.update()
+
+def collect(directory: Path, device: str, minutes: float, about: Mapping[str, Any]) -> None:
+    """Measure blocks that ``directory`` does not hold yet, until ``minutes`` have been spent on it in all."""
+    done = {kind: finished_configs(csv_path(directory, kind), kind) for kind in RECIPES}
+    spent_s = float(read_provenance(directory).get("profiling_s", 0.0))
+    budget_s = minutes * SECONDS_PER_MINUTE
+    spreads: list[float] = []
+    bar = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
+    with tqdm(total=budget_s, initial=min(spent_s, budget_s), bar_format=bar, disable=None) as progress:
+        for block in blocks(MEMORY_SHARE * memory_bytes()):
+            if spent_s >= budget_s:
+                break
+            fresh = [tuple(config.values()) not in done[kind] for kind, config in block]
+            if not any(fresh):
+                continue
+            start_ms = now_ms()
+            rows = list(zip(block, measure_block(block, device), strict=True))
+            spreads += _keep(directory, [row for row, is_fresh in zip(rows, fresh, strict=True) if is_fresh], done)
+            block_s = (now_ms() - start_ms) / MS_PER_S
+            spent_s += block_s
+            write_provenance(directory, {**about, "profiling_s": round(spent_s, 1)})
+            progress.set_description(f"{sum(map(len, done.values()))} layers")
+            progress.update(min(block_s, progress.total - progress.n))
+    warn_of_noise(spreads)
+
+
+def _keep(
+    directory: Path, rows: Sequence[tuple[Layer, list[float]]], done: Mapping[LayerKind, set[tuple[int, ...]]]
+) -> list[float]:
+    """Write new rows, remember them, and return their relative spreads."""
+    written: dict[LayerKind, list[dict[str, float | int]]] = {}
+    for (kind, config), times_ms in rows:
+        written.setdefault(kind, []).append(row_of(kind, config, times_ms))
+        done[kind].add(tuple(config.values()))
+    for kind, kind_rows in written.items():
+        append_rows(csv_path(directory, kind), kind, kind_rows)
+    return [row["iqr_ms"] / row["median_ms"] for kind_rows in written.values() for row in kind_rows]
+
+
+def warn_of_noise(spreads: Sequence[float]) -> None:
+    """Say that the machine is too noisy to trust its rows."""
+    if spreads and statistics.median(spreads) > NOISY_SPREAD:
+        log.warning(
+            "this machine is noisy: half of the layers vary by more than %.0f %% from run to run; stop what else runs "
+            "on it, and collect again with --fresh",
+            100 * statistics.median(spreads),
+        )
+
+
+# ---------------------------------------------------------------- where the rows come from
 
 
 def provenance(side: str, device: str, threads: int) -> dict[str, Any]:
@@ -297,9 +259,10 @@ def provenance(side: str, device: str, threads: int) -> dict[str, Any]:
     return {
         "side": side,
         "device": device,
-        "device_name": torch.cuda.get_device_name() if device == "cuda" else cpu_name(),
+        "device_name": device_name(device),
         "cores": os.cpu_count(),
         "threads": threads,
+        "governor": frequency_governor(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "system": f"{platform.system()} {platform.machine()}",
@@ -307,15 +270,28 @@ def provenance(side: str, device: str, threads: int) -> dict[str, Any]:
     }
 
 
-def cpu_name() -> str:
-    """Return the processor's name, as far as the system tells."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("model name", "Model")):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+def write_provenance(directory: Path, about: Mapping[str, Any]) -> None:
+    """Write where the rows of a directory come from."""
+    replace_file(directory / "provenance.json", json.dumps(about, indent=2) + "\n")
+
+
+def check_same_machine(directory: Path, about: Mapping[str, Any]) -> None:
+    """Refuse to mix rows of two machines.
+
+    Raises: UsageError: the directory holds rows of another machine, device, number of threads or version.
+    """
+    if not any(csv_path(directory, kind).exists() for kind in RECIPES):
+        return
+    before = read_provenance(directory)
+    names = ("device", "device_name", "threads", "torch")
+    if any(before.get(name) != about[name] for name in names):
+        theirs, ours = ({name: known.get(name) for name in names} for known in (before, about))
+        raise UsageError(
+            f"{directory} holds rows of {theirs}, this is {ours}: pass --fresh to replace them, or --output DIR"
+        )
+
+
+# ---------------------------------------------------------------- the command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -327,7 +303,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--config", type=Path, help="parameter file to write (default: predictor/config/SIDE/DEVICE.json)"
     )
     parser.add_argument("--fresh", action="store_true", help="first remove the rows that are there (default: go on)")
-    parser.add_argument("--percent", type=positive_int, default=100, help="share of the rows to measure (default: 100)")
+    parser.add_argument(
+        "--minutes",
+        type=positive_float,
+        default=DEFAULT_MINUTES,
+        help=f"time to spend in all, earlier runs included (default: {DEFAULT_MINUTES:g})",
+    )
     return run_main(parser, argv, _run)
 
 
@@ -339,34 +320,12 @@ def _run(args: argparse.Namespace) -> int:
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         if args.fresh:
-            for kind in ROWS:
-                csv_path(directory, kind).unlink(missing_ok=True)
+            for path in [*(csv_path(directory, kind) for kind in COLUMNS), directory / "provenance.json"]:
+                path.unlink(missing_ok=True)
         check_same_machine(directory, about)
-        (directory / "provenance.json").write_text(json.dumps(about, indent=2) + "\n")
-        collect(directory, args.device, args.percent / 100)
-    print_scores(fit_and_save(directory, args.config or parameter_file(args.side, args.device)))
+        collect(directory, args.device, args.minutes, about)
+    fit_and_save(directory, args.config or parameter_file(args.side, args.device))
     return 0
-
-
-def default_directory(side: str, device: str) -> Path:
-    """Return where the data sets of a side and device lie: those of the CPU in the contract's place."""
-    return DATASET_DIR / side if device == "cpu" else DATASET_DIR / side / device
-
-
-def check_same_machine(directory: Path, about: Mapping[str, Any]) -> None:
-    """Refuse to mix rows of two machines.
-
-    Raises: UsageError: the directory holds rows of another machine, device, number of threads or version.
-    """
-    if not any(csv_path(directory, kind).exists() for kind in ROWS):
-        return
-    before = read_provenance(directory)
-    names = ("device", "device_name", "threads", "torch")
-    if any(before.get(name) != about[name] for name in names):
-        theirs, ours = ({name: known.get(name) for name in names} for known in (before, about))
-        raise UsageError(
-            f"{directory} holds rows of {theirs}, this is {ours}: pass --fresh to replace them, or --output DIR"
-        )
 
 
 if __name__ == "__main__":

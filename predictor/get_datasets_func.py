@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from models.operations import LayerKind
-from predictor.features import FloatArray, feature_matrix
+from predictor.features import FloatArray, feature_matrix, tree_matrix
 from predictor.kernel_flops import row_work
 from utils.errors import DataSetError
 
 PREDICTOR_DIR = Path(__file__).resolve().parent
 DATASET_DIR = PREDICTOR_DIR / "dataset"
+MIN_ROWS = 20  # fewer say nothing about a kind
 MIN_VALUE, MAX_VALUE = 1e-9, 1e15  # a layer outside has no width, no channels, or more FLOPs than a day of a GPU
 
 COLUMNS: Mapping[LayerKind, tuple[str, ...]] = {
@@ -31,18 +33,32 @@ COLUMNS: Mapping[LayerKind, tuple[str, ...]] = {
     LayerKind.BATCHNORM: ("HW", "Cin", "latency"),
     LayerKind.ACTIVATION: ("HW", "Cin", "latency"),
     LayerKind.ADD: ("HW", "Cin", "latency"),
+    LayerKind.MULTIPLY: ("HW", "Cin", "latency"),
+    LayerKind.CONCAT: ("HW", "Cin", "latency"),
     LayerKind.DROPOUT: ("HW", "Cin", "latency"),
     LayerKind.FLATTEN: ("HW", "Cin", "latency"),
+    LayerKind.SHUFFLE: ("HW", "Cin", "latency"),
 }
 
 
-@dataclass(frozen=True, slots=True)
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class DataSet:
-    """Measured layers of one kind: features (n, features) and latencies (n,), ms."""
+    """Measured layers of one kind: features of both models (n, features) and latencies (n,), ms."""
 
     kind: LayerKind
     features: FloatArray
+    tree_features: FloatArray
     latency_ms: FloatArray
+
+    def rows(self, which: slice | BoolArray) -> DataSet:
+        """Return some of the rows."""
+        return DataSet(self.kind, self.features[which], self.tree_features[which], self.latency_ms[which])
+
+    def __len__(self) -> int:
+        return len(self.latency_ms)
 
 
 def csv_path(directory: Path, kind: LayerKind) -> Path:
@@ -61,11 +77,17 @@ def read_rows(path: Path, kind: LayerKind) -> list[dict[str, float]]:
             header = [name.strip() for name in reader.fieldnames or ()]
             reader.fieldnames = header
             absent = [name for name in COLUMNS[kind] if name not in header]
+            if len(set(header)) < len(header):
+                raise DataSetError(f"{path}: column {_first_double(header)!r} is there twice")
             if absent:
                 raise DataSetError(f"{path}: column {absent[0]!r} is missing; expected {','.join(COLUMNS[kind])}")
             return [_numbers(path, kind, reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
         raise DataSetError(f"{path} cannot be read: {exc}") from exc
+
+
+def _first_double(names: list[str]) -> str:
+    return next(name for index, name in enumerate(names) if name in names[:index])
 
 
 def _numbers(
@@ -94,7 +116,8 @@ def load_dataset(directory: Path, kind: LayerKind) -> DataSet:
     """
     path = csv_path(directory, kind)
     rows = read_rows(path, kind)
-    if not rows:
-        raise DataSetError(f"{path} holds no rows")
+    if len(rows) < MIN_ROWS:
+        raise DataSetError(f"{path} has {len(rows)} rows; at least {MIN_ROWS} are needed: collect for longer")
     works = [row_work(kind, row) for row in rows]
-    return DataSet(kind, feature_matrix(works), np.array([row["latency"] for row in rows]))
+    latency_ms = np.array([row["latency"] for row in rows])
+    return DataSet(kind, feature_matrix(works), tree_matrix(kind, rows, works), latency_ms)

@@ -77,8 +77,9 @@ def _maxpool(row: Row) -> Work:
 
 
 def _avgpool(row: Row) -> Work:
-    inputs = row["HW"] ** 2 * row["Cin"]
-    return _floats(inputs, inputs, row["output"] ** 2 * row["Cin"], 0, row["Cin"])
+    inputs, outputs = row["HW"] ** 2 * row["Cin"], row["output"] ** 2 * row["Cin"]
+    window = row.get("kernel", row["HW"] / row["output"])
+    return _floats(outputs * window * window, inputs, outputs, 0, row["Cin"])
 
 
 def _batchnorm(row: Row) -> Work:
@@ -86,12 +87,18 @@ def _batchnorm(row: Row) -> Work:
     return _floats(2 * elements, elements, elements, 2 * row["Cin"], row["Cin"])
 
 
-def _elementwise(flops: int, inputs: int = 1) -> Callable[[Row], Work]:
+def _elementwise(flops: int) -> Callable[[Row], Work]:
     def work(row: Row) -> Work:
         elements = row["HW"] ** 2 * row["Cin"]
-        return _floats(flops * elements, inputs * elements, elements, 0, row["Cin"])
+        return _floats(flops * elements, elements, elements, 0, row["Cin"])
 
     return work
+
+
+def _sum_or_product(row: Row) -> Work:
+    elements = row["HW"] ** 2 * row["Cin"]
+    second = row["Cin"] if row.get("broadcast", 0) else elements
+    return _floats(elements, elements + second, elements, 0, row["Cin"])
 
 
 def _flatten(row: Row) -> Work:
@@ -111,7 +118,10 @@ _WORK: dict[LayerKind, Callable[[Row], Work]] = {
     LayerKind.AVGPOOL: _avgpool,
     LayerKind.BATCHNORM: _batchnorm,
     LayerKind.ACTIVATION: _elementwise(1),
-    LayerKind.ADD: _elementwise(1, inputs=2),
+    LayerKind.ADD: _sum_or_product,
+    LayerKind.MULTIPLY: _sum_or_product,
+    LayerKind.CONCAT: _elementwise(0),
     LayerKind.DROPOUT: _elementwise(0),
     LayerKind.FLATTEN: _flatten,
+    LayerKind.SHUFFLE: _elementwise(0),
 }

@@ -1,18 +1,25 @@
-"""Fit, score, save, load and apply the latency predictors: one linear regression per kind of layer.
+"""Fit, score, save, load and apply the latency predictors: a model for each kind of layer, and how sure it is.
 
     python -m predictor.predictor_utils --side edge      fit again from predictor/dataset/edge, show the scores
 
-Coefficients are non-negative (each is a physical rate) and minimise the relative error: a row counts with the
-inverse square of its latency, so that short layers matter as much as long ones.
+Two choices. ``linear``: non-negative coefficients (each is a physical rate) that minimise the relative error; they
+are shipped as JSON. ``forest``: trees over the linear model; they are fitted from the data set where they are first
+used, which takes seconds, and kept in the cache directory as plain arrays, under a name that changes with the data,
+the features and the library. Neither is ever a pickle.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import importlib.metadata
+import io
 import json
+import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,77 +28,29 @@ import numpy as np
 
 from models.graph import LayerGraph, Node
 from models.operations import LayerKind
-from predictor.features import FEATURE_NAMES, FloatArray, feature_matrix
-from predictor.get_datasets_func import COLUMNS, DATASET_DIR, PREDICTOR_DIR, csv_path, load_dataset
+from predictor import forest
+from predictor.features import FEATURE_NAMES, FEATURES_VERSION, FloatArray, feature_matrix, tree_matrix
+from predictor.forest import ARRAY_NAMES, Forest, fit_forest
+from predictor.get_datasets_func import COLUMNS, DATASET_DIR, PREDICTOR_DIR, BoolArray, DataSet, csv_path, load_dataset
 from predictor.kernel_flops import node_work
+from predictor.latencies import COVERAGE, LayerLatencies
 from utils.cli import base_parser, run_main
 from utils.errors import DataSetError, MissingPredictorError, writing
+from utils.files import cache_directory, replace_file
+
+log = logging.getLogger(__name__)
 
 CONFIG_DIR = PREDICTOR_DIR / "config"
-CONFIG_VERSION = 1
+CONFIG_VERSION = 2
 SIDES = ("edge", "cloud")
-HOLD_OUT_FOLDS = 5
+PREDICTORS = ("forest", "linear")
+HELD_OUT_EVERY = 8  # rows: the fit never sees these; they calibrate the intervals and give the score
+MIN_LATENCY_MS = 1e-4
+FREE_KINDS = frozenset({LayerKind.INPUT, LayerKind.VIEW})
+RANGE_MARGIN = 0.5  # of a feature, which is a logarithm to base 2: by this much a layer may leave the data
 
 
-@dataclass(frozen=True, eq=False)
-class LatencyPredictor:
-    """Fitted coefficients per kind, and where they come from."""
-
-    coefficients: Mapping[LayerKind, FloatArray]  # (features,), ms per feature
-    provenance: Mapping[str, Any]
-
-    @property
-    def threads(self) -> int:
-        """CPU threads that the data was measured with."""
-        return int(self.provenance.get("threads", 1))
-
-    @property
-    def device(self) -> str:
-        """Device that the data was measured on."""
-        return str(self.provenance.get("device", "cpu"))
-
-    def layer_latencies_ms(self, graph: LayerGraph) -> list[float]:
-        """Return the predicted latency of every layer of a chain, (L,), ms.
-
-        A folded batch norm costs nothing: its work happens inside the convolution before it.
-
-        Raises: MissingPredictorError: names the layer whose kind has no predictor.
-        """
-        nodes, features = graph_features(graph)
-        for node in nodes:
-            self._check(node)
-        rates = np.array([self.coefficients[node.kind] for node in nodes])
-        latencies_ms = [0.0] * len(graph.layers)
-        for node, latency_ms in zip(nodes, (features * rates).sum(axis=1).tolist(), strict=True):
-            latencies_ms[node.layer] += latency_ms
-        return latencies_ms
-
-    def _check(self, node: Node) -> None:
-        if node.kind not in self.coefficients:
-            raise MissingPredictorError(
-                f"layer {node.name} is of kind {node.kind}, which has no predictor; there are predictors for "
-                f"{', '.join(sorted(self.coefficients))}"
-            )
-
-
-@cache
-def graph_features(graph: LayerGraph) -> tuple[list[Node], FloatArray]:
-    """Return the nodes of a graph that do work, and their features (n, features); kept with the graph."""
-    nodes = [node for layer in graph.layers for node in layer.nodes if not node.folded]
-    return nodes, feature_matrix([node_work(node) for node in nodes])
-
-
-# ---------------------------------------------------------------- fitting
-
-
-def fit_rates(features: FloatArray, latency_ms: FloatArray) -> FloatArray:
-    """Return the non-negative coefficients (features,) that take features (n, features) to latencies (n,), ms."""
-    from sklearn.linear_model import LinearRegression
-
-    regression = LinearRegression(positive=True, fit_intercept=False)
-    regression.fit(features / latency_ms[:, None], np.ones_like(latency_ms))
-    rates: FloatArray = regression.coef_
-    return rates
+# ---------------------------------------------------------------- models
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,36 +62,179 @@ class Score:
     within_10: float
     within_20: float
 
-
-def score_held_out(features: FloatArray, latency_ms: FloatArray) -> Score:
-    """Return the errors of rows that the fit did not see (every fifth row in turn)."""
-    folds = np.arange(len(latency_ms)) % HOLD_OUT_FOLDS
-    errors = np.empty_like(latency_ms)
-    for fold in range(HOLD_OUT_FOLDS):
-        held = folds == fold
-        predicted = features[held] @ fit_rates(features[~held], latency_ms[~held])
-        errors[held] = np.abs(predicted / latency_ms[held] - 1)
-    return Score(len(errors), float(errors.mean()), float((errors <= 0.1).mean()), float((errors <= 0.2).mean()))
+    @classmethod
+    def of(cls, predicted_ms: FloatArray, measured_ms: FloatArray) -> Score:
+        """Compare predictions with measurements, both (n,)."""
+        errors = np.abs(predicted_ms / measured_ms - 1)
+        return cls(len(errors), float(errors.mean()), float((errors <= 0.1).mean()), float((errors <= 0.2).mean()))
 
 
-def fit_directory(directory: Path) -> tuple[LatencyPredictor, dict[LayerKind, Score]]:
+@dataclass(frozen=True, eq=False)
+class KindModel:
+    """The model of one kind of layer: rates, trees over them if any, and what is known of its errors."""
+
+    rates: FloatArray  # (features,), ms per feature
+    forest: Forest | None
+    interval: tuple[float, float]  # the truth lies between these times the prediction, nine times in ten
+    low: FloatArray  # (tree features,), smallest and largest in the data
+    high: FloatArray
+
+    def predict(self, features: FloatArray, tree_features: FloatArray) -> FloatArray:
+        """Return latencies (n,), ms, for the features of both models, (n, features)."""
+        linear_ms: FloatArray = np.maximum(features @ self.rates, MIN_LATENCY_MS)
+        return linear_ms * np.exp(self.forest.predict(tree_features)) if self.forest else linear_ms
+
+    def is_beyond(self, tree_features: FloatArray) -> BoolArray:
+        """Return for each layer whether a feature leaves the data, (n,)."""
+        below, above = self.low - RANGE_MARGIN, self.high + RANGE_MARGIN
+        return np.asarray(((tree_features < below) | (tree_features > above)).any(axis=1))
+
+
+def fit_rates(features: FloatArray, latency_ms: FloatArray) -> FloatArray:
+    """Return the non-negative coefficients (features,) that take features (n, features) to latencies (n,), ms.
+
+    A row counts with the inverse square of its latency, so that short layers matter as much as long ones.
+    """
+    from sklearn.linear_model import LinearRegression
+
+    regression = LinearRegression(positive=True, fit_intercept=False)
+    regression.fit(features / latency_ms[:, None], np.ones_like(latency_ms))
+    rates: FloatArray = regression.coef_
+    return rates
+
+
+def fit_kind(data: DataSet, *, with_forest: bool) -> tuple[KindModel, Score]:
+    """Return the model of one kind, and its score on the rows that it did not see.
+
+    The same rows calibrate its interval: split-conformal prediction (Papadopoulos et al., ECML'02) on the logarithm
+    of measured / predicted.
+    """
+    held = np.arange(len(data)) % HELD_OUT_EVERY == 0
+    seen = data.rows(~held)
+    rates = fit_rates(seen.features, seen.latency_ms)
+    model = KindModel(rates, None, (1.0, 1.0), data.tree_features.min(axis=0), data.tree_features.max(axis=0))
+    if with_forest:
+        linear_ms = model.predict(seen.features, seen.tree_features)
+        trees = fit_forest(seen.tree_features, np.log(seen.latency_ms / linear_ms))
+        model = replace(model, forest=trees)
+    rest = data.rows(held)
+    predicted_ms = model.predict(rest.features, rest.tree_features)
+    interval = conformal_interval(np.log(rest.latency_ms / predicted_ms))
+    return replace(model, interval=interval), Score.of(predicted_ms, rest.latency_ms)
+
+
+def conformal_interval(residuals: FloatArray) -> tuple[float, float]:
+    """Return the factors that hold a new measured / predicted with probability 0.9, from residuals (n,) of its log."""
+    count = len(residuals)
+    tail = (1 - COVERAGE) / 2
+    rank_low = max(0, int(np.floor(tail * (count + 1))) - 1)
+    rank_high = min(count - 1, int(np.ceil((1 - tail) * (count + 1))) - 1)
+    ordered = np.sort(residuals)
+    return float(min(1.0, np.exp(ordered[rank_low]))), float(max(1.0, np.exp(ordered[rank_high])))
+
+
+# ---------------------------------------------------------------- predictors
+
+
+@dataclass(frozen=True, eq=False)
+class LatencyPredictor:
+    """A model for every kind, and where their data comes from."""
+
+    name: str  # linear or forest
+    kinds: Mapping[LayerKind, KindModel]
+    provenance: Mapping[str, Any]
+    _known: dict[LayerGraph, LayerLatencies] = field(default_factory=dict, repr=False)
+
+    @property
+    def threads(self) -> int:
+        """CPU threads that the data was measured with."""
+        return int(self.provenance.get("threads", 1))
+
+    @property
+    def device(self) -> str:
+        """Device that the data was measured on."""
+        return str(self.provenance.get("device", "cpu"))
+
+    def predict(self, graph: LayerGraph) -> LayerLatencies:
+        """Return the predicted latency of every layer of a chain; kept with the graph.
+
+        A folded batch norm costs nothing: its work happens inside the convolution before it.
+
+        Raises: MissingPredictorError: names the layer whose kind has no predictor.
+        """
+        if graph not in self._known:
+            self._known[graph] = self._predict(graph)
+        return self._known[graph]
+
+    def _predict(self, graph: LayerGraph) -> LayerLatencies:
+        size = len(graph.layers)
+        total, below, above = (np.zeros(size) for _ in range(3))
+        extrapolated: list[str] = []
+        for kind, (nodes, features, tree_features) in graph_features(graph).items():
+            model = self._model(kind, nodes[0])
+            latency_ms = model.predict(features, tree_features)
+            layers = [node.layer for node in nodes]
+            np.add.at(total, layers, latency_ms)
+            np.add.at(below, layers, ((1 - model.interval[0]) * latency_ms) ** 2)
+            np.add.at(above, layers, ((model.interval[1] - 1) * latency_ms) ** 2)
+            beyond = model.is_beyond(tree_features)
+            extrapolated += [node.name for node, is_beyond in zip(nodes, beyond, strict=True) if is_beyond]
+        low, high = np.maximum(total - np.sqrt(below), 0), total + np.sqrt(above)
+        return LayerLatencies(total.tolist(), low.tolist(), high.tolist(), self.name, extrapolated)
+
+    def _model(self, kind: LayerKind, node: Node) -> KindModel:
+        if kind not in self.kinds:
+            raise MissingPredictorError(
+                f"layer {node.name} is of kind {kind}, which has no predictor; there are predictors for "
+                f"{', '.join(sorted(self.kinds))}"
+            )
+        return self.kinds[kind]
+
+
+NodeFeatures = tuple[list[Node], FloatArray, FloatArray]
+
+
+@cache
+def graph_features(graph: LayerGraph) -> Mapping[LayerKind, NodeFeatures]:
+    """Return for every kind the nodes that do work and their features, (n, features) each; kept with the graph."""
+    by_kind: dict[LayerKind, list[Node]] = {}
+    for node in graph.nodes:
+        if node.kind not in FREE_KINDS and not node.folded:
+            by_kind.setdefault(node.kind, []).append(node)
+    return {kind: node_features(kind, nodes) for kind, nodes in by_kind.items()}
+
+
+def node_features(kind: LayerKind, nodes: list[Node]) -> NodeFeatures:
+    """Return nodes of one kind with their features."""
+    works = [node_work(node) for node in nodes]
+    return nodes, feature_matrix(works), tree_matrix(kind, [node.params for node in nodes], works)
+
+
+def fit_directory(directory: Path, name: str) -> tuple[LatencyPredictor, dict[LayerKind, Score]]:
     """Fit every kind whose CSV file lies in ``directory``.
 
     Raises: DataSetError: there is none, or one is malformed.
     """
-    kinds = [kind for kind in COLUMNS if csv_path(directory, kind).exists()]
+    datasets = load_datasets(directory)
+    fitted = {kind: fit_kind(data, with_forest=name == "forest") for kind, data in datasets.items()}
+    provenance = {**read_provenance(directory), "rows": {kind: len(data) for kind, data in datasets.items()}}
+    predictor = LatencyPredictor(name, {kind: model for kind, (model, _) in fitted.items()}, provenance)
+    return predictor, {kind: score for kind, (_, score) in fitted.items()}
+
+
+def load_datasets(directory: Path) -> dict[LayerKind, DataSet]:
+    """Return every data set in a directory.
+
+    Raises: DataSetError: there is none, or one is malformed.
+    """
+    kinds = _kinds_in(directory)
     if not kinds:
         raise DataSetError(f"no data sets in {directory}: collect them with python -m predictor.collect")
-    datasets = {kind: load_dataset(directory, kind) for kind in kinds}
-    for kind, data in datasets.items():
-        if len(data.latency_ms) < HOLD_OUT_FOLDS:
-            raise DataSetError(
-                f"{csv_path(directory, kind)} has {len(data.latency_ms)} rows; at least {HOLD_OUT_FOLDS} are needed"
-            )
-    coefficients = {kind: fit_rates(data.features, data.latency_ms) for kind, data in datasets.items()}
-    scores = {kind: score_held_out(data.features, data.latency_ms) for kind, data in datasets.items()}
-    provenance = {**read_provenance(directory), "rows": {kind: score.rows for kind, score in scores.items()}}
-    return LatencyPredictor(coefficients, provenance), scores
+    return {kind: load_dataset(directory, kind) for kind in kinds}
+
+
+def _kinds_in(directory: Path) -> list[LayerKind]:
+    return [kind for kind in COLUMNS if csv_path(directory, kind).exists()]
 
 
 def read_provenance(directory: Path) -> dict[str, Any]:
@@ -146,11 +248,60 @@ def read_provenance(directory: Path) -> dict[str, Any]:
     return provenance if isinstance(provenance, dict) else {}
 
 
-# ---------------------------------------------------------------- files
+# ---------------------------------------------------------------- which predictor
+
+
+def dataset_threads(side: str, device: str) -> int:
+    """Return the CPU threads that a side's installed data was measured with."""
+    return int(read_provenance(dataset_directory(side, device)).get("threads", 1))
+
+
+def find_predictor(side: str, device: str = "cpu", name: str = "forest", path: Path | None = None) -> LatencyPredictor:
+    """Return a side's predictor: of a parameter file, of a directory of data sets, or the installed one.
+
+    Raises: DataSetError: missing or malformed.
+    """
+    if path is not None and not path.is_dir():
+        return load_predictor(path)
+    if path is None and name == "linear":
+        return load_predictor(config_path(side, device))
+    return installed_predictor(path or dataset_directory(side, device), name)
+
+
+@cache
+def installed_predictor(directory: Path, name: str) -> LatencyPredictor:
+    """Return the predictor of a directory of data sets, kept in this process; a forest, in the cache directory."""
+    if name != "forest":
+        return fit_directory(directory, name)[0]
+    kept = cache_directory() / "forests" / f"{data_digest(directory)}.npz"
+    try:
+        return load_forest(kept, read_provenance(directory))
+    except FileNotFoundError:
+        log.info("fitting the forest of %s: this takes seconds, and is kept", directory)
+    except DataSetError as exc:
+        log.warning("%s; fitting it again", exc)
+    with ThreadPoolExecutor(1, "fit") as fitter:  # a thread that ends: its team of OpenMP threads ends with it
+        predictor, _ = fitter.submit(fit_directory, directory, name).result()
+    try:
+        save_forest(kept, predictor)
+    except OSError as exc:
+        log.warning("the fitted forest cannot be kept in %s (%s)", kept.parent, exc.strerror or exc)
+    return predictor
+
+
+def dataset_directory(side: str, device: str) -> Path:
+    """Return where the data sets of a side and device lie, or where there are none, those of the CPU."""
+    own = default_directory(side, device)
+    return own if _kinds_in(own) else default_directory(side, "cpu")
+
+
+def default_directory(side: str, device: str) -> Path:
+    """Return where the data sets of a side and device belong: those of the CPU in the contract's place."""
+    return DATASET_DIR / side if device == "cpu" else DATASET_DIR / side / device
 
 
 def config_path(side: str, device: str = "cpu") -> Path:
-    """Return where a side's parameters lie: those of the device, or where there are none, of the CPU."""
+    """Return where a side's linear parameters lie: those of the device, or where there are none, of the CPU."""
     own = parameter_file(side, device)
     return own if own.exists() else parameter_file(side, "cpu")
 
@@ -160,66 +311,146 @@ def parameter_file(side: str, device: str) -> Path:
     return CONFIG_DIR / side / f"{device}.json"
 
 
+# ---------------------------------------------------------------- forests on disk
+
+
+def data_digest(directory: Path) -> str:
+    """Return what names a fitted forest: its data, its features, its settings and the library that fits it.
+
+    Raises: DataSetError: there is no data.
+    """
+    kinds = _kinds_in(directory)
+    if not kinds:
+        raise DataSetError(f"no data sets in {directory}: collect them with python -m predictor.collect")
+    settings = (forest.ROUNDS, forest.LEARNING_RATE, forest.LEAVES, forest.L2_PENALTY, forest.MIN_LEAF_ROWS)
+    library = importlib.metadata.version("scikit-learn")
+    digest = hashlib.sha256(repr((FEATURES_VERSION, CONFIG_VERSION, HELD_OUT_EVERY, settings, library)).encode())
+    for kind in kinds:
+        try:
+            content = csv_path(directory, kind).read_bytes()
+        except OSError as exc:
+            raise DataSetError(f"{csv_path(directory, kind)} cannot be read: {exc.strerror or exc}") from exc
+        digest.update(f"{kind} {len(content)} ".encode() + content)
+    return digest.hexdigest()[:32]
+
+
+def save_forest(path: Path, predictor: LatencyPredictor) -> None:
+    """Write a fitted forest as an archive of plain arrays."""
+    arrays: dict[str, Any] = {}
+    for kind, model in predictor.kinds.items():
+        arrays |= {f"{kind}.{name}": getattr(model.forest, name) for name in (*ARRAY_NAMES, "baseline")}
+        arrays |= {f"{kind}.{name}": getattr(model, name) for name in ("rates", "interval", "low", "high")}
+    stream = io.BytesIO()
+    np.savez(stream, allow_pickle=False, **arrays)
+    replace_file(path, stream.getvalue())
+
+
+def load_forest(path: Path, provenance: Mapping[str, Any]) -> LatencyPredictor:
+    """Return a fitted forest; no pickle is ever read.
+
+    Raises: FileNotFoundError: it was not kept. DataSetError: the file is damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        names = dict.fromkeys(name.split(".")[0] for name in arrays)
+        kinds = {LayerKind(kind): _kind_model(kind, arrays) for kind in names}
+    except FileNotFoundError:
+        raise
+    except Exception as exc:  # a damaged archive fails in many ways
+        raise DataSetError(f"the kept forest {path} is damaged ({exc})") from exc
+    return LatencyPredictor("forest", kinds, provenance)
+
+
+def _kind_model(kind: str, arrays: Mapping[str, Any]) -> KindModel:
+    trees = Forest(
+        **{name: arrays[f"{kind}.{name}"] for name in ARRAY_NAMES}, baseline=float(arrays[f"{kind}.baseline"])
+    )
+    if any(not 0 <= ends.min() <= ends.max() < len(trees.value) for ends in (trees.left, trees.right, trees.roots)):
+        raise ValueError("a tree leaves its arrays")
+    low, high = arrays[f"{kind}.interval"].tolist()
+    return KindModel(arrays[f"{kind}.rates"], trees, (low, high), arrays[f"{kind}.low"], arrays[f"{kind}.high"])
+
+
+# ---------------------------------------------------------------- linear parameters on disk
+
+
 def save_predictor(path: Path, predictor: LatencyPredictor, scores: Mapping[LayerKind, Score]) -> None:
-    """Write coefficients, scores and provenance as JSON."""
+    """Write the linear models, their scores and their provenance as JSON."""
     document = {
         "version": CONFIG_VERSION,
+        "features_version": FEATURES_VERSION,
         "provenance": dict(predictor.provenance),
         "features": list(FEATURE_NAMES),
         "kinds": {
             kind: {
-                "coefficients_ms": [round(float(rate), 9) for rate in rates],
-                "rows": scores[kind].rows,
+                "coefficients_ms": _rounded(model.rates, 9),
+                "interval": _rounded(model.interval, 4),
+                "low": _rounded(model.low, 4),
+                "high": _rounded(model.high, 4),
                 "held_out_mean_error": round(scores[kind].mean_error, 4),
             }
-            for kind, rates in predictor.coefficients.items()
+            for kind, model in predictor.kinds.items()
         },
     }
     with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, indent=2) + "\n")
+        replace_file(path, json.dumps(document, indent=2) + "\n")
+
+
+def _rounded(values: Sequence[float] | FloatArray, digits: int) -> list[float]:
+    return [round(float(value), digits) for value in values]
 
 
 def load_predictor(path: Path) -> LatencyPredictor:
-    """Return a predictor from a parameter file.
+    """Return the linear predictor of a parameter file.
 
     Raises: DataSetError: missing, malformed, or written for other features.
     """
     try:
         document = json.loads(path.read_text())
-        if document["version"] != CONFIG_VERSION or document["features"] != list(FEATURE_NAMES):
+        versions = (document["version"], document.get("features_version"), document["features"])
+        if versions != (CONFIG_VERSION, FEATURES_VERSION, list(FEATURE_NAMES)):
             raise DataSetError(
                 f"{path} was fitted for other features: fit it again (python -m predictor.predictor_utils)"
             )
-        coefficients = {
-            LayerKind(kind): np.array(entry["coefficients_ms"], dtype=np.float64)
-            for kind, entry in document["kinds"].items()
-        }
-        for kind, rates in coefficients.items():
-            if rates.shape != (len(FEATURE_NAMES),) or not (np.isfinite(rates) & (rates >= 0)).all():
-                raise ValueError(f"the coefficients of {kind} are not {len(FEATURE_NAMES)} numbers of at least 0")
+        kinds = {LayerKind(kind): _linear_model(kind, entry) for kind, entry in document["kinds"].items()}
         provenance = dict(document["provenance"])
         if not (isinstance(provenance.get("threads", 1), int) and provenance.get("threads", 1) >= 1):
             raise ValueError("the number of threads is no number of at least 1")
-        return LatencyPredictor(coefficients, provenance)
+        return LatencyPredictor("linear", kinds, provenance)
     except FileNotFoundError as exc:
         raise DataSetError(f"no predictor parameters at {path}: python -m predictor.collect makes them") from exc
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise DataSetError(f"predictor parameters {path} are malformed: {exc}") from exc
 
 
-def fit_and_save(dataset_directory: Path, path: Path) -> dict[LayerKind, Score]:
-    """Fit a directory of data sets, write the parameters, return the scores."""
-    predictor, scores = fit_directory(dataset_directory)
-    save_predictor(path, predictor, scores)
-    return scores
+def _linear_model(kind: str, entry: Mapping[str, Any]) -> KindModel:
+    rates, low, high = (np.array(entry[name], dtype=np.float64) for name in ("coefficients_ms", "low", "high"))
+    if rates.shape != (len(FEATURE_NAMES),) or not (np.isfinite(rates) & (rates >= 0)).all():
+        raise ValueError(f"the coefficients of {kind} are not {len(FEATURE_NAMES)} numbers of at least 0")
+    below, above = (float(factor) for factor in entry["interval"])
+    if not 0 <= below <= 1 <= above < np.inf:
+        raise ValueError(f"the interval of {kind} does not hold its prediction")
+    return KindModel(rates, None, (below, above), low, high)
 
 
-def print_scores(scores: Mapping[LayerKind, Score]) -> None:
-    """Print the held-out errors, a line per kind."""
-    print(f"{'kind':<12}{'rows':>6}{'mean error':>12}{'within 10 %':>13}{'within 20 %':>13}")
-    for kind, score in scores.items():
-        print(f"{kind:<12}{score.rows:>6}{score.mean_error:>12.1%}{score.within_10:>13.1%}{score.within_20:>13.1%}")
+def fit_and_save(directory: Path, path: Path) -> None:
+    """Fit a directory of data sets, write the linear parameters, keep the forest, print the scores of both."""
+    linear, linear_scores = fit_directory(directory, "linear")
+    save_predictor(path, linear, linear_scores)
+    trees, forest_scores = fit_directory(directory, "forest")
+    with writing(cache_directory()):
+        save_forest(cache_directory() / "forests" / f"{data_digest(directory)}.npz", trees)
+    print_scores({"linear": linear_scores, "forest": forest_scores})
+
+
+def print_scores(scores: Mapping[str, Mapping[LayerKind, Score]]) -> None:
+    """Print the held-out errors of every predictor, a line per kind."""
+    print(f"{'predictor':<11}{'kind':<12}{'held out':>9}{'mean error':>12}{'within 10 %':>13}{'within 20 %':>13}")
+    for name, kinds in scores.items():
+        for kind, score in kinds.items():
+            shares = f"{score.mean_error:>12.1%}{score.within_10:>13.1%}{score.within_20:>13.1%}"
+            print(f"{name:<11}{kind:<12}{score.rows:>9}{shares}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -231,8 +462,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    dataset = args.dataset or DATASET_DIR / args.side
-    print_scores(fit_and_save(dataset, args.output or config_path(args.side)))
+    fit_and_save(args.dataset or DATASET_DIR / args.side, args.output or parameter_file(args.side, "cpu"))
     return 0
 
 

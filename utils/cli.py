@@ -71,14 +71,19 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_predictor_files(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that bring the user's own devices."""
-    for side in ("edge", "cloud"):
+def add_predictor_choice(
+    parser: argparse.ArgumentParser, *choices: str, sides: Sequence[str] = ("edge", "cloud")
+) -> None:
+    """Add the flags that say where latencies come from; the first choice is the default."""
+    parser.add_argument(
+        "--predictor", choices=choices, default=choices[0], help=f"where latencies come from (default: {choices[0]})"
+    )
+    for side in sides:
         parser.add_argument(
             f"--{side}-config",
             type=Path,
-            metavar="FILE",
-            help=f"fitted parameters of the {side} (default: predictor/config/{side}/cpu.json)",
+            metavar="PATH",
+            help=f"the {side}'s fitted parameters (a file) or data sets (a directory) (default: predictor/)",
         )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -114,13 +114,7 @@ class CloudResult(NamedTuple):
     queue_ms: float
 
 
-class Job(NamedTuple):
-    """A cloud half to run, and where its result goes."""
-
-    module: nn.Module
-    tensors: Sequence[Tensor]
-    asked_ms: float
-    results: SimpleQueue[CloudResult | Exception]
+Answer = TypeVar("Answer")
 
 
 class CloudEngine:
@@ -142,7 +136,7 @@ class CloudEngine:
         self._loading = threading.Lock()
         self._closing = threading.Lock()
         self._closed = False
-        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._worker = threading.Thread(target=self._work, name="compute", daemon=True)
         self._worker.start()
 
@@ -168,18 +162,35 @@ class CloudEngine:
         """
         halves = self.network(name).cut(point)
         check_crossing(halves.crossing, tensors)
-        results: SimpleQueue[CloudResult | Exception] = SimpleQueue()
-        with self._closing:
-            if self._closed:
-                raise NeurosurgeonError("the cloud is stopping: it takes no more tasks")
-            self._jobs.put(Job(halves.cloud, tensors, now_ms(), results))
+        asked_ms = now_ms()
 
-        def wait() -> CloudResult:
+        def run() -> CloudResult:
+            queue_ms = now_ms() - asked_ms
+            half = run_half(halves.cloud, tensors, self.device)
+            return CloudResult(half.tensors, half.latency_ms, queue_ms)
+
+        return self.submit_job(run)
+
+    def submit_job(self, job: Callable[[], Answer]) -> Callable[[], Answer]:
+        """Queue a job for the compute thread; return the function that waits for its result."""
+        results: SimpleQueue[Answer | Exception] = SimpleQueue()
+
+        def run() -> None:
+            try:
+                results.put(job())
+            except Exception as exc:  # belongs to whoever asked, not to the compute thread
+                results.put(exc)
+
+        def wait() -> Answer:
             result = results.get()
             if isinstance(result, Exception):
                 raise result
             return result
 
+        with self._closing:
+            if self._closed:
+                raise NeurosurgeonError("the cloud is stopping: it takes no more tasks")
+            self._jobs.put(run)
         return wait
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
@@ -192,15 +203,7 @@ class CloudEngine:
     def _work(self) -> None:
         use_threads(self.threads)
         while job := self._jobs.get():
-            job.results.put(self._run(job))
-
-    def _run(self, job: Job) -> CloudResult | Exception:
-        queue_ms = now_ms() - job.asked_ms
-        try:
-            half = run_half(job.module, job.tensors, self.device)
-        except Exception as exc:  # belongs to whoever asked, not to the compute thread
-            return exc
-        return CloudResult(half.tensors, half.latency_ms, queue_ms)
+            job()
 
 
 def check_crossing(expected: Sequence[TensorSpec], tensors: Sequence[Tensor]) -> None:

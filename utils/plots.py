@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,8 +42,8 @@ def plot_plan(path: Path, plan: SplitPlan, bandwidth_mb_per_s: float, rtt_ms: fl
 
 def _draw_layers(axes, plan):
     positions = range(1, len(plan.graph.layers) + 1)
-    axes.bar([x - 0.2 for x in positions], plan.edge_ms, 0.4, label="edge latency", color=EDGE_COLOUR)
-    axes.bar([x + 0.2 for x in positions], plan.cloud_ms, 0.4, label="cloud latency", color=CLOUD_COLOUR)
+    axes.bar([x - 0.2 for x in positions], plan.edge.latency_ms, 0.4, label="edge latency", color=EDGE_COLOUR)
+    axes.bar([x + 0.2 for x in positions], plan.cloud.latency_ms, 0.4, label="cloud latency", color=CLOUD_COLOUR)
     axes.set_ylabel("predicted latency, ms")
     axes.set_xticks(list(positions), [layer.name for layer in plan.graph.layers], rotation=90, fontsize=7)
     axes.set_title("layers")
@@ -79,3 +80,36 @@ def _draw_candidates(axes, plan):
     axes.set_xticks(points, [str(point) for point in points], fontsize=7)
     axes.set_title("partition points")
     axes.legend(fontsize=8)
+
+
+def plot_scatter(path: Path, series: Mapping[str, Sequence[tuple[float, float, str]]]) -> None:
+    """Draw predicted over measured latencies, a panel for each series of (measured ms, predicted ms, label).
+
+    Raises: UsageError: the file cannot be written.
+    """
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(series), figsize=(6 * len(series), 6), layout="constrained", squeeze=False)
+    for axes, (title, points) in zip(panels[0], series.items(), strict=True):
+        _draw_scatter(axes, title, points)
+    try:
+        with writing(path):
+            figure.savefig(path, dpi=110)
+    finally:
+        pyplot.close(figure)
+
+
+def _draw_scatter(axes, title, points):
+    measured = [point[0] for point in points]
+    ends = [min(measured) * 0.8, max(measured) * 1.25]
+    axes.plot(ends, ends, color="#888888", linewidth=1)
+    for share in (0.9, 1.1):
+        axes.plot(ends, [end * share for end in ends], color="#bbbbbb", linewidth=0.8, linestyle="--")
+    axes.scatter(measured, [point[1] for point in points], s=18, color=CLOUD_COLOUR)
+    for x, y, label in points:
+        axes.annotate(label, (x, y), xytext=(3, 3), textcoords="offset points", fontsize=6)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("measured latency, ms")
+    axes.set_ylabel("predicted latency, ms")
+    axes.set_title(f"{title} (dashed: 10 %)")

@@ -164,13 +164,18 @@ def plan_document(plan: SplitPlan) -> Json:
             "edge_ms": edge_ms,
             "cloud_ms": cloud_ms,
         }
-        for layer, edge_ms, cloud_ms in zip(plan.graph.layers, plan.edge_ms, plan.cloud_ms, strict=True)
+        for layer, edge_ms, cloud_ms in zip(plan.graph.layers, plan.edge.latency_ms, plan.cloud.latency_ms, strict=True)
     ]
     return {
         "model": plan.graph.model,
         "layers": layers,
         "candidates": [_candidate_document(candidate) for candidate in plan.candidates],
         "best": _candidate_document(plan.best),
+        "best_interval_ms": list(plan.interval(plan.best)),
+        "runner_up": plan.runner_up and _candidate_document(plan.runner_up),
+        "too_close_to_call": plan.is_too_close_to_call,
+        "extrapolated": {"edge": list(plan.edge.extrapolated), "cloud": list(plan.cloud.extrapolated)},
+        "predictor": {"edge": plan.edge.source, "cloud": plan.cloud.source},
         "decision_ms": plan.decision_ms,
     }
 
@@ -192,6 +197,21 @@ def print_plan(plan: SplitPlan, bandwidth_mb_per_s: float, rtt_ms: float) -> Non
         f"best latency : {plan.best.stages.total_ms:.2f} ms , "
         f"best partition point : {plan.best.point} - {plan.best.layer}"
     )
+    print_confidence(plan)
+
+
+def print_confidence(plan: SplitPlan) -> None:
+    """Print how sure the choice is, and which layers are unlike all that was measured."""
+    low_ms, high_ms = plan.interval(plan.best)
+    print(f"90 % interval of its latency : {low_ms:.2f} to {high_ms:.2f} ms")
+    if plan.runner_up:
+        verdict = "too close to call" if plan.is_too_close_to_call else "outside that interval"
+        runner_up = plan.runner_up
+        print(f"runner-up : {runner_up.point} - {runner_up.layer} , {runner_up.stages.total_ms:.2f} ms , {verdict}")
+    for side, latencies in (("edge", plan.edge), ("cloud", plan.cloud)):
+        if latencies.extrapolated:
+            names = ", ".join(latencies.extrapolated)
+            print(f"beyond the {side}'s data, so less sure than the interval says : {names}")
 
 
 # ---------------------------------------------------------------- the layer study

@@ -1,0 +1,34 @@
+"""Files that are whole at any moment: written beside and renamed, or appended with one write."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Write a file beside ``path``, put it on disk, and rename it: whoever reads sees the old or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def append_durably(path: Path, text: str) -> None:
+    """Add lines to a file with one write, and put them on disk."""
+    with path.open("ab", buffering=0) as file:
+        file.write(text.encode())
+        os.fsync(file.fileno())
+
+
+def cache_directory() -> Path:
+    """Return where this project keeps what it can make again: ``$XDG_CACHE_HOME/neurosurgeon``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "neurosurgeon"
