@@ -144,7 +144,7 @@ def trace(model: nn.Module, name: str, input_shape: tuple[int, ...]) -> LayerGra
         inputs = tuple(nodes[read] for read in fx_node.all_input_nodes)
         module = skeleton.get_submodule(str(fx_node.target)) if fx_node.op == "call_module" else None
         node = _make_node(fx_node, module, len(nodes), layer_of(fx_node, len(nodes) - 1), inputs, fx_node in folded)
-        nodes[fx_node] = replace(node, params={**node.params, "bias": 1}) if fx_node in with_norm else node
+        nodes[fx_node] = _with_bias(node) if fx_node in with_norm else node
     ordered = tuple(nodes.values())
     return LayerGraph(name, ordered, _group_layers(ordered, _layer_names(skeleton)), program)
 
@@ -174,6 +174,12 @@ def _make_node(
         weight_bytes=sum(weight.numel() * weight.element_size() for weight in weights),
         folded=folded,
     )
+
+
+def _with_bias(conv: Node) -> Node:
+    """Return a convolution that has a batch norm folded into it: what is left of the norm is a bias."""
+    bias_bytes = 0 if conv.params["bias"] else conv.output.shape[1] * conv.output.item_bytes
+    return replace(conv, params={**conv.params, "bias": 1}, weight_bytes=conv.weight_bytes + bias_bytes)
 
 
 def _layer_names(model: nn.Module) -> list[str] | None:

@@ -35,7 +35,12 @@ class TensorSpec:
     @property
     def size_bytes(self) -> int:
         """Bytes of the elements."""
-        return self.numel * int(getattr(torch, self.dtype).itemsize)
+        return self.numel * self.item_bytes
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one element."""
+        return int(getattr(torch, self.dtype).itemsize)
 
 
 NO_TENSOR = TensorSpec((0,))  # a size, or a tuple of parts

@@ -12,7 +12,6 @@ import itertools
 import json
 import logging
 import math
-import os
 import socket
 import statistics
 import sys
@@ -34,6 +33,7 @@ from net.net_utils import format_address, format_rate
 from net.transport import Connection, connect
 from utils.cli import address_parser, run_main
 from utils.errors import DeadlineError, NetworkError, ProtocolError
+from utils.files import cache_directory, replace_file
 from utils.timing import now_ms
 from utils.units import bytes_per_s_to_mb_per_s
 
@@ -139,8 +139,7 @@ def _use_loss_based_congestion_control(sock: socket.socket) -> None:
 
 def links_file() -> Path:
     """Return where the last estimate of every cloud is kept between runs."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "neurosurgeon" / "links.json"
+    return cache_directory() / "links.json"
 
 
 def remember_link(host: str, port: int, estimate: LinkEstimate) -> None:
@@ -148,12 +147,8 @@ def remember_link(host: str, port: int, estimate: LinkEstimate) -> None:
     known = _known_links()
     known[format_address((host, port))] = [estimate.rate_bytes_per_s, estimate.rtt_ms, time.time()]
     try:
-        path = links_file()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(f".{os.getpid()}")
-        unfinished.write_text(json.dumps(known))
-        unfinished.replace(path)
-    except (OSError, RuntimeError) as exc:  # RuntimeError: this user has no home
+        replace_file(links_file(), json.dumps(known))
+    except OSError as exc:
         log.debug("the link estimate was not kept: %s", exc)
 
 
@@ -171,7 +166,7 @@ def last_link(host: str, port: int) -> LinkEstimate | None:
 def _known_links() -> dict[str, list[float]]:
     try:
         known = json.loads(links_file().read_text())
-    except (OSError, ValueError, RuntimeError):
+    except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}
 

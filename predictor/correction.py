@@ -13,6 +13,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from utils.files import cache_directory, replace_file
@@ -71,10 +72,10 @@ class Corrections:
         try:
             document = json.loads(_path().read_text())
             return cls({key: _residuals(entry) for key, entry in document.items()})
-        except FileNotFoundError:
+        except OSError:
             return cls()
-        except (OSError, ValueError, TypeError, AttributeError) as exc:
-            log.warning("the corrections in %s are damaged (%s): learning anew", _path(), exc)
+        except (ValueError, TypeError, KeyError, AttributeError) as exc:
+            log.warning("what was learnt from use is damaged (%s): learning anew", exc)
             return cls()
 
     def factor(self, key: str) -> float:
@@ -92,10 +93,10 @@ class Corrections:
         try:
             replace_file(_path(), json.dumps({key: asdict(residuals) for key, residuals in newest}) + "\n")
         except OSError as exc:
-            log.warning("what was learnt cannot be kept in %s (%s)", _path().parent, exc.strerror or exc)
+            log.warning("what was learnt from use cannot be kept: %s", exc)
 
 
-def _path() -> Any:
+def _path() -> Path:
     return cache_directory() / "corrections.json"
 
 

@@ -273,19 +273,19 @@ def installed_predictor(directory: Path, name: str) -> LatencyPredictor:
     """Return the predictor of a directory of data sets, kept in this process; a forest, in the cache directory."""
     if name != "forest":
         return fit_directory(directory, name)[0]
-    kept = cache_directory() / "forests" / f"{data_digest(directory)}.npz"
+    digest = data_digest(directory)
     try:
-        return load_forest(kept, read_provenance(directory))
-    except FileNotFoundError:
+        return load_forest(forest_file(digest), read_provenance(directory))
+    except OSError:
         log.info("fitting the forest of %s: this takes seconds, and is kept", directory)
     except DataSetError as exc:
         log.warning("%s; fitting it again", exc)
     with ThreadPoolExecutor(1, "fit") as fitter:  # a thread that ends: its team of OpenMP threads ends with it
         predictor, _ = fitter.submit(fit_directory, directory, name).result()
     try:
-        save_forest(kept, predictor)
+        save_forest(forest_file(digest), predictor)
     except OSError as exc:
-        log.warning("the fitted forest cannot be kept in %s (%s)", kept.parent, exc.strerror or exc)
+        log.warning("the fitted forest cannot be kept: %s", exc)
     return predictor
 
 
@@ -334,6 +334,14 @@ def data_digest(directory: Path) -> str:
     return digest.hexdigest()[:32]
 
 
+def forest_file(digest: str) -> Path:
+    """Return where the forest of that digest is kept.
+
+    Raises: OSError: there is no cache directory.
+    """
+    return cache_directory() / "forests" / f"{digest}.npz"
+
+
 def save_forest(path: Path, predictor: LatencyPredictor) -> None:
     """Write a fitted forest as an archive of plain arrays."""
     arrays: dict[str, Any] = {}
@@ -348,14 +356,14 @@ def save_forest(path: Path, predictor: LatencyPredictor) -> None:
 def load_forest(path: Path, provenance: Mapping[str, Any]) -> LatencyPredictor:
     """Return a fitted forest; no pickle is ever read.
 
-    Raises: FileNotFoundError: it was not kept. DataSetError: the file is damaged.
+    Raises: OSError: it was not kept, or cannot be read. DataSetError: the file is damaged.
     """
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         names = dict.fromkeys(name.split(".")[0] for name in arrays)
         kinds = {LayerKind(kind): _kind_model(kind, arrays) for kind in names}
-    except FileNotFoundError:
+    except OSError:
         raise
     except Exception as exc:  # a damaged archive fails in many ways
         raise DataSetError(f"the kept forest {path} is damaged ({exc})") from exc
@@ -439,8 +447,10 @@ def fit_and_save(directory: Path, path: Path) -> None:
     linear, linear_scores = fit_directory(directory, "linear")
     save_predictor(path, linear, linear_scores)
     trees, forest_scores = fit_directory(directory, "forest")
-    with writing(cache_directory()):
-        save_forest(cache_directory() / "forests" / f"{data_digest(directory)}.npz", trees)
+    try:
+        save_forest(forest_file(data_digest(directory)), trees)
+    except OSError as exc:
+        log.warning("the fitted forest cannot be kept: %s", exc)
     print_scores({"linear": linear_scores, "forest": forest_scores})
 
 

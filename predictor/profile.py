@@ -49,18 +49,18 @@ def measured_latencies(network: Profilable, tensor: Tensor) -> LayerLatencies:
 
     Args: tensor: an input, where and how the network computes.
     """
-    path = profile_path(network.graph, network.device)
     try:
-        return read_profile(path, len(network.graph.layers))
-    except FileNotFoundError:
+        return read_profile(profile_path(network.graph, network.device), len(network.graph.layers))
+    except OSError:
         log.info("measuring the layers of %s: this takes seconds, and is kept", network.graph.model)
-    except (OSError, ValueError, KeyError, TypeError, NeurosurgeonError) as exc:
-        log.warning("the kept profile %s is damaged (%s); measuring again", path, exc)
+    except (ValueError, KeyError, TypeError, NeurosurgeonError) as exc:
+        log.warning("the kept profile of %s is damaged (%s); measuring again", network.graph.model, exc)
     latencies = summarise(profile_passes(network, tensor))
+    document = {"version": PROFILE_VERSION, **_columns(latencies)}
     try:
-        replace_file(path, json.dumps({"version": PROFILE_VERSION, **_columns(latencies)}) + "\n")
+        replace_file(profile_path(network.graph, network.device), json.dumps(document) + "\n")
     except OSError as exc:
-        log.warning("the profile cannot be kept in %s (%s)", path.parent, exc.strerror or exc)
+        log.warning("the profile cannot be kept: %s", exc)
     return latencies
 
 
@@ -107,7 +107,7 @@ def profile_path(graph: LayerGraph, device: str) -> Path:
 def read_profile(path: Path, layers: int) -> LayerLatencies:
     """Return a kept profile.
 
-    Raises: FileNotFoundError, ValueError, KeyError, PlanningError: there is none, or not such a one.
+    Raises: OSError, ValueError, KeyError, PlanningError: there is none, or not such a one.
     """
     document = json.loads(path.read_text())
     if document["version"] != PROFILE_VERSION or len(document["latency_ms"]) != layers:

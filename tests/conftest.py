@@ -30,7 +30,16 @@ def photo() -> Path:
     return Path(sklearn.datasets.__file__).parent / "images" / "china.jpg"
 
 
+@pytest.fixture(scope="session")
+def fitted_forests(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the fitted forests of all tests are kept: fitting takes seconds."""
+    return tmp_path_factory.mktemp("forests")
+
+
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep link estimates of tests out of the user's cache."""
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fitted_forests: Path) -> None:
+    """Keep what tests learn out of the user's cache; only fitted forests are shared between them."""
+    kept = tmp_path / "cache" / "neurosurgeon"
+    kept.mkdir(parents=True)
+    (kept / "forests").symlink_to(fitted_forests)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -13,9 +13,10 @@ from openpyxl import load_workbook
 from PIL import Image
 
 import deployment
-from deployment import SplitPlan, load_predictors, plan_split
+from deployment import SplitPlan, plan_split
 from models.zoo import ZOO, model_graph
-from predictor.predictor_utils import LatencyPredictor, config_path
+from predictor.latencies import LayerLatencies
+from predictor.predictor_utils import LatencyPredictor, config_path, find_predictor
 from utils.errors import DataSetError, MissingPredictorError
 
 MB = 1e6
@@ -26,9 +27,9 @@ LAYER_KEYS = ["index", "name", "kind", "output_shape", "output_bytes", "flops", 
 
 def plan_for(model: str, rate_mb_per_s: float, rtt_ms: float, *, edge_slowdown: float = 1.0) -> SplitPlan:
     """Return the plan of a model on a link; the edge is slower than the shipped one by a factor."""
-    edge, cloud = load_predictors(None, None)
-    slow = {kind: rates * edge_slowdown for kind, rates in edge.coefficients.items()}
-    return plan_split(model_graph(model), LatencyPredictor(slow, {}), cloud, rate_mb_per_s * MB, rtt_ms)
+    graph = model_graph(model)
+    edge, cloud = (find_predictor(side, name="linear").predict(graph) for side in ("edge", "cloud"))
+    return plan_split(graph, edge.scaled(edge_slowdown), cloud, rate_mb_per_s * MB, rtt_ms)
 
 
 # ---------------------------------------------------------------- the plan
@@ -43,7 +44,7 @@ def test_the_best_candidate_is_that_of_brute_force(model: str, rate: float, rtt_
     for point in range(len(graph.layers) + 1):
         crossing = graph.crossing_bytes[point]
         transfer_ms = rtt_ms + (crossing + 4000) / (rate * MB) * 1000 if crossing else 0.0
-        totals.append(sum(plan.edge_ms[:point]) + transfer_ms + sum(plan.cloud_ms[point:]))
+        totals.append(plan.edge.total(slice(point)) + transfer_ms + plan.cloud.total(slice(point, None)))
         assert plan.candidates[point].stages.total_ms == pytest.approx(totals[-1])
     assert totals[plan.best.point] == pytest.approx(min(totals))
 
@@ -86,20 +87,57 @@ def test_a_faster_link_never_makes_the_best_slower() -> None:
 
 
 def test_a_kind_without_predictor_is_an_error() -> None:
-    _, cloud = load_predictors(None, None)
     with pytest.raises(MissingPredictorError, match=r"features\.0"):
-        plan_split(model_graph("le_net"), LatencyPredictor({}, {}), cloud, MB, 1.0)
+        LatencyPredictor("linear", {}, {}).predict(model_graph("le_net"))
 
 
 def test_predictors_of_the_user_take_the_place_of_the_shipped_ones(tmp_path: Path) -> None:
     document = json.loads(config_path("edge").read_text())
     document["provenance"]["threads"] = 17
     (tmp_path / "mine.json").write_text(json.dumps(document))
-    edge, cloud = load_predictors(tmp_path / "mine.json", None)
-    assert edge.threads == 17
-    assert cloud.provenance["side"] == "cloud"
+    assert find_predictor("edge", path=tmp_path / "mine.json").threads == 17
+    assert find_predictor("cloud", name="linear").provenance["side"] == "cloud"
     with pytest.raises(DataSetError, match=r"none\.json"):
-        load_predictors(None, tmp_path / "none.json")
+        find_predictor("cloud", path=tmp_path / "none.json")
+
+
+# ---------------------------------------------------------------- how sure it is
+
+
+def flat(graph_layers: int, latency_ms: float, spread: float) -> LayerLatencies:
+    """Return the same latency for every layer, give or take ``spread`` of it."""
+    latencies = [latency_ms] * graph_layers
+    return LayerLatencies(latencies, [v * (1 - spread) for v in latencies], [v * (1 + spread) for v in latencies], "x")
+
+
+@pytest.mark.parametrize(("spread", "is_close"), [(0.001, False), (0.9, True)])
+def test_the_runner_up_inside_the_interval_of_the_best_is_too_close_to_call(spread: float, is_close: bool) -> None:
+    graph = model_graph("le_net")
+    size = len(graph.layers)
+    plan = plan_split(graph, flat(size, 1.0, spread), flat(size, 1.1, spread), 1.0, 1000.0)
+    assert plan.best.point == size
+    assert plan.runner_up is not None
+    assert plan.runner_up.stages.total_ms == min(c.stages.total_ms for c in plan.candidates if c is not plan.best)
+    assert plan.is_too_close_to_call is False  # 600 KB at 1 byte/s
+    fast = plan_split(graph, flat(size, 1.0, spread), flat(size, 1.1, spread), 1e12, 0.05)
+    assert fast.is_too_close_to_call is is_close
+
+
+def test_the_interval_of_a_candidate_holds_its_total_and_both_halves() -> None:
+    graph = model_graph("le_net")
+    size = len(graph.layers)
+    plan = plan_split(graph, flat(size, 1.0, 0.5), flat(size, 1.0, 0.0), 1e9, 0.0)
+    all_cloud, all_edge = plan.interval(plan.candidates[0]), plan.interval(plan.candidates[-1])
+    assert all_cloud.low_ms == pytest.approx(all_cloud.high_ms) == pytest.approx(plan.candidates[0].stages.total_ms)
+    assert all_edge.low_ms < plan.candidates[-1].stages.total_ms < all_edge.high_ms
+
+
+def test_a_slow_link_of_late_makes_transfers_longer() -> None:
+    graph = model_graph("le_net")
+    size = len(graph.layers)
+    usual, slower = (plan_split(graph, flat(size, 1, 0), flat(size, 1, 0), 1e6, 5.0, factor) for factor in (1.0, 1.5))
+    for before, after in zip(usual.candidates, slower.candidates, strict=True):
+        assert after.stages.transfer_ms == pytest.approx(1.5 * before.stages.transfer_ms)
 
 
 # ---------------------------------------------------------------- the command
@@ -112,28 +150,43 @@ def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, A
 
 
 def test_the_command_prints_every_candidate_and_the_best(capsys: pytest.CaptureFixture[str]) -> None:
-    assert deployment.main(["-t", "alex_net", "-b", "10", "--rtt", "5"]) == 0
+    assert deployment.main(["-t", "alex_net", "-b", "10", "--rtt", "5", "--predictor", "linear"]) == 0
     lines = capsys.readouterr().out.splitlines()
     plan = plan_for("alex_net", 10, 5)
-    rows = lines[2:-1]
+    rows = lines[2 : 3 + len(plan.graph.layers)]
     assert [row.split()[0] for row in rows] == [str(candidate.point) for candidate in plan.candidates]
     assert all(candidate.layer in row for row, candidate in zip(rows, plan.candidates, strict=True))
-    assert lines[-1] == (
+    assert lines[3 + len(plan.graph.layers)] == (
         f"best latency : {plan.best.stages.total_ms:.2f} ms , "
         f"best partition point : {plan.best.point} - {plan.best.layer}"
     )
+    low_ms, high_ms = plan.interval(plan.best)
+    assert f"90 % interval of its latency : {low_ms:.2f} to {high_ms:.2f} ms" in lines
+    assert any(line.startswith("runner-up : ") for line in lines)
 
 
 def test_the_json_object_has_exactly_the_documented_keys(capsys: pytest.CaptureFixture[str]) -> None:
     document = run_json(capsys, "-t", "le_net", "-b", "10", "--rtt", "5")
-    assert list(document) == ["model", "layers", "candidates", "best", "decision_ms"]
+    assert list(document) == [
+        "model",
+        "layers",
+        "candidates",
+        "best",
+        "best_interval_ms",
+        "runner_up",
+        "too_close_to_call",
+        "extrapolated",
+        "predictor",
+        "decision_ms",
+    ]
+    assert document["predictor"] == {"edge": "forest", "cloud": "forest"}
     assert all(list(layer) == LAYER_KEYS for layer in document["layers"])
     assert all(list(candidate) == CANDIDATE_KEYS for candidate in document["candidates"])
     assert document["best"] in document["candidates"]
 
 
 def test_the_json_object_says_what_the_plan_says(capsys: pytest.CaptureFixture[str]) -> None:
-    document = run_json(capsys, "-t", "mobilenet", "-b", "2", "--rtt", "3")
+    document = run_json(capsys, "-t", "mobilenet", "-b", "2", "--rtt", "3", "--predictor", "linear")
     plan = plan_for("mobile_net", 2, 3)
     assert document["model"] == "mobile_net"
     assert len(document["layers"]) == len(plan.graph.layers)

@@ -29,6 +29,12 @@ def append_durably(path: Path, text: str) -> None:
 
 
 def cache_directory() -> Path:
-    """Return where this project keeps what it can make again: ``$XDG_CACHE_HOME/neurosurgeon``."""
+    """Return where this project keeps what it can make again: ``$XDG_CACHE_HOME/neurosurgeon``.
+
+    Raises: OSError: this user has no home.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "neurosurgeon"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "neurosurgeon"
+    except RuntimeError as exc:
+        raise OSError(f"no cache directory: {exc}") from exc

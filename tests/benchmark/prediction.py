@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 from models.zoo import ZOO, load_network
-from predictor.predictor_utils import SIDES, config_path, load_predictor
+from predictor.predictor_utils import SIDES, find_predictor
 from tests.benchmark.common import interleaved_medians, save
 from utils.cli import ROOT
 from utils.inference_utils import random_input, run_half, use_threads
@@ -22,7 +22,7 @@ ROUNDS = 15
 
 def measure_side(side: str) -> dict[str, dict[str, float]]:
     """Return predicted and measured time (ms) of every whole network on one side."""
-    predictor = load_predictor(config_path(side))
+    predictor = find_predictor(side)
     use_threads(predictor.threads)
     tensor = random_input()
     networks = {name: load_network(name) for name in ZOO}
@@ -31,7 +31,7 @@ def measure_side(side: str) -> dict[str, dict[str, float]]:
         {name: lambda half=half: run_half(half, [tensor]) for name, half in halves.items()}, ROUNDS, calls=5
     )
     return {
-        name: {"predicted": sum(predictor.layer_latencies_ms(network.graph)), "measured": measured[name]}
+        name: {"predicted": predictor.predict(network.graph).total(), "measured": measured[name]}
         for name, network in networks.items()
     }
 

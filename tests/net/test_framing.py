@@ -96,6 +96,8 @@ def test_unpacks_the_golden_bytes() -> None:
         (Kind.PONG, 8),
         (Kind.PROBE, 9),
         (Kind.SAMPLES, 10),
+        (Kind.ASK_LATENCIES, 11),
+        (Kind.LATENCIES, 12),
     ],
 )
 def test_every_kind_keeps_its_number(kind: Kind, number: int) -> None:
@@ -188,7 +190,7 @@ def test_another_wire_version_is_named(version: int) -> None:
         unpack_prefix(prefix_bytes(version=version))
 
 
-@pytest.mark.parametrize("kind", [0, 11, 255])
+@pytest.mark.parametrize("kind", [0, 13, 255])
 def test_an_unknown_kind_is_refused(kind: int) -> None:
     with pytest.raises(ProtocolError, match="unknown kind"):
         unpack_prefix(prefix_bytes(kind=kind))

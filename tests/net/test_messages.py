@@ -8,9 +8,11 @@ import pytest
 
 from net.framing import WIRE_VERSION, Kind
 from net.messages import (
+    AskLatencies,
     ErrorCode,
     ErrorReply,
     Hello,
+    Latencies,
     Message,
     Ping,
     Pong,
@@ -49,6 +51,8 @@ MESSAGES: dict[Kind, Message] = {
     Kind.PONG: Pong(1),
     Kind.PROBE: Probe(16_384),
     Kind.SAMPLES: Samples([0, 10], [100, 200]),
+    Kind.ASK_LATENCIES: AskLatencies("le_net"),
+    Kind.LATENCIES: Latencies("le_net", "forest", [1.0, 2.5], [0.5, 2.0], [1.5, 3.0], ["features.0"]),
 }
 every_message = pytest.mark.parametrize("message", MESSAGES.values(), ids=lambda message: type(message).__name__)
 

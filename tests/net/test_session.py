@@ -16,7 +16,7 @@ from torch import Tensor
 from models.zoo import Network, load_network
 from net import session, transport
 from net.framing import HEAD_UNIT
-from net.messages import Hello, Message, Prepare, Ready, Reply, Request
+from net.messages import Hello, Latencies, Message, Prepare, Ready, Reply, Request
 from net.session import CloudEvent, CloudServer, EdgeSession, stage_times
 from net.transport import Connection, connect, listen
 from tests.net.conftest import JOIN_S, LOOPBACK
@@ -451,3 +451,31 @@ def test_a_stopped_cloud_refuses_new_edges(cloud: Cloud) -> None:
     assert not cloud.serving.is_alive()
     with pytest.raises(ConnectError):
         cloud.edge()
+
+
+# ---------------------------------------------------------------- the cloud's latencies
+
+
+LATENCIES = Latencies(MODEL, "forest", [1.0, 2.0], [0.5, 1.5], [2.0, 3.0], ["features.0"])
+
+
+def test_an_edge_learns_what_layers_take_in_the_cloud(listener: socket.socket) -> None:
+    server = CloudServer(listener, CloudEngine("cpu", 1, {}), latencies=lambda model: LATENCIES._replace(model=model))
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    with EdgeSession.open(*listener.getsockname()) as edge:
+        assert edge.ask_latencies(MODEL) == LATENCIES
+        assert edge.ask_latencies("alex_net").model == "alex_net"
+    server.stop()
+    thread.join()
+
+
+def test_a_cloud_without_latencies_refuses(cloud: Cloud) -> None:
+    with cloud.edge() as edge, pytest.raises(RemoteError, match="AskLatencies has no place here"):
+        edge.ask_latencies(MODEL)
+
+
+def test_latencies_that_are_no_numbers_are_refused(listener: socket.socket) -> None:
+    answer_once(listener, Hello.of(), LATENCIES._replace(low_ms=["a", "b"]))  # type: ignore[list-item]
+    with EdgeSession.open(*listener.getsockname()) as edge, pytest.raises(ProtocolError, match="no numbers"):
+        edge.ask_latencies(MODEL)

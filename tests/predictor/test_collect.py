@@ -1,49 +1,57 @@
-"""The collector: the same configurations every time, spread over the run, and resumed where it stopped."""
+"""The collector: the same blocks every time, resumed where it stopped, and whole files at any moment."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from models.operations import LayerKind
 from predictor import collect
-from predictor.collect import RECIPES, Config, configurations, finished_configs, interleaved
+from predictor.collect import BLOCK_LAYERS, Layer, append_rows, blocks, config_names, finished_configs, measure_block
 from predictor.get_datasets_func import COLUMNS, csv_path, load_dataset
 from predictor.kernel_flops import row_work
 from predictor.predictor_utils import load_predictor
+from predictor.sampling import MAX_GFLOPS, MAX_TENSOR_BYTES, RECIPES, draw_layer, expected_ms
+from utils.cli import ROOT
 from utils.errors import DataSetError
-from utils.timing import Timing
 
-FEW_ROWS = {LayerKind.CONV: 12, LayerKind.LINEAR: 9, LayerKind.ADD: 8}
+MEMORY = 1e9
+ENOUGH = 40  # blocks, until even the rarest kind has enough rows to fit
 
 
 class FakeClock:
-    """Stands in for measure_layer: a made-up time, and Ctrl-C after a number of rows."""
+    """Stands in for measure_block: made-up times that cost no budget, and Ctrl-C after a number of blocks."""
 
-    def __init__(self, rows: int | None = None) -> None:
-        self.rows = rows
-        self.measured: list[tuple[LayerKind, Config]] = []
+    def __init__(self, blocks: int | None = None) -> None:
+        self.blocks = blocks
+        self.measured: list[Sequence[Layer]] = []
 
-    def __call__(self, kind: LayerKind, config: Config, device: str) -> Timing:
-        if len(self.measured) == self.rows:
+    def __call__(self, block: Sequence[Layer], device: str) -> list[list[float]]:
+        if len(self.measured) == self.blocks:
             raise KeyboardInterrupt
-        self.measured.append((kind, config))
-        latency_ms = 0.001 + row_work(kind, config).flops / 1e9
-        return Timing(latency_ms, latency_ms, latency_ms, 0.0, 5)
+        self.measured.append(block)
+        return [[0.001 + row_work(kind, config).flops / 1e9] * 7 for kind, config in block]
 
 
 Collect = Callable[..., FakeClock]
 
 
 @pytest.fixture(autouse=True)
-def few_rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Collect little, and leave the number of threads to others as it was."""
-    monkeypatch.setattr(collect, "ROWS", FEW_ROWS)
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine of a fixed size on which every block takes six seconds; threads stay as others left them."""
+    times_ms = iter(range(0, 10**9, 6000))
+    monkeypatch.setattr(collect, "now_ms", lambda: float(next(times_ms)))
+    monkeypatch.setattr(collect, "memory_bytes", lambda: MEMORY / collect.MEMORY_SHARE)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -51,15 +59,15 @@ def few_rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Collect:
-    """The function that collects into a directory with a fake clock, and returns the clock."""
+    """The function that collects for as long as some blocks take, with a fake clock, and returns the clock."""
 
-    def collect_into(directory: Path, rows: int | None = None) -> FakeClock:
-        clock = FakeClock(rows)
-        monkeypatch.setattr(collect, "measure_layer", clock)
+    def collect_into(directory: Path, blocks: int = 5, interrupt_after: int | None = None) -> FakeClock:
+        clock = FakeClock(interrupt_after)
+        monkeypatch.setattr(collect, "measure_block", clock)
         try:
-            collect.collect(directory, "cpu", 1.0)
+            collect.collect(directory, "cpu", blocks * 6 / 60, {"side": "edge"})
         except KeyboardInterrupt:
-            assert rows is not None
+            assert interrupt_after is not None
         return clock
 
     return collect_into
@@ -69,75 +77,99 @@ def contents(directory: Path) -> dict[str, list[str]]:
     return {path.name: path.read_text().splitlines() for path in sorted(directory.glob("*.csv"))}
 
 
-# ---------------------------------------------------------------- configurations
+# ---------------------------------------------------------------- what is measured
+
+
+def test_blocks_are_always_the_same() -> None:
+    assert list(islice(blocks(MEMORY), 10)) == list(islice(blocks(MEMORY), 10))
+
+
+def test_layers_are_never_too_large_to_measure() -> None:
+    for block in islice(blocks(MEMORY), 16):
+        for kind, config in block:
+            work = row_work(kind, config)
+            assert 0 < work.output_bytes <= MAX_TENSOR_BYTES
+            assert work.flops <= MAX_GFLOPS * 1e9
+
+
+def test_layers_of_a_block_are_of_like_size_with_small_ones_between_them() -> None:
+    for block in islice(blocks(MEMORY), 8):
+        sizes_ms = sorted(expected_ms(*layer) for layer in block if expected_ms(*layer) > collect.SMALL_MS)
+        if sizes_ms and sizes_ms[-1] < 1:  # the last block of a batch holds all that is larger
+            assert sizes_ms[-1] / sizes_ms[0] < 10
+
+
+def test_a_block_fits_into_memory() -> None:
+    limit = 20e6
+    for block in islice(blocks(limit), 16):
+        works = [row_work(*layer) for layer in block]
+        used = sum(work.input_bytes + work.output_bytes + work.weight_bytes for work in works)
+        assert len(block) == 1 or used <= limit
+
+
+def test_all_kinds_are_drawn_and_all_parts_of_the_space() -> None:
+    rng = np.random.default_rng(1)
+    drawn = [draw_layer(rng, MEMORY) for _ in range(6000)]
+    assert {kind for kind, _ in drawn} == set(RECIPES) == set(COLUMNS)
+    convs = [config for kind, config in drawn if kind is LayerKind.CONV]
+    assert {config["kernel"] for config in convs} >= {1, 2, 3, 5, 7, 11}
+    assert {config["stride"] for config in convs} >= {1, 2, 3, 4}
+    assert {config["bias"] for config in convs} == {0, 1}
+    assert any(1 < config["groups"] < config["Cin"] for config in convs)
+    assert any(config["Cin"] % 2 for config in convs)
+    assert any(config["HW"] % 2 and config["HW"] != 7 for config in convs)
+    assert max(config["in_features"] for kind, config in drawn if kind is LayerKind.LINEAR) > 30_000
 
 
 @pytest.mark.parametrize("kind", RECIPES)
-def test_configurations_are_always_the_same_and_all_different(kind: LayerKind) -> None:
-    first = configurations(kind, 30)
-    assert first == configurations(kind, 30)
-    assert len({tuple(config.values()) for config in first}) == 30
+def test_a_configuration_builds_the_layer_that_it_describes(kind: LayerKind) -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(4):
+        config = RECIPES[kind].draw(rng)
+        while not 0 < row_work(kind, config).output_bytes < 1e7:
+            config = RECIPES[kind].draw(rng)
+        sample = RECIPES[kind].build(config)
+        with torch.inference_mode():
+            output = sample.run(*sample.inputs)
+        assert isinstance(output, torch.Tensor)
+        expected = row_work(kind, config).output_bytes
+        slack = 4 * config["HW"] ** 2 if kind is LayerKind.SHUFFLE else 0  # needs an even number of channels
+        assert abs(output.nbytes - expected) <= slack, config
+        assert set(config) == set(config_names(kind))
 
 
-@pytest.mark.parametrize("kind", RECIPES)
-def test_more_configurations_begin_with_the_fewer(kind: LayerKind) -> None:
-    assert configurations(kind, 20)[:10] == configurations(kind, 10)
-
-
-@pytest.mark.parametrize("kind", RECIPES)
-def test_no_configuration_is_too_large_to_measure(kind: LayerKind) -> None:
-    for config in configurations(kind, 40):
-        work = row_work(kind, config)
-        assert 0 < work.output_bytes <= collect.MAX_TENSOR_BYTES
-        assert work.flops <= collect.MAX_GFLOPS * 1e9
-
-
-@pytest.mark.parametrize("kind", RECIPES)
-def test_a_configuration_builds_a_layer_that_can_be_timed(kind: LayerKind, monkeypatch: pytest.MonkeyPatch) -> None:
-    outputs: list[torch.Tensor] = []
-
-    def once(function: Callable[[], torch.Tensor], device: str) -> Timing:
-        outputs.append(function())
-        return Timing.of([1.0])
-
-    monkeypatch.setattr(collect, "measure", once)
-    for config in configurations(kind, 4):
-        collect.measure_layer(kind, config, "cpu")
-        assert outputs[-1].nbytes == row_work(kind, config).output_bytes
-
-
-def test_kinds_are_spread_evenly_over_the_run() -> None:
-    plans = {LayerKind.CONV: [{"n": n} for n in range(20)], LayerKind.ADD: [{"n": n} for n in range(10)]}
-    kinds = [kind for kind, _ in interleaved(plans)]
-    assert len(kinds) == 30
-    for start in range(0, 30, 6):
-        assert kinds[start : start + 6].count(LayerKind.ADD) == 2
-
-
-def test_each_kind_keeps_its_order_over_the_run() -> None:
-    plans = {LayerKind.CONV: [{"n": n} for n in range(7)], LayerKind.ADD: [{"n": n} for n in range(3)]}
-    for wanted, plan in plans.items():
-        assert [config for kind, config in interleaved(plans) if kind is wanted] == plan
+def test_every_layer_of_a_block_is_timed_as_often() -> None:
+    block = next(blocks(MEMORY))[:5]
+    times_ms = measure_block(block, "cpu")
+    assert len(times_ms) == 5
+    assert {len(layer) for layer in times_ms} == {len(times_ms[0])}
+    assert len(times_ms[0]) >= collect.MIN_PASSES
+    assert min(map(min, times_ms)) > 0
 
 
 # ---------------------------------------------------------------- collecting
 
 
 def test_a_run_writes_every_row_behind_the_columns_of_the_contract(tmp_path: Path, run: Collect) -> None:
-    run(tmp_path)
-    for kind, rows in FEW_ROWS.items():
-        assert len(load_dataset(tmp_path, kind).latency_ms) == rows
-        header = csv_path(tmp_path, kind).read_text().splitlines()[0]
+    clock = run(tmp_path, ENOUGH)
+    rows = {
+        kind: len(lines) - 1 for kind, lines in ((p.stem, contents(tmp_path)[p.name]) for p in tmp_path.glob("*.csv"))
+    }
+    assert sum(rows.values()) <= sum(map(len, clock.measured)) == ENOUGH * BLOCK_LAYERS
+    for kind in RECIPES:
+        assert len(load_dataset(tmp_path, kind)) == rows[f"{kind}_lat"]
+        header = contents(tmp_path)[f"{kind}_lat.csv"][0]
         assert header.startswith(",".join(COLUMNS[kind]))
+        assert header.endswith(",".join(collect.EXTRA_COLUMNS))
 
 
-@pytest.mark.parametrize("rows", [0, 1, 10, 28])
-def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, run: Collect, rows: int) -> None:
+@pytest.mark.parametrize("blocks", [0, 1, 3])
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, run: Collect, blocks: int) -> None:
     run(tmp_path / "whole")
-    first = run(tmp_path / "parts", rows)
+    first = run(tmp_path / "parts", interrupt_after=blocks)
     second = run(tmp_path / "parts")
-    assert len(first.measured) == rows
-    assert len(first.measured) + len(second.measured) == sum(FEW_ROWS.values())
+    assert len(first.measured) == blocks
+    assert len(first.measured) + len(second.measured) == 5
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
@@ -146,19 +178,35 @@ def test_a_finished_run_measures_nothing_again(tmp_path: Path, run: Collect) -> 
     assert run(tmp_path).measured == []
 
 
+def test_a_longer_run_goes_on(tmp_path: Path, run: Collect) -> None:
+    run(tmp_path)
+    assert len(run(tmp_path, 8).measured) == 3
+
+
+def test_no_layer_is_written_twice(tmp_path: Path, run: Collect) -> None:
+    run(tmp_path, 30)
+    for kind in RECIPES:
+        path = csv_path(tmp_path, kind)
+        assert len(finished_configs(path, kind)) == len(contents(tmp_path)[path.name]) - 1
+
+
 def test_a_line_cut_off_by_a_power_failure_is_measured_again(tmp_path: Path, run: Collect) -> None:
     run(tmp_path / "whole")
-    run(tmp_path / "parts")
+    run(tmp_path / "parts", interrupt_after=4)
     path = csv_path(tmp_path / "parts", LayerKind.CONV)
     path.write_text(path.read_text()[:-9])
-    assert len(run(tmp_path / "parts").measured) == 1
-    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+    (tmp_path / "parts" / "provenance.json").unlink()
+    run(tmp_path / "parts")
+    whole, parts = (contents(tmp_path / name) for name in ("whole", "parts"))
+    assert {name: sorted(lines) for name, lines in parts.items()} >= {
+        name: sorted(lines) for name, lines in whole.items() if name != "x"
+    }
 
 
 def test_a_header_cut_off_by_a_power_failure_is_written_again(tmp_path: Path, run: Collect) -> None:
     csv_path(tmp_path, LayerKind.CONV).write_text("HW,ker")
     run(tmp_path)
-    assert len(load_dataset(tmp_path, LayerKind.CONV).latency_ms) == FEW_ROWS[LayerKind.CONV]
+    assert len(load_dataset(tmp_path, LayerKind.CONV)) >= 20
 
 
 def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path, run: Collect) -> None:
@@ -180,32 +228,82 @@ def test_flops_are_written_as_whole_numbers(tmp_path: Path, run: Collect) -> Non
         assert all(row["FLOPs"].isdigit() for row in csv.DictReader(file))
 
 
+def test_a_row_has_the_lower_quartile_and_the_spread(tmp_path: Path) -> None:
+    config = {"HW": 4, "Cin": 8}
+    row = collect.row_of(LayerKind.BATCHNORM, config, [1.0, 2.0, 3.0, 4.0, 50.0])
+    append_rows(csv_path(tmp_path, LayerKind.BATCHNORM), LayerKind.BATCHNORM, [row])
+    expected = {"latency": 2.0, "median_ms": 3.0, "min_ms": 1.0, "iqr_ms": 2.0, "samples": 5}
+    assert {name: row[name] for name in expected} == expected
+
+
+def test_a_noisy_machine_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    collect.warn_of_noise([0.1, 0.2, 0.1])
+    assert not caplog.records
+    collect.warn_of_noise([0.4, 0.5, 0.1])
+    assert "this machine is noisy" in caplog.text
+
+
+# ---------------------------------------------------------------- killed
+
+
+COLLECTOR = """
+import sys
+from pathlib import Path
+from predictor import collect
+collect.measure_block = lambda block, device: [[0.5] * 7 for _ in block]
+collect.collect(Path(sys.argv[1]), "cpu", 60, {"side": "edge"})
+"""
+
+
+def test_a_collector_killed_at_any_moment_leaves_whole_files(tmp_path: Path) -> None:
+    before: dict[str, list[str]] = {}
+    for kill in range(20):
+        process = subprocess.Popen([sys.executable, "-c", COLLECTOR, str(tmp_path)], cwd=ROOT)
+        wait_for_rows(tmp_path, sum(map(len, before.values())) + 1 + kill * 7 % 60)
+        process.kill()
+        process.wait()
+        after = contents(tmp_path)
+        for name, lines in after.items():
+            assert lines[: len(before.get(name, []))] == before.get(name, [])  # nothing is lost
+            assert {line.count(",") for line in lines} == {lines[0].count(",")}
+            assert (tmp_path / name).read_bytes().endswith(b"\n")
+        before = after
+    assert len(load_dataset(tmp_path, LayerKind.CONV)) > 100
+
+
+def wait_for_rows(directory: Path, rows: int) -> None:
+    deadline_s = time.monotonic() + 60
+    while sum(map(len, contents(directory).values())) < rows and time.monotonic() < deadline_s:
+        time.sleep(0.005)
+
+
 # ---------------------------------------------------------------- the command
 
 
 def test_the_command_collects_fits_and_says_on_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collect, "measure_layer", FakeClock())
+    monkeypatch.setattr(collect, "measure_block", FakeClock())
     config = tmp_path / "config.json"
     arguments = ["--side", "edge", "--threads", "1", "--output", str(tmp_path / "data"), "--config", str(config)]
-    assert collect.main(arguments) == 0
+    assert collect.main([*arguments, "--minutes", str(ENOUGH / 10)]) == 0
     provenance = json.loads((tmp_path / "data" / "provenance.json").read_text())
-    assert set(provenance) >= {"side", "device", "device_name", "threads", "torch", "date"}
+    assert set(provenance) >= {"side", "device", "device_name", "threads", "torch", "date", "governor", "profiling_s"}
     predictor = load_predictor(config)
-    assert set(predictor.coefficients) == set(FEW_ROWS)
+    assert set(predictor.kinds) == set(RECIPES)
     assert predictor.threads == 1
 
 
 def test_rows_of_another_machine_are_never_mixed_with_new_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(collect, "measure_layer", FakeClock())
-    arguments = ["--side", "edge", "--output", str(tmp_path), "--config", str(tmp_path / "config.json"), "--threads"]
+    monkeypatch.setattr(collect, "measure_block", FakeClock())
+    arguments = ["--side", "edge", "--output", str(tmp_path), "--config", str(tmp_path / "config.json")]
+    arguments += ["--minutes", str(ENOUGH / 10), "--threads"]
     assert collect.main([*arguments, "1"]) == 0
     provenance = tmp_path / "provenance.json"
     provenance.write_text(provenance.read_text().replace('"threads": 1', '"threads": 4'))
     assert collect.main([*arguments, "1"]) == 2
     assert "--fresh" in capsys.readouterr().err
     clock = FakeClock()
-    monkeypatch.setattr(collect, "measure_layer", clock)
+    monkeypatch.setattr(collect, "measure_block", clock)
     assert collect.main([*arguments, "1", "--fresh"]) == 0
-    assert len(clock.measured) == sum(FEW_ROWS.values())
+    assert len(clock.measured) == ENOUGH

@@ -42,16 +42,16 @@ def test_a_file_with_just_the_columns_of_the_contract_loads(contract_files: Path
 
 
 def test_files_with_just_the_columns_of_the_contract_train(contract_files: Path) -> None:
-    predictor, scores = fit_directory(contract_files)
-    assert set(predictor.coefficients) == {LayerKind(kind) for kind in CONTRACT}
-    assert all(score.rows == 20 for score in scores.values())
+    predictor, scores = fit_directory(contract_files, "linear")
+    assert set(predictor.kinds) == {LayerKind(kind) for kind in CONTRACT}
+    assert all(score.rows == 3 for score in scores.values())
 
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("kind", COLUMNS)
 def test_the_shipped_data_sets_load(side: str, kind: LayerKind) -> None:
     dataset = load_dataset(DATASET_DIR / side, kind)
-    assert len(dataset.latency_ms) >= 40
+    assert len(dataset) >= 40
     assert np.isfinite(dataset.features).all()
     header = csv_path(DATASET_DIR / side, kind).read_text().splitlines()[0]
     assert header.startswith(",".join(COLUMNS[kind]))
@@ -96,7 +96,21 @@ def test_an_empty_file_misses_its_first_column(tmp_path: Path) -> None:
 
 
 def test_a_file_without_rows_is_refused(tmp_path: Path) -> None:
-    assert dataset_error(tmp_path, "HW,Cin,latency\n") == " holds no rows"
+    assert dataset_error(tmp_path, "HW,Cin,latency\n").startswith(" has 0 rows; at least 20 are needed")
+
+
+def test_a_file_of_few_rows_is_refused(tmp_path: Path) -> None:
+    assert dataset_error(tmp_path, "HW,Cin,latency\n" + "8,8,1\n" * 19).startswith(" has 19 rows; at least 20")
+
+
+def test_a_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
+    said = dataset_error(tmp_path, "HW,Cin,latency,Cin\n" + "8,8,1,8\n" * 30)
+    assert said == ": column 'Cin' is there twice"
+
+
+def test_columns_in_any_order_load(tmp_path: Path) -> None:
+    csv_path(tmp_path, LayerKind.BATCHNORM).write_text("latency,Cin,HW\n" + "2.5,3,7\n" * 20)
+    assert load_dataset(tmp_path, LayerKind.BATCHNORM).latency_ms.tolist() == [2.5] * 20
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

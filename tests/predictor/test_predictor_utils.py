@@ -1,4 +1,4 @@
-"""Fitting, saving and applying predictors: physical rates, whole files, and a price for every layer."""
+"""Fitting, saving and applying predictors: physical rates, plain arrays, whole files, and a price for every layer."""
 
 from __future__ import annotations
 
@@ -18,23 +18,43 @@ from models.operations import LayerKind
 from models.zoo import ZOO, model_graph
 from predictor import predictor_utils
 from predictor.features import FEATURE_NAMES, feature_matrix
+from predictor.get_datasets_func import COLUMNS, load_dataset
 from predictor.kernel_flops import node_work
 from predictor.predictor_utils import (
+    PREDICTORS,
     SIDES,
+    KindModel,
     LatencyPredictor,
     Score,
     config_path,
+    conformal_interval,
+    data_digest,
+    default_directory,
+    find_predictor,
     fit_and_save,
     fit_directory,
+    fit_kind,
     fit_rates,
+    installed_predictor,
+    load_forest,
     load_predictor,
+    save_forest,
     save_predictor,
-    score_held_out,
 )
 from utils.errors import DataSetError, MissingPredictorError
+from utils.files import cache_directory
 
 RATES = np.array([0.01, 5.0, 0.1, 0.2, 0.05, 0.3, 0.0, 1.5])
 ONES = np.ones(len(FEATURE_NAMES))
+ANYWHERE = np.array([-np.inf]), np.array([np.inf])
+
+
+def linear_model(rates: Any) -> KindModel:
+    return KindModel(np.asarray(rates, dtype=float), None, (0.5, 2.0), *ANYWHERE)
+
+
+def linear_predictor(rates: dict[LayerKind, Any]) -> LatencyPredictor:
+    return LatencyPredictor("linear", {kind: linear_model(values) for kind, values in rates.items()}, {})
 
 
 def some_features(rows: int = 200) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -62,34 +82,63 @@ def test_short_layers_count_as_much_as_long_ones() -> None:
     assert rate < 3  # the relative error of the short one; a plain mean would be 50
 
 
-def test_rows_that_the_fit_did_not_see_are_scored() -> None:
-    features = some_features(50)
-    exact = score_held_out(features, features @ RATES)
-    assert (exact.rows, exact.within_10, exact.within_20) == (50, 1.0, 1.0)
-    assert exact.mean_error == pytest.approx(0, abs=1e-9)
-    noise = np.random.default_rng(1).uniform(0.5, 2.0, 50)
-    assert score_held_out(features, features @ RATES * noise).mean_error > 0.1
+@pytest.mark.parametrize("name", PREDICTORS)
+def test_a_device_that_follows_a_simple_law_is_predicted(tmp_path: Path, name: str) -> None:
+    data = load_dataset(write_linear_law(tmp_path), LayerKind.LINEAR)
+    model, score = fit_kind(data, with_forest=name == "forest")
+    assert score.rows == pytest.approx(len(data) / 8, abs=1)
+    assert score.mean_error < 0.05
+    assert score.within_20 >= score.within_10 > 0.9
+    assert 0.8 < model.interval[0] <= 1 <= model.interval[1] < 1.25
+
+
+def write_linear_law(directory: Path, rows: int = 400) -> Path:
+    """Write a data set of linear layers whose latency is 0.01 ms and 1 ms for each million weights."""
+    rng = np.random.default_rng(5)
+    lines = ["in_features,out_features,FLOPs,latency"]
+    for _ in range(rows):
+        inputs, outputs = (int(2 ** rng.uniform(4, 11)) for _ in range(2))
+        lines.append(f"{inputs},{outputs},{2 * inputs * outputs},{0.01 + inputs * outputs / 1e6:.6f}")
+    (directory / "linear_lat.csv").write_text("\n".join(lines) + "\n")
+    return directory
+
+
+def test_a_conformal_interval_covers_nine_in_ten() -> None:
+    rng = np.random.default_rng(2)
+    covered = []
+    for _ in range(300):
+        low, high = conformal_interval(rng.normal(0, 0.2, 60))
+        covered.append(np.mean([low <= np.exp(value) <= high for value in rng.normal(0, 0.2, 200)]))
+    assert 0.88 < np.mean(covered) < 0.95
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=50))
+def test_an_interval_holds_its_prediction(residuals: list[float]) -> None:
+    low, high = conformal_interval(np.array(residuals))
+    assert 0 < low <= 1 <= high
 
 
 def test_a_directory_without_data_sets_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataSetError, match=r"no data sets in .*predictor\.collect"):
-        fit_directory(tmp_path)
+        fit_directory(tmp_path, "linear")
 
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
     """A directory with one small data set."""
+    directory = tmp_path / "data"
+    directory.mkdir()
     rows = [f"{n},{n % 7 + 1},{n / 100}" for n in range(1, 31)]
-    (tmp_path / "batchnorm_lat.csv").write_text("\n".join(["HW,Cin,latency", *rows]) + "\n")
-    return tmp_path
+    (directory / "batchnorm_lat.csv").write_text("\n".join(["HW,Cin,latency", *rows]) + "\n")
+    return directory
 
 
 def test_fitting_a_directory_writes_a_file_that_loads(dataset: Path) -> None:
     (dataset / "provenance.json").write_text('{"device": "cpu", "threads": 3}')
     path = dataset / "deep" / "cpu.json"
-    scores = fit_and_save(dataset, path)
+    fit_and_save(dataset, path)
     predictor = load_predictor(path)
-    assert list(scores) == list(predictor.coefficients) == [LayerKind.BATCHNORM]
+    assert list(predictor.kinds) == [LayerKind.BATCHNORM]
     assert (predictor.threads, predictor.device) == (3, "cpu")
     assert predictor.provenance["rows"] == {"batchnorm": 30}
 
@@ -97,33 +146,29 @@ def test_fitting_a_directory_writes_a_file_that_loads(dataset: Path) -> None:
 def test_malformed_provenance_is_refused(dataset: Path) -> None:
     (dataset / "provenance.json").write_text("{")
     with pytest.raises(DataSetError, match=r"provenance\.json cannot be read"):
-        fit_directory(dataset)
+        fit_directory(dataset, "linear")
 
 
-def test_the_command_fits_and_prints_the_scores(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_fits_and_prints_the_scores_of_both(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = dataset / "edge.json"
     assert predictor_utils.main(["--side", "edge", "--dataset", str(dataset), "--output", str(path)]) == 0
-    assert "batchnorm" in capsys.readouterr().out
-    assert load_predictor(path).coefficients
+    out = capsys.readouterr().out
+    assert all(f"{name:<11}batchnorm" in out for name in PREDICTORS)
+    assert load_predictor(path).kinds
 
 
-# ---------------------------------------------------------------- files
-
-
-def a_predictor(kinds: list[LayerKind] | None = None) -> LatencyPredictor:
-    """Return a predictor in which every feature costs 1 ms."""
-    return LatencyPredictor({kind: ONES for kind in kinds or [LayerKind.CONV]}, {"device": "cpu", "threads": 2})
+# ---------------------------------------------------------------- files of the linear predictor
 
 
 def test_a_saved_predictor_loads_as_it_was(tmp_path: Path) -> None:
-    predictor = LatencyPredictor({LayerKind.CONV: RATES, LayerKind.ADD: ONES}, {"device": "cuda", "threads": 7})
-    score = Score(10, 0.1, 0.5, 0.9)
-    save_predictor(tmp_path / "p.json", predictor, {LayerKind.CONV: score, LayerKind.ADD: score})
+    kinds = {LayerKind.CONV: KindModel(RATES, None, (0.7, 1.4), np.array([1.0, 2.0]), np.array([3.0, 4.0]))}
+    predictor = LatencyPredictor("linear", kinds, {"device": "cuda", "threads": 7})
+    save_predictor(tmp_path / "p.json", predictor, {LayerKind.CONV: Score(10, 0.1, 0.5, 0.9)})
     loaded = load_predictor(tmp_path / "p.json")
-    assert (loaded.device, loaded.threads) == ("cuda", 7)
-    assert list(loaded.coefficients) == list(predictor.coefficients)
-    for kind, rates in predictor.coefficients.items():
-        np.testing.assert_allclose(loaded.coefficients[kind], rates, atol=1e-9)
+    assert (loaded.name, loaded.device, loaded.threads) == ("linear", "cuda", 7)
+    model = loaded.kinds[LayerKind.CONV]
+    np.testing.assert_allclose(model.rates, RATES, atol=1e-9)
+    assert (model.interval, model.low.tolist(), model.high.tolist()) == ((0.7, 1.4), [1.0, 2.0], [3.0, 4.0])
 
 
 def shipped_document() -> dict[str, Any]:
@@ -133,6 +178,10 @@ def shipped_document() -> dict[str, Any]:
 
 def changed(**entries: Any) -> str:
     return json.dumps({**shipped_document(), **entries})
+
+
+def changed_conv(**entries: Any) -> str:
+    return changed(kinds={"conv": {**shipped_document()["kinds"]["conv"], **entries}})
 
 
 @pytest.mark.parametrize(
@@ -145,9 +194,13 @@ def changed(**entries: Any) -> str:
         '{"version": 1',
         changed(kinds=[]),
         changed(kinds={"conv": {}}),
-        changed(kinds={"conv": {"coefficients_ms": [1, 2]}}),
-        changed(kinds={"conv": {"coefficients_ms": ["a"] * 8}}),
-        changed(kinds={"transformer": {"coefficients_ms": [1] * 8}}),
+        changed_conv(coefficients_ms=[1, 2]),
+        changed_conv(coefficients_ms=["a"] * 8),
+        changed_conv(coefficients_ms=[-1] * 8),
+        changed_conv(interval=[1.2, 1.5]),
+        changed_conv(interval=[0.5, float("inf")]),
+        changed_conv(interval=[0.5]),
+        changed(kinds={"transformer": shipped_document()["kinds"]["conv"]}),
         changed(provenance="yesterday"),
     ],
 )
@@ -158,7 +211,7 @@ def test_a_malformed_parameter_file_is_refused_by_name(tmp_path: Path, text: str
         load_predictor(path)
 
 
-@pytest.mark.parametrize("text", [changed(version=2), changed(features=["calls"])])
+@pytest.mark.parametrize("text", [changed(version=1), changed(features=["calls"]), changed(features_version=1)])
 def test_parameters_for_other_features_say_to_fit_again(tmp_path: Path, text: str) -> None:
     path = tmp_path / "old.json"
     path.write_text(text)
@@ -171,38 +224,118 @@ def test_a_missing_parameter_file_says_how_to_make_one(tmp_path: Path) -> None:
         load_predictor(tmp_path / "none.json")
 
 
+# ---------------------------------------------------------------- forests on disk
+
+
+def kept_forests() -> list[Path]:
+    return sorted((cache_directory() / "forests").glob("*.npz"))
+
+
+def test_a_forest_is_fitted_once_and_then_read(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = find_predictor("edge", path=dataset)
+    installed_predictor.cache_clear()
+    monkeypatch.setattr(predictor_utils, "fit_directory", None)  # nobody fits again
+    second = find_predictor("edge", path=dataset)
+    features = load_dataset(dataset, LayerKind.BATCHNORM)
+    assert second is not first
+    for predictor in (first, second):
+        assert predictor.name == "forest"
+    np.testing.assert_array_equal(
+        *(p.kinds[LayerKind.BATCHNORM].predict(features.features, features.tree_features) for p in (first, second))
+    )
+
+
+@pytest.mark.parametrize("change", ["data", "library", "features"])
+def test_a_forest_of_other_data_or_another_library_is_never_read(
+    dataset: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = data_digest(dataset)
+    if change == "data":
+        path = dataset / "batchnorm_lat.csv"
+        path.write_text(path.read_text() + "8,8,0.5\n")
+    elif change == "library":
+        monkeypatch.setattr(predictor_utils.importlib.metadata, "version", lambda name: "0.0.1")
+    else:
+        monkeypatch.setattr(predictor_utils, "FEATURES_VERSION", 99)
+    assert data_digest(dataset) != before
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 no archive", b"cos\nsystem\n(S'true'\ntR."])
+def test_a_damaged_forest_is_fitted_again(dataset: Path, damage: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    find_predictor("edge", path=dataset)
+    kept = cache_directory() / "forests" / f"{data_digest(dataset)}.npz"
+    whole = kept.read_bytes()
+    kept.write_bytes(damage)
+    installed_predictor.cache_clear()
+    assert find_predictor("edge", path=dataset).kinds
+    assert "is damaged" in caplog.text
+    assert len(kept.read_bytes()) == len(whole)
+
+
+def test_a_forest_whose_trees_leave_their_arrays_is_refused(dataset: Path, tmp_path: Path) -> None:
+    predictor, _ = fit_directory(dataset, "forest")
+    trees = predictor.kinds[LayerKind.BATCHNORM].forest
+    assert trees is not None
+    trees.left[0] = 10**6
+    save_forest(tmp_path / "f.npz", predictor)
+    with pytest.raises(DataSetError, match="a tree leaves its arrays"):
+        load_forest(tmp_path / "f.npz", {})
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    installed_predictor.cache_clear()
+    assert find_predictor("edge", path=dataset).kinds
+    assert "cannot be kept" in caplog.text
+
+
 # ---------------------------------------------------------------- predicting
 
 
 def test_a_layer_costs_its_features_times_the_rates_of_its_kind() -> None:
     graph = model_graph("le_net")
     kinds = sorted({node.kind for node in graph.nodes[1:]})
-    predictor = LatencyPredictor({kind: RATES * (n + 1) for n, kind in enumerate(kinds)}, {})
-    for layer, latency_ms in zip(graph.layers, predictor.layer_latencies_ms(graph), strict=True):
-        rates = predictor.coefficients[layer.kind]
-        assert latency_ms == pytest.approx(float(feature_matrix([node_work(layer.nodes[0])])[0] @ rates))
+    rates = {kind: RATES * (n + 1) for n, kind in enumerate(kinds)}
+    for layer, latency_ms in zip(graph.layers, linear_predictor(rates).predict(graph).latency_ms, strict=True):
+        expected = float(feature_matrix([node_work(layer.nodes[0])])[0] @ rates[layer.kind])
+        assert latency_ms == pytest.approx(max(expected, predictor_utils.MIN_LATENCY_MS))
 
 
 def test_a_block_costs_the_sum_of_its_nodes() -> None:
     graph = model_graph("mobile_net")
     calls_only = np.eye(len(FEATURE_NAMES))[0]
-    predictor = LatencyPredictor({kind: calls_only for kind in LayerKind}, {})
+    latencies = linear_predictor({kind: calls_only for kind in LayerKind}).predict(graph)
     expected = [sum(not node.folded for node in layer.nodes) for layer in graph.layers]
-    assert predictor.layer_latencies_ms(graph) == expected
+    assert latencies.latency_ms == pytest.approx(expected)
 
 
 def test_a_folded_batch_norm_costs_nothing() -> None:
     graph = model_graph("vgg_net")
-    latencies_ms = a_predictor(list(LayerKind)).layer_latencies_ms(graph)
-    for layer, latency_ms in zip(graph.layers, latencies_ms, strict=True):
+    latencies = linear_predictor({kind: ONES for kind in LayerKind}).predict(graph)
+    for layer, latency_ms in zip(graph.layers, latencies.latency_ms, strict=True):
         assert (latency_ms == 0) == (layer.kind is LayerKind.BATCHNORM), layer.name
+
+
+def test_every_layer_lies_inside_its_interval() -> None:
+    graph = model_graph("mobile_net")
+    latencies = linear_predictor({kind: ONES for kind in LayerKind}).predict(graph)
+    for low, latency_ms, high in zip(latencies.low_ms, latencies.latency_ms, latencies.high_ms, strict=True):
+        assert 0.5 * latency_ms <= low < latency_ms < high <= 2 * latency_ms
+
+
+def test_a_prediction_is_kept_with_its_graph() -> None:
+    predictor = linear_predictor({kind: ONES for kind in LayerKind})
+    assert predictor.predict(model_graph("le_net")) is predictor.predict(model_graph("le_net"))
 
 
 def test_a_layer_without_predictor_is_named() -> None:
     with pytest.raises(
         MissingPredictorError, match=r"features\.1 is of kind activation.*there are predictors for conv"
     ):
-        a_predictor().layer_latencies_ms(model_graph("alex_net"))
+        linear_predictor({LayerKind.CONV: ONES}).predict(model_graph("alex_net"))
 
 
 def test_an_operation_that_nothing_predicts_is_named() -> None:
@@ -211,20 +344,29 @@ def test_an_operation_that_nothing_predicts_is_named() -> None:
             return torch.sin(x)
 
     with pytest.raises(MissingPredictorError, match="sin is of kind other"):
-        load_predictor(config_path("edge")).layer_latencies_ms(trace(Odd(), "odd", (1, 3)))
+        load_predictor(config_path("edge")).predict(trace(Odd(), "odd", (1, 3)))
 
 
-# ---------------------------------------------------------------- the shipped parameters
+@pytest.mark.parametrize("name", PREDICTORS)
+def test_a_layer_unlike_all_data_is_flagged(name: str) -> None:
+    usual, vast = (nn.Sequential(nn.Conv2d(3, channels, 3)) for channels in (32, 32 * 4096))
+    predictor = find_predictor("edge", name=name)
+    assert not predictor.predict(trace(usual, "usual", (1, 3, 64, 64))).extrapolated
+    assert list(predictor.predict(trace(vast, "vast", (1, 3, 64, 64))).extrapolated) == ["0"]
 
 
+# ---------------------------------------------------------------- what is shipped
+
+
+@pytest.mark.parametrize("name", PREDICTORS)
 @pytest.mark.parametrize("side", SIDES)
-def test_the_shipped_parameters_price_every_layer_of_the_four_models(side: str) -> None:
-    predictor = load_predictor(config_path(side))
-    for name in ZOO:
-        graph = model_graph(name)
-        latencies_ms = predictor.layer_latencies_ms(graph)
+def test_the_shipped_predictors_price_every_layer_of_the_four_models(side: str, name: str) -> None:
+    predictor = find_predictor(side, name=name)
+    for model in ZOO:
+        graph = model_graph(model)
+        latencies = predictor.predict(graph)
         worked = [any(not node.folded for node in layer.nodes) for layer in graph.layers]
-        assert [latency_ms > 0 for latency_ms in latencies_ms] == worked
+        assert [latency_ms > 0 for latency_ms in latencies.latency_ms] == worked
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -232,12 +374,41 @@ def test_the_shipped_parameters_say_where_they_come_from(side: str) -> None:
     predictor = load_predictor(config_path(side))
     assert set(predictor.provenance) >= {"side", "device", "device_name", "threads", "torch", "date", "rows"}
     assert predictor.provenance["side"] == side
-    assert set(predictor.provenance["rows"]) == set(predictor.coefficients)
+    assert set(predictor.provenance["rows"]) == set(predictor.kinds) == set(COLUMNS)
 
 
 @pytest.mark.parametrize("side", SIDES)
 def test_the_shipped_parameters_are_those_of_the_shipped_data_sets(side: str) -> None:
     shipped = load_predictor(config_path(side))
-    fitted, _ = fit_directory(predictor_utils.DATASET_DIR / side)
-    for kind, rates in fitted.coefficients.items():
-        np.testing.assert_allclose(shipped.coefficients[kind], rates, rtol=1e-4, atol=1e-6)
+    fitted, _ = fit_directory(default_directory(side, "cpu"), "linear")
+    for kind, model in fitted.kinds.items():
+        np.testing.assert_allclose(shipped.kinds[kind].rates, model.rates, rtol=1e-4, atol=1e-6)
+
+
+# ---------------------------------------------------------------- files from elsewhere
+
+
+@pytest.mark.parametrize("name", PREDICTORS)
+def test_files_with_just_the_columns_of_the_contract_train(tmp_path: Path, name: str) -> None:
+    rng = np.random.default_rng(4)
+    for kind, columns in COLUMNS.items():
+        if kind in (LayerKind.CONV, LayerKind.DW_CONV, LayerKind.LINEAR, LayerKind.MAXPOOL, LayerKind.BATCHNORM):
+            lines = [",".join(columns), *(contract_row(kind, rng) for _ in range(120))]
+            (tmp_path / f"{kind}_lat.csv").write_text("\n".join(lines) + "\n")
+    predictor, scores = fit_directory(tmp_path, name)
+    assert set(predictor.kinds) == set(scores)
+    assert all(score.mean_error < 1.0 for score in scores.values())
+
+
+def contract_row(kind: LayerKind, rng: np.random.Generator) -> str:
+    """Return a noisy row, rounded to 3 decimals, as in the public data sets."""
+    width, channels = int(rng.integers(8, 64)), int(rng.integers(8, 256))
+    latency = f"{max(0.001, width * width * channels / 1e6 * rng.uniform(0.9, 1.1)):.3f}"
+    rows = {
+        LayerKind.CONV: [width, 3, 1, channels, channels, 0, latency],
+        LayerKind.DW_CONV: [width, 3, 1, channels, 0, latency],
+        LayerKind.LINEAR: [width * 8, channels, 0, latency],
+        LayerKind.MAXPOOL: [width, 2, 2, channels, latency],
+        LayerKind.BATCHNORM: [width, channels, latency],
+    }
+    return ",".join(map(str, rows[kind]))

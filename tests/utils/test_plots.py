@@ -7,15 +7,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from deployment import SplitPlan, load_predictors, plan_split
+from deployment import SplitPlan, plan_split
 from models.zoo import model_graph
+from predictor.predictor_utils import SIDES, find_predictor
 from utils.errors import UsageError
-from utils.plots import plot_plan
+from utils.plots import plot_plan, plot_scatter
 
 
 @pytest.fixture(scope="module")
 def plan() -> SplitPlan:
-    return plan_split(model_graph("alex_net"), *load_predictors(None, None), 1e6, 5.0)
+    graph = model_graph("alex_net")
+    edge, cloud = (find_predictor(side, name="linear").predict(graph) for side in SIDES)
+    return plan_split(graph, edge, cloud, 1e6, 5.0)
 
 
 def test_a_plan_becomes_a_picture(tmp_path: Path, plan: SplitPlan) -> None:
@@ -36,3 +39,12 @@ def test_no_figure_stays_open(tmp_path: Path, plan: SplitPlan) -> None:
 
     plot_plan(tmp_path / "plan.png", plan, 1.0, 5.0)
     assert pyplot.get_fignums() == []
+
+
+def test_a_scatter_plot_has_a_panel_for_each_series(tmp_path: Path) -> None:
+    points = [(1.0, 1.1, "one"), (10.0, 9.0, "ten")]
+    one, two = tmp_path / "one.png", tmp_path / "two.png"
+    plot_scatter(one, {"edge": points})
+    plot_scatter(two, {"edge": points, "cloud": points})
+    with Image.open(one) as narrow, Image.open(two) as wide:
+        assert wide.width > 1.5 * narrow.width

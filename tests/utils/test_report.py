@@ -10,10 +10,11 @@ import socket
 import pytest
 import torch
 
-from deployment import Candidate, load_predictors, plan_split
+from deployment import Candidate, SplitPlan, plan_split
 from models.zoo import model_graph
 from net.bandwidth import LinkEstimate
 from net.session import CloudEvent
+from predictor.predictor_utils import SIDES, find_predictor
 from utils.inference_utils import Guess, LayerFeature
 from utils.report import (
     FINISHED,
@@ -27,6 +28,12 @@ from utils.report import (
     stage_timings,
 )
 from utils.timing import StageTimes
+
+
+def plan_of(model: str) -> SplitPlan:
+    graph = model_graph(model)
+    edge, cloud = (find_predictor(side, name="linear").predict(graph) for side in SIDES)
+    return plan_split(graph, edge, cloud, 1e6, 5.0)
 
 
 @pytest.fixture
@@ -154,14 +161,14 @@ def test_an_output_is_described_by_shape_type_digest_and_guesses() -> None:
 
 
 def test_a_plan_document_is_plain_json() -> None:
-    plan = plan_split(model_graph("le_net"), *load_predictors(None, None), 1e6, 5.0)
+    plan = plan_of("le_net")
     document = plan_document(plan)
     assert json.loads(json.dumps(document)) == document
     assert [layer["index"] for layer in document["layers"]] == list(range(1, 13))
 
 
 def test_a_printed_plan_marks_the_best_candidate_only(capsys: pytest.CaptureFixture[str]) -> None:
-    plan = plan_split(model_graph("le_net"), *load_predictors(None, None), 1e6, 5.0)
+    plan = plan_of("le_net")
     print_plan(plan, 1.0, 5.0)
     marked = [line for line in capsys.readouterr().out.splitlines() if "<- best" in line]
     assert len(marked) == 1
