@@ -100,15 +100,24 @@ def _cut_to_memory(block: list[Layer], max_bytes: float) -> list[Layer]:
 
 def measure_block(block: Sequence[Layer], device: str) -> list[list[float]]:
     """Return the times of every layer of a block, (layers, passes), ms."""
-    samples = [RECIPES[kind].build(config).to(device) for kind, config in block]
-    one_pass = _pass_on_gpu if device == "cuda" else _pass_on_cpu
-    with torch.inference_mode():
-        one_pass(samples)  # builds kernels
-        passes: list[list[float]] = []
-        start_ms = now_ms()
-        while len(passes) < MIN_PASSES or (now_ms() - start_ms < MIN_BLOCK_MS and len(passes) < MAX_PASSES):
-            passes.append(one_pass(samples))
+    samples = built(block, device)
+    one_pass(samples, device)  # builds kernels
+    passes: list[list[float]] = []
+    start_ms = now_ms()
+    while len(passes) < MIN_PASSES or (now_ms() - start_ms < MIN_BLOCK_MS and len(passes) < MAX_PASSES):
+        passes.append(one_pass(samples, device))
     return [list(times_ms) for times_ms in zip(*passes, strict=True)]
+
+
+def built(block: Sequence[Layer], device: str) -> list[Sample]:
+    """Return the layers of a block, ready to run."""
+    return [RECIPES[kind].build(config).to(device) for kind, config in block]
+
+
+def one_pass(samples: Sequence[Sample], device: str) -> list[float]:
+    """Run every layer of a block once, in turn; return what each took, (layers,), ms."""
+    with torch.inference_mode():
+        return _pass_on_gpu(samples) if device == "cuda" else _pass_on_cpu(samples)
 
 
 def _pass_on_cpu(samples: Sequence[Sample]) -> list[float]:
@@ -205,6 +214,7 @@ def append_rows(path: Path, kind: LayerKind, rows: Iterable[Mapping[str, float |
 
 def collect(directory: Path, device: str, minutes: float, about: Mapping[str, Any]) -> None:
     """Measure blocks that ``directory`` does not hold yet, until ``minutes`` have been spent on it in all."""
+    directory.mkdir(parents=True, exist_ok=True)
     done = {kind: finished_configs(csv_path(directory, kind), kind) for kind in RECIPES}
     spent_s = float(read_provenance(directory).get("profiling_s", 0.0))
     budget_s = minutes * SECONDS_PER_MINUTE
@@ -214,12 +224,10 @@ def collect(directory: Path, device: str, minutes: float, about: Mapping[str, An
         for block in blocks(MEMORY_SHARE * memory_bytes()):
             if spent_s >= budget_s:
                 break
-            fresh = [tuple(config.values()) not in done[kind] for kind, config in block]
-            if not any(fresh):
+            if all(tuple(config.values()) in done[kind] for kind, config in block):
                 continue
             start_ms = now_ms()
-            rows = list(zip(block, measure_block(block, device), strict=True))
-            spreads += _keep(directory, [row for row, is_fresh in zip(rows, fresh, strict=True) if is_fresh], done)
+            spreads += _keep(directory, list(zip(block, measure_block(block, device), strict=True)), done)
             block_s = (now_ms() - start_ms) / MS_PER_S
             spent_s += block_s
             write_provenance(directory, {**about, "profiling_s": round(spent_s, 1)})
@@ -231,11 +239,12 @@ def collect(directory: Path, device: str, minutes: float, about: Mapping[str, An
 def _keep(
     directory: Path, rows: Sequence[tuple[Layer, list[float]]], done: Mapping[LayerKind, set[tuple[int, ...]]]
 ) -> list[float]:
-    """Write new rows, remember them, and return their relative spreads."""
+    """Write the rows of layers that are new, remember these, and return the spreads of the rows."""
     written: dict[LayerKind, list[dict[str, float | int]]] = {}
     for (kind, config), times_ms in rows:
-        written.setdefault(kind, []).append(row_of(kind, config, times_ms))
-        done[kind].add(tuple(config.values()))
+        if tuple(config.values()) not in done[kind]:
+            written.setdefault(kind, []).append(row_of(kind, config, times_ms))
+            done[kind].add(tuple(config.values()))
     for kind, kind_rows in written.items():
         append_rows(csv_path(directory, kind), kind, kind_rows)
     return [row["iqr_ms"] / row["median_ms"] for kind_rows in written.values() for row in kind_rows]

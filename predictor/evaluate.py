@@ -5,8 +5,9 @@
 
 Layers are held out in three ways: at random, by whole feature-map sizes, and by whole ranges of channels. Networks
 are torchvision's, measured in the same run: in every round, in random order, each is run twice and the second run
-counts. As in the data sets, a latency is the lower quartile of the rounds. The noise floor beside each error is what
-two measurements of the same thing differ by: nobody predicts better than that.
+counts. So are some rows of the data set: how much longer they take now is the machine's drift since it was collected,
+and errors are shown with it and less it. As in the data sets, a latency is the lower quartile of the rounds. The noise
+floor beside each error is what two measurements of the same thing differ by: nobody predicts better than that.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from tqdm import tqdm
 from models.graph import LayerGraph, cut, fold_batch_norms, trace
 from models.operations import LayerKind
 from models.torchvision_compat import import_torchvision
-from predictor.collect import BLOCK_LAYERS, config_names, measure_block, provenance
+from predictor.collect import BLOCK_LAYERS, built, config_names, one_pass, provenance
 from predictor.features import FloatArray
 from predictor.forest import fit_forest
 from predictor.get_datasets_func import BoolArray, DataSet, csv_path, read_rows
@@ -42,7 +43,7 @@ from predictor.predictor_utils import (
     load_datasets,
     read_provenance,
 )
-from predictor.sampling import RECIPES
+from predictor.sampling import RECIPES, Config
 from utils.cli import add_device, base_parser, positive_int, run_main
 from utils.errors import UsageError, writing
 from utils.files import replace_file
@@ -57,7 +58,8 @@ NETWORKS = (
 ).split()
 FOLDS = 5
 ROUNDS = 11
-NOISE_LAYERS = 512  # measured twice, a while apart
+AGAIN_LAYERS = 512  # of the data set, measured again
+SMALL_ROW_MS = 0.05  # shorter layers say more of the caches than of the machine's speed
 QUARTILE = 0.25
 PREDICTORS = ("linear", "forest")
 INPUT_SHAPE = (1, 3, 224, 224)
@@ -141,30 +143,59 @@ def score_kind(kind: LayerKind, data: DataSet, name: str, split: str) -> KindSco
     )
 
 
-def layer_noise(directory: Path, device: str) -> dict[str, float]:
-    """Return by kind how much two measurements of the same layers differ: mean of |first / second - 1|."""
-    layers = []
+Rows = list[tuple[float, LayerKind, Config]]  # latency in the data set, ms, and the layer
+
+
+def sampled_rows(directory: Path) -> Rows:
+    """Return some rows of all kinds, in the order of their latencies; none of a file from elsewhere."""
+    rows: Rows = []
     for kind in RECIPES:
         if csv_path(directory, kind).exists():
             names = config_names(kind)
-            rows = [row for row in read_rows(csv_path(directory, kind), kind) if all(name in row for name in names)]
-            layers += [(row["latency"], kind, {name: int(row[name]) for name in names}) for row in rows]
-    chosen = [layers[index] for index in np.random.default_rng(0).permutation(len(layers))[:NOISE_LAYERS]]
-    chosen.sort(key=lambda layer: layer[0])  # blocks of like size, as the collector's
-    blocks = [
-        [(kind, config) for _, kind, config in chosen[at : at + BLOCK_LAYERS]]
-        for at in range(0, len(chosen), BLOCK_LAYERS)
-    ]
-    first, second = ([_quartiles(measure_block(block, device)) for block in blocks] for _ in range(2))
-    ratios: dict[str, list[float]] = {}
-    for block, a, b in zip(blocks, first, second, strict=True):
-        for (kind, _), one, other in zip(block, a, b, strict=True):
+            known = [row for row in read_rows(csv_path(directory, kind), kind) if all(name in row for name in names)]
+            rows += [(row["latency"], kind, {name: int(row[name]) for name in names}) for row in known]
+    chosen = np.random.default_rng(0).permutation(len(rows))[:AGAIN_LAYERS]
+    return sorted((rows[index] for index in chosen), key=lambda row: row[0])
+
+
+class Again:
+    """Rows of the data set, measured again in blocks of like size, as the collector does."""
+
+    def __init__(self, rows: Rows, device: str) -> None:
+        self._device = device
+        self._rows = rows
+        starts = range(0, len(rows), BLOCK_LAYERS)
+        self._blocks = [[(kind, config) for _, kind, config in rows[at : at + BLOCK_LAYERS]] for at in starts]
+        self._samples = [built(block, device) for block in self._blocks]
+        self._times_ms: list[list[list[float]]] = [[] for _ in self._blocks]
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def measure(self, block: int, counts: bool) -> None:
+        """Run a block twice; the second run counts, if any."""
+        one_pass(self._samples[block], self._device)
+        times_ms = one_pass(self._samples[block], self._device)
+        if counts:
+            self._times_ms[block].append(times_ms)
+
+    @property
+    def drift(self) -> float:
+        """How long layers take now, as a share of what they took when the data set was collected: the median."""
+        now_ms = self._quartiles(slice(None))
+        ratios = [now / then for now, (then, _, _) in zip(now_ms, self._rows, strict=True) if then > SMALL_ROW_MS]
+        return float(np.median(ratios)) if ratios else 1.0
+
+    def noise(self) -> dict[str, float]:
+        """Return by kind how much two measurements of the same layers differ: mean of |first / second - 1|."""
+        ratios: dict[str, list[float]] = {}
+        halves = (self._quartiles(slice(half, None, 2)) for half in range(2))
+        for one, other, (_, kind, _) in zip(*halves, self._rows, strict=True):
             ratios.setdefault(kind, []).append(abs(one / other - 1))
-    return {kind: float(np.mean(values)) for kind, values in ratios.items()}
+        return {kind: float(np.mean(values)) for kind, values in ratios.items()}
 
-
-def _quartiles(rows: Sequence[Sequence[float]]) -> list[float]:
-    return [float(np.quantile(row, QUARTILE)) for row in rows]
+    def _quartiles(self, rounds: slice) -> list[float]:
+        return [float(t) for block in self._times_ms for t in np.quantile(np.array(block[rounds]), QUARTILE, axis=0)]
 
 
 # ---------------------------------------------------------------- networks
@@ -209,18 +240,28 @@ def prepared_networks(device: str) -> dict[str, tuple[LayerGraph, nn.Module]]:
     return prepared
 
 
-def measure_networks(networks: Mapping[str, nn.Module], device: str, rounds: int) -> dict[str, list[float]]:
-    """Return the second of two runs in every round, (rounds,), ms, for every network; order is random."""
+def measure_networks(
+    networks: Mapping[str, nn.Module], again: Again, device: str, rounds: int
+) -> dict[str, list[float]]:
+    """Return the second of two runs in every round, (rounds,), ms, for every network.
+
+    In every round, networks and blocks of the data set's rows take their turns in random order.
+    """
     times_ms: dict[str, list[float]] = {name: [] for name in networks}
     tensor = as_network_input(random_input(), device)
-    shuffled = np.random.default_rng(0).permutation
+    turns: list[str | int] = [*networks, *range(len(again))]
+    shuffle = np.random.default_rng(0).permutation
     for round_number in tqdm(range(rounds + 1), desc="measuring", unit="round", disable=None):
-        for name in shuffled(list(networks)).tolist():
-            run_half(networks[name], [tensor.clone()], device)
+        counts = round_number > 0  # the first builds kernels
+        for turn in (turns[index] for index in shuffle(len(turns))):
+            if isinstance(turn, int):
+                again.measure(turn, counts)
+                continue
+            run_half(networks[turn], [tensor.clone()], device)
             start_ms = now_ms()
-            run_half(networks[name], [tensor.clone()], device)
-            if round_number:  # the first round builds kernels
-                times_ms[name].append(now_ms() - start_ms)
+            run_half(networks[turn], [tensor.clone()], device)
+            if counts:
+                times_ms[turn].append(now_ms() - start_ms)
     return times_ms
 
 
@@ -293,6 +334,7 @@ class Evaluation:
     side: str
     kinds: Sequence[KindScore]
     noise: Mapping[str, float]  # by kind
+    drift: float  # of this machine since the data set was collected; see Again
     networks: Sequence[NetworkScore]
 
 
@@ -301,22 +343,27 @@ def evaluate_side(args: argparse.Namespace, side: str) -> Evaluation:
     directory = args.dataset or dataset_directory(side, args.device)
     about = read_provenance(directory)
     threads = use_threads(args.threads or int(about.get("threads", 1)))
-    datasets = load_datasets(directory)
-    steps = [(name, kind, split) for name in PREDICTORS for kind in datasets for split in SPLITS]
-    kinds = [
-        score_kind(kind, datasets[kind], name, split)
-        for name, kind, split in tqdm(steps, desc=f"{side}: layers", unit="fit", disable=None)
-    ]
     here = provenance(side, args.device, threads)
     is_same_machine = all(about.get(name) == here[name] for name in ("device", "device_name", "threads"))
-    noise = layer_noise(directory, args.device) if is_same_machine else {}
+    again = Again(sampled_rows(directory) if is_same_machine else [], args.device)
     prepared = prepared_networks(args.device)
-    times_ms = measure_networks({name: whole for name, (_, whole) in prepared.items()}, args.device, args.rounds)
+    wholes = {name: whole for name, (_, whole) in prepared.items()}
+    times_ms = measure_networks(wholes, again, args.device, args.rounds)
     predictors = [installed_predictor(directory, name) for name in PREDICTORS]
     if args.compare:
         predictors += compared_predictors(directory)
     networks = [score_network(graph, times_ms[name], predictors) for name, (graph, _) in prepared.items()]
-    return Evaluation(side, kinds, noise, networks)
+    return Evaluation(side, score_kinds(directory, side), again.noise(), again.drift, networks)
+
+
+def score_kinds(directory: Path, side: str) -> list[KindScore]:
+    """Return the scores of both predictors on all kinds, held out in all ways."""
+    datasets = load_datasets(directory)
+    steps = [(name, kind, split) for name in PREDICTORS for kind in datasets for split in SPLITS]
+    return [
+        score_kind(kind, datasets[kind], name, split)
+        for name, kind, split in tqdm(steps, desc=f"{side}: layers", unit="fit", disable=None)
+    ]
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
@@ -337,17 +384,25 @@ def print_evaluation(evaluation: Evaluation) -> None:
     for network in evaluation.networks:
         errors = "".join(f"{network.error(name):>+15.1%}" for name in names)
         print(f"{network.network:<20}{network.measured_ms:>13.2f}{network.noise:>8.1%}{errors}")
-    for label, summary in summaries(evaluation.networks).items():
+    for label, summary in summaries(evaluation).items():
         print(f"{label:<41}" + "".join(f"{summary[name]:>15.1%}" for name in names))
+    print(f"layers of the data set take {evaluation.drift:.3f} of the time that they took when they were collected")
 
 
-def summaries(networks: Sequence[NetworkScore]) -> dict[str, dict[str, float]]:
-    """Return mean absolute error, share within 10 %, and coverage of the intervals, by predictor."""
+def summaries(evaluation: Evaluation) -> dict[str, dict[str, float]]:
+    """Return mean absolute error, share within 10 %, and coverage of the intervals, by predictor.
+
+    Once as they are, and once less the drift of the machine, which no predictor can know of.
+    """
+    networks = evaluation.networks
     names = list(networks[0].predicted_ms)
-    errors = {name: np.array([abs(network.error(name)) for network in networks]) for name in names}
+    errors = {name: np.array([network.error(name) for network in networks]) for name in names}
+    level = {name: (1 + errors[name]) * evaluation.drift - 1 for name in names}
     return {
-        "mean error": {name: float(errors[name].mean()) for name in names},
-        "within 10 %": {name: float((errors[name] <= 0.1).mean()) for name in names},
+        "mean error": {name: float(np.abs(errors[name]).mean()) for name in names},
+        "within 10 %": {name: float((np.abs(errors[name]) <= 0.1).mean()) for name in names},
+        "mean error less drift": {name: float(np.abs(level[name]).mean()) for name in names},
+        "within 10 % less drift": {name: float((np.abs(level[name]) <= 0.1).mean()) for name in names},
         "inside the 90 % interval": {
             name: float(np.mean([network.covered[name] for network in networks])) for name in names
         },
@@ -361,7 +416,7 @@ def save_evaluations(directory: Path, evaluations: Sequence[Evaluation]) -> None
     from utils.excel_utils import save_tables
     from utils.plots import plot_scatter
 
-    documents = [asdict(evaluation) | {"summary": summaries(evaluation.networks)} for evaluation in evaluations]
+    documents = [asdict(evaluation) | {"summary": summaries(evaluation)} for evaluation in evaluations]
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
         replace_file(directory / "evaluation.json", json.dumps(documents, indent=2) + "\n")

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from predictor.features import FloatArray
 
-ROUNDS = 300  # of boosting; see `python -m predictor.evaluate --compare`
-LEARNING_RATE = 0.06
+ROUNDS, LEARNING_RATE = 300, 0.06  # of boosting; see `python -m predictor.evaluate --compare`
+FEW_ROWS = 3000  # have enough of
+FEW_ROUNDS, FEW_RATE = 120, 0.12
 LEAVES = 31
 L2_PENALTY = 1.0
 MIN_LEAF_ROWS = 8
@@ -65,16 +66,20 @@ def fit_forest(features: FloatArray, targets: FloatArray) -> Forest:
     Source: histogram-based gradient boosting (LightGBM, NeurIPS'17), as scikit-learn has it.
     """
     from sklearn.ensemble import HistGradientBoostingRegressor
+    from threadpoolctl import threadpool_limits
 
+    rounds, rate = (ROUNDS, LEARNING_RATE) if len(targets) > FEW_ROWS else (FEW_ROUNDS, FEW_RATE)
     regressor = HistGradientBoostingRegressor(
-        max_iter=ROUNDS,
-        learning_rate=LEARNING_RATE,
+        max_iter=rounds,
+        learning_rate=rate,
         max_leaf_nodes=LEAVES,
         min_samples_leaf=min(MIN_LEAF_ROWS, max(1, len(targets) // 4)),
         l2_regularization=L2_PENALTY,
         early_stopping=False,
         random_state=TREE_SEED,
-    ).fit(features, targets)
+    )
+    with threadpool_limits(1, "openmp"):  # a second team of OpenMP threads beside torch's makes both wait: 70 s for 3
+        regressor.fit(features, targets)
     trees = [predictors[0].nodes for predictors in regressor._predictors]  # scikit-learn has no public view of them
     starts = np.cumsum([0, *map(len, trees)])
     nodes = np.concatenate(trees)

@@ -322,7 +322,8 @@ def data_digest(directory: Path) -> str:
     kinds = _kinds_in(directory)
     if not kinds:
         raise DataSetError(f"no data sets in {directory}: collect them with python -m predictor.collect")
-    settings = (forest.ROUNDS, forest.LEARNING_RATE, forest.LEAVES, forest.L2_PENALTY, forest.MIN_LEAF_ROWS)
+    rounds = (forest.ROUNDS, forest.LEARNING_RATE, forest.FEW_ROWS, forest.FEW_ROUNDS, forest.FEW_RATE)
+    settings = (rounds, forest.LEAVES, forest.L2_PENALTY, forest.MIN_LEAF_ROWS)
     library = importlib.metadata.version("scikit-learn")
     digest = hashlib.sha256(repr((FEATURES_VERSION, CONFIG_VERSION, HELD_OUT_EVERY, settings, library)).encode())
     for kind in kinds:
@@ -359,7 +360,7 @@ def load_forest(path: Path, provenance: Mapping[str, Any]) -> LatencyPredictor:
     Raises: OSError: it was not kept, or cannot be read. DataSetError: the file is damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         names = dict.fromkeys(name.split(".")[0] for name in arrays)
         kinds = {LayerKind(kind): _kind_model(kind, arrays) for kind in names}

@@ -294,7 +294,7 @@ RECIPES: Mapping[LayerKind, Recipe] = {
     LayerKind.ADD: Recipe(0.03, partial(_broadcast, share=0.0), _build_pair(torch.add)),
     LayerKind.MULTIPLY: Recipe(0.03, partial(_broadcast, share=0.8), _build_pair(torch.mul)),
     LayerKind.CONCAT: Recipe(0.03, _concat, _build_concat),
-    LayerKind.DROPOUT: Recipe(0.005, _plane_or_vector, _of_module(lambda c: nn.Dropout())),
+    LayerKind.DROPOUT: Recipe(0.01, _plane_or_vector, _of_module(lambda c: nn.Dropout())),
     LayerKind.FLATTEN: Recipe(0.015, _plane, _of_module(lambda c: nn.Flatten())),
     LayerKind.SHUFFLE: Recipe(0.01, _plane, _build_shuffle),
 }

@@ -1,4 +1,4 @@
-"""How long a decision takes, from a cached graph: transfer times and search; and, once for a graph, predictions for both sides.
+"""How long a decision takes from a cached graph: transfer times and search; and once for a graph, predictions.
 
 python -m tests.benchmark.decision
 """

@@ -60,35 +60,27 @@ def measure_side(side: str) -> dict[str, dict[str, list[float]]]:
     return result
 
 
-def regrets(
-    measured: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]], source: str
-) -> list[dict[str, object]]:
+Measured = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]  # by side, network, and what
+
+
+def regrets(measured: Measured, source: str) -> list[dict[str, object]]:
     """Return the regret of the cuts that one source of latencies chooses."""
     rows: list[dict[str, object]] = []
     for name in ZOO:
         graph = model_graph(name)
         edge, cloud = (latencies_of(side, source, measured[side][name], name) for side in SIDES)
+        halves = {side: measured[side][name]["halves"] for side in SIDES}
         for rate in RATES_MB_PER_S:
             costs = [
                 edge_ms + transfer_time_ms(crossing, graph.output.size_bytes, rate * 1e6, RTT_MS) + cloud_ms
                 for edge_ms, crossing, cloud_ms in zip(
-                    measured["edge"][name]["halves"],
-                    graph.crossing_bytes,
-                    measured["cloud"][name]["halves"],
-                    strict=True,
+                    halves["edge"], graph.crossing_bytes, halves["cloud"], strict=True
                 )
             ]
             chosen = plan_split(graph, edge, cloud, rate * 1e6, RTT_MS).best.point
             best = int(np.argmin(costs))
-            rows.append(
-                {
-                    "model": name,
-                    "mb_per_s": rate,
-                    "chosen": chosen,
-                    "best": best,
-                    "regret": costs[chosen] / costs[best] - 1,
-                }
-            )
+            regret = costs[chosen] / costs[best] - 1
+            rows.append({"model": name, "mb_per_s": rate, "chosen": chosen, "best": best, "regret": regret})
     return rows
 
 
@@ -116,9 +108,8 @@ def main() -> None:
         print(f"{source:<11}{(values <= GOOD).mean():>12.1%}{values.mean():>9.2%}{values.max():>9.2%}")
         for row in rows:
             if float(str(row["regret"])) > GOOD:
-                print(
-                    f"    {row['model']} at {row['mb_per_s']:.2f} MB/s: point {row['chosen']}, best {row['best']}, {row['regret']:.1%}"
-                )
+                where = f"{row['model']} at {row['mb_per_s']:.2f} MB/s"
+                print(f"    {where}: point {row['chosen']}, best {row['best']}, {row['regret']:.1%}")
     save("regret", {"regret": results})
 
 

@@ -26,7 +26,7 @@ from utils.cli import ROOT
 from utils.errors import DataSetError
 
 MEMORY = 1e9
-ENOUGH = 40  # blocks, until even the rarest kind has enough rows to fit
+ENOUGH = 60  # blocks, until even the rarest kind has enough rows to fit
 
 
 class FakeClock:
@@ -155,7 +155,7 @@ def test_a_run_writes_every_row_behind_the_columns_of_the_contract(tmp_path: Pat
     rows = {
         kind: len(lines) - 1 for kind, lines in ((p.stem, contents(tmp_path)[p.name]) for p in tmp_path.glob("*.csv"))
     }
-    assert sum(rows.values()) <= sum(map(len, clock.measured)) == ENOUGH * BLOCK_LAYERS
+    assert sum(rows.values()) <= sum(map(len, clock.measured)) <= ENOUGH * BLOCK_LAYERS
     for kind in RECIPES:
         assert len(load_dataset(tmp_path, kind)) == rows[f"{kind}_lat"]
         header = contents(tmp_path)[f"{kind}_lat.csv"][0]
@@ -198,9 +198,9 @@ def test_a_line_cut_off_by_a_power_failure_is_measured_again(tmp_path: Path, run
     (tmp_path / "parts" / "provenance.json").unlink()
     run(tmp_path / "parts")
     whole, parts = (contents(tmp_path / name) for name in ("whole", "parts"))
-    assert {name: sorted(lines) for name, lines in parts.items()} >= {
-        name: sorted(lines) for name, lines in whole.items() if name != "x"
-    }
+    for name, lines in whole.items():
+        assert set(lines) <= set(parts[name])
+    assert len(set(parts["conv_lat.csv"])) == len(parts["conv_lat.csv"])
 
 
 def test_a_header_cut_off_by_a_power_failure_is_written_again(tmp_path: Path, run: Collect) -> None:

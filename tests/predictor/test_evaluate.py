@@ -12,7 +12,16 @@ from PIL import Image
 
 from models.operations import LayerKind
 from predictor import evaluate
-from predictor.evaluate import NetworkScore, channel_folds, random_folds, score_kind, summaries, width_folds
+from predictor.evaluate import (
+    Again,
+    Evaluation,
+    NetworkScore,
+    channel_folds,
+    random_folds,
+    score_kind,
+    summaries,
+    width_folds,
+)
 from predictor.get_datasets_func import DataSet, load_dataset
 
 
@@ -21,21 +30,16 @@ def directory(tmp_path: Path) -> Path:
     """Data sets of all kinds that two small networks have."""
     rng = np.random.default_rng(0)
     planes = [(int(rng.integers(2, 60)), int(rng.integers(4, 300))) for _ in range(150)]
+    by_area = [(w, c, w * w * c / 1e6 + 0.01) for w, c in planes]
     rows = {
-        "conv": [
-            "HW,kernel,stride,Cin,Cout,FLOPs,latency",
-            *(f"{w},3,1,{c},{c},0,{w * w * c * c / 1e7 + 0.01}" for w, c in planes),
-        ],
-        "dw_conv": [
-            "HW,kernel,stride,Cin,FLOPs,latency",
-            *(f"{w},3,1,{c},0,{w * w * c / 1e6 + 0.01}" for w, c in planes),
-        ],
+        "conv": ["HW,kernel,stride,Cin,Cout,FLOPs,latency", *(f"{w},3,1,{c},{c},0,{c * ms}" for w, c, ms in by_area)],
+        "dw_conv": ["HW,kernel,stride,Cin,FLOPs,latency", *(f"{w},3,1,{c},0,{ms}" for w, c, ms in by_area)],
         "linear": ["in_features,out_features,FLOPs,latency", *(f"{w},{c},0,{w * c / 1e6 + 0.01}" for w, c in planes)],
-        "maxpool": ["HW,kernel,stride,Cin,latency", *(f"{w},2,2,{c},{w * w * c / 1e6 + 0.01}" for w, c in planes)],
-        "avgpool": ["HW,output,Cin,latency", *(f"{w},1,{c},{w * w * c / 1e6 + 0.01}" for w, c in planes)],
+        "maxpool": ["HW,kernel,stride,Cin,latency", *(f"{w},2,2,{c},{ms}" for w, c, ms in by_area)],
+        "avgpool": ["HW,output,Cin,latency", *(f"{w},1,{c},{ms}" for w, c, ms in by_area)],
     }
     for kind in ("batchnorm", "activation", "add", "multiply", "concat", "dropout", "flatten", "shuffle"):
-        rows[kind] = ["HW,Cin,latency", *(f"{w},{c},{w * w * c / 1e6 + 0.01}" for w, c in planes)]
+        rows[kind] = ["HW,Cin,latency", *(f"{w},{c},{ms}" for w, c, ms in by_area)]
     folder = tmp_path / "data"
     folder.mkdir()
     for kind, lines in rows.items():
@@ -81,10 +85,25 @@ def test_networks_are_summed_up() -> None:
         NetworkScore("a", 10.0, 10.5, 0.01, {"forest": 10.5}, {"forest": True}, {"forest": 0}),
         NetworkScore("b", 10.0, 10.5, 0.01, {"forest": 8.0}, {"forest": False}, {"forest": 3}),
     ]
-    summary = summaries(networks)
+    summary = summaries(Evaluation("edge", [], {}, 0.9, networks))
     assert summary["mean error"]["forest"] == pytest.approx(0.125)
     assert summary["within 10 %"]["forest"] == 0.5
+    assert summary["mean error less drift"]["forest"] == pytest.approx((0.055 + 0.28) / 2)
     assert summary["inside the 90 % interval"]["forest"] == 0.5
+
+
+def test_rows_measured_again_give_drift_and_noise() -> None:
+    config = {"HW": 56, "Cin": 256}
+    again = Again([(1e-3, LayerKind.BATCHNORM, config), (1000.0, LayerKind.BATCHNORM, config)], "cpu")
+    for counts in (False, True, True):
+        again.measure(0, counts)
+    assert 0 < again.drift < 0.1  # this layer takes less than 100 ms
+    assert set(again.noise()) == {"batchnorm"}
+
+
+def test_nothing_measured_again_is_no_drift() -> None:
+    assert Again([], "cpu").drift == 1.0
+    assert Again([], "cpu").noise() == {}
 
 
 def test_the_command_prints_and_writes_everything(

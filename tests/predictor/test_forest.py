@@ -17,8 +17,8 @@ def test_arrays_predict_what_the_library_predicts(rows: int, features: int) -> N
     targets = np.sin(3 * inputs[:, 0]) + inputs.sum(axis=1) ** 2
     fresh = rng.uniform(-1.5, 1.5, (200, features))
     library = HistGradientBoostingRegressor(
-        max_iter=forest.ROUNDS,
-        learning_rate=forest.LEARNING_RATE,
+        max_iter=forest.FEW_ROUNDS,
+        learning_rate=forest.FEW_RATE,
         max_leaf_nodes=forest.LEAVES,
         min_samples_leaf=min(forest.MIN_LEAF_ROWS, max(1, rows // 4)),
         l2_regularization=forest.L2_PENALTY,

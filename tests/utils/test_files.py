@@ -21,7 +21,7 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "file.json"
+    path = tmp_path / "own" / "file.json"
     replace_file(path, "old")
 
     def fail(descriptor: int) -> None:
@@ -31,7 +31,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
     with pytest.raises(OSError, match="no space"):
         replace_file(path, "new")
     assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["file.json"]
+    assert os.listdir(path.parent) == ["file.json"]
 
 
 def test_lines_are_appended(tmp_path: Path) -> None:
