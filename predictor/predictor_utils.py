@@ -19,7 +19,7 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,11 @@ from models.graph import LayerGraph, Node
 from models.operations import LayerKind
 from predictor import forest
 from predictor.features import FEATURE_NAMES, FEATURES_VERSION, FloatArray, feature_matrix, tree_matrix
-from predictor.forest import ARRAY_NAMES, Forest, fit_forest
-from predictor.get_datasets_func import COLUMNS, DATASET_DIR, PREDICTOR_DIR, BoolArray, DataSet, csv_path, load_dataset
+from predictor.forest import ARRAY_NAMES, Forest
+from predictor.get_datasets_func import COLUMNS, DATASET_DIR, PREDICTOR_DIR, DataSet, csv_path, load_dataset
 from predictor.kernel_flops import node_work
-from predictor.latencies import COVERAGE, LayerLatencies
+from predictor.kind_models import HELD_OUT_EVERY, KindModel, Score, fit_kind
+from predictor.latencies import LayerLatencies
 from utils.cli import base_parser, run_main
 from utils.errors import DataSetError, MissingPredictorError, writing
 from utils.files import cache_directory, replace_file
@@ -44,93 +45,7 @@ CONFIG_DIR = PREDICTOR_DIR / "config"
 CONFIG_VERSION = 2
 SIDES = ("edge", "cloud")
 PREDICTORS = ("forest", "linear")
-HELD_OUT_EVERY = 8  # rows: the fit never sees these; they calibrate the intervals and give the score
-MIN_LATENCY_MS = 1e-4
 FREE_KINDS = frozenset({LayerKind.INPUT, LayerKind.VIEW})
-RANGE_MARGIN = 0.5  # of a feature, which is a logarithm to base 2: by this much a layer may leave the data
-
-
-# ---------------------------------------------------------------- models
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """How well held-out rows of one kind are predicted."""
-
-    rows: int
-    mean_error: float  # mean of |predicted - measured| / measured
-    within_10: float
-    within_20: float
-
-    @classmethod
-    def of(cls, predicted_ms: FloatArray, measured_ms: FloatArray) -> Score:
-        """Compare predictions with measurements, both (n,)."""
-        errors = np.abs(predicted_ms / measured_ms - 1)
-        return cls(len(errors), float(errors.mean()), float((errors <= 0.1).mean()), float((errors <= 0.2).mean()))
-
-
-@dataclass(frozen=True, eq=False)
-class KindModel:
-    """The model of one kind of layer: rates, trees over them if any, and what is known of its errors."""
-
-    rates: FloatArray  # (features,), ms per feature
-    forest: Forest | None
-    interval: tuple[float, float]  # the truth lies between these times the prediction, nine times in ten
-    low: FloatArray  # (tree features,), smallest and largest in the data
-    high: FloatArray
-
-    def predict(self, features: FloatArray, tree_features: FloatArray) -> FloatArray:
-        """Return latencies (n,), ms, for the features of both models, (n, features)."""
-        linear_ms: FloatArray = np.maximum(features @ self.rates, MIN_LATENCY_MS)
-        return linear_ms * np.exp(self.forest.predict(tree_features)) if self.forest else linear_ms
-
-    def is_beyond(self, tree_features: FloatArray) -> BoolArray:
-        """Return for each layer whether a feature leaves the data, (n,)."""
-        below, above = self.low - RANGE_MARGIN, self.high + RANGE_MARGIN
-        return np.asarray(((tree_features < below) | (tree_features > above)).any(axis=1))
-
-
-def fit_rates(features: FloatArray, latency_ms: FloatArray) -> FloatArray:
-    """Return the non-negative coefficients (features,) that take features (n, features) to latencies (n,), ms.
-
-    A row counts with the inverse square of its latency, so that short layers matter as much as long ones.
-    """
-    from sklearn.linear_model import LinearRegression
-
-    regression = LinearRegression(positive=True, fit_intercept=False)
-    regression.fit(features / latency_ms[:, None], np.ones_like(latency_ms))
-    rates: FloatArray = regression.coef_
-    return rates
-
-
-def fit_kind(data: DataSet, *, with_forest: bool) -> tuple[KindModel, Score]:
-    """Return the model of one kind, and its score on the rows that it did not see.
-
-    The same rows calibrate its interval: split-conformal prediction (Papadopoulos et al., ECML'02) on the logarithm
-    of measured / predicted.
-    """
-    held = np.arange(len(data)) % HELD_OUT_EVERY == 0
-    seen = data.rows(~held)
-    rates = fit_rates(seen.features, seen.latency_ms)
-    model = KindModel(rates, None, (1.0, 1.0), data.tree_features.min(axis=0), data.tree_features.max(axis=0))
-    if with_forest:
-        linear_ms = model.predict(seen.features, seen.tree_features)
-        trees = fit_forest(seen.tree_features, np.log(seen.latency_ms / linear_ms))
-        model = replace(model, forest=trees)
-    rest = data.rows(held)
-    predicted_ms = model.predict(rest.features, rest.tree_features)
-    interval = conformal_interval(np.log(rest.latency_ms / predicted_ms))
-    return replace(model, interval=interval), Score.of(predicted_ms, rest.latency_ms)
-
-
-def conformal_interval(residuals: FloatArray) -> tuple[float, float]:
-    """Return the factors that hold a new measured / predicted with probability 0.9, from residuals (n,) of its log."""
-    count = len(residuals)
-    tail = (1 - COVERAGE) / 2
-    rank_low = max(0, int(np.floor(tail * (count + 1))) - 1)
-    rank_high = min(count - 1, int(np.ceil((1 - tail) * (count + 1))) - 1)
-    ordered = np.sort(residuals)
-    return float(min(1.0, np.exp(ordered[rank_low]))), float(max(1.0, np.exp(ordered[rank_high])))
 
 
 # ---------------------------------------------------------------- predictors

@@ -11,18 +11,10 @@ from openpyxl import load_workbook
 from PIL import Image
 
 from models.operations import LayerKind
-from predictor import evaluate
-from predictor.evaluate import (
-    Again,
-    Evaluation,
-    NetworkScore,
-    channel_folds,
-    random_folds,
-    score_kind,
-    summaries,
-    width_folds,
-)
+from predictor import evaluate, whole_networks
+from predictor.evaluate import Evaluation, channel_folds, random_folds, score_kind, summaries, width_folds
 from predictor.get_datasets_func import DataSet, load_dataset
+from predictor.whole_networks import Again, NetworkScore
 
 
 @pytest.fixture
@@ -109,7 +101,7 @@ def test_nothing_measured_again_is_no_drift() -> None:
 def test_the_command_prints_and_writes_everything(
     directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(evaluate, "NETWORKS", ("squeezenet1_1", "mnasnet0_5"))
+    monkeypatch.setattr(whole_networks, "NETWORKS", ("squeezenet1_1", "mnasnet0_5"))
     output = tmp_path / "out"
     arguments = ["--side", "edge", "--dataset", str(directory), "--output", str(output), "--rounds", "2", "--compare"]
     assert evaluate.main([*arguments, "--threads", "1"]) == 0

@@ -20,21 +20,17 @@ from predictor import predictor_utils
 from predictor.features import FEATURE_NAMES, feature_matrix
 from predictor.get_datasets_func import COLUMNS, load_dataset
 from predictor.kernel_flops import node_work
+from predictor.kind_models import MIN_LATENCY_MS, KindModel, Score, conformal_interval, fit_kind, fit_rates
 from predictor.predictor_utils import (
     PREDICTORS,
     SIDES,
-    KindModel,
     LatencyPredictor,
-    Score,
     config_path,
-    conformal_interval,
     data_digest,
     default_directory,
     find_predictor,
     fit_and_save,
     fit_directory,
-    fit_kind,
-    fit_rates,
     installed_predictor,
     load_forest,
     load_predictor,
@@ -301,7 +297,7 @@ def test_a_layer_costs_its_features_times_the_rates_of_its_kind() -> None:
     rates = {kind: RATES * (n + 1) for n, kind in enumerate(kinds)}
     for layer, latency_ms in zip(graph.layers, linear_predictor(rates).predict(graph).latency_ms, strict=True):
         expected = float(feature_matrix([node_work(layer.nodes[0])])[0] @ rates[layer.kind])
-        assert latency_ms == pytest.approx(max(expected, predictor_utils.MIN_LATENCY_MS))
+        assert latency_ms == pytest.approx(max(expected, MIN_LATENCY_MS))
 
 
 def test_a_block_costs_the_sum_of_its_nodes() -> None:
