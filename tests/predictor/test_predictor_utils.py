@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.ensemble import HistGradientBoostingRegressor
+from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from models.graph import trace
@@ -18,9 +20,17 @@ from models.operations import LayerKind
 from models.zoo import ZOO, model_graph
 from predictor import predictor_utils
 from predictor.features import FEATURE_NAMES, feature_matrix
-from predictor.get_datasets_func import COLUMNS, load_dataset
+from predictor.get_datasets_func import COLUMNS, csv_path, load_dataset, read_rows
 from predictor.kernel_flops import node_work
-from predictor.kind_models import MIN_LATENCY_MS, KindModel, Score, conformal_interval, fit_kind, fit_rates
+from predictor.kind_models import (
+    HELD_OUT_EVERY,
+    MIN_LATENCY_MS,
+    KindModel,
+    Score,
+    conformal_interval,
+    fit_kind,
+    fit_rates,
+)
 from predictor.predictor_utils import (
     PREDICTORS,
     SIDES,
@@ -408,3 +418,24 @@ def contract_row(kind: LayerKind, rng: np.random.Generator) -> str:
         LayerKind.BATCHNORM: [width, channels, latency],
     }
     return ",".join(map(str, rows[kind]))
+
+
+CONTRACT_KINDS = (LayerKind.CONV, LayerKind.DW_CONV, LayerKind.LINEAR, LayerKind.MAXPOOL, LayerKind.BATCHNORM)
+
+
+@pytest.mark.parametrize("kind", CONTRACT_KINDS)
+def test_on_files_from_elsewhere_the_default_is_no_worse_than_plain_boosting(tmp_path: Path, kind: LayerKind) -> None:
+    """The shipped rows with just the contract's columns, rounded to 3 decimals, against untuned boosting on logs."""
+    rows = read_rows(csv_path(default_directory("edge", "cpu"), kind), kind)
+    names = COLUMNS[kind]
+    kept = [{name: row[name] for name in names} for row in rows if round(row["latency"], 3) > 0][:3000]
+    lines = [",".join(names), *(",".join(f"{row[name]:.3f}" for name in names) for row in kept)]
+    (tmp_path / f"{kind}_lat.csv").write_text("\n".join(lines) + "\n")
+    _, score = fit_kind(load_dataset(tmp_path, kind), with_forest=True)
+    inputs = np.log1p(np.array([[row[name] for name in names[:-1]] for row in kept]))
+    latency_ms = np.array([round(row["latency"], 3) for row in kept])
+    held = np.arange(len(kept)) % HELD_OUT_EVERY == 0
+    with threadpool_limits(1, "openmp"):
+        boosting = HistGradientBoostingRegressor(random_state=0).fit(inputs[~held], np.log(latency_ms[~held]))
+    plain = Score.of(np.exp(boosting.predict(inputs[held])), latency_ms[held])
+    assert score.mean_error <= 1.03 * plain.mean_error, (score, plain)  # a few dozen rows are held out
