@@ -37,11 +37,11 @@ NEAR_ACTIVATION_MB = 1.0  # about a core's own cache
 MAX_POWER = 7  # of two, that divides a number of channels: beyond 128 nothing changes
 
 # What the trees see of a kind's columns beside its work, and what a missing column means.
-CONV_COLUMNS = ("HW", "kernel", "stride", "padding", "Cin", "Cout", "groups", "bias")
+CONV_COLUMNS = ("HW", "kernel", "stride", "padding", "Cin", "Cout", "groups", "bias", "unexplained")
 TREE_COLUMNS: Mapping[LayerKind, tuple[str, ...]] = {
     LayerKind.CONV: CONV_COLUMNS,
     LayerKind.DW_CONV: CONV_COLUMNS,
-    LayerKind.LINEAR: ("in_features", "out_features"),
+    LayerKind.LINEAR: ("in_features", "out_features", "unexplained"),
     LayerKind.MAXPOOL: ("HW", "kernel", "stride", "padding", "Cin"),
     LayerKind.AVGPOOL: ("HW", "output", "kernel", "Cin"),
     LayerKind.ACTIVATION: ("HW", "Cin", "function", "inplace"),
@@ -58,6 +58,7 @@ DEFAULTS = {
     "inplace": 1.0,
     "broadcast": 0.0,
     "inputs": 2.0,
+    "unexplained": 0.0,
 }
 SMALLEST_MFLOPS = 1e-3
 
@@ -102,7 +103,7 @@ def _tree_features(kind: LayerKind, names: Sequence[str], row: Columns, work: Wo
     outputs = values.get("Cout", values.get("out_features", work.output_channels)) / groups
     traffic_bytes = work.input_bytes + work.output_bytes + work.weight_bytes
     return [
-        *(math.log2(1 + value) for value in values.values()),
+        *(_scaled(name, value) for name, value in values.items()),
         math.log2(SMALLEST_MFLOPS + work.flops / 1e6),
         *(math.log2(1 + size) for size in (work.input_bytes, work.output_bytes, work.weight_bytes, traffic_bytes)),
         math.log2((1 + work.flops) / (1 + traffic_bytes)),  # arithmetic intensity
@@ -126,6 +127,10 @@ def _column(kind: LayerKind, row: Columns, name: str) -> float:
     if name == "kernel":
         return float(row["HW"]) / float(row["output"])
     return DEFAULTS[name]
+
+
+def _scaled(name: str, value: float) -> float:
+    return value if name == "unexplained" else math.log2(1 + value)
 
 
 def _power_of_2(channels: float) -> float:

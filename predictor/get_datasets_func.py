@@ -7,6 +7,8 @@ loads and trains.
 from __future__ import annotations
 
 import csv
+import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from models.operations import LayerKind
 from predictor.features import FloatArray, feature_matrix, tree_matrix
-from predictor.kernel_flops import row_work
+from predictor.kernel_flops import Work, row_work
 from utils.errors import DataSetError
 
 PREDICTOR_DIR = Path(__file__).resolve().parent
@@ -119,5 +121,18 @@ def load_dataset(directory: Path, kind: LayerKind) -> DataSet:
     if len(rows) < MIN_ROWS:
         raise DataSetError(f"{path} has {len(rows)} rows; at least {MIN_ROWS} are needed: collect for longer")
     works = [row_work(kind, row) for row in rows]
+    rows = _with_unexplained_work(rows, works)
     latency_ms = np.array([row["latency"] for row in rows])
     return DataSet(kind, feature_matrix(works), tree_matrix(kind, rows, works), latency_ms)
+
+
+def _with_unexplained_work(rows: list[dict[str, float]], works: list[Work]) -> list[dict[str, float]]:
+    """Return the rows with log2 of the FLOPs that they state over those that their columns explain.
+
+    A file from elsewhere says nothing of groups or padding, but its FLOPs do. What most of its rows have in common
+    is how its author counts (a multiplication and an addition as one or as two).
+    """
+    stated = [row.get("FLOPs", 0.0) for row in rows]
+    ratios = [math.log2(flops / work.flops) if flops else 0.0 for flops, work in zip(stated, works, strict=True)]
+    common = statistics.median(ratios)
+    return [row | {"unexplained": ratio - common} for row, ratio in zip(rows, ratios, strict=True)]
