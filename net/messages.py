@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 from net.framing import WIRE_VERSION, Kind
 from utils.errors import (
+    BusyError,
     NeurosurgeonError,
     PartitionError,
     ProtocolError,
@@ -88,12 +89,15 @@ class Reply(NamedTuple):
 
     ``cloud_ms`` is all the time from the last byte of the request to the first of the reply: waiting
     (``queue_ms``), computing (``compute_ms``) and the rest. ``receive_ms`` is first to last byte of the request.
+    The load is what tasks of all edges waited and took of late.
     """
 
     cloud_ms: float
     compute_ms: float
     queue_ms: float
     receive_ms: float
+    load_queue_ms: float = 0.0
+    load_service_ms: float = 0.0
 
 
 class ErrorCode(StrEnum):
@@ -103,14 +107,16 @@ class ErrorCode(StrEnum):
     WEIGHTS = "weights"
     PARTITION = "partition"
     BAD_REQUEST = "bad_request"
+    BUSY = "busy"
     INTERNAL = "internal"
 
 
 class ErrorReply(NamedTuple):
-    """The cloud's refusal, with a line for the user."""
+    """The cloud's refusal, with a line for the user; a busy cloud says when to ask again (0: it does not say)."""
 
     code: str
     message: str
+    retry_ms: float = 0.0
 
 
 class Ping(NamedTuple):
@@ -120,9 +126,11 @@ class Ping(NamedTuple):
 
 
 class Pong(NamedTuple):
-    """Answer to the ping of that number."""
+    """Answer to the ping of that number, with what tasks wait and take in this cloud of late."""
 
     sequence: int
+    load_queue_ms: float = 0.0
+    load_service_ms: float = 0.0
 
 
 class Probe(NamedTuple):
@@ -190,11 +198,15 @@ _ERRORS: dict[str, type[NeurosurgeonError]] = {
 
 def error_of(reply: ErrorReply) -> NeurosurgeonError:
     """Return the exception that an error reply stands for on this side."""
+    if reply.code == ErrorCode.BUSY:
+        return BusyError(f"the cloud answered: {reply.message}", reply.retry_ms)
     return _ERRORS.get(reply.code, RemoteError)(f"the cloud answered: {reply.message}")
 
 
 def reply_of(error: NeurosurgeonError) -> ErrorReply:
     """Return the error reply that tells the peer of an exception."""
+    if isinstance(error, BusyError):
+        return ErrorReply(str(ErrorCode.BUSY), str(error), error.retry_ms)
     for code, cls in _ERRORS.items():
         if isinstance(error, cls):
             return ErrorReply(str(code), str(error))

@@ -17,6 +17,7 @@ NeurosurgeonError                 1   something failed
     ├── DeadlineError                 the peer was too slow
     ├── ProtocolError                 the peer broke the protocol
     └── RemoteError                   the peer reported an error of its own
+        └── BusyError                 the cloud has too many tasks: ask again later
 """
 
 from __future__ import annotations
@@ -98,6 +99,14 @@ class ProtocolError(NetworkError):
 
 class RemoteError(NetworkError):
     """The peer answered with an error of its own."""
+
+
+class BusyError(RemoteError):
+    """The cloud has more tasks than it takes; it says when to ask again."""
+
+    def __init__(self, message: str, retry_ms: float) -> None:
+        super().__init__(message)
+        self.retry_ms = retry_ms
 
 
 @contextlib.contextmanager

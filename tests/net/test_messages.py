@@ -29,6 +29,7 @@ from net.messages import (
 )
 from net.pickling import pack_header, unpack_header
 from utils.errors import (
+    BusyError,
     DeviceError,
     InputError,
     NeurosurgeonError,
@@ -135,6 +136,14 @@ def test_any_other_error_is_a_bad_request_and_arrives_as_remote(error: type[Neur
     assert type(error_of(reply)) is RemoteError
 
 
+def test_a_busy_cloud_says_when_to_ask_again() -> None:
+    reply = reply_of(BusyError("64 tasks wait", 250.0))
+    assert reply == ErrorReply("busy", "64 tasks wait", 250.0)
+    received = error_of(reply)
+    assert isinstance(received, BusyError)
+    assert received.retry_ms == 250.0
+
+
 @pytest.mark.parametrize("error", [UnknownModelError, ProtocolError])
 def test_an_error_crosses_the_wire(error: type[NeurosurgeonError]) -> None:
     received = through_a_header(reply_of(error("why")))
@@ -142,6 +151,6 @@ def test_an_error_crosses_the_wire(error: type[NeurosurgeonError]) -> None:
     assert received.message == "why"
 
 
-@pytest.mark.parametrize("code", ["busy", "stopping", "internal", "a code of a later version", ""])
+@pytest.mark.parametrize("code", ["stopping", "internal", "a code of a later version", ""])
 def test_a_code_without_a_type_here_is_remote(code: str) -> None:
     assert type(error_of(ErrorReply(code, "why"))) is RemoteError
