@@ -44,6 +44,16 @@ def print_json(document: Mapping[str, Any]) -> None:
 # ---------------------------------------------------------------- the edge's lines
 
 
+def bandwidth_line(rate_bytes_per_s: float) -> str:
+    """Return the contract's line for the rate of the uplink."""
+    return f"get bandwidth value : {bytes_per_s_to_mb_per_s(rate_bytes_per_s)} MB/s"
+
+
+def best_line(latency_ms: float, point: int, layer: str) -> str:
+    """Return the contract's line for a partition point and what it is predicted to take."""
+    return f"best latency : {latency_ms:.2f} ms , best partition point : {point} - {layer}"
+
+
 class EdgeReport:
     """The edge's lines of one task, on stdout, or on stderr where stdout is kept for JSON."""
 
@@ -56,11 +66,11 @@ class EdgeReport:
 
     def bandwidth(self, link: LinkEstimate) -> None:
         """The link is known."""
-        self.say(f"get bandwidth value : {bytes_per_s_to_mb_per_s(link.rate_bytes_per_s)} MB/s")
+        self.say(bandwidth_line(link.rate_bytes_per_s))
 
     def plan(self, best: Candidate, chosen: Candidate) -> None:
         """The best partition point is known, and which one is taken."""
-        self.say(f"best latency : {best.stages.total_ms:.2f} ms , best partition point : {best.point} - {best.layer}")
+        self.say(best_line(best.stages.total_ms, best.point, best.layer))
         if chosen is not best:
             self.say(f"forced partition point : {chosen.point} - {chosen.layer} , {chosen.stages.total_ms:.2f} ms")
         self.say(RULE)
@@ -193,10 +203,7 @@ def print_plan(plan: SplitPlan, bandwidth_mb_per_s: float, rtt_ms: float) -> Non
             f"{edge:>11.3f}{transfer:>12.3f}{cloud:>11.3f}{total:>12.3f}"
             f"{'  <- best' if candidate is plan.best else ''}"
         )
-    print(
-        f"best latency : {plan.best.stages.total_ms:.2f} ms , "
-        f"best partition point : {plan.best.point} - {plan.best.layer}"
-    )
+    print(best_line(plan.best.stages.total_ms, plan.best.point, plan.best.layer))
     print_confidence(plan)
 
 
