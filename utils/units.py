@@ -32,6 +32,11 @@ def s_to_ms(duration_s: float) -> float:
     return duration_s * MS_PER_S
 
 
+def ms_to_s(duration_ms: float) -> float:
+    """Return milliseconds as seconds."""
+    return duration_ms / MS_PER_S
+
+
 def readable_bytes(size_bytes: int) -> str:
     """Return a size for people: ``602112`` -> ``602.1 KB``."""
     if size_bytes < 1_000:

@@ -18,6 +18,7 @@ def test_rates_in_megabytes_bytes_and_megabits() -> None:
 def test_sizes_and_durations() -> None:
     assert units.bytes_to_mb(602_112) == 0.602112
     assert units.s_to_ms(0.25) == 250.0
+    assert units.ms_to_s(250.0) == 0.25
 
 
 @given(st.floats(1e-6, 1e9))
