@@ -1,4 +1,4 @@
-"""Plots of a plan, with matplotlib, without a display."""
+"""Plots of plans, predictions and queues, with matplotlib, without a display."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 import matplotlib
 
 from utils.errors import UsageError, writing
-from utils.units import bytes_to_mb
+from utils.units import bytes_per_s_to_mb_per_s, bytes_to_mb, ms_to_s
 
 if TYPE_CHECKING:
     from deployment import SplitPlan
+    from utils.queue_tasks import TaskResult
 
 matplotlib.use("Agg")
 
+RATE_COLOUR = "#999999"
+LANES = ("edge", "uplink", "cloud")  # the stages of a task, and the spans of a result
 EDGE_COLOUR, TRANSFER_COLOUR, CLOUD_COLOUR = "#4c9f70", "#e0a030", "#4472a8"
 
 
@@ -31,6 +34,12 @@ def plot_plan(path: Path, plan: SplitPlan, bandwidth_mb_per_s: float, rtt_ms: fl
     figure.suptitle(f"{plan.graph.model} at {bandwidth_mb_per_s:g} MB/s, RTT {rtt_ms:g} ms")
     _draw_layers(above, plan)
     _draw_candidates(below, plan)
+    _save(figure, path)
+
+
+def _save(figure, path):
+    from matplotlib import pyplot
+
     try:
         with writing(path):
             figure.savefig(path, dpi=120)
@@ -85,18 +94,14 @@ def _draw_candidates(axes, plan):
 def plot_scatter(path: Path, series: Mapping[str, Sequence[tuple[float, float, str]]]) -> None:
     """Draw predicted over measured latencies, a panel for each series of (measured ms, predicted ms, label).
 
-    Raises: UsageError: the file cannot be written.
+    Raises: UsageError: the file cannot be written, or its ending is no known format.
     """
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, len(series), figsize=(6 * len(series), 6), layout="constrained", squeeze=False)
     for axes, (title, points) in zip(panels[0], series.items(), strict=True):
         _draw_scatter(axes, title, points)
-    try:
-        with writing(path):
-            figure.savefig(path, dpi=110)
-    finally:
-        pyplot.close(figure)
+    _save(figure, path)
 
 
 def _draw_scatter(axes, title, points):
@@ -113,3 +118,65 @@ def _draw_scatter(axes, title, points):
     axes.set_xlabel("measured latency, ms")
     axes.set_ylabel("predicted latency, ms")
     axes.set_title(f"{title} (dashed: 10 %)")
+
+
+# ---------------------------------------------------------------- a queue
+
+
+def plot_queue(path: Path, results: Sequence[TaskResult]) -> None:
+    """Draw a queue over time: rate of the uplink and the cut of each task above, who was busy with what below.
+
+    Tasks that failed before they ran have no place in time: the title counts them.
+
+    Raises: UsageError: the file cannot be written, or its ending is no known format.
+    """
+    from matplotlib import pyplot
+
+    ran = sorted((result for result in results if result.spans), key=lambda result: result.spans[0].start_ms)
+    width = min(20.0, 9.0 + 0.05 * len(ran))
+    figure, (above, below) = pyplot.subplots(
+        2, 1, figsize=(width, 8), layout="constrained", sharex=True, height_ratios=(3, 2)
+    )
+    failed = sum(result.error is not None for result in results)
+    figure.suptitle(f"a queue of {len(results)} tasks" + (f", {failed} failed" if failed else ""))
+    models = sorted({result.task.model for result in results})
+    colours = {model: f"C{index}" for index, model in enumerate(models)}
+    _draw_rate(above, ran)
+    _draw_cuts(above.twinx(), ran, colours)
+    _draw_lanes(below, ran, colours)
+    if models:  # beside the panels: dots may be anywhere inside
+        figure.legend(loc="outside right upper", fontsize=8)
+    _save(figure, path)
+
+
+def _draw_rate(axes, ran):
+    known = [result for result in ran if result.rate_bytes_per_s > 0]
+    starts_s = [ms_to_s(result.spans[0].start_ms) for result in known]
+    rates = [bytes_per_s_to_mb_per_s(result.rate_bytes_per_s) for result in known]
+    axes.step(starts_s, rates, where="post", color=RATE_COLOUR, linewidth=1.5)
+    axes.set_ylabel("uplink, MB/s (line)")
+    axes.set_ylim(0, 1.1 * max(rates, default=1.0))
+    axes.set_title("bandwidth, and the cut of each task when it started")
+
+
+def _draw_cuts(axes, ran, colours):
+    for model, colour in colours.items():
+        planned = [result for result in ran if result.task.model == model and result.layers]
+        starts_s = [ms_to_s(result.spans[0].start_ms) for result in planned]
+        shares = [result.point / result.layers for result in planned]
+        axes.plot(starts_s, shares, "o", color=colour, alpha=0.75, markersize=6, markeredgewidth=0, label=model)
+    axes.set_ylabel("share of layers on the edge (dots)")
+    axes.set_ylim(-0.05, 1.05)
+
+
+def _draw_lanes(axes, ran, colours):
+    edge_width = 0.4 if len(ran) <= 100 else 0.0  # among more bars, outlines would hide the short ones
+    for lane in range(len(LANES)):
+        for model, colour in colours.items():
+            spans = [result.spans[lane] for result in ran if result.task.model == model and len(result.spans) > lane]
+            bars = [(ms_to_s(span.start_ms), ms_to_s(span.end_ms - span.start_ms)) for span in spans]
+            axes.broken_barh(bars, (lane - 0.4, 0.8), facecolors=colour, edgecolor="white", linewidth=edge_width)
+    axes.set_yticks(range(len(LANES)), LANES)
+    axes.set_ylim(len(LANES) - 0.5, -0.5)
+    axes.set_xlabel("time since the queue started, s")
+    axes.set_title("who was busy with which model")

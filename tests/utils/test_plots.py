@@ -10,8 +10,10 @@ from PIL import Image
 from deployment import SplitPlan, plan_split
 from models.zoo import model_graph
 from predictor.predictor_utils import SIDES, find_predictor
+from tests.utils.queue_samples import failed, finished, queue_of
 from utils.errors import UsageError
-from utils.plots import plot_plan, plot_scatter
+from utils.plots import plot_plan, plot_queue, plot_scatter
+from utils.queue_tasks import TaskResult
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +50,26 @@ def test_a_scatter_plot_has_a_panel_for_each_series(tmp_path: Path) -> None:
     plot_scatter(two, {"edge": points, "cloud": points})
     with Image.open(one) as narrow, Image.open(two) as wide:
         assert wide.width > 1.5 * narrow.width
+
+
+# ---------------------------------------------------------------- a queue
+
+
+@pytest.mark.parametrize("count", [40, 320])
+def test_a_queue_becomes_a_picture(tmp_path: Path, count: int) -> None:
+    plot_queue(tmp_path / "queue.png", queue_of(count))
+    with Image.open(tmp_path / "queue.png") as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 500
+
+
+@pytest.mark.parametrize("results", [[], [failed(1)], [finished(1)], [finished(1, rate_bytes_per_s=0.0), failed(2)]])
+def test_a_queue_of_hardly_anything_is_drawn(tmp_path: Path, results: list[TaskResult]) -> None:
+    plot_queue(tmp_path / "queue.svg", results)
+    assert (tmp_path / "queue.svg").stat().st_size > 0
+
+
+@pytest.mark.parametrize("name", ["queue.sheet", "missing/queue.png"])
+def test_a_queue_whose_path_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=f"cannot write .*{name}"):
+        plot_queue(tmp_path / name, [finished(1)])
