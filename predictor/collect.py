@@ -5,7 +5,8 @@
 A layer alone in a loop is faster than inside a network, where its neighbours push its weights and its code out of
 the caches. So layers run in blocks: as in a network, each follows others of about its own size, with small ones
 between them, and reads a tensor that was written just before. A block is run over and over; a row has the lower
-quartile of its times, which is the device undisturbed, and their median, minimum and spread.
+quartile of its times, which is the device undisturbed, and their median, minimum and spread. In between a few layers
+run that are always the same: ``pace_ms``, what they took then, tells a slow minute from a slow layer.
 
 Every row is on disk as soon as its block is measured: run the same command again after Ctrl-C or a power cut, and it
 goes on where it stopped.
@@ -24,6 +25,7 @@ import platform
 import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,8 @@ MIN_PASSES, MAX_PASSES = 7, 25
 MIN_BLOCK_MS = 250.0  # a machine's slow moments last tens of ms: a block should outlast them
 MEMORY_SHARE = 0.05  # of the machine's memory, for one block
 NOISY_SPREAD = 0.25  # interquartile range / median of a typical row, beyond which rows say little
-EXTRA_COLUMNS = ("median_ms", "min_ms", "iqr_ms", "samples")
+EXTRA_COLUMNS = ("median_ms", "min_ms", "iqr_ms", "samples", "pace_ms")
+PACE_RUNS = 2  # after each pass of a block; the first finds the block's leavings in the caches and does not count
 SECONDS_PER_MINUTE = 60.0
 
 Layer = tuple[LayerKind, Config]
@@ -98,15 +101,41 @@ def _cut_to_memory(block: list[Layer], max_bytes: float) -> list[Layer]:
 # ---------------------------------------------------------------- measuring
 
 
-def measure_block(block: Sequence[Layer], device: str) -> list[list[float]]:
-    """Return the times of every layer of a block, (layers, passes), ms."""
+@dataclass(frozen=True, slots=True)
+class BlockTimes:
+    """What the layers of a block took, (layers, passes), ms, and what the layers of the pace took meanwhile, ms."""
+
+    layers_ms: Sequence[Sequence[float]]
+    pace_ms: float
+
+
+def pace_layers() -> list[Layer]:
+    """Return the layers of the pace: arithmetic, weights from memory, and activations."""
+    rng = np.random.default_rng(SEED)
+    conv = RECIPES[LayerKind.CONV].draw(rng) | {"HW": 28, "kernel": 3, "stride": 1, "padding": 1, "bias": 1}
+    return [
+        (LayerKind.CONV, conv | {"Cin": 64, "Cout": 64, "groups": 1}),
+        (LayerKind.LINEAR, RECIPES[LayerKind.LINEAR].draw(rng) | {"in_features": 1024, "out_features": 1024}),
+        (LayerKind.BATCHNORM, RECIPES[LayerKind.BATCHNORM].draw(rng) | {"HW": 28, "Cin": 128}),
+    ]
+
+
+def measure_block(block: Sequence[Layer], device: str, pace: Sequence[Sample]) -> BlockTimes:
+    """Run a block, and the layers of the pace, in turn."""
     samples = built(block, device)
     one_pass(samples, device)  # builds kernels
     passes: list[list[float]] = []
+    paces_ms: list[float] = []
     start_ms = now_ms()
     while len(passes) < MIN_PASSES or (now_ms() - start_ms < MIN_BLOCK_MS and len(passes) < MAX_PASSES):
         passes.append(one_pass(samples, device))
-    return [list(times_ms) for times_ms in zip(*passes, strict=True)]
+        paces_ms.append([sum(one_pass(pace, device)) for _ in range(PACE_RUNS)][-1])
+    return BlockTimes([list(times_ms) for times_ms in zip(*passes, strict=True)], lower_quartile(paces_ms))
+
+
+def lower_quartile(times_ms: Sequence[float]) -> float:
+    """Return what a quarter of the times are below: the device undisturbed."""
+    return statistics.quantiles(times_ms, n=4, method="inclusive")[0]
 
 
 def built(block: Sequence[Layer], device: str) -> list[Sample]:
@@ -152,15 +181,16 @@ def _rewritten(inputs: Iterable[Tensor]) -> list[Tensor]:
 # ---------------------------------------------------------------- files
 
 
-def row_of(kind: LayerKind, config: Config, times_ms: Sequence[float]) -> dict[str, float | int]:
+def row_of(kind: LayerKind, config: Config, times_ms: Sequence[float], pace_ms: float) -> dict[str, float | int]:
     """Return a CSV row: the contract's columns first, then ours."""
     row: dict[str, float | int] = dict(config)
     if "FLOPs" in COLUMNS[kind]:
         row["FLOPs"] = int(row_work(kind, config).flops)
     timing = Timing.of(times_ms)
-    row["latency"] = round(statistics.quantiles(times_ms, n=4, method="inclusive")[0], 6)
+    row["latency"] = round(lower_quartile(times_ms), 6)
     row["median_ms"], row["min_ms"] = round(timing.median_ms, 6), round(timing.min_ms, 6)
     row["iqr_ms"], row["samples"] = round(timing.iqr_ms, 6), timing.samples
+    row["pace_ms"] = round(pace_ms, 6)
     return row
 
 
@@ -219,6 +249,7 @@ def collect(directory: Path, device: str, minutes: float, about: Mapping[str, An
     spent_s = float(read_provenance(directory).get("profiling_s", 0.0))
     budget_s = minutes * SECONDS_PER_MINUTE
     spreads: list[float] = []
+    pace = built(pace_layers(), device)
     bar = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
     with tqdm(total=budget_s, initial=min(spent_s, budget_s), bar_format=bar, disable=None) as progress:
         for block in blocks(MEMORY_SHARE * memory_bytes()):
@@ -227,7 +258,7 @@ def collect(directory: Path, device: str, minutes: float, about: Mapping[str, An
             if all(tuple(config.values()) in done[kind] for kind, config in block):
                 continue
             start_ms = now_ms()
-            spreads += _keep(directory, list(zip(block, measure_block(block, device), strict=True)), done)
+            spreads += _keep(directory, block, measure_block(block, device, pace), done)
             block_s = (now_ms() - start_ms) / MS_PER_S
             spent_s += block_s
             write_provenance(directory, {**about, "profiling_s": round(spent_s, 1)})
@@ -237,13 +268,13 @@ def collect(directory: Path, device: str, minutes: float, about: Mapping[str, An
 
 
 def _keep(
-    directory: Path, rows: Sequence[tuple[Layer, list[float]]], done: Mapping[LayerKind, set[tuple[int, ...]]]
+    directory: Path, block: Sequence[Layer], times: BlockTimes, done: Mapping[LayerKind, set[tuple[int, ...]]]
 ) -> list[float]:
     """Write the rows of layers that are new, remember these, and return the spreads of the rows."""
     written: dict[LayerKind, list[dict[str, float | int]]] = {}
-    for (kind, config), times_ms in rows:
+    for (kind, config), times_ms in zip(block, times.layers_ms, strict=True):
         if tuple(config.values()) not in done[kind]:
-            written.setdefault(kind, []).append(row_of(kind, config, times_ms))
+            written.setdefault(kind, []).append(row_of(kind, config, times_ms, times.pace_ms))
             done[kind].add(tuple(config.values()))
     for kind, kind_rows in written.items():
         append_rows(csv_path(directory, kind), kind, kind_rows)

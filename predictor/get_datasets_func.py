@@ -23,6 +23,7 @@ from utils.errors import DataSetError
 
 PREDICTOR_DIR = Path(__file__).resolve().parent
 DATASET_DIR = PREDICTOR_DIR / "dataset"
+UNDISTURBED = 0.25  # this share of the time a device is at its best pace, or near it
 MIN_ROWS = 20  # fewer say nothing about a kind
 MIN_VALUE, MAX_VALUE = 1e-9, 1e15  # a layer outside has no width, no channels, or more FLOPs than a day of a GPU
 
@@ -69,7 +70,7 @@ def csv_path(directory: Path, kind: LayerKind) -> Path:
 
 
 def read_rows(path: Path, kind: LayerKind) -> list[dict[str, float]]:
-    """Return the rows of a data set as numbers.
+    """Return the rows of a data set as numbers, latencies at the pace that the device has undisturbed.
 
     Raises: DataSetError: missing file or column, or no positive number where one should be; names file, row, column.
     """
@@ -83,9 +84,21 @@ def read_rows(path: Path, kind: LayerKind) -> list[dict[str, float]]:
                 raise DataSetError(f"{path}: column {_first_double(header)!r} is there twice")
             if absent:
                 raise DataSetError(f"{path}: column {absent[0]!r} is missing; expected {','.join(COLUMNS[kind])}")
-            return [_numbers(path, kind, reader.line_num, row) for row in reader]
+            return _at_one_pace([_numbers(path, kind, reader.line_num, row) for row in reader])
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
         raise DataSetError(f"{path} cannot be read: {exc}") from exc
+
+
+def _at_one_pace(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Return the rows as if the device had always been as fast as in its better moments.
+
+    ``pace_ms`` is what layers that are always the same took while a row was measured; the lower quartile is the
+    device undisturbed. Rows from elsewhere have no pace, and stay as they are.
+    """
+    if not rows or not all(row.get("pace_ms", 0.0) > 0 for row in rows):
+        return rows
+    undisturbed_ms = float(np.quantile([row["pace_ms"] for row in rows], UNDISTURBED))
+    return [row | {"latency": row["latency"] * undisturbed_ms / row["pace_ms"]} for row in rows]
 
 
 def _first_double(names: list[str]) -> str:

@@ -17,7 +17,18 @@ import torch
 
 from models.operations import LayerKind
 from predictor import collect
-from predictor.collect import BLOCK_LAYERS, Layer, append_rows, blocks, config_names, finished_configs, measure_block
+from predictor.collect import (
+    BLOCK_LAYERS,
+    BlockTimes,
+    Layer,
+    append_rows,
+    blocks,
+    built,
+    config_names,
+    finished_configs,
+    measure_block,
+    pace_layers,
+)
 from predictor.get_datasets_func import COLUMNS, csv_path, load_dataset
 from predictor.kernel_flops import row_work
 from predictor.predictor_utils import load_predictor
@@ -36,11 +47,11 @@ class FakeClock:
         self.blocks = blocks
         self.measured: list[Sequence[Layer]] = []
 
-    def __call__(self, block: Sequence[Layer], device: str) -> list[list[float]]:
+    def __call__(self, block: Sequence[Layer], device: str, pace: object) -> BlockTimes:
         if len(self.measured) == self.blocks:
             raise KeyboardInterrupt
         self.measured.append(block)
-        return [[0.001 + row_work(kind, config).flops / 1e9] * 7 for kind, config in block]
+        return BlockTimes([[0.001 + row_work(kind, config).flops / 1e9] * 7 for kind, config in block], 1.0)
 
 
 Collect = Callable[..., FakeClock]
@@ -140,7 +151,9 @@ def test_a_configuration_builds_the_layer_that_it_describes(kind: LayerKind) -> 
 
 def test_every_layer_of_a_block_is_timed_as_often() -> None:
     block = next(blocks(MEMORY))[:5]
-    times_ms = measure_block(block, "cpu")
+    times = measure_block(block, "cpu", built(pace_layers(), "cpu"))
+    times_ms = times.layers_ms
+    assert times.pace_ms > 0
     assert len(times_ms) == 5
     assert {len(layer) for layer in times_ms} == {len(times_ms[0])}
     assert len(times_ms[0]) >= collect.MIN_PASSES
@@ -230,9 +243,9 @@ def test_flops_are_written_as_whole_numbers(tmp_path: Path, run: Collect) -> Non
 
 def test_a_row_has_the_lower_quartile_and_the_spread(tmp_path: Path) -> None:
     config = {"HW": 4, "Cin": 8}
-    row = collect.row_of(LayerKind.BATCHNORM, config, [1.0, 2.0, 3.0, 4.0, 50.0])
+    row = collect.row_of(LayerKind.BATCHNORM, config, [1.0, 2.0, 3.0, 4.0, 50.0], 0.7)
     append_rows(csv_path(tmp_path, LayerKind.BATCHNORM), LayerKind.BATCHNORM, [row])
-    expected = {"latency": 2.0, "median_ms": 3.0, "min_ms": 1.0, "iqr_ms": 2.0, "samples": 5}
+    expected = {"latency": 2.0, "median_ms": 3.0, "min_ms": 1.0, "iqr_ms": 2.0, "samples": 5, "pace_ms": 0.7}
     assert {name: row[name] for name in expected} == expected
 
 
@@ -250,7 +263,7 @@ COLLECTOR = """
 import sys
 from pathlib import Path
 from predictor import collect
-collect.measure_block = lambda block, device: [[0.5] * 7 for _ in block]
+collect.measure_block = lambda block, device, pace: collect.BlockTimes([[0.5] * 7 for _ in block], 1.0)
 collect.collect(Path(sys.argv[1]), "cpu", 60, {"side": "edge"})
 """
 

@@ -103,6 +103,12 @@ def test_a_file_of_few_rows_is_refused(tmp_path: Path) -> None:
     assert dataset_error(tmp_path, "HW,Cin,latency\n" + "8,8,1\n" * 19).startswith(" has 19 rows; at least 20")
 
 
+def test_rows_of_a_slow_minute_are_brought_to_the_pace_of_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "batchnorm_lat.csv"
+    path.write_text("HW,Cin,latency,pace_ms\n" + "8,4,1.5,2.0\n" * 6 + "8,4,3.0,4.0\n" * 2)
+    assert {row["latency"] for row in read_rows(path, LayerKind.BATCHNORM)} == {1.5}
+
+
 def test_a_column_that_is_there_twice_is_named(tmp_path: Path) -> None:
     said = dataset_error(tmp_path, "HW,Cin,latency,Cin\n" + "8,8,1,8\n" * 30)
     assert said == ": column 'Cin' is there twice"
