@@ -60,7 +60,7 @@ MIN_BLOCK_MS = 250.0  # a machine's slow moments last tens of ms: a block should
 MEMORY_SHARE = 0.05  # of the machine's memory, for one block
 NOISY_SPREAD = 0.25  # interquartile range / median of a typical row, beyond which rows say little
 EXTRA_COLUMNS = ("median_ms", "min_ms", "iqr_ms", "samples", "pace_ms")
-PACE_RUNS = 2  # after each pass of a block; the first finds the block's leavings in the caches and does not count
+PACE_RUNS = 8  # after each pass of a block; the first ones find its leavings in the caches, and only the last counts
 SECONDS_PER_MINUTE = 60.0
 
 Layer = tuple[LayerKind, Config]
