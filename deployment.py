@@ -16,13 +16,21 @@ from pathlib import Path
 
 from models.graph import LayerGraph
 from models.zoo import canonical_name, model_graph
-from predictor.chain_search import best_point, chain_candidates
+from predictor.chain_search import Objective, best_point, chain_candidates, cost_ms
 from predictor.latencies import Interval, LayerLatencies
 from predictor.predictor_utils import find_predictor
 from predictor.transfer import transfer_time_ms
-from utils.cli import add_predictor_choice, base_parser, non_negative_float, positive_float, run_main, typed
+from utils.cli import (
+    add_objective,
+    add_predictor_choice,
+    base_parser,
+    non_negative_float,
+    positive_float,
+    run_main,
+    typed,
+)
 from utils.timing import StageTimes, now_ms
-from utils.units import mb_per_s_to_bytes_per_s
+from utils.units import mb_per_s_to_bytes_per_s, s_to_ms
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +42,7 @@ class Candidate:
     point: int
     layer: str  # the layer it follows; "None" for point 0
     stages: StageTimes
+    busy: StageTimes  # how long it keeps edge, link and cloud from other tasks: no round trip, no waiting
     crossing_bytes: int
 
 
@@ -47,6 +56,11 @@ class SplitPlan:
     candidates: Sequence[Candidate]  # (L + 1,)
     best: Candidate
     decision_ms: float
+    objective: Objective = Objective.LATENCY
+
+    def cost_ms(self, candidate: Candidate) -> tuple[float, float]:
+        """Return what the plan minimises, and what decides among equals."""
+        return cost_ms(self.objective, candidate.stages, candidate.busy)
 
     def interval(self, candidate: Candidate) -> Interval:
         """Return where the total of a candidate lies, nine times in ten; the link's share is taken as certain."""
@@ -61,13 +75,16 @@ class SplitPlan:
     def runner_up(self) -> Candidate | None:
         """The best of the other candidates; None where there is no other."""
         others = [candidate for candidate in self.candidates if candidate is not self.best]
-        return min(others, key=lambda candidate: candidate.stages.total_ms, default=None)
+        return min(others, key=self.cost_ms, default=None)
 
     @property
     def is_too_close_to_call(self) -> bool:
-        """Whether the runner-up lies inside the interval of the best."""
+        """Whether the runner-up lies inside the interval of the best; the bottleneck stages have the same errors."""
         runner_up = self.runner_up
-        return runner_up is not None and runner_up.stages.total_ms <= self.interval(self.best).high_ms
+        if runner_up is None:
+            return False
+        best_ms, next_ms = self.cost_ms(self.best)[0], self.cost_ms(runner_up)[0]
+        return next_ms * self.best.stages.total_ms <= self.interval(self.best).high_ms * best_ms
 
 
 def plan_split(
@@ -77,10 +94,14 @@ def plan_split(
     rate_bytes_per_s: float,
     rtt_ms: float,
     transfer_factor: float = 1.0,
+    *,
+    queue_ms: float = 0.0,
+    objective: Objective = Objective.LATENCY,
 ) -> SplitPlan:
     """Return the plan for a model on a link, from the latencies of its layers on both sides.
 
     Args:   transfer_factor: how much longer than computed transfers were of late.
+            queue_ms: how long a task waits in the cloud before it is computed.
     Raises: PlanningError: the latencies are not those of the graph's layers.
     """
     start_ms = now_ms()
@@ -89,13 +110,15 @@ def plan_split(
         transfer_factor * transfer_time_ms(crossing, reply_bytes, rate_bytes_per_s, rtt_ms)
         for crossing in graph.crossing_bytes
     ]
-    stages = chain_candidates(edge.latency_ms, transfer_ms, cloud.latency_ms)
-    candidates = [
-        Candidate(point, graph.point_name(point), times, graph.crossing_bytes[point])
-        for point, times in enumerate(stages)
-    ]
-    best = candidates[best_point(stages)]
-    return SplitPlan(graph, edge, cloud, candidates, best, now_ms() - start_ms)
+    chain = chain_candidates(edge.latency_ms, transfer_ms, cloud.latency_ms)
+    candidates = []
+    for point, (times, size_bytes) in enumerate(zip(chain, graph.crossing_bytes, strict=True)):
+        waited_ms = times.cloud_ms + queue_ms if size_bytes else 0.0
+        stages = StageTimes(times.edge_ms, times.transfer_ms, waited_ms)
+        busy = StageTimes(times.edge_ms, s_to_ms(size_bytes / rate_bytes_per_s), times.cloud_ms)
+        candidates.append(Candidate(point, graph.point_name(point), stages, busy, size_bytes))
+    best = candidates[best_point([c.stages for c in candidates], [c.busy for c in candidates], objective)]
+    return SplitPlan(graph, edge, cloud, candidates, best, now_ms() - start_ms, objective)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,6 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--rtt", type=non_negative_float, default=0.0, help="round-trip time, ms (default: 0)")
     add_predictor_choice(parser, "forest", "linear")
+    add_objective(parser)
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw layers and partition points")
     parser.add_argument("--excel", type=Path, metavar="FILE.xlsx", help="save both tables")
     parser.add_argument("--json", action="store_true", help="print one JSON object (default: tables)")
@@ -120,7 +144,8 @@ def _run(args: argparse.Namespace) -> int:
     graph = model_graph(args.type)
     edge = find_predictor("edge", name=args.predictor, path=args.edge_config).predict(graph)
     cloud = find_predictor("cloud", name=args.predictor, path=args.cloud_config).predict(graph)
-    plan = plan_split(graph, edge, cloud, mb_per_s_to_bytes_per_s(args.bandwidth), args.rtt)
+    rate_bytes_per_s, objective = mb_per_s_to_bytes_per_s(args.bandwidth), Objective(args.objective)
+    plan = plan_split(graph, edge, cloud, rate_bytes_per_s, args.rtt, objective=objective)
     document = report.plan_document(plan)
     if args.json:
         report.print_json(document)

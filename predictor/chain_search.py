@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from enum import StrEnum
 from itertools import accumulate
 
 from utils.errors import PlanningError
@@ -30,6 +31,25 @@ def chain_candidates(
     return [StageTimes(*stages) for stages in zip(before, transfer_ms, after, strict=True)]
 
 
-def best_point(candidates: Sequence[StageTimes]) -> int:
-    """Return the partition point with the smallest total; of equals, the one that keeps more in the cloud."""
-    return min(range(len(candidates)), key=lambda point: candidates[point].total_ms)
+class Objective(StrEnum):
+    """What the best cut is best at."""
+
+    LATENCY = "latency"  # of one task: the sum of its stages
+    THROUGHPUT = "throughput"  # of many at once: the stage that is busy longest holds up the others
+
+
+def cost_ms(objective: Objective, stages: StageTimes, busy: StageTimes) -> tuple[float, float]:
+    """Return what to minimise, and what decides among equals.
+
+    Args: stages: what one task takes. busy: how long it keeps edge, link and cloud from other tasks.
+    """
+    if objective is Objective.LATENCY:
+        return stages.total_ms, busy.longest_ms
+    return busy.longest_ms, stages.total_ms
+
+
+def best_point(
+    stages: Sequence[StageTimes], busy: Sequence[StageTimes], objective: Objective = Objective.LATENCY
+) -> int:
+    """Return the partition point with the smallest cost; of equals, the one that keeps more in the cloud."""
+    return min(range(len(stages)), key=lambda point: cost_ms(objective, stages[point], busy[point]))

@@ -20,7 +20,7 @@ from models.operations import LayerKind
 from predictor.kernel_flops import FLOAT_BYTES, Work
 from utils.units import bytes_to_mb
 
-FEATURES_VERSION = 2  # counts up whenever a feature changes its meaning: what was fitted before is of no more use
+FEATURES_VERSION = 3  # counts up whenever a feature changes its meaning: what was fitted before is of no more use
 FEATURE_NAMES = (
     "calls",
     "vector_gflops",

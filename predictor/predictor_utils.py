@@ -29,7 +29,7 @@ import numpy as np
 from models.graph import LayerGraph, Node
 from models.operations import LayerKind
 from predictor import forest
-from predictor.features import FEATURE_NAMES, FEATURES_VERSION, FloatArray, feature_matrix, tree_matrix
+from predictor.features import FEATURE_NAMES, FEATURES_VERSION, TREE_COLUMNS, FloatArray, feature_matrix, tree_matrix
 from predictor.forest import ARRAY_NAMES, Forest
 from predictor.get_datasets_func import COLUMNS, DATASET_DIR, PREDICTOR_DIR, DataSet, csv_path, load_dataset
 from predictor.kernel_flops import node_work
@@ -239,8 +239,9 @@ def data_digest(directory: Path) -> str:
         raise DataSetError(f"no data sets in {directory}: collect them with python -m predictor.collect")
     rounds = (forest.ROUNDS, forest.LEARNING_RATE, forest.FEW_ROWS, forest.FEW_ROUNDS, forest.FEW_RATE)
     settings = (rounds, forest.LEAVES, forest.L2_PENALTY, forest.MIN_LEAF_ROWS)
-    library = importlib.metadata.version("scikit-learn")
-    digest = hashlib.sha256(repr((FEATURES_VERSION, CONFIG_VERSION, HELD_OUT_EVERY, settings, library)).encode())
+    versions = (FEATURES_VERSION, CONFIG_VERSION, importlib.metadata.version("scikit-learn"))
+    features = sorted(TREE_COLUMNS.items())
+    digest = hashlib.sha256(repr((versions, features, HELD_OUT_EVERY, settings)).encode())
     for kind in kinds:
         try:
             content = csv_path(directory, kind).read_bytes()

@@ -87,6 +87,17 @@ def add_predictor_choice(
         )
 
 
+def add_objective(parser: argparse.ArgumentParser) -> None:
+    """Add --objective."""
+    parser.add_argument(
+        "--objective",
+        choices=("latency", "throughput"),
+        default="latency",
+        help="smallest latency of one task, or most tasks at once: the cut with the shortest bottleneck stage "
+        "(default: latency)",
+    )
+
+
 def end_with_parent(stop: threading.Event) -> None:
     """Set ``stop`` when stdin closes: the parent holds its other end, and however it dies, this process ends."""
 

@@ -39,6 +39,11 @@ class StageTimes:
         """The three stages, one after another."""
         return self.edge_ms + self.transfer_ms + self.cloud_ms
 
+    @property
+    def longest_ms(self) -> float:
+        """The stage that takes longest."""
+        return max(self.edge_ms, self.transfer_ms, self.cloud_ms)
+
     def as_dict(self) -> dict[str, float]:
         """Return the four numbers under the names of the JSON interface."""
         return {name: getattr(self, name) for name in STAGE_NAMES}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from predictor.chain_search import best_point, chain_candidates
+from predictor.chain_search import Objective, best_point, chain_candidates
 from utils.errors import PlanningError
 from utils.timing import StageTimes
 
@@ -42,7 +42,8 @@ def test_every_candidate_is_what_brute_force_says(chain: tuple[list[float], list
 def test_no_point_is_better_than_the_best(chain: tuple[list[float], list[float], list[float]]) -> None:
     edge, transfer, cloud = chain
     totals = [math.fsum([*edge[:p], transfer[p], *cloud[p:]]) for p in range(len(transfer))]
-    best = best_point(chain_candidates(*chain))
+    candidates = chain_candidates(*chain)
+    best = best_point(candidates, candidates)
     assert totals[best] == pytest.approx(min(totals))
 
 
@@ -54,7 +55,22 @@ def test_the_ends_pay_nothing_on_the_other_side(chain: tuple[list[float], list[f
 
 
 def test_of_equals_the_one_with_more_in_the_cloud_wins() -> None:
-    assert best_point([StageTimes(0, 2, 1), StageTimes(1, 1, 0), StageTimes(0, 0, 2)]) == 1
+    stages = [StageTimes(0, 2, 1), StageTimes(1, 1, 0), StageTimes(0, 0, 2)]
+    assert best_point(stages, stages) == 1
+
+
+@given(chains())
+def test_no_point_has_a_shorter_bottleneck(chain: tuple[list[float], list[float], list[float]]) -> None:
+    candidates = chain_candidates(*chain)
+    best = best_point(candidates, candidates, Objective.THROUGHPUT)
+    assert candidates[best].longest_ms == min(max(c.edge_ms, c.transfer_ms, c.cloud_ms) for c in candidates)
+
+
+def test_waiting_and_round_trips_are_no_bottleneck() -> None:
+    stages = [StageTimes(0, 60, 9), StageTimes(30, 0, 0)]
+    busy = [StageTimes(0, 10, 9), StageTimes(30, 0, 0)]
+    assert best_point(stages, busy, Objective.THROUGHPUT) == 0
+    assert best_point(stages, busy, Objective.LATENCY) == 1
 
 
 @pytest.mark.parametrize("position", range(3))

@@ -51,7 +51,7 @@ def report(stream: io.StringIO) -> EdgeReport:
 
 def test_the_lines_of_a_task_are_those_of_the_contract(report: EdgeReport, stream: io.StringIO) -> None:
     report.bandwidth(LinkEstimate(3259.5787388244685e6, 1.0))
-    best = Candidate(0, "None", StageTimes(0.0, 1.07, 9.0), 602_112)
+    best = Candidate(0, "None", StageTimes(0.0, 1.07, 9.0), StageTimes(0.0, 1.0, 9.0), 602_112)
     report.plan(best, best)
     report.prepared()
     report.edge_done("alex_net", 0.072)
@@ -73,8 +73,10 @@ def test_the_lines_of_a_task_are_those_of_the_contract(report: EdgeReport, strea
 
 
 def test_a_forced_point_is_shown_beside_the_best(report: EdgeReport, stream: io.StringIO) -> None:
-    best = Candidate(0, "None", StageTimes(0.0, 1.0, 9.0), 602_112)
-    report.plan(best, Candidate(3, "features.2 (maxpool)", StageTimes(2.0, 3.0, 7.5), 301_056))
+    best = Candidate(0, "None", StageTimes(0.0, 1.0, 9.0), StageTimes(0.0, 1.0, 9.0), 602_112)
+    report.plan(
+        best, Candidate(3, "features.2 (maxpool)", StageTimes(2.0, 3.0, 7.5), StageTimes(2.0, 2.0, 7.5), 301_056)
+    )
     lines = stream.getvalue().splitlines()
     assert lines[0] == "best latency : 10.00 ms , best partition point : 0 - None"
     assert lines[1] == "forced partition point : 3 - features.2 (maxpool) , 12.50 ms"
