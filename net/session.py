@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from net.framing import DEFAULT_LIMITS, SMALL_LIMITS
 from net.messages import (
@@ -60,7 +60,16 @@ class RemoteResult:
     transfer_ms: float  # round trip less what the cloud spent
     cloud_ms: float  # all that the cloud spent
     compute_ms: float  # of it, running the network
+    receive_ms: float  # from the first byte of the request to its last, seen from the cloud
+    load_queue_ms: float  # what tasks of all edges wait in the cloud of late
     sent_bytes: int
+
+
+class SentTask(NamedTuple):
+    """When a task began to go out (`now_ms`), and how many bytes it had."""
+
+    start_ms: float
+    size_bytes: int
 
 
 class EdgeSession:
@@ -94,6 +103,11 @@ class EdgeSession:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the conversation; whoever waits for an answer, in another thread, is told that the peer is gone."""
+        self._connection.stop_reading()
         self._connection.close()
 
     def ask_latencies(self, model: str) -> Latencies:
@@ -137,25 +151,51 @@ class EdgeSession:
         Args:   on_sent: called when the last byte has been handed to the network.
         Raises: NetworkError, or what the cloud answered.
         """
-        connection = self._connection
         self._tasks += 1
-        sent_before = connection.sent_bytes
-        start_ms = now_ms()
-        connection.send(Request(model, point, weights_digest), tensors, self._tasks)
+        sent = self.send_task(self._tasks, Request(model, point, weights_digest), tensors)
         on_sent()
-        reply, received = self._expect(Reply, REPLY_TIMEOUT_S)
-        round_trip_ms = now_ms() - start_ms
+        received = self.receive_answer(REPLY_TIMEOUT_S)
         if received.task != self._tasks:
-            raise ProtocolError(f"{connection.peer} answered another task")
+            raise ProtocolError(f"{self._connection.peer} answered another task")
+        return self.result_of(received, sent)
+
+    def send_task(self, task: int, request: Request, tensors: Sequence[Tensor]) -> SentTask:
+        """Send a task without waiting for its answer.
+
+        Raises: NetworkError.
+        """
+        sent_before, start_ms = self._connection.sent_bytes, now_ms()
+        self._connection.send(request, tensors, task)
+        return SentTask(start_ms, self._connection.sent_bytes - sent_before)
+
+    def receive_answer(self, wait_s: float) -> Received:
+        """Return the next answer of the cloud, to whatever task, waiting at most ``wait_s`` for it.
+
+        Raises: NetworkError.
+        """
+        return self._connection.receive(wait_s)
+
+    def result_of(self, received: Received, sent: SentTask) -> RemoteResult:
+        """Return what an answer that has just come means for its task.
+
+        Raises: what the cloud answered; ProtocolError: its figures cannot be true.
+        """
+        reply, round_trip_ms = received.message, now_ms() - sent.start_ms
+        if isinstance(reply, ErrorReply):
+            raise error_of(reply)
+        peer = self._connection.peer
+        if not isinstance(reply, Reply):
+            raise ProtocolError(f"{peer} sent {type(reply).__name__}, expected Reply")
         if not 0 <= reply.cloud_ms <= round_trip_ms:  # false for NaN, too
-            raise ProtocolError(f"{connection.peer} says that it took {reply.cloud_ms:g} ms of {round_trip_ms:g}")
-        outputs = [tensor.clone() for tensor in received.tensors]
+            raise ProtocolError(f"{peer} says that it took {reply.cloud_ms:g} ms of {round_trip_ms:g}")
         return RemoteResult(
-            tensors=outputs,
+            tensors=[tensor.clone() for tensor in received.tensors],
             transfer_ms=round_trip_ms - reply.cloud_ms,
             cloud_ms=reply.cloud_ms,
             compute_ms=reply.compute_ms,
-            sent_bytes=connection.sent_bytes - sent_before,
+            receive_ms=reply.receive_ms,
+            load_queue_ms=reply.load_queue_ms,
+            sent_bytes=sent.size_bytes,
         )
 
     def _expect(self, expected: type[Answer], wait_s: float) -> tuple[Answer, Received]:
