@@ -19,6 +19,7 @@ class LinkSource(StrEnum):
     """Where an estimate comes from."""
 
     PROBE = "measured"
+    TRANSFERS = "transfers"  # of real tensors
     LAST = "last value"
     GIVEN = "given"
 
@@ -31,6 +32,15 @@ class LinkEstimate:
     rtt_ms: float
     source: LinkSource = LinkSource.PROBE
     age_s: float = 0.0
+    queue_ms: float = 0.0  # what a task waits in the cloud behind it, of late
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """What pings tell: the round trip, and what a task waits in the cloud of late."""
+
+    rtt_ms: float
+    queue_ms: float
 
 
 @dataclass(frozen=True, slots=True)

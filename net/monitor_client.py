@@ -22,6 +22,7 @@ from typing import TypeVar
 
 from net.bandwidth import (
     Burst,
+    Echo,
     LinkEstimate,
     LinkSource,
     gap_free_burst,
@@ -59,9 +60,24 @@ def measure_link(host: str, port: int) -> LinkEstimate:
     with connect(host, port) as connection:
         _use_loss_based_congestion_control(connection.sock)
         _exchange(connection, Hello.of(), Hello)
-        rtt_ms = round_trip_ms([_ping_ms(connection, sequence) for sequence in range(PINGS)])
-        rate_bytes_per_s = statistics.median(_probe_rates(connection, rtt_ms))
-    return LinkEstimate(rate_bytes_per_s, rtt_ms)
+        echo = _echo(connection)
+        rate_bytes_per_s = statistics.median(_probe_rates(connection, echo.rtt_ms))
+    return LinkEstimate(rate_bytes_per_s, echo.rtt_ms, queue_ms=echo.queue_ms)
+
+
+def ping_link(host: str, port: int) -> Echo:
+    """Return RTT and load alone, for a few bytes.
+
+    Raises: NetworkError: no service there, or it stopped answering.
+    """
+    with connect(host, port) as connection:
+        _exchange(connection, Hello.of(), Hello)
+        return _echo(connection)
+
+
+def _echo(connection: Connection) -> Echo:
+    pings = [_ping(connection, sequence) for sequence in range(PINGS)]
+    return Echo(round_trip_ms([echo.rtt_ms for echo in pings]), pings[-1].queue_ms)
 
 
 def _probe_rates(connection: Connection, rtt_ms: float) -> list[float]:
@@ -108,10 +124,10 @@ def check_samples(samples: Samples, size_bytes: int) -> None:
         raise ProtocolError("the bandwidth service sent samples whose times run backwards")
 
 
-def _ping_ms(connection: Connection, sequence: int) -> float:
+def _ping(connection: Connection, sequence: int) -> Echo:
     start_ms = now_ms()
-    _exchange(connection, Ping(sequence), Pong)
-    return now_ms() - start_ms
+    pong = _exchange(connection, Ping(sequence), Pong)
+    return Echo(now_ms() - start_ms, pong.load_queue_ms)
 
 
 def _exchange(connection: Connection, message: Message, answer: type[Answer]) -> Answer:

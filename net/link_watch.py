@@ -1,0 +1,128 @@
+"""The uplink as of now: measured in the background, and by every tensor that crosses.
+
+A probe costs bytes, and shares the link with tensors. So none is sent while tensors tell the rate themselves: the
+cloud says how long each took to arrive. Pings go out every time; they bring the round trip, and the cloud's load.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import statistics
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from net.bandwidth import Echo, LinkEstimate, LinkSource
+from net.monitor_client import measure_link, ping_link
+from utils.errors import NetworkError
+from utils.timing import now_ms
+from utils.units import MS_PER_S, s_to_ms
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S = 1.0
+STALE_INTERVALS = 3
+KEPT_TRANSFERS = 3  # their median is the rate: one that met other traffic does not count
+KEPT_PINGS = 10  # the shortest is the round trip: the others waited behind tensors
+MIN_TRANSFER_BYTES, MIN_TRANSFER_MS = 65_536, 2.0  # shorter ones tell of clocks and wake-ups
+LOAD_GAIN = (0.2, 0.5)  # of each new load; drawn for each edge, so that edges do not swing together
+
+
+@dataclass(frozen=True, slots=True)
+class LinkNow:
+    """The newest estimate, how old it is, and what the cloud's queue is like."""
+
+    link: LinkEstimate
+    is_stale: bool
+    queue_ms: float  # what a task waits in the cloud, smoothed
+
+
+class LinkWatch:
+    """Keeps the estimate of the link to one cloud fresh; use it in a ``with`` block.
+
+    Args: first: what is known at the start. is_sending: whether tensors cross right now.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        monitor_port: int,
+        first: LinkEstimate,
+        *,
+        interval_s: float = INTERVAL_S,
+        is_sending: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._address = (host, monitor_port)
+        self._interval_s = interval_s
+        self._is_sending = is_sending
+        self._lock = threading.Lock()
+        self._link = first
+        self._since_ms = now_ms() - s_to_ms(first.age_s)
+        self._rates: deque[float] = deque(maxlen=KEPT_TRANSFERS)
+        self._pings_ms: deque[float] = deque([first.rtt_ms], maxlen=KEPT_PINGS)
+        self._queue_ms = 0.0
+        self._gain = random.uniform(*LOAD_GAIN)  # noqa: S311  # no secret
+        self._is_away = False
+        self._scheduler = BackgroundScheduler()
+
+    def __enter__(self) -> LinkWatch:
+        logging.getLogger("apscheduler").setLevel(logging.ERROR)  # a run that is skipped is as it should be
+        self._scheduler.add_job(self.refresh, "interval", seconds=self._interval_s, max_instances=1, coalesce=True)
+        self._scheduler.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._scheduler.shutdown()
+
+    def now(self) -> LinkNow:
+        """Return what is known now; never waits for a measurement."""
+        with self._lock:
+            age_s = 0.0 if self._link.source is LinkSource.GIVEN else (now_ms() - self._since_ms) / MS_PER_S
+            is_stale = age_s > STALE_INTERVALS * self._interval_s
+            return LinkNow(replace(self._link, age_s=age_s), is_stale, self._queue_ms)
+
+    def saw_transfer(self, size_bytes: int, receive_ms: float) -> None:
+        """Take in that a tensor took ``receive_ms`` from its first byte to its last to arrive in the cloud."""
+        if size_bytes < MIN_TRANSFER_BYTES or not MIN_TRANSFER_MS <= receive_ms < math.inf:
+            return
+        with self._lock:
+            self._rates.append(size_bytes / receive_ms * MS_PER_S)
+            self._set_rate(statistics.median(self._rates), LinkSource.TRANSFERS)
+
+    def saw_load(self, queue_ms: float) -> None:
+        """Take in what tasks wait in the cloud of late."""
+        if 0 <= queue_ms < math.inf:  # false for NaN, too
+            with self._lock:
+                self._queue_ms += self._gain * (queue_ms - self._queue_ms)
+
+    def refresh(self) -> None:
+        """Ask the bandwidth service once; where it is away, what is known grows old."""
+        is_told_by_tensors = self._is_sending() or self.now().link.source is LinkSource.GIVEN
+        try:
+            if is_told_by_tensors:
+                told: Echo | LinkEstimate = ping_link(*self._address)
+            else:
+                told = measured = measure_link(*self._address)
+                with self._lock:
+                    self._rates.clear()
+                    self._set_rate(measured.rate_bytes_per_s, LinkSource.PROBE)
+        except NetworkError as exc:
+            if not self._is_away:
+                log.warning("the bandwidth is no longer measured: %s", exc)
+            self._is_away = True
+            return
+        self._is_away = False
+        with self._lock:
+            self._pings_ms.append(told.rtt_ms)
+            self._link = replace(self._link, rtt_ms=min(self._pings_ms))
+        self.saw_load(told.queue_ms)
+
+    def _set_rate(self, rate_bytes_per_s: float, source: LinkSource) -> None:
+        if self._link.source is not LinkSource.GIVEN:
+            self._link = replace(self._link, rate_bytes_per_s=rate_bytes_per_s, source=source)
+            self._since_ms = now_ms()

@@ -1,0 +1,252 @@
+"""A stream of tasks to one cloud: many in flight on one connection, and sent again where the connection is lost.
+
+    submit ──▶ waiting ──sender──▶ in flight ──receiver──▶ answered
+                  ▲                    │
+                  └── connection lost, or cloud busy ──┘
+
+One thread sends, in the order of `submit`; one receives, in whatever order the cloud answers. A task leaves the
+stream exactly once: with its answer, or with the error that ended it. An answer to a task that has left is dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from net.messages import Request
+from net.session import REPLY_TIMEOUT_S, EdgeSession, RemoteResult, SentTask
+from net.transport import Received
+from utils.errors import BusyError, ConnectError, NetworkError, NeurosurgeonError
+from utils.timing import now_ms
+from utils.units import MS_PER_S, s_to_ms
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0  # between attempts to reach a lost cloud; each twice the last
+MAX_LOSSES = 5  # a task that takes the cloud down each time is not sent for ever
+PATIENCE_S = 30.0  # a cloud that restarts loads its networks first
+MIN_RETRY_MS, MAX_RETRY_MS = 5.0, 10_000.0  # whatever a busy cloud says
+RETRY_JITTER = 0.5  # edges that were refused together do not come back together
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A task's answer, and what it took to get it."""
+
+    result: RemoteResult
+    sent_ms: float  # when it began to go out (`now_ms`)
+    answered_ms: float
+    retries: int
+
+
+@dataclass(eq=False)
+class _Flight:
+    """A task that has no answer yet."""
+
+    task: int
+    request: Request
+    tensors: Sequence[Tensor]
+    answer: Future[Answered] = field(default_factory=Future)
+    due_ms: float = 0.0  # not to be sent before
+    sent: SentTask | None = None
+    is_out: bool = False  # taken by the sender
+    losses: int = 0  # connections that were lost while it was on its way
+    refusals: int = 0  # by a busy cloud
+
+
+class TaskStream:
+    """Sends tasks to a cloud and brings their answers; use it in a ``with`` block.
+
+    Args: session: a conversation in which every model has been prepared; the stream owns it from now on.
+          reopen: opens another one when that is lost.
+    """
+
+    def __init__(self, session: EdgeSession, reopen: Callable[[], EdgeSession], patience_s: float = PATIENCE_S) -> None:
+        self._reopen = reopen
+        self._patience_s = patience_s
+        self._changed = threading.Condition()
+        self._flights: dict[int, _Flight] = {}
+        self._session: EdgeSession | None = None
+        self._threads: list[threading.Thread] = []
+        self._closing = threading.Event()
+        self._use(session)
+        self._start(self._send_all, "sender")
+
+    def __enter__(self) -> TaskStream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def submit(self, task: int, request: Request, tensors: Sequence[Tensor]) -> Future[Answered]:
+        """Queue a task to be sent; ``task`` must differ from all that have no answer yet.
+
+        The future fails with what the cloud answered, or with NetworkError when the cloud stays away.
+        """
+        flight = _Flight(task, request, tensors)
+        with self._changed:
+            if self._closing.is_set() or task in self._flights:
+                raise ValueError(f"task {task} is on its way already, or the stream is closed")
+            self._flights[task] = flight
+            self._changed.notify_all()
+        return flight.answer
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether tasks are on their way to the cloud or waiting to be sent."""
+        return bool(self._flights)
+
+    def close(self) -> None:
+        """End the stream; tasks without an answer fail."""
+        self._closing.set()
+        with self._changed:
+            session, self._session = self._session, None
+            self._changed.notify_all()
+        if session:
+            session.close()
+        self._fail(list(self._flights.values()), NetworkError("the stream of tasks was closed"))
+        for thread in self._threads:
+            thread.join()
+
+    # ------------------------------------------------------------ sending
+
+    def _send_all(self) -> None:
+        while flight := self._next_due():
+            session = self._session or self._reconnect()
+            if session is None:
+                continue
+            try:
+                flight.sent = SentTask(now_ms(), 0)  # an answer may come before ``send_task`` returns
+                flight.sent = session.send_task(flight.task, flight.request, flight.tensors)
+            except NetworkError as exc:
+                self._lose(session, exc)
+
+    def _next_due(self) -> _Flight | None:
+        """Return the first task that may be sent, waiting for one; None when the stream closes."""
+        with self._changed:
+            while not self._closing.is_set():
+                waiting = [flight for flight in self._flights.values() if not flight.is_out]
+                next_due = min(waiting, key=lambda flight: flight.due_ms, default=None)
+                wait_s = (next_due.due_ms - now_ms()) / MS_PER_S if next_due else None
+                if next_due and wait_s is not None and wait_s <= 0:
+                    next_due.is_out = True
+                    return next_due
+                self._changed.wait(wait_s)
+        return None
+
+    # ------------------------------------------------------------ receiving
+
+    def _receive_all(self, session: EdgeSession) -> None:
+        try:
+            while True:
+                received = session.receive_answer(REPLY_TIMEOUT_S)
+                flight = self._flights.get(received.task)
+                if flight is None or flight.sent is None:
+                    log.warning("an answer to task %d, which has one already, is dropped", received.task)
+                else:
+                    self._answer(flight, session, flight.sent, received)
+        except NetworkError as exc:
+            self._lose(session, exc)
+
+    def _answer(self, flight: _Flight, session: EdgeSession, sent: SentTask, received: Received) -> None:
+        try:
+            result = session.result_of(received, sent)
+        except BusyError as exc:
+            self._send_later(flight, exc.retry_ms)
+        except NeurosurgeonError as exc:
+            self._fail([flight], exc)
+        else:
+            answered = Answered(result, sent.start_ms, now_ms(), flight.losses + flight.refusals)
+            if self._take(flight):
+                flight.answer.set_result(answered)
+
+    def _send_later(self, flight: _Flight, retry_ms: float) -> None:
+        bounded_ms = max(MIN_RETRY_MS, min(retry_ms, MAX_RETRY_MS))  # in this order NaN becomes the longest
+        pause_ms = bounded_ms * (1 + RETRY_JITTER * random.random())  # noqa: S311  # no secret
+        with self._changed:
+            flight.due_ms = now_ms() + pause_ms
+            flight.is_out, flight.sent = False, None
+            flight.refusals += 1
+            self._changed.notify_all()
+
+    # ------------------------------------------------------------ losing the connection, and finding it again
+
+    def _lose(self, session: EdgeSession, why: NetworkError) -> None:
+        """Give up a connection: what is in flight waits to be sent again."""
+        session.close()
+        with self._changed:
+            if self._session is not session:
+                return  # the other thread was first, or the stream closes
+            self._session = None
+            lost = [flight for flight in self._flights.values() if flight.is_out]
+            for flight in lost:
+                flight.losses += flight.sent is not None
+                flight.is_out, flight.sent = False, None
+            self._changed.notify_all()
+        if lost:
+            log.warning("%s; %d tasks will be sent again", why, len(lost))
+        hopeless = [flight for flight in lost if flight.losses > MAX_LOSSES]
+        self._fail(hopeless, ConnectError(f"the cloud was lost {MAX_LOSSES + 1} times while it had this task: {why}"))
+
+    def _reconnect(self) -> EdgeSession | None:
+        """Return a new conversation with every model prepared; None when the cloud stayed away, or others' weights."""
+        pause_s, start_ms = FIRST_PAUSE_S, now_ms()
+        while not self._closing.is_set():
+            try:
+                return self._use(self._prepared(self._reopen()))
+            except NetworkError as exc:
+                if now_ms() - start_ms > s_to_ms(self._patience_s):
+                    self._fail(list(self._flights.values()), ConnectError(f"the cloud stays away: {exc}"))
+                    return None
+                self._closing.wait(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        return None
+
+    def _prepared(self, session: EdgeSession) -> EdgeSession:
+        """Compare the weights of every model on its way, before any tensor is sent; a model that differs fails."""
+        by_model: dict[str, list[_Flight]] = {}
+        for flight in list(self._flights.values()):
+            by_model.setdefault(flight.request.model, []).append(flight)
+        for flights in by_model.values():
+            request = flights[0].request
+            try:
+                session.ask_to_prepare(request.model, request.point)
+                session.wait_until_ready(request.weights_digest)
+            except NetworkError:
+                session.close()
+                raise
+            except NeurosurgeonError as exc:
+                self._fail(flights, exc)
+        return session
+
+    def _use(self, session: EdgeSession) -> EdgeSession:
+        with self._changed:
+            self._session = session
+        self._start(lambda: self._receive_all(session), "receiver")
+        return session
+
+    # ------------------------------------------------------------ bookkeeping
+
+    def _start(self, run: Callable[[], None], name: str) -> None:
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        self._threads = [known for known in self._threads if known.is_alive()]
+        self._threads.append(thread)
+        thread.start()
+
+    def _take(self, flight: _Flight) -> bool:
+        """Remove a task from those without an answer; False where somebody else was first."""
+        with self._changed:
+            return self._flights.pop(flight.task, None) is flight
+
+    def _fail(self, flights: Iterable[_Flight], why: NeurosurgeonError) -> None:
+        for flight in flights:
+            if self._take(flight):
+                flight.answer.set_exception(why)
