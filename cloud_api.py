@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 import socket
 import sys
 import threading
@@ -15,7 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models.zoo import ZOO, WeightsSource, canonical_name, check_weights_file, model_graph, model_of_weights
+from models.sources import parse_weights
+from models.zoo import canonical_name, model_graph
 from net.messages import Latencies
 from net.net_utils import format_address
 from net.transport import bind, start_listening
@@ -30,7 +30,6 @@ from utils.cli import (
     run_main,
     stop_event,
 )
-from utils.errors import UsageError, WeightsError
 
 if TYPE_CHECKING:  # a busy port is reported before torch is imported
     from utils.inference_utils import CloudEngine
@@ -38,31 +37,6 @@ if TYPE_CHECKING:  # a busy port is reported before torch is imported
 log = logging.getLogger(__name__)
 
 CHECK_S = 1.0  # how often the bandwidth service is looked after
-
-
-def parse_weights(texts: Sequence[str], pretrained: bool) -> dict[str, WeightsSource]:
-    """Return the source of every model's weights; a bare file goes to the model that it fits.
-
-    Raises: UsageError: a file is missing, does not fit, or two are given for one model.
-    """
-    sources = {
-        name: WeightsSource(pretrained=pretrained and entry.torchvision_weights is not None)
-        for name, entry in ZOO.items()
-    }
-    for text in texts:
-        named = re.fullmatch(r"(\w+)=(.+)", text)
-        path = Path(named[2] if named else text)
-        if not path.is_file():
-            raise WeightsError(f"weights file {path} does not exist")
-        if named:
-            model = canonical_name(named[1])
-            check_weights_file(model, path)
-        else:
-            model = model_of_weights(path)
-        if sources[model].file:
-            raise UsageError(f"two weights files for {model}: {sources[model].file} and {path}")
-        sources[model] = WeightsSource(path)
-    return sources
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,25 +21,25 @@ from models.zoo import (
     check_pretrained,
     load_network,
 )
-from net.bandwidth import LinkEstimate, LinkSource
-from net.monitor_client import estimate_link, measure_link
+from net.bandwidth import LinkEstimate
+from net.monitor_client import estimate_link, given_or_measured, measure_link
 from net.session import EdgeSession
 from utils.cli import (
     DEFAULT_IP,
     ServiceProcess,
     add_device,
+    add_link,
+    add_no_correction,
     add_predictor_choice,
     address_parser,
-    non_negative_float,
     non_negative_int,
-    positive_float,
     positive_int,
     run_main,
     typed,
 )
 from utils.images import read_image
 from utils.report import EdgeReport, output_document, print_json
-from utils.units import bytes_per_s_to_mb_per_s, mb_per_s_to_bytes_per_s
+from utils.units import bytes_per_s_to_mb_per_s
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,14 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--pretrained", action="store_true", help="use torchvision's pretrained weights (default: off)")
     parser.add_argument("--point", type=non_negative_int, help="force this partition point (default: the best one)")
-    parser.add_argument("--bandwidth", type=positive_float, help="uplink rate, MB/s (default: measured)")
-    parser.add_argument("--rtt", type=non_negative_float, help="round-trip time, ms (default: measured)")
+    add_link(parser)
     add_predictor_choice(parser, "forest", "linear", "measured")
-    parser.add_argument(
-        "--no-correction",
-        action="store_true",
-        help="predict without what earlier inferences have taught, and learn nothing (default: off)",
-    )
+    add_no_correction(parser)
     parser.add_argument(
         "--local-cloud", action="store_true", help="start a cloud on this machine for this task (default: off)"
     )
@@ -91,7 +86,8 @@ def _run(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         host, port, monitor_port = stack.enter_context(cloud_of(args))
         session = stack.enter_context(EdgeSession.open(host, port))
-        link = find_link(args, session, host, monitor_port)
+        measure = measure_link if args.local_cloud else estimate_link  # a local cloud's port is used once
+        link = given_or_measured(args.bandwidth, args.rtt, session.rtt_ms, lambda: measure(host, monitor_port))
         show.bandwidth(link)
         from edge_task import run_task  # torch takes a second: only when the cloud has answered
 
@@ -159,19 +155,6 @@ def cloud_of(args: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
         command += ["--pretrained"]
     with ServiceProcess(command, services=2) as cloud:
         yield DEFAULT_IP, cloud.ports[0], cloud.ports[1]
-
-
-def find_link(args: argparse.Namespace, session: EdgeSession, host: str, monitor_port: int) -> LinkEstimate:
-    """Return the link: what the user says, else what the bandwidth service measures.
-
-    Raises: NetworkError: neither is to be had.
-    """
-    if args.bandwidth is None:
-        measure = measure_link if args.local_cloud else estimate_link  # a local cloud's port is used once
-        measured = measure(host, monitor_port)
-        return measured if args.rtt is None else dataclasses.replace(measured, rtt_ms=args.rtt)
-    rtt_ms = session.rtt_ms if args.rtt is None else args.rtt
-    return LinkEstimate(mb_per_s_to_bytes_per_s(args.bandwidth), rtt_ms, LinkSource.GIVEN)
 
 
 # ---------------------------------------------------------------- after it

@@ -93,7 +93,7 @@ def run_task(task: Task, session: EdgeSession, link: LinkEstimate, show: EdgeRep
 
     Raises: NetworkError, WeightsError, PlanningError.
     """
-    keys = stage_keys(task, session, link)
+    keys = stage_keys(task, session, link, is_warm=task.repeat > 1)
     corrections = Corrections.load() if task.learns else Corrections()
     plan = plan_task(task, session, link, corrections, keys)
     candidate = plan.best if task.point is None else plan.candidates[task.point]
@@ -135,12 +135,12 @@ class StageKeys(NamedTuple):
     cloud: str
 
 
-def stage_keys(task: Task, session: EdgeSession, link: LinkEstimate) -> StageKeys:
+def stage_keys(task: Task, session: EdgeSession, link: LinkEstimate, *, is_warm: bool) -> StageKeys:
     """Return what the three stages of a task depend on.
 
     The first inference of a process also builds its kernels, so it has corrections of its own.
     """
-    phase = "warm" if task.repeat > 1 else "first"
+    phase = "warm" if is_warm else "first"
     cloud = f"{session.host} {session.cloud.get('device')} {session.cloud.get('threads')} {task.cloud_config}"
     return StageKeys(
         edge=f"{phase} edge {task.model} {task.device} {task.threads} {task.predictor} {task.edge_config}",

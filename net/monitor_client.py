@@ -16,7 +16,8 @@ import socket
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,7 +37,7 @@ from utils.cli import address_parser, run_main
 from utils.errors import DeadlineError, NetworkError, ProtocolError
 from utils.files import cache_directory, replace_file
 from utils.timing import now_ms
-from utils.units import bytes_per_s_to_mb_per_s
+from utils.units import bytes_per_s_to_mb_per_s, mb_per_s_to_bytes_per_s
 
 log = logging.getLogger(__name__)
 
@@ -185,6 +186,21 @@ def _known_links() -> dict[str, list[float]]:
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}
+
+
+def given_or_measured(
+    bandwidth_mb_per_s: float | None, rtt_ms: float | None, hello_ms: float, measure: Callable[[], LinkEstimate]
+) -> LinkEstimate:
+    """Return the link: what the user says, else what ``measure`` finds.
+
+    Args:   hello_ms: a round trip that was seen, for when nothing is measured.
+    Raises: NetworkError: neither is to be had.
+    """
+    if bandwidth_mb_per_s is None:
+        measured = measure()
+        return measured if rtt_ms is None else replace(measured, rtt_ms=rtt_ms)
+    rate_bytes_per_s = mb_per_s_to_bytes_per_s(bandwidth_mb_per_s)
+    return LinkEstimate(rate_bytes_per_s, hello_ms if rtt_ms is None else rtt_ms, LinkSource.GIVEN)
 
 
 def estimate_link(host: str, port: int) -> LinkEstimate:

@@ -87,6 +87,33 @@ def add_predictor_choice(
         )
 
 
+def add_link(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that stand in for a measurement of the link."""
+    parser.add_argument("--bandwidth", type=positive_float, help="uplink rate, MB/s (default: measured)")
+    parser.add_argument("--rtt", type=non_negative_float, help="round-trip time, ms (default: measured)")
+
+
+def add_no_correction(parser: argparse.ArgumentParser) -> None:
+    """Add --no-correction."""
+    parser.add_argument(
+        "--no-correction",
+        action="store_true",
+        help="predict without what earlier inferences have taught, and learn nothing (default: off)",
+    )
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Add where the weights of several models come from."""
+    parser.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="[MODEL=]FILE",
+        help="weights of a model: checkpoint or safetensors; may be repeated (default: fixed-seed weights)",
+    )
+    parser.add_argument("--pretrained", action="store_true", help="use torchvision's pretrained weights (default: off)")
+
+
 def add_objective(parser: argparse.ArgumentParser) -> None:
     """Add --objective."""
     parser.add_argument(

@@ -129,12 +129,17 @@ def stage_timings(runs: Sequence[StageTimes]) -> dict[str, Timing]:
     return {name: Timing.of([getattr(run, name) for run in runs]) for name in STAGE_NAMES}
 
 
+def output_digest(output: Tensor) -> str:
+    """Return what tells two answers apart, to the last bit."""
+    return hashlib.sha256(output.contiguous().numpy().tobytes()).hexdigest()
+
+
 def output_document(output: Tensor, guesses: Sequence[Guess]) -> Json:
     """Return what the JSON interface says of an answer."""
     return {
         "shape": list(output.shape),
         "dtype": str(output.dtype).removeprefix("torch."),
-        "digest": hashlib.sha256(output.contiguous().numpy().tobytes()).hexdigest(),
+        "digest": output_digest(output),
         "top5": [{"index": guess.index, "label": guess.label, "probability": guess.probability} for guess in guesses],
     }
 

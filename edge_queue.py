@@ -1,0 +1,316 @@
+"""A queue of tasks on the edge: each planned for the link of the moment, and edge, uplink and cloud busy at once."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from deployment import Candidate, SplitPlan, plan_split
+from edge_task import StageKeys, Task, cloud_latencies, edge_latencies, stage_keys
+from models.zoo import Network, WeightsSource, load_network
+from net.bandwidth import LinkEstimate
+from net.link_watch import LinkNow, LinkWatch
+from net.messages import Request
+from net.session import EdgeSession
+from net.stream import Answered, TaskStream
+from predictor.chain_search import Objective
+from predictor.correction import Corrections
+from predictor.flow_shop import Schedule, makespan_ms, order_of
+from predictor.latencies import LayerLatencies
+from utils.errors import ConnectError, NeurosurgeonError
+from utils.images import read_image
+from utils.inference_utils import HalfResult, check_crossing, image_input, random_input, run_half
+from utils.queue_report import QueueReport
+from utils.queue_tasks import QueuedTask, Span, TaskResult
+from utils.report import output_digest
+from utils.timing import StageTimes, now_ms
+
+log = logging.getLogger(__name__)
+
+MIN_GAIN = 0.05  # a cut is changed for no less: estimates move by some percent from second to second
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSettings:
+    """How a queue is worked through."""
+
+    weights: Mapping[str, WeightsSource]
+    device: str = "cpu"
+    threads: int | None = None  # None: as many as the edge's predictors were measured with
+    predictor: str = "forest"
+    edge_config: Path | None = None
+    cloud_config: Path | None = None
+    learns: bool = True
+    objective: Objective = Objective.LATENCY
+    schedule: Schedule = Schedule.FIFO
+    in_flight: int = 4
+    hears_load: bool = True  # False: plan as if the cloud were idle
+
+    def task(self, model: str) -> Task:
+        """Return these settings as those of a single task."""
+        return Task(
+            model=model,
+            weights=self.weights.get(model, WeightsSource()),
+            device=self.device,
+            threads=self.threads,
+            predictor=self.predictor,
+            edge_config=self.edge_config,
+            cloud_config=self.cloud_config,
+        )
+
+
+# ---------------------------------------------------------------- models, ready to be planned and run
+
+
+class QueueModel:
+    """One model of the queue: its network, and what its layers take on both sides."""
+
+    def __init__(self, network: Network, edge: LayerLatencies, cloud: LayerLatencies, keys: StageKeys) -> None:
+        self.network = network
+        self.keys = keys
+        self._edge = edge
+        self._cloud = cloud
+        self._point: int | None = None
+        self._points_run: set[int] = set()
+
+    def plan(self, now: LinkNow, corrections: Corrections, settings: QueueSettings) -> SplitPlan:
+        """Return the plan for the link of the moment."""
+        return plan_split(
+            self.network.graph,
+            self._edge.scaled(corrections.factor(self.keys.edge)),
+            self._cloud.scaled(corrections.factor(self.keys.cloud)),
+            now.link.rate_bytes_per_s,
+            now.link.rtt_ms,
+            corrections.factor(self.keys.transfer),
+            queue_ms=now.queue_ms if settings.hears_load else 0.0,
+            objective=settings.objective,
+        )
+
+    def choose(self, plan: SplitPlan) -> Candidate:
+        """Return the candidate to run: that of the last task, unless another pays."""
+        last = plan.best if self._point is None else plan.candidates[self._point]
+        pays = plan.cost_ms(plan.best)[0] < (1 - MIN_GAIN) * plan.cost_ms(last)[0]
+        chosen = plan.best if pays else last
+        self._point = chosen.point
+        return chosen
+
+    def is_first_run(self, point: int) -> bool:
+        """Return whether this cut runs for the first time: such a run also builds kernels, and teaches nothing."""
+        is_first = point not in self._points_run
+        self._points_run.add(point)
+        return is_first
+
+
+def prepare_models(
+    names: Iterable[str], settings: QueueSettings, session: EdgeSession, link: LinkEstimate
+) -> dict[str, QueueModel]:
+    """Return every model of the queue, ready on both sides, with the same weights.
+
+    Raises: WeightsError, NetworkError, PlanningError.
+    """
+    models: dict[str, QueueModel] = {}
+    for name in tqdm(sorted(set(names)), desc="models", unit="model", leave=False, disable=None):
+        task = settings.task(name)
+        session.ask_to_prepare(name, 0)  # the cloud loads the network while we do
+        network = load_network(name, task.weights, task.device)
+        session.wait_until_ready(network.weights_digest)
+        edge, cloud = edge_latencies(task, network.graph), cloud_latencies(task, session, network.graph)
+        models[name] = QueueModel(network, edge, cloud, stage_keys(task, session, link, is_warm=True))
+    return models
+
+
+def in_order(
+    tasks: Sequence[QueuedTask], models: Mapping[str, QueueModel], link: LinkEstimate, settings: QueueSettings
+) -> tuple[list[QueuedTask], dict[str, float]]:
+    """Return the tasks in the order of the schedule, and the makespan (ms) that is predicted of every schedule."""
+    now, nothing_learnt = LinkNow(link, is_stale=False, queue_ms=0.0), Corrections()
+    plans = {name: model.plan(now, nothing_learnt, settings) for name, model in models.items()}
+    busy = [plans[task.model].best.busy for task in tasks]
+    orders = {schedule: order_of(schedule, busy) for schedule in Schedule}
+    predicted = {str(name): makespan_ms(busy[index] for index in order) for name, order in orders.items()}
+    return [tasks[index] for index in orders[settings.schedule]], predicted
+
+
+# ---------------------------------------------------------------- the queue at work
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A task whose edge half has run."""
+
+    model: QueueModel
+    candidate: Candidate
+    half: HalfResult
+    known: TaskResult  # all that is known so far
+    teaches: bool
+
+
+class QueueRun:
+    """Works through tasks: this thread computes edge halves, a stream sends them and brings the answers.
+
+    At most ``in_flight`` tasks are begun and without an answer: each holds a slot until its result is there.
+    """
+
+    def __init__(
+        self,
+        settings: QueueSettings,
+        models: Mapping[str, QueueModel],
+        stream: TaskStream,
+        watch: LinkWatch,
+        report: QueueReport,
+    ) -> None:
+        self._settings = settings
+        self._models = models
+        self._stream = stream
+        self._watch = watch
+        self._report = report
+        self._corrections = Corrections.load() if settings.learns else Corrections()
+        self._lock = threading.Lock()
+        self._results: list[TaskResult] = []
+        self._slots: SimpleQueue[_Begun | None] = (
+            SimpleQueue()
+        )  # a slot comes back free, or with a task of a lost cloud
+        self._cloud_is_lost = False
+        self._start_ms = now_ms()
+        for _ in range(settings.in_flight):
+            self._slots.put(None)
+
+    def run(self, tasks: Sequence[QueuedTask], should_stop: Callable[[], bool] = lambda: False) -> list[TaskResult]:
+        """Return the results of the tasks, in the order in which they came; stops early with what is in flight."""
+        self._start_ms = now_ms()
+        for task in tasks:
+            self._wait_for_slot()
+            if should_stop():
+                self._slots.put(None)
+                break
+            self._begin(task)
+        for _ in range(self._settings.in_flight):
+            self._wait_for_slot()
+        if self._settings.learns:
+            self._corrections.save()
+        return self._results
+
+    def _wait_for_slot(self) -> None:
+        begun = self._slots.get()
+        if begun:
+            self._run_here(begun)
+
+    def _begin(self, task: QueuedTask) -> None:
+        try:
+            tensor = image_input(read_image(task.image)) if task.image else random_input()
+            begun = self._run_edge_half(task, tensor)
+        except NeurosurgeonError as exc:
+            self._finish(TaskResult(task, error=str(exc)))
+            return
+        if not begun.candidate.crossing_bytes:
+            self._finish(self._answered_here(begun.known, begun.half.tensors[0]))
+            return
+        network = begun.model.network
+        request = Request(network.name, begun.candidate.point, network.weights_digest)
+        answer = self._stream.submit(task.id, request, begun.half.tensors)
+        answer.add_done_callback(partial(self._take_answer, begun))
+
+    def _run_edge_half(self, task: QueuedTask, tensor: Tensor) -> _Begun:
+        model, now = self._models[task.model], self._watch.now()
+        self._report.show_state(now.link.rate_bytes_per_s, now.queue_ms)
+        with self._lock:
+            plan = model.plan(now, self._corrections, self._settings)
+        candidate = plan.candidates[-1] if self._cloud_is_lost else model.choose(plan)
+        teaches = self._settings.learns and not model.is_first_run(candidate.point)
+        start_ms = now_ms()
+        half = run_half(model.network.cut(candidate.point).edge, [tensor], self._settings.device)
+        known = TaskResult(
+            task,
+            point=candidate.point,
+            layer=candidate.layer,
+            layers=len(plan.graph.layers),
+            rate_bytes_per_s=now.link.rate_bytes_per_s,
+            rate_age_s=now.link.age_s,
+            rate_is_stale=now.is_stale,
+            best_total_ms=plan.best.stages.total_ms,
+            predicted=candidate.stages,
+            measured=StageTimes(half.latency_ms, 0.0, 0.0),
+            spans=(self._span(start_ms, now_ms()),),
+        )
+        if teaches:
+            self._learn(model.keys.edge, candidate.busy.edge_ms, half.latency_ms)
+        return _Begun(model, candidate, half, known, teaches)
+
+    # ------------------------------------------------------------ answers, on the stream's threads
+
+    def _take_answer(self, begun: _Begun, answer: Future[Answered]) -> None:
+        try:
+            result = self._answered_there(begun, answer.result())
+        except ConnectError as exc:
+            if not self._cloud_is_lost:
+                log.warning("%s; the rest of the queue runs here", exc)
+            self._cloud_is_lost = True
+            self._slots.put(begun)
+        except NeurosurgeonError as exc:
+            self._finish(replace(begun.known, error=str(exc)))
+        else:
+            self._finish(result)
+
+    def _answered_there(self, begun: _Begun, answered: Answered) -> TaskResult:
+        remote = answered.result
+        check_crossing([begun.model.network.graph.output], remote.tensors)
+        self._watch.saw_transfer(remote.sent_bytes, remote.receive_ms)
+        self._watch.saw_load(remote.load_queue_ms)
+        if begun.teaches:
+            self._learn(begun.model.keys.cloud, begun.candidate.busy.cloud_ms, remote.compute_ms)
+            if self._settings.in_flight == 1:  # otherwise tensors also wait for each other
+                self._learn(begun.model.keys.transfer, begun.candidate.stages.transfer_ms, remote.transfer_ms)
+        known, done_ms = begun.known, answered.answered_ms
+        return replace(
+            known,
+            measured=StageTimes(known.measured.edge_ms, remote.transfer_ms, remote.cloud_ms),
+            spans=(
+                *known.spans,
+                self._span(answered.sent_ms, answered.sent_ms + remote.transfer_ms),
+                self._span(done_ms - remote.compute_ms, done_ms),
+            ),
+            retries=answered.retries,
+            where="split" if begun.candidate.point else "cloud",
+            **_described(remote.tensors[0]),
+        )
+
+    # ------------------------------------------------------------ answers of this side
+
+    def _answered_here(self, known: TaskResult, output: Tensor) -> TaskResult:
+        return replace(known, where="edge", **_described(output))
+
+    def _run_here(self, begun: _Begun) -> None:
+        """Run the rest of a task that the cloud was lost with."""
+        half = run_half(begun.model.network.cut(begun.candidate.point).cloud, begun.half.tensors, self._settings.device)
+        edge_ms = begun.known.measured.edge_ms + half.latency_ms
+        done = replace(begun.known, measured=StageTimes(edge_ms, 0.0, 0.0))
+        self._finish(self._answered_here(done, half.tensors[0]))
+
+    # ------------------------------------------------------------ bookkeeping
+
+    def _finish(self, result: TaskResult) -> None:
+        with self._lock:
+            self._results.append(result)
+        self._report.task_done(result)
+        self._slots.put(None)
+
+    def _learn(self, key: str, predicted_ms: float, measured_ms: float) -> None:
+        with self._lock:
+            self._corrections.learn(key, predicted_ms / self._corrections.factor(key), measured_ms)
+
+    def _span(self, start_ms: float, end_ms: float) -> Span:
+        return Span(start_ms - self._start_ms, end_ms - self._start_ms)
+
+
+def _described(output: Tensor) -> dict[str, Any]:
+    return {"output_digest": output_digest(output), "top1": int(output.argmax())}

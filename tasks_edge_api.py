@@ -1,0 +1,223 @@
+"""The edge with a queue of tasks: each is split for the bandwidth of the moment, and many are in flight at once.
+
+python tasks_edge_api.py -i 127.0.0.1 -p 9999 -d cpu
+python tasks_edge_api.py --input-dir photos -t mobile_net alex_net --objective throughput --plot queue.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from models.sources import parse_weights
+from models.zoo import ZOO, canonical_name
+from net.link_watch import LinkWatch
+from net.monitor_client import estimate_link, given_or_measured
+from net.session import EdgeSession
+from net.stream import TaskStream
+from predictor.chain_search import Objective
+from predictor.flow_shop import Schedule
+from utils.cli import (
+    EXIT_INTERRUPTED,
+    add_device,
+    add_link,
+    add_no_correction,
+    add_objective,
+    add_predictor_choice,
+    add_weights,
+    address_parser,
+    positive_float,
+    positive_int,
+    run_main,
+    typed,
+)
+from utils.errors import NeurosurgeonError
+from utils.queue_report import QueueReport, print_summary
+from utils.queue_results import QueueSummary, queue_document, queue_sheets, summarise
+from utils.queue_tasks import QueuedTask, draw_tasks, read_task_file, tasks_of_directory
+from utils.report import print_json
+from utils.timing import now_ms
+
+if TYPE_CHECKING:
+    from edge_queue import QueueSettings
+    from utils.queue_tasks import TaskResult
+
+log = logging.getLogger(__name__)
+
+DEFAULT_TASKS = 40
+DEFAULT_IN_FLIGHT = 4
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_main(queue_parser(), argv, _run)
+
+
+def queue_parser() -> argparse.ArgumentParser:
+    """Return the parser of this command line."""
+    parser = address_parser("tasks_edge_api.py", __doc__, monitor_port=True)
+    add_device(parser)
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--tasks", type=positive_int, default=DEFAULT_TASKS, help=f"random tasks to draw (default: {DEFAULT_TASKS})"
+    )
+    source.add_argument("--task-file", type=Path, metavar="FILE", help="tasks, one a line: MODEL [IMAGE]")
+    source.add_argument("--input-dir", type=Path, metavar="DIR", help="every image in it is a task")
+    parser.add_argument("--seed", type=int, help="of the random tasks (default: others every time)")
+    parser.add_argument(
+        "-t",
+        "--type",
+        type=typed(canonical_name),
+        nargs="+",
+        default=list(ZOO),
+        metavar="MODEL",
+        help="models of random tasks, and in turn of --input-dir (default: all)",
+    )
+    add_weights(parser)
+    add_link(parser)
+    parser.add_argument(
+        "--monitor-interval",
+        type=positive_float,
+        default=1.0,
+        help="seconds between bandwidth measurements (default: 1)",
+    )
+    add_predictor_choice(parser, "forest", "linear", "measured")
+    add_no_correction(parser)
+    parser.add_argument(
+        "--no-load-feedback", action="store_true", help="plan as if the cloud were always idle (default: off)"
+    )
+    parser.add_argument(
+        "--in-flight",
+        type=positive_int,
+        default=DEFAULT_IN_FLIGHT,
+        help=f"tasks begun and without an answer, at most; 1: one after the other (default: {DEFAULT_IN_FLIGHT})",
+    )
+    add_objective(parser)
+    parser.add_argument(
+        "--schedule",
+        choices=("fifo", "johnson"),
+        default="fifo",
+        help="order of the tasks: as they come, or Johnson's, for the shortest makespan (default: fifo)",
+    )
+    parser.add_argument("--excel", type=Path, metavar="FILE.xlsx", help="save a row for each task, and the summary")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw bandwidth, cuts and stages over time")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout (default: lines)")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    out = sys.stderr if args.json else sys.stdout
+    tasks, settings = tasks_of(args), settings_of(args)
+    interrupts = count_interrupts()
+    open_session = partial(EdgeSession.open, args.ip, args.port)
+    session = open_session()
+    link = given_or_measured(
+        args.bandwidth, args.rtt, session.rtt_ms, lambda: estimate_link(args.ip, args.monitor_port)
+    )
+    from edge_queue import QueueRun, in_order, prepare_models  # torch takes a second: only when the cloud has answered
+
+    models = prepare_models((task.model for task in tasks), settings, session, link)
+    ordered, predicted_ms = in_order(tasks, models, link, settings)
+    with (
+        TaskStream(session, open_session) as stream,
+        LinkWatch(
+            args.ip, args.monitor_port, link, interval_s=args.monitor_interval, is_sending=lambda: stream.is_sending
+        ) as watch,
+        QueueReport(ordered, out) as report,
+    ):
+        report.start()
+        start_ms = now_ms()
+        results = QueueRun(settings, models, stream, watch, report).run(ordered, interrupts.is_set)
+        makespan_ms = now_ms() - start_ms
+    summary = summarise(
+        results,
+        makespan_ms=makespan_ms,
+        objective=args.objective,
+        schedule=args.schedule,
+        predicted_makespan_ms=predicted_ms,
+    )
+    print_summary(summary, out)
+    save(args, results, summary)
+    if interrupts.is_set():
+        return EXIT_INTERRUPTED
+    return 0 if all(result.is_finished for result in results) else NeurosurgeonError.exit_code
+
+
+def tasks_of(args: argparse.Namespace) -> list[QueuedTask]:
+    """Return the tasks that the command line describes.
+
+    Raises: UsageError.
+    """
+    if args.task_file:
+        return read_task_file(args.task_file)
+    if args.input_dir:
+        return tasks_of_directory(args.input_dir, args.type)
+    return draw_tasks(args.tasks, args.seed, args.type)
+
+
+def settings_of(args: argparse.Namespace) -> QueueSettings:
+    """Return how the command line wants the queue to be worked through.
+
+    Raises: UsageError: weights that are not there or do not fit.
+    """
+    from edge_queue import QueueSettings
+
+    if args.device == "cuda":
+        from utils.inference_utils import check_device
+
+        check_device(args.device)
+    return QueueSettings(
+        weights=parse_weights(args.weights, args.pretrained),
+        device=args.device,
+        threads=args.threads,
+        predictor=args.predictor,
+        edge_config=args.edge_config,
+        cloud_config=args.cloud_config,
+        learns=not args.no_correction,
+        objective=Objective(args.objective),
+        schedule=Schedule(args.schedule),
+        in_flight=args.in_flight,
+        hears_load=not args.no_load_feedback,
+    )
+
+
+def count_interrupts() -> threading.Event:
+    """Return an event that the first Ctrl-C sets, so that what is in flight is finished; the second ends at once."""
+    interrupted = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+        log.warning("finishing what is in flight; Ctrl-C again to stop now")
+
+    signal.signal(signal.SIGINT, handle)
+    return interrupted
+
+
+def save(args: argparse.Namespace, results: Sequence[TaskResult], summary: QueueSummary) -> None:
+    """Write what the command line asks for.
+
+    Raises: UsageError: a file cannot be written.
+    """
+    if args.json:
+        print_json(queue_document(results, summary))
+    if args.excel:
+        from utils.excel_utils import save_tables
+
+        save_tables(args.excel, queue_sheets(results, summary))
+    if args.plot:
+        from utils.plots import plot_queue
+
+        plot_queue(args.plot, results)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
