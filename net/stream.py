@@ -169,7 +169,7 @@ class TaskStream:
                 flight.answer.set_result(answered)
 
     def _send_later(self, flight: _Flight, retry_ms: float) -> None:
-        bounded_ms = max(MIN_RETRY_MS, min(retry_ms, MAX_RETRY_MS))  # in this order NaN becomes the longest
+        bounded_ms = max(MIN_RETRY_MS, min(retry_ms, MAX_RETRY_MS))  # in this order NaN becomes the shortest
         pause_ms = bounded_ms * (1 + RETRY_JITTER * random.random())  # noqa: S311  # no secret
         with self._changed:
             flight.due_ms = now_ms() + pause_ms

@@ -1,0 +1,151 @@
+"""What is known of the link between measurements: passive samples, age, load, and a service that is away."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from net import link_watch
+from net.bandwidth import Echo, LinkEstimate, LinkSource
+from net.link_watch import KEPT_PINGS, LinkWatch
+from utils.errors import ConnectError
+
+FIRST = LinkEstimate(1e6, 20.0)
+
+
+class Clock:
+    """A clock that only moves when told to."""
+
+    def __init__(self) -> None:
+        self.ms = 1000.0
+
+    def __call__(self) -> float:
+        return self.ms
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(link_watch, "now_ms", clock)
+    return clock
+
+
+def measures(monkeypatch: pytest.MonkeyPatch, *estimates: LinkEstimate, echo: Echo | None = None) -> list[str]:
+    """Let the bandwidth service answer these estimates and pings; return the list of what was asked."""
+    asked: list[str] = []
+    left = iter(estimates)
+
+    def measure(host: str, port: int) -> LinkEstimate:
+        asked.append("probe")
+        return next(left)
+
+    def ping(host: str, port: int) -> Echo:
+        asked.append("ping")
+        assert echo
+        return echo
+
+    monkeypatch.setattr(link_watch, "measure_link", measure)
+    monkeypatch.setattr(link_watch, "ping_link", ping)
+    return asked
+
+
+def test_a_measurement_is_the_newest_estimate_and_grows_old(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = LinkWatch("cloud", 1, FIRST)
+    measures(monkeypatch, LinkEstimate(3e6, 10.0))
+    watch.refresh()
+    now = watch.now()
+    assert (now.link.rate_bytes_per_s, now.link.rtt_ms, now.link.age_s, now.is_stale) == (3e6, 10.0, 0.0, False)
+    clock.ms += 2900
+    assert (watch.now().link.age_s, watch.now().is_stale) == (pytest.approx(2.9), False)
+    clock.ms += 200
+    assert watch.now().is_stale
+
+
+def test_an_old_first_value_is_stale_at_once(clock: Clock) -> None:
+    first = LinkEstimate(1e6, 20.0, LinkSource.LAST, age_s=3600.0)
+    assert LinkWatch("cloud", 1, first).now().is_stale
+
+
+def test_what_the_user_says_stays(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = LinkWatch("cloud", 1, LinkEstimate(5e5, 50.0, LinkSource.GIVEN))
+    asked = measures(monkeypatch, echo=Echo(60.0, 0.0))
+    watch.refresh()
+    watch.saw_transfer(10**6, 10.0)
+    clock.ms += 1e6
+    assert watch.now().link == LinkEstimate(5e5, 50.0, LinkSource.GIVEN)
+    assert not watch.now().is_stale
+    assert asked == ["ping"]
+
+
+def test_the_median_of_the_last_transfers_is_the_rate(clock: Clock) -> None:
+    watch = LinkWatch("cloud", 1, FIRST)
+    for receive_ms in (100.0, 50.0, 1000.0):
+        watch.saw_transfer(200_000, receive_ms)
+    assert watch.now().link.rate_bytes_per_s == pytest.approx(2e6)
+    assert watch.now().link.source is LinkSource.TRANSFERS
+
+
+@pytest.mark.parametrize(("size_bytes", "receive_ms"), [(1000, 10.0), (10**6, 0.1), (10**6, float("nan"))])
+def test_a_transfer_that_tells_nothing_is_left_out(clock: Clock, size_bytes: int, receive_ms: float) -> None:
+    watch = LinkWatch("cloud", 1, FIRST)
+    watch.saw_transfer(size_bytes, receive_ms)
+    assert watch.now().link == FIRST
+
+
+def test_no_probe_competes_with_tensors(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = LinkWatch("cloud", 1, FIRST, is_sending=lambda: True)
+    asked = measures(monkeypatch, echo=Echo(30.0, 8.0))
+    watch.refresh()
+    assert asked == ["ping"]
+    assert watch.now().link.rate_bytes_per_s == FIRST.rate_bytes_per_s
+    assert 0 < watch.now().queue_ms < 8.0
+
+
+def test_the_shortest_of_the_last_pings_is_the_round_trip(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = LinkWatch("cloud", 1, FIRST, is_sending=lambda: True)
+    measures(monkeypatch, echo=Echo(35.0, 0.0))
+    for _ in range(KEPT_PINGS - 1):
+        watch.refresh()
+    assert watch.now().link.rtt_ms == 20.0
+    watch.refresh()
+    assert watch.now().link.rtt_ms == 35.0
+
+
+def test_load_follows_smoothly(clock: Clock) -> None:
+    watch = LinkWatch("cloud", 1, FIRST)
+    watch.saw_load(float("nan"))
+    assert watch.now().queue_ms == 0.0
+    seen = []
+    for _ in range(40):
+        watch.saw_load(100.0)
+        seen.append(watch.now().queue_ms)
+    assert seen == sorted(seen)
+    assert seen[0] <= 50.0
+    assert seen[-1] == pytest.approx(100.0, rel=0.01)
+
+
+def test_a_service_that_is_away_is_said_once_and_the_value_kept(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(host: str, port: int) -> LinkEstimate:
+        raise ConnectError("nobody there")
+
+    monkeypatch.setattr(link_watch, "measure_link", away)
+    watch = LinkWatch("cloud", 1, FIRST)
+    watch.refresh()
+    watch.refresh()
+    assert watch.now().link == FIRST
+    assert caplog.text.count("no longer measured") == 1
+
+
+def test_the_link_is_measured_in_the_background_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = threading.Event()
+
+    def measure(host: str, port: int) -> LinkEstimate:
+        measured.set()
+        return LinkEstimate(7e6, 1.0)
+
+    monkeypatch.setattr(link_watch, "measure_link", measure)
+    with LinkWatch("cloud", 1, FIRST, interval_s=0.01):
+        assert measured.wait(20.0)

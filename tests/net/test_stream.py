@@ -1,0 +1,223 @@
+"""A stream of tasks against clouds that reorder, refuse, forget, die and come back."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from net import stream as stream_module
+from net.messages import ErrorReply, Hello, Prepare, Ready, Reply, Request
+from net.session import EdgeSession
+from net.stream import TaskStream
+from net.transport import Connection, Received, accepted, stop_accepting
+from utils.errors import ConnectError, NetworkError, PeerGoneError, RemoteError, WeightsError
+
+WAIT_S = 20.0
+REQUEST = Request("le_net", 3, "digest")
+Script = Callable[[Connection, Received], None]
+
+
+def reply_to(connection: Connection, received: Received) -> None:
+    """Answer a task with the double of its tensor."""
+    connection.send(Reply(0.0, 0.0, 0.0, 0.0), [received.tensors[0] * 2], received.task)
+
+
+class ScriptedCloud:
+    """A cloud whose conversations follow one script each, the last one for all that come later."""
+
+    def __init__(self, listener: socket.socket, *scripts: Script, digest: str = "digest") -> None:
+        self.scripts = scripts
+        self.digest = digest
+        self.prepared: list[str] = []
+        self.tasks: list[int] = []
+        self._listener = listener
+        self._threads: list[threading.Thread] = []
+
+    def serve(self) -> None:
+        for number, (sock, _) in enumerate(accepted(self._listener)):
+            script = self.scripts[min(number, len(self.scripts) - 1)]
+            thread = threading.Thread(target=self._converse, args=(Connection(sock), script))
+            thread.start()
+            self._threads.append(thread)
+        for thread in self._threads:
+            thread.join()
+
+    def _converse(self, connection: Connection, script: Script) -> None:
+        with connection:
+            try:
+                connection.receive(WAIT_S)
+                connection.send(Hello.of())
+                while True:
+                    received = connection.receive(WAIT_S)
+                    if isinstance(received.message, Prepare):
+                        self.prepared.append(received.message.model)
+                        connection.send(Ready(received.message.model, received.message.point, self.digest))
+                    else:
+                        self.tasks.append(received.task)
+                        script(connection, received)
+            except NetworkError:
+                pass
+
+
+@contextmanager
+def streaming(listener: socket.socket, *scripts: Script, **options: Any) -> Iterator[tuple[TaskStream, ScriptedCloud]]:
+    """A stream to a scripted cloud; both are gone after the block."""
+    cloud = ScriptedCloud(listener, *scripts)
+    server = threading.Thread(target=cloud.serve)
+    server.start()
+    host, port = listener.getsockname()
+
+    def connect() -> EdgeSession:
+        return EdgeSession.open(host, port)
+
+    try:
+        with TaskStream(connect(), connect, **options) as stream:
+            yield stream, cloud
+    finally:
+        stop_accepting(listener)
+        server.join()
+
+
+def submit(stream: TaskStream, *tasks: int, request: Request = REQUEST) -> list[Any]:
+    return [stream.submit(task, request, [torch.tensor([float(task)])]) for task in tasks]
+
+
+def values(answers: list[Any]) -> list[float]:
+    return [answer.result(WAIT_S).result.tensors[0].item() for answer in answers]
+
+
+def test_answers_in_any_order_find_their_tasks(listener: socket.socket) -> None:
+    waiting: list[Received] = []
+
+    def reversed_order(connection: Connection, received: Received) -> None:
+        waiting.append(received._replace(tensors=[tensor.clone() for tensor in received.tensors]))
+        if len(waiting) == 3:
+            for one in reversed(waiting):
+                reply_to(connection, one)
+
+    with streaming(listener, reversed_order) as (stream, _):
+        assert values(submit(stream, 7, 8, 9)) == [14.0, 16.0, 18.0]
+        assert not stream.is_sending
+
+
+def test_a_busy_cloud_is_asked_again(listener: socket.socket) -> None:
+    refusals = iter([True, True, False])
+
+    def busy_twice(connection: Connection, received: Received) -> None:
+        if next(refusals):
+            connection.send(ErrorReply("busy", "64 tasks wait", 1.0), task=received.task)
+        else:
+            reply_to(connection, received)
+
+    with streaming(listener, busy_twice) as (stream, cloud):
+        (answer,) = submit(stream, 1)
+        assert values([answer]) == [2.0]
+        assert answer.result().retries == 2
+        assert cloud.tasks == [1, 1, 1]
+
+
+def test_a_refused_task_fails_alone(listener: socket.socket) -> None:
+    def refuse_the_second(connection: Connection, received: Received) -> None:
+        if received.task == 2:
+            connection.send(ErrorReply("internal", "it broke"), task=2)
+        else:
+            reply_to(connection, received)
+
+    with streaming(listener, refuse_the_second) as (stream, _):
+        first, second, third = submit(stream, 1, 2, 3)
+        assert values([first, third]) == [2.0, 6.0]
+        with pytest.raises(RemoteError, match="it broke"):
+            second.result(WAIT_S)
+
+
+def test_tasks_of_a_lost_connection_are_sent_again_and_answered_once(listener: socket.socket) -> None:
+    def answer_one_and_die(connection: Connection, received: Received) -> None:
+        if received.task == 1:
+            reply_to(connection, received)
+        else:
+            raise PeerGoneError("the script ends here")
+
+    with streaming(listener, answer_one_and_die, reply_to) as (stream, cloud):
+        answers = submit(stream, 1, 2, 3, 4)
+        assert values(answers) == [2.0, 4.0, 6.0, 8.0]
+        assert cloud.prepared == ["le_net"]  # the weights are compared again before any tensor is sent
+        assert answers[1].result().retries == 1
+        assert cloud.tasks.count(1) == 1
+
+
+def test_an_answer_that_comes_twice_counts_once(listener: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
+    def stammer(connection: Connection, received: Received) -> None:
+        reply_to(connection, received)
+        reply_to(connection, received)
+
+    with streaming(listener, stammer) as (stream, _):
+        assert values(submit(stream, 1)) == [2.0]
+        assert values(submit(stream, 2)) == [4.0]
+    assert "dropped" in caplog.text
+
+
+def test_other_weights_behind_a_new_connection_fail_their_tasks(listener: socket.socket) -> None:
+    def die(connection: Connection, received: Received) -> None:
+        raise PeerGoneError("the script ends here")
+
+    with streaming(listener, die, reply_to) as (stream, cloud):
+        cloud.digest = "another digest"
+        (answer,) = submit(stream, 1)
+        with pytest.raises(WeightsError, match="different weights of le_net"):
+            answer.result(WAIT_S)
+        assert cloud.tasks == [1]
+
+
+def test_a_cloud_that_stays_away_fails_its_tasks(listener: socket.socket) -> None:
+    def leave_for_good(connection: Connection, received: Received) -> None:
+        stop_accepting(listener)
+        raise PeerGoneError("the script ends here")
+
+    with streaming(listener, leave_for_good, patience_s=0.0) as (stream, _):
+        for answer in submit(stream, 1, 2):
+            with pytest.raises(ConnectError, match="the cloud stays away"):
+                answer.result(WAIT_S)
+
+
+def test_a_task_that_takes_every_connection_down_is_given_up(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(connection: Connection, received: Received) -> None:
+        raise PeerGoneError("the script ends here")
+
+    monkeypatch.setattr(stream_module, "MAX_LOSSES", 2)
+    with streaming(listener, die) as (stream, cloud):
+        (answer,) = submit(stream, 1)
+        with pytest.raises(ConnectError, match="was lost 3 times"):
+            answer.result(WAIT_S)
+        assert cloud.tasks == [1, 1, 1]
+
+
+def test_closing_fails_what_has_no_answer(listener: socket.socket) -> None:
+    with streaming(listener, lambda connection, received: None) as (stream, _):
+        (answer,) = submit(stream, 1)
+    with pytest.raises(NetworkError, match="closed"):
+        answer.result(0)
+    with pytest.raises(ValueError, match="closed"):
+        submit(stream, 2)
+
+
+@pytest.mark.parametrize("hint_ms", [float("nan"), -5.0, 1e30])
+def test_a_senseless_hint_is_bounded(listener: socket.socket, hint_ms: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_module, "MAX_RETRY_MS", 20.0)
+    hints = iter([True, False])
+
+    def busy_once(connection: Connection, received: Received) -> None:
+        if next(hints):
+            connection.send(ErrorReply("busy", "later", hint_ms), task=received.task)
+        else:
+            reply_to(connection, received)
+
+    with streaming(listener, busy_once) as (stream, _):
+        assert values(submit(stream, 1)) == [2.0]
