@@ -7,11 +7,12 @@ python tasks_edge_api.py --input-dir photos -t mobile_net alex_net --objective t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -115,7 +116,6 @@ def queue_parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace) -> int:
     out = sys.stderr if args.json else sys.stdout
     tasks, settings = tasks_of(args), settings_of(args)
-    interrupts = count_interrupts()
     open_session = partial(EdgeSession.open, args.ip, args.port)
     session = open_session()
     link = given_or_measured(
@@ -126,6 +126,7 @@ def _run(args: argparse.Namespace) -> int:
     models = prepare_models((task.model for task in tasks), settings, session, link)
     ordered, predicted_ms = in_order(tasks, models, link, settings)
     with (
+        patient_interrupts() as interrupted,
         TaskStream(session, open_session) as stream,
         LinkWatch(
             args.ip, args.monitor_port, link, interval_s=args.monitor_interval, is_sending=lambda: stream.is_sending
@@ -134,7 +135,7 @@ def _run(args: argparse.Namespace) -> int:
     ):
         report.start()
         start_ms = now_ms()
-        results = QueueRun(settings, models, stream, watch, report).run(ordered, interrupts.is_set)
+        results = QueueRun(settings, models, stream, watch, report).run(ordered, interrupted.is_set)
         makespan_ms = now_ms() - start_ms
     summary = summarise(
         results,
@@ -145,7 +146,7 @@ def _run(args: argparse.Namespace) -> int:
     )
     print_summary(summary, out)
     save(args, results, summary)
-    if interrupts.is_set():
+    if interrupted.is_set():
         return EXIT_INTERRUPTED
     return 0 if all(result.is_finished for result in results) else NeurosurgeonError.exit_code
 
@@ -188,8 +189,9 @@ def settings_of(args: argparse.Namespace) -> QueueSettings:
     )
 
 
-def count_interrupts() -> threading.Event:
-    """Return an event that the first Ctrl-C sets, so that what is in flight is finished; the second ends at once."""
+@contextlib.contextmanager
+def patient_interrupts() -> Iterator[threading.Event]:
+    """Yield an event that the first Ctrl-C sets, so that what is in flight is finished; the second ends at once."""
     interrupted = threading.Event()
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -198,8 +200,11 @@ def count_interrupts() -> threading.Event:
         interrupted.set()
         log.warning("finishing what is in flight; Ctrl-C again to stop now")
 
-    signal.signal(signal.SIGINT, handle)
-    return interrupted
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def save(args: argparse.Namespace, results: Sequence[TaskResult], summary: QueueSummary) -> None:

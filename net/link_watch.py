@@ -119,7 +119,8 @@ class LinkWatch:
         self._is_away = False
         with self._lock:
             self._pings_ms.append(told.rtt_ms)
-            self._link = replace(self._link, rtt_ms=min(self._pings_ms))
+            if self._link.source is not LinkSource.GIVEN:
+                self._link = replace(self._link, rtt_ms=min(self._pings_ms))
         self.saw_load(told.queue_ms)
 
     def _set_rate(self, rate_bytes_per_s: float, source: LinkSource) -> None:

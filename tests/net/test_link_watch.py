@@ -69,7 +69,7 @@ def test_an_old_first_value_is_stale_at_once(clock: Clock) -> None:
 
 def test_what_the_user_says_stays(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = LinkWatch("cloud", 1, LinkEstimate(5e5, 50.0, LinkSource.GIVEN))
-    asked = measures(monkeypatch, echo=Echo(60.0, 0.0))
+    asked = measures(monkeypatch, echo=Echo(5.0, 0.0))
     watch.refresh()
     watch.saw_transfer(10**6, 10.0)
     clock.ms += 1e6
