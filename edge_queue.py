@@ -25,7 +25,7 @@ from net.session import EdgeSession
 from net.stream import Answered, TaskStream
 from predictor.chain_search import Objective
 from predictor.correction import Corrections
-from predictor.flow_shop import Schedule, makespan_ms, order_of
+from predictor.flow_shop import Schedule, StageLoads, makespan_ms, order_of
 from predictor.latencies import LayerLatencies
 from utils.errors import ConnectError, NeurosurgeonError
 from utils.images import read_image
@@ -80,7 +80,6 @@ class QueueModel:
         self.keys = keys
         self._edge = edge
         self._cloud = cloud
-        self._point: int | None = None
         self._points_run: set[int] = set()
 
     def plan(self, now: LinkNow, corrections: Corrections, settings: QueueSettings) -> SplitPlan:
@@ -96,19 +95,36 @@ class QueueModel:
             objective=settings.objective,
         )
 
-    def choose(self, plan: SplitPlan) -> Candidate:
-        """Return the candidate to run: that of the last task, unless another pays."""
-        last = plan.best if self._point is None else plan.candidates[self._point]
-        pays = plan.cost_ms(plan.best)[0] < (1 - MIN_GAIN) * plan.cost_ms(last)[0]
-        chosen = plan.best if pays else last
-        self._point = chosen.point
-        return chosen
-
     def is_first_run(self, point: int) -> bool:
         """Return whether this cut runs for the first time: such a run also builds kernels, and teaches nothing."""
         is_first = point not in self._points_run
         self._points_run.add(point)
         return is_first
+
+
+class Chooser:
+    """Chooses the cut of each task of a queue, given those of the tasks before."""
+
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+        self._points: dict[str, int] = {}
+        self._loads = StageLoads()
+
+    def choose(self, plan: SplitPlan) -> Candidate:
+        """Return the candidate to run.
+
+        For throughput, the one that loads edge, link and cloud most evenly. For latency, the one of the model's last
+        task, unless another pays.
+        """
+        if self._objective is Objective.THROUGHPUT:
+            chosen = plan.candidates[self._loads.lightest([candidate.busy for candidate in plan.candidates])]
+            self._loads.add(chosen.busy)
+            return chosen
+        last = plan.candidates[self._points.get(plan.graph.model, plan.best.point)]
+        pays = plan.best.stages.total_ms < (1 - MIN_GAIN) * last.stages.total_ms
+        chosen = plan.best if pays else last
+        self._points[plan.graph.model] = chosen.point
+        return chosen
 
 
 def prepare_models(
@@ -135,7 +151,8 @@ def in_order(
     """Return the tasks in the order of the schedule, and the makespan (ms) that is predicted of every schedule."""
     now, nothing_learnt = LinkNow(link, is_stale=False, queue_ms=0.0), Corrections()
     plans = {name: model.plan(now, nothing_learnt, settings) for name, model in models.items()}
-    busy = [plans[task.model].best.busy for task in tasks]
+    chooser = Chooser(settings.objective)
+    busy = [chooser.choose(plans[task.model]).busy for task in tasks]
     orders = {schedule: order_of(schedule, busy) for schedule in Schedule}
     predicted = {str(name): makespan_ms(busy[index] for index in order) for name, order in orders.items()}
     return [tasks[index] for index in orders[settings.schedule]], predicted
@@ -175,6 +192,7 @@ class QueueRun:
         self._watch = watch
         self._report = report
         self._corrections = Corrections.load() if settings.learns else Corrections()
+        self._chooser = Chooser(settings.objective)
         self._lock = threading.Lock()
         self._results: list[TaskResult] = []
         self._slots: SimpleQueue[_Begun | None] = (
@@ -225,7 +243,7 @@ class QueueRun:
         self._report.show_state(now.link.rate_bytes_per_s, now.queue_ms)
         with self._lock:
             plan = model.plan(now, self._corrections, self._settings)
-        candidate = plan.candidates[-1] if self._cloud_is_lost else model.choose(plan)
+        candidate = plan.candidates[-1] if self._cloud_is_lost else self._chooser.choose(plan)
         teaches = self._settings.learns and not model.is_first_run(candidate.point)
         start_ms = now_ms()
         half = run_half(model.network.cut(candidate.point).edge, [tensor], self._settings.device)

@@ -17,6 +17,7 @@ from utils.units import bytes_per_s_to_mb_per_s, ms_to_s
 PLACES = ("edge", "split", "cloud")  # where a task's layers ran
 ALL = "all"  # the name of the line over all models; no model has it
 TAIL_PERCENTILE = 95
+SPAN_NAMES = ("edge", "transfer", "cloud")
 UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
 
 Json = dict[str, Any]
@@ -140,6 +141,7 @@ def _task_document(result: TaskResult) -> Json:
         "bandwidth_is_stale": result.rate_is_stale if knows_rate else None,
         "predicted": result.predicted.as_dict() if result.is_planned else None,
         "measured": result.measured.as_dict() if result.is_finished else None,
+        "spans_ms": {name: list(span) for name, span in zip(SPAN_NAMES, result.spans, strict=False)},
         "output_digest": result.output_digest or None,
         "top1": result.top1,
         "retries": result.retries,

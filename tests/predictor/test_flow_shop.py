@@ -7,7 +7,7 @@ from itertools import permutations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from predictor.flow_shop import Schedule, johnson_order, makespan_ms, order_of
+from predictor.flow_shop import Schedule, StageLoads, johnson_order, makespan_ms, order_of
 from utils.timing import StageTimes
 
 times_ms = st.floats(0.0, 50.0)
@@ -34,3 +34,18 @@ def test_a_textbook_queue() -> None:
 def test_makespan_of_three_stages() -> None:
     assert makespan_ms([StageTimes(2, 3, 1), StageTimes(2, 1, 5)]) == 2 + 3 + 1 + 5
     assert makespan_ms([]) == 0
+
+
+def test_loads_are_balanced_over_a_queue_and_not_within_each_task() -> None:
+    """Cut in the middle each of ten tasks takes 190 ms of its busiest stage; half here, half there, about 125."""
+    here, there, middle = StageTimes(250, 0, 0), StageTimes(0, 240, 100), StageTimes(190, 160, 30)
+    loads, total = StageLoads(), [0.0, 0.0, 0.0]
+    for _ in range(10):
+        chosen = (here, there, middle)[loads.lightest([here, there, middle])]
+        loads.add(chosen)
+        total = [total[0] + chosen.edge_ms, total[1] + chosen.transfer_ms, total[2] + chosen.cloud_ms]
+    assert max(total) <= 1300
+
+
+def test_without_any_load_the_lightest_is_chosen() -> None:
+    assert StageLoads().lightest([StageTimes(3, 0, 0), StageTimes(1, 1, 1), StageTimes(0, 0, 2)]) == 1

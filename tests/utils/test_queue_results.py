@@ -21,7 +21,7 @@ from utils.timing import STAGE_NAMES, StageTimes
 
 TASK_KEYS = [
     "id", "model", "image", "partition_point", "partition_layer", "bandwidth_mb_per_s", "bandwidth_age_s",
-    "bandwidth_is_stale", "predicted", "measured", "output_digest", "top1", "retries", "where", "error",
+    "bandwidth_is_stale", "predicted", "measured", "spans_ms", "output_digest", "top1", "retries", "where", "error",
 ]  # fmt: skip
 
 

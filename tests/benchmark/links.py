@@ -1,0 +1,44 @@
+"""A cloud behind an emulated link, for measurements: needs root, and the tool that LINK_TOOL names."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from utils.cli import ROOT, ServiceProcess
+
+CLOUD_IP = "10.77.0.2"
+TOOL = Path(os.environ.get("LINK_TOOL", ROOT.parent / "shared" / "tools" / "link"))
+
+
+def why_not() -> str | None:
+    """Return why no link can be emulated here; None where one can."""
+    if not TOOL.is_file():
+        return f"no link emulator at {TOOL} (LINK_TOOL names it)"
+    return None if os.geteuid() == 0 else "emulated links need root"
+
+
+@contextmanager
+def emulated_link(rate_mbit: float, rtt_ms: float) -> Iterator[None]:
+    """Join the two namespaces for as long as the block runs."""
+    subprocess.run([TOOL, "down"], check=False, capture_output=True)
+    subprocess.run([TOOL, "up", str(rate_mbit), str(rtt_ms)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([TOOL, "down"], check=True)
+
+
+def on_cloud_side(arguments: Sequence[str]) -> ServiceProcess:
+    """Return a cloud script as a process on the far side of the link."""
+    return ServiceProcess([*arguments, "-i", CLOUD_IP], services=2, prefix=[str(TOOL), "cloud"])
+
+
+def on_edge_side(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run a script on the near side of the link to its end."""
+    command = [str(TOOL), "edge", sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
