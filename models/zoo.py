@@ -142,7 +142,12 @@ def check_point(name: str, point: int) -> None:
 
 @cache
 def load_network(name: str, source: WeightsSource = WeightsSource(), device: str = "cpu") -> Network:
-    """Return a network ready to run; built once per process for each source and device.
+    """Return a network ready to run; built once per process for each source and device, and kept; see below."""
+    return build_network(name, source, device)
+
+
+def build_network(name: str, source: WeightsSource = WeightsSource(), device: str = "cpu") -> Network:
+    """Return a network ready to run, built anew.
 
     Batch norms are folded and, on the CPU, tensors are channels-last: both measured faster for these models
     (``make bench``). The digest is taken from the weights as given, before folding.
