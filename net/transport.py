@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import mmap
 import socket
 import struct
 import time
@@ -27,6 +26,7 @@ from net.framing import (
     unpack_head,
     unpack_prefix,
 )
+from net.memory import BodyMemory
 from net.messages import Message, kind_of, message_of
 from net.net_utils import format_address
 from net.pickling import TensorSpec, check_tensor_specs, pack_header, pack_tensor, unpack_header, unpack_tensor
@@ -59,23 +59,27 @@ MAX_PIECES = 64  # pieces for one sendmsg, far below the system's limit (IOV_MAX
 
 
 class Received(NamedTuple):
-    """A message and its tensors, which live in the connection's memory until its next ``receive``."""
+    """A message and its tensors, which live in memory of their own until it is handed back by `Connection.recycle`."""
 
     message: Message
     tensors: list[Tensor]
     task: int  # the number of the request that it belongs to
     receive_ms: float  # from the first byte to the last
+    memory: memoryview | None = None  # where the tensors live
 
 
 class Connection:
-    """Whole messages over one TCP connection; after an error the connection is of no more use."""
+    """Whole messages over one TCP connection; after an error the connection is of no more use.
+
+    One thread may send while another receives; two that send, or two that receive, would mix their frames.
+    """
 
     def __init__(self, sock: socket.socket, limits: Limits = DEFAULT_LIMITS) -> None:
         self.sock = sock
         self.limits = limits
         self.sent_bytes = 0
         self._head = memoryview(bytearray(HEAD_UNIT))
-        self._body = memoryview(mmap.mmap(-1, mmap.PAGESIZE))
+        self._bodies = BodyMemory()
         try:
             self.peer = format_address(sock.getpeername())
             sock.setblocking(True)  # deadlines are the kernel's: one system call a read, where settimeout makes two
@@ -100,6 +104,11 @@ class Connection:
         with contextlib.suppress(OSError):  # already gone
             self.sock.shutdown(socket.SHUT_RD)
 
+    def break_off(self) -> None:
+        """From another thread: end every ``receive`` and ``send`` at once, also one that waits."""
+        with contextlib.suppress(OSError):  # already gone
+            self.sock.shutdown(socket.SHUT_RDWR)
+
     def send(self, message: Message, tensors: Iterable[Tensor] = (), task: int = 0) -> None:
         """Send a message and its tensors, these from their own memory.
 
@@ -121,12 +130,21 @@ class Connection:
         """
         head, start_s = self._receive_head(wait_s)
         message, specs = _parsed(head.kind, head.header, head.lengths)
-        tensors = []
+        tensors, memory = [], None
         if head.lengths:  # everything is ready before the last byte comes: the tensors lie where it will land
-            body = self._body_memory(head.body_length)
+            memory = self._body_memory(head.body_length)
+            body = memory[: head.body_length]
             tensors = list(map(unpack_tensor, specs, split_body(body, head.lengths)))
             self._read(body, body_deadline_s(head.body_length))
-        return Received(message, tensors, head.task, s_to_ms(time.monotonic() - start_s))
+        return Received(message, tensors, head.task, s_to_ms(time.monotonic() - start_s), memory)
+
+    def recycle(self, received: Received) -> None:
+        """Use a message's memory for later ones, from any thread, once; its tensors must not be read any more.
+
+        A message that is never handed back is freed with its last tensor; only its pages are then made anew.
+        """
+        if received.memory is not None:
+            self._bodies.give_back(received.memory)
 
     def receive_raw(self, size_bytes: int, scratch: memoryview) -> Iterable[tuple[float, int]]:
         """Read ``size_bytes`` bytes that belong to no frame; yield time (s, monotonic) and size of every read."""
@@ -160,9 +178,7 @@ class Connection:
         return unpack_head(prefix, data, self.limits), start_s
 
     def _body_memory(self, length: int) -> memoryview:
-        if length > len(self._body):
-            self._body = memoryview(mmap.mmap(-1, length))  # page-aligned, and reused: its pages are made only once
-        return self._body[:length]
+        return self._bodies.take(length)
 
     def _read(self, view: memoryview, deadline_s: float) -> None:
         while view:

@@ -60,7 +60,7 @@ def serve_ours(listener: socket.socket, size_bytes: int) -> None:
     with Connection(_accept(listener)) as connection:
         try:
             while True:
-                connection.receive(WAIT_S)
+                connection.recycle(connection.receive(WAIT_S))
                 connection.sock.sendall(ACK)
         except Exception:
             return

@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +19,7 @@ from net import transport
 from net.framing import HEAD_UNIT, PREFIX, SMALL_LIMITS, Kind, Limits, pack_frame
 from net.messages import Hello, Message, Ping, Prepare, Request, kind_of
 from net.pickling import pack_header, pack_tensor
-from net.transport import Connection, connect, listen
+from net.transport import Connection, Received, connect, listen
 from tests.net.conftest import LOOPBACK
 from utils.errors import ConnectError, DeadlineError, PeerGoneError, PortBusyError, ProtocolError, UsageError
 
@@ -178,12 +179,61 @@ def test_a_raw_probe_ends_where_it_was_announced(wires: Wires) -> None:
 # ---------------------------------------------------------------- memory
 
 
-def test_the_body_memory_is_reused(pair: Pair) -> None:
+def test_memory_that_is_handed_back_is_reused(pair: Pair) -> None:
     addresses = set()
     for count in (1000, 10, 1000):
         pair[0].send(REQUEST, [torch.ones(count)])
-        addresses.add(pair[1].receive(WAIT_S).tensors[0].data_ptr())
+        received = pair[1].receive(WAIT_S)
+        addresses.add(received.tensors[0].data_ptr())
+        pair[1].recycle(received)
     assert len(addresses) == 1
+
+
+def test_messages_that_are_not_handed_back_keep_their_tensors(pair: Pair) -> None:
+    sent = [torch.full((100,), float(number)) for number in range(10)]
+    held = []
+    for tensor in sent:
+        pair[0].send(REQUEST, [tensor])
+        held.append(pair[1].receive(WAIT_S))
+    assert all(torch.equal(received.tensors[0], tensor) for received, tensor in zip(held, sent, strict=True))
+
+
+def test_a_message_without_tensors_has_no_memory_to_hand_back(pair: Pair) -> None:
+    pair[0].send(Ping(1))
+    received = pair[1].receive(WAIT_S)
+    pair[1].recycle(received)
+    assert received.memory is None
+
+
+def test_one_thread_may_receive_while_another_hands_back(pair: Pair) -> None:
+    def receive() -> None:
+        for number in range(200):
+            received = pair[1].receive(WAIT_S)
+            pending.put((number, received))
+        pending.put(None)
+
+    def send() -> None:
+        for number in range(200):
+            pair[0].send(REQUEST, [torch.full((1000,), number)])
+
+    pending: SimpleQueue[tuple[int, Received] | None] = SimpleQueue()
+    threads = [threading.Thread(target=receive), threading.Thread(target=send)]
+    for thread in threads:
+        thread.start()
+    while item := pending.get():
+        number, received = item
+        assert bool((received.tensors[0] == number).all())
+        pair[1].recycle(received)
+    for thread in threads:
+        thread.join()
+
+
+def test_break_off_from_another_thread_ends_a_send_that_waits(pair: Pair) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        sending = pool.submit(pair[0].send, REQUEST, [torch.zeros(32_000_000, dtype=torch.uint8)])
+        pair[0].break_off()
+        with pytest.raises(PeerGoneError):
+            sending.result(WAIT_S)
 
 
 def test_a_larger_body_gets_new_memory_and_leaves_older_tensors_alone(pair: Pair) -> None:
