@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
-from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,15 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.shapes import TensorSpec
-from models.zoo import INPUT_SHAPE, ZOO, Network, WeightsSource, canonical_name, load_network, model_graph
-from utils.errors import DeviceError, NeurosurgeonError, ProtocolError
+from models.zoo import INPUT_SHAPE, Network
+from utils.errors import DeviceError, ProtocolError
 from utils.images import read_image
 from utils.timing import measure, now_ms, synchronise
 
 log = logging.getLogger(__name__)
 
 RANDOM_INPUT_SEED = 0
-CLOSE_TIMEOUT_S = 10.0  # a running half of a large network on a small machine
 
 
 # ---------------------------------------------------------------- device and input
@@ -104,106 +99,6 @@ def run_whole(network: Network, tensor: Tensor) -> Tensor:
     with torch.inference_mode():
         output: Tensor = network.module(as_network_input(tensor, network.device))
     return output.cpu()
-
-
-class CloudResult(NamedTuple):
-    """What the cloud's engine made of a task, and what it took."""
-
-    tensors: tuple[Tensor, ...]
-    compute_ms: float
-    queue_ms: float
-
-
-Answer = TypeVar("Answer")
-
-
-class CloudEngine:
-    """Runs cloud halves one at a time, so that each has the whole machine and its latency is true.
-
-    All computing happens on one thread. OpenMP keeps a team of threads for every thread that computes; with more
-    teams than cores it makes them sleep at each barrier, and small networks take twice as long (MobileNetV2 on two
-    cores: 20 ms in place of 10). So a network is loaded on a thread that ends, and its team with it.
-    """
-
-    def __init__(self, device: str, threads: int, weights: Mapping[str, WeightsSource]) -> None:
-        check_device(device)
-        for name in ZOO:  # now: tracing patches modules for the whole process, and must not meet a running task
-            model_graph(name)
-        self.device = device
-        self.threads = use_threads(threads)
-        self._weights = weights
-        self._networks: dict[str, Network] = {}
-        self._loading = threading.Lock()
-        self._closing = threading.Lock()
-        self._closed = False
-        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._worker = threading.Thread(target=self._work, name="compute", daemon=True)
-        self._worker.start()
-
-    def network(self, name: str) -> Network:
-        """Return a network, loaded at its first use and kept.
-
-        Raises: UnknownModelError, WeightsError.
-        """
-        name = canonical_name(name)
-        loaded = self._networks.get(name)
-        return loaded if loaded else self._load(name)
-
-    def _load(self, name: str) -> Network:
-        with self._loading, ThreadPoolExecutor(1, "load") as loader:
-            source = self._weights.get(name, WeightsSource())
-            self._networks[name] = loader.submit(load_network, name, source, self.device).result()
-            return self._networks[name]
-
-    def submit(self, name: str, point: int, tensors: Sequence[Tensor]) -> Callable[[], CloudResult]:
-        """Queue the cloud half on the tensors that crossed; return the function that waits for its result.
-
-        Raises: PartitionError; ProtocolError: they are not the tensors that cross at this point.
-        """
-        halves = self.network(name).cut(point)
-        check_crossing(halves.crossing, tensors)
-        asked_ms = now_ms()
-
-        def run() -> CloudResult:
-            queue_ms = now_ms() - asked_ms
-            half = run_half(halves.cloud, tensors, self.device)
-            return CloudResult(half.tensors, half.latency_ms, queue_ms)
-
-        return self.submit_job(run)
-
-    def submit_job(self, job: Callable[[], Answer]) -> Callable[[], Answer]:
-        """Queue a job for the compute thread; return the function that waits for its result."""
-        results: SimpleQueue[Answer | Exception] = SimpleQueue()
-
-        def run() -> None:
-            try:
-                results.put(job())
-            except Exception as exc:  # belongs to whoever asked, not to the compute thread
-                results.put(exc)
-
-        def wait() -> Answer:
-            result = results.get()
-            if isinstance(result, Exception):
-                raise result
-            return result
-
-        with self._closing:
-            if self._closed:
-                raise NeurosurgeonError("the cloud is stopping: it takes no more tasks")
-            self._jobs.put(run)
-        return wait
-
-    def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
-        """Finish what is queued, within ``timeout_s``, and end the compute thread."""
-        with self._closing:
-            self._closed = True
-            self._jobs.put(None)
-        self._worker.join(timeout_s)
-
-    def _work(self) -> None:
-        use_threads(self.threads)
-        while job := self._jobs.get():
-            job()
 
 
 def check_crossing(expected: Sequence[TensorSpec], tensors: Sequence[Tensor]) -> None:

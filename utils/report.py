@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # the lines before the plan are printed before torch is impor
 
     from deployment import Candidate, SplitPlan
     from net.bandwidth import LinkEstimate
-    from net.session import CloudEvent
+    from net.events import CloudEvent
     from utils.inference_utils import Guess, LayerFeature
 
 RULE = "-" * 106

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
+from models.zoo import Network, load_network
 from net.transport import Connection, listen
+from utils.cloud_engine import CloudEngine
+
+if TYPE_CHECKING:
+    from tests.net.clouds import Cloud
 
 LOOPBACK = "127.0.0.1"
 JOIN_S = 10.0  # a test that needs this long has hung
@@ -49,3 +56,33 @@ def wires(listener: socket.socket) -> Iterator[tuple[socket.socket, socket.socke
 def pair(wires: tuple[socket.socket, socket.socket]) -> tuple[Connection, Connection]:
     """Two connections of ours that talk to each other."""
     return Connection(wires[0]), Connection(wires[1])
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[CloudEngine], Cloud]]:
+    """Start clouds that end with the test. Both sides compute with one thread, and so make the same bits."""
+    from tests.net.clouds import Cloud
+
+    threads = torch.get_num_threads()
+    clouds: list[Cloud] = []
+
+    def start_one(engine: CloudEngine) -> Cloud:
+        clouds.append(Cloud(engine))
+        return clouds[-1]
+
+    yield start_one
+    for cloud in clouds:
+        cloud.stop()
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def cloud(start: Callable[[CloudEngine], Cloud]) -> Cloud:
+    """A running cloud."""
+    return start(CloudEngine("cpu", 1, {}))
+
+
+@pytest.fixture(scope="session")
+def network() -> Network:
+    """The edge's own network."""
+    return load_network("le_net")

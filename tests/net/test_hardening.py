@@ -17,11 +17,13 @@ from net.messages import Hello, Ping, Pong, Reply, Request, Samples
 from net.monitor_client import measure_link
 from net.monitor_server import MonitorServer
 from net.pickling import MAX_TUPLES, check_tensor_specs, unpack_header
-from net.session import CloudServer, EdgeSession
+from net.server import CloudServer
+from net.session import EdgeSession
 from net.transport import Connection, accepted, connect, stop_accepting
 from utils.cli import ROOT
+from utils.cloud_engine import CloudEngine
 from utils.errors import NetworkError, NeurosurgeonError, ProtocolError
-from utils.inference_utils import CloudEngine, random_input
+from utils.inference_utils import random_input
 
 
 @pytest.fixture
@@ -124,10 +126,10 @@ def test_stopping_twice_is_fine(listener: socket.socket, engine: CloudEngine) ->
 
 
 def test_a_closed_engine_takes_no_task(engine: CloudEngine) -> None:
-    load_network("le_net")
+    network = engine.network("le_net")
     engine.close()
     with pytest.raises(NeurosurgeonError, match="stopping"):
-        engine.submit("le_net", 0, [random_input()])
+        engine.submit("edge", network, 0, [random_input()], lambda result: None)
 
 
 def test_an_observer_whose_output_is_closed_does_not_disturb_the_conversation(
@@ -167,13 +169,17 @@ def test_a_cloud_that_lies_about_its_time_is_refused(listener: socket.socket) ->
 def test_loading_a_model_does_not_disturb_a_running_task() -> None:
     script = (
         "import threading\n"
-        "from utils.inference_utils import CloudEngine, random_input\n"
+        "from queue import SimpleQueue\n"
+        "from utils.cloud_engine import CloudEngine\n"
+        "from utils.inference_utils import random_input\n"
+        "results = SimpleQueue()\n"
         "engine = CloudEngine('cpu', 1, {})\n"
-        "engine.network('le_net')\n"
+        "network = engine.network('le_net')\n"
         "loader = threading.Thread(target=lambda: [engine.network(n) for n in ('mobile_net', 'alex_net')])\n"
         "loader.start()\n"
         "while loader.is_alive():\n"
-        "    engine.submit('le_net', 0, [random_input()])()\n"
+        "    engine.submit('edge', network, 0, [random_input()], results.put)\n"
+        "    assert not isinstance(results.get(), Exception)\n"
         "engine.close()\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)

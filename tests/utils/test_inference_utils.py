@@ -1,10 +1,9 @@
-"""Running halves: fixed inputs, devices that are not there, an engine that computes what the whole network does."""
+"""Running halves: fixed inputs, devices that are not there, guesses and the layer study."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +11,12 @@ import pytest
 import torch
 
 from models.zoo import load_network
-from utils import inference_utils
-from utils.errors import DeviceError, PartitionError, ProtocolError, UnknownModelError
+from utils.errors import DeviceError
 from utils.images import read_image
 from utils.inference_utils import (
-    CloudEngine,
     check_device,
     load_image,
     random_input,
-    run_half,
-    run_whole,
     show_features,
     top_guesses,
     use_threads,
@@ -69,80 +64,6 @@ def test_there_are_never_more_threads_than_cores(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     assert use_threads(64) == torch.get_num_threads() == 2
     assert use_threads(1) == torch.get_num_threads() == 1
-
-
-# ---------------------------------------------------------------- the engine
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[CloudEngine]:
-    engine = CloudEngine("cpu", 1, {})
-    yield engine
-    engine.close()
-
-
-@pytest.mark.parametrize("point", [0, 1, 6, 11, 12])
-def test_the_engine_computes_what_the_whole_network_does(engine: CloudEngine, point: int) -> None:
-    use_threads(1)
-    network = load_network("le_net")
-    crossing = run_half(network.cut(point).edge, [random_input()]).tensors
-    result = engine.submit("le_net", point, crossing)()
-    assert torch.equal(result.tensors[0], run_whole(network, random_input()))
-    assert result.compute_ms >= 0
-    assert result.queue_ms >= 0
-
-
-def test_many_edges_at_once_all_get_their_own_answer(engine: CloudEngine) -> None:
-    inputs = [random_input() * (n + 1) for n in range(6)]
-    alone = [engine.submit("le_net", 0, [tensor])().tensors[0] for tensor in inputs]
-    with ThreadPoolExecutor(6) as edges:
-        together = list(edges.map(lambda tensor: engine.submit("le_net", 0, [tensor])().tensors[0], inputs))
-    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
-
-
-def test_a_network_is_loaded_once(engine: CloudEngine) -> None:
-    assert engine.network("le_net") is engine.network("le_net")
-
-
-@pytest.mark.parametrize(
-    "tensors",
-    [
-        [],
-        [torch.zeros(1, 3, 224, 224)] * 2,
-        [torch.zeros(1, 3, 224, 223)],
-        [torch.zeros(2, 3, 224, 224)],
-        [torch.zeros(1, 3, 224, 224, dtype=torch.float16)],
-        [torch.zeros(1, 3, 224, 224, dtype=torch.int64)],
-    ],
-    ids=["none", "two", "width", "batch", "half", "integer"],
-)
-def test_tensors_that_do_not_cross_at_the_point_are_refused(engine: CloudEngine, tensors: list[torch.Tensor]) -> None:
-    with pytest.raises(ProtocolError, match=r"\(1, 3, 224, 224\).*crosses at this point"):
-        engine.submit("le_net", 0, tensors)
-
-
-@pytest.mark.parametrize("point", [-1, 13])
-def test_a_point_that_the_model_does_not_have_is_refused(engine: CloudEngine, point: int) -> None:
-    with pytest.raises(PartitionError):
-        engine.submit("le_net", point, [random_input()])
-
-
-def test_a_model_that_does_not_exist_is_refused(engine: CloudEngine) -> None:
-    with pytest.raises(UnknownModelError):
-        engine.submit("resnet", 0, [random_input()])
-
-
-def test_an_error_while_computing_belongs_to_whoever_asked(
-    engine: CloudEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*args: object) -> None:
-        raise RuntimeError("out of memory")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(inference_utils, "run_half", fail)
-        with pytest.raises(RuntimeError, match="out of memory"):
-            engine.submit("le_net", 0, [random_input()])()
-    assert engine.submit("le_net", 0, [random_input()])().tensors[0].shape == (1, 1000)
 
 
 # ---------------------------------------------------------------- answers

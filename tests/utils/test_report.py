@@ -13,7 +13,7 @@ import torch
 from deployment import Candidate, SplitPlan, plan_split
 from models.zoo import model_graph
 from net.bandwidth import LinkEstimate
-from net.session import CloudEvent
+from net.events import CloudEvent
 from predictor.predictor_utils import SIDES, find_predictor
 from utils.inference_utils import Guess, LayerFeature
 from utils.report import (

@@ -1,0 +1,290 @@
+"""The cloud's side of conversations: many edges at once, many tasks of each in flight, and none blocks another."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import NamedTuple
+
+from net.events import Observer, TaskLines, TaskState
+from net.framing import DEFAULT_LIMITS, SMALL_LIMITS
+from net.messages import (
+    AskLatencies,
+    ErrorCode,
+    ErrorReply,
+    Hello,
+    Latencies,
+    Message,
+    Prepare,
+    Ready,
+    Reply,
+    Request,
+    reply_of,
+)
+from net.net_utils import format_address
+from net.transport import Connection, Received, accepted, stop_accepting
+from utils.cloud_engine import CloudEngine, CloudResult
+from utils.errors import BusyError, NetworkError, NeurosurgeonError, PeerGoneError, ProtocolError, WeightsError
+from utils.timing import now_ms
+from utils.units import MS_PER_S, s_to_ms
+
+log = logging.getLogger(__name__)
+
+HELLO_TIMEOUT_S = 5.0
+IDLE_TIMEOUT_S = 600.0
+MAX_CONNECTIONS = 256
+MAX_UNANSWERED = 32  # messages of one edge; more than may wait in the engine, so that an edge hears that it is busy
+GRACE_S = 10.0  # a stopping cloud finishes what runs, at most this long
+
+
+LatencySource = Callable[[str], Latencies]
+
+
+class CloudServer:
+    """Serves edges on a listening socket, two threads for each connection, until it is stopped."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        engine: CloudEngine,
+        observe: Observer = lambda event, sock: None,
+        latencies: LatencySource | None = None,
+    ) -> None:
+        self._listener = listener
+        self._engine = engine
+        self._observe = observe
+        self._latencies = latencies
+        self._lock = threading.Lock()
+        self._conversations: set[Conversation] = set()
+        self._threads: set[threading.Thread] = set()
+        self._stopping = threading.Event()
+
+    def serve(self) -> None:
+        """Accept edges until `stop` is called."""
+        for sock, address in accepted(self._listener):
+            peer = format_address(address)
+            thread = threading.Thread(target=self._serve_one, args=(sock, peer), name=f"read {peer}", daemon=True)
+            with self._lock:
+                full = len(self._threads) >= MAX_CONNECTIONS
+                if not (full or self._stopping.is_set()):
+                    self._threads.add(thread)
+                    thread.start()
+                    continue
+            sock.close()
+            if full:
+                log.warning("%s refused: %d edges are connected", peer, MAX_CONNECTIONS)
+
+    def stop(self, grace_s: float = GRACE_S) -> None:
+        """Stop accepting and reading; what has arrived is computed and answered, within ``grace_s``."""
+        stop_accepting(self._listener)
+        deadline_ms = now_ms() + s_to_ms(grace_s)
+        with self._lock:
+            self._stopping.set()
+            running = list(self._threads)
+            for conversation in self._conversations:
+                conversation.connection.stop_reading()
+        for thread in running:
+            thread.join(max(0.0, (deadline_ms - now_ms()) / MS_PER_S))
+        with self._lock:
+            for conversation in self._conversations:
+                conversation.break_off()
+        self._engine.close(max(0.0, (deadline_ms - now_ms()) / MS_PER_S))
+
+    def _serve_one(self, sock: socket.socket, peer: str) -> None:
+        try:
+            with Connection(sock, SMALL_LIMITS) as connection:
+                self._converse(Conversation(connection, self._engine, self._observe, self._latencies))
+        except PeerGoneError as exc:
+            log.debug("%s left: %s", peer, exc)
+        except (NetworkError, OSError) as exc:
+            log.warning("closed the connection of %s: %s", peer, exc)
+        except Exception as exc:
+            log.error(
+                "closed the connection of %s after an error of our own: %r", peer, exc, exc_info=_show_traceback()
+            )
+        finally:
+            with self._lock:
+                self._threads.discard(threading.current_thread())
+
+    def _converse(self, conversation: Conversation) -> None:
+        """Hold a conversation that `stop` can reach as long as it lives."""
+        with self._lock:
+            self._conversations.add(conversation)
+            if self._stopping.is_set():
+                conversation.connection.stop_reading()
+        try:
+            conversation.hold(self._stopping)
+        finally:
+            with self._lock:
+                self._conversations.discard(conversation)
+
+
+class _Task(NamedTuple):
+    """A request that was taken."""
+
+    arrived_ms: float
+    state: TaskState
+
+
+class _Done(NamedTuple):
+    """What became of a task."""
+
+    received: Received
+    task: _Task
+    result: CloudResult | Exception
+
+
+class _Answer(NamedTuple):
+    """What is to be sent for any other message, or for a task that was not taken."""
+
+    received: Received
+    content: Message | Exception
+
+
+class Conversation:
+    """One edge: the thread that holds it reads and submits, a second one sends what is done, in the order of doing.
+
+    An edge that does not read its answers fills its own socket, then `MAX_UNANSWERED`, and is then not read any more;
+    neither the workers nor other edges wait for it.
+    """
+
+    def __init__(
+        self, connection: Connection, engine: CloudEngine, observe: Observer, latencies: LatencySource | None
+    ) -> None:
+        self.connection = connection
+        self._engine = engine
+        self._latencies = latencies
+        self._lines = TaskLines(observe, connection.sock)
+        self._outbox: SimpleQueue[_Answer | _Done | None] = SimpleQueue()
+        self._places = threading.Semaphore(MAX_UNANSWERED)
+        self._writer = threading.Thread(target=self._write, name=f"write {connection.peer}", daemon=True)
+
+    def hold(self, stopping: threading.Event) -> None:
+        """Serve the edge until it leaves, or we stop reading; then all that has arrived is answered first.
+
+        Raises: NetworkError: how it ended.
+        """
+        if not isinstance(self.connection.receive(HELLO_TIMEOUT_S).message, Hello):
+            raise ProtocolError(f"{self.connection.peer} did not say hello")
+        self._lines.connected()
+        self.connection.limits = DEFAULT_LIMITS
+        self.connection.send(Hello.of(device=self._engine.device, threads=self._engine.threads))
+        self._writer.start()
+        try:
+            while self._writer.is_alive():
+                self._places.acquire()
+                self._handle(self.connection.receive(IDLE_TIMEOUT_S))
+        except PeerGoneError:
+            if stopping.is_set():
+                self._wait_for_answers()
+            raise
+        finally:
+            self._engine.drop(self)  # nobody waits for these
+            self.break_off()
+            self._writer.join()
+
+    def break_off(self) -> None:
+        """End at once, from any thread."""
+        self.connection.break_off()
+        self._outbox.put(None)
+
+    def _wait_for_answers(self) -> None:
+        for _ in range(MAX_UNANSWERED - 1):  # this thread has the last place, for the message that did not come
+            self._places.acquire()
+
+    # ---------------------------------------------------------------- reading
+
+    def _handle(self, received: Received) -> None:
+        """Answer one message, or see that it will be; what cannot be served gets a typed error, and it goes on."""
+        try:
+            match received.message:
+                case AskLatencies(model) if self._latencies:
+                    self._outbox.put(_Answer(received, self._latencies(model)))
+                case Prepare() as prepare:
+                    self._outbox.put(_Answer(received, self._prepare(prepare)))
+                case Request() as request:
+                    self._submit(request, received)
+                case other:
+                    raise ProtocolError(f"a {type(other).__name__} has no place here")
+        except Exception as exc:
+            self._outbox.put(_Answer(received, exc))
+
+    def _prepare(self, message: Prepare) -> Ready:
+        network = self._engine.network(message.model)
+        network.cut(message.point)
+        self._lines.prepared(message.model, message.point)
+        return Ready(message.model, message.point, network.weights_digest)
+
+    def _submit(self, request: Request, received: Received) -> None:
+        task = _Task(now_ms(), TaskState(request.model, request.point))
+        network = self._engine.network(request.model)
+        if request.weights_digest != network.weights_digest:
+            raise WeightsError(
+                f"{request.model} has the weights {network.weights_digest} here, not {request.weights_digest}"
+            )
+
+        def deliver(result: CloudResult | Exception) -> None:
+            self._outbox.put(_Done(received, task, result))
+
+        self._engine.submit(self, network, request.point, received.tensors, deliver)
+        self._lines.arrived(task.state)  # while the half already runs
+
+    # ---------------------------------------------------------------- answering
+
+    def _write(self) -> None:
+        try:
+            while answer := self._outbox.get():
+                self._send(answer)
+                self.connection.recycle(answer.received)  # not before: an answer may be a view of its question
+                self._places.release()
+        except PeerGoneError as exc:
+            log.debug("%s left: %s", self.connection.peer, exc)
+        except (NetworkError, OSError) as exc:
+            log.warning("closed the connection of %s: %s", self.connection.peer, exc)
+        except Exception as exc:
+            log.error("an answer to %s failed: %r", self.connection.peer, exc, exc_info=_show_traceback())
+        finally:
+            self.connection.break_off()
+            self._places.release(MAX_UNANSWERED)  # the reader waits for nothing any more
+
+    def _send(self, answer: _Answer | _Done) -> None:
+        number = answer.received.task
+        if isinstance(answer, _Done):
+            self._send_result(answer)
+        elif isinstance(answer.content, Exception):
+            self.connection.send(self._refusal(answer.content), task=number)
+        else:
+            self.connection.send(answer.content, task=number)
+
+    def _send_result(self, done: _Done) -> None:
+        received, task, result = done
+        if isinstance(result, Exception):
+            self.connection.send(self._refusal(result), task=received.task)
+            self._lines.failed(task.state)
+            return
+        load = self._engine.load
+        reply = Reply(
+            cloud_ms=now_ms() - task.arrived_ms,
+            compute_ms=result.compute_ms,
+            queue_ms=result.queue_ms,
+            receive_ms=received.receive_ms,
+            load_queue_ms=load.queue_ms,
+            load_service_ms=load.service_ms,
+        )
+        self.connection.send(reply, result.tensors, received.task)
+        self._lines.finished(task.state)
+
+    def _refusal(self, exc: Exception) -> ErrorReply:
+        if isinstance(exc, NeurosurgeonError):
+            level = logging.DEBUG if isinstance(exc, BusyError) else logging.WARNING  # busy: the edge asks again
+            log.log(level, "refused %s: %s", self.connection.peer, exc)
+            return reply_of(exc)
+        log.error("a task of %s failed: %r", self.connection.peer, exc, exc_info=exc if _show_traceback() else None)
+        return ErrorReply(str(ErrorCode.INTERNAL), "the task failed in the cloud; its log says why")
+
+
+def _show_traceback() -> bool:
+    return log.isEnabledFor(logging.DEBUG)

@@ -1,0 +1,101 @@
+"""Clouds in threads of the test's process, engines that misbehave, and edges that check their answers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from models.zoo import Network
+from net.events import CloudEvent
+from net.messages import Latencies
+from net.server import CloudServer
+from net.session import EdgeSession
+from net.transport import listen
+from tests.net.conftest import JOIN_S, LOOPBACK
+from utils.cloud_engine import CloudEngine, CloudResult, Deliver, EngineLimits
+from utils.inference_utils import random_input, run_half, run_whole
+
+MODEL = "le_net"
+POINT = 3
+OTHER_DIGEST = "0" * 32
+LATENCIES = Latencies(MODEL, "forest", [1.0, 2.0], [0.5, 1.5], [2.0, 3.0], ["features.0"])
+
+
+class Cloud:
+    """A server in threads of this process, and what it observed."""
+
+    def __init__(self, engine: CloudEngine) -> None:
+        self.events: list[CloudEvent] = []
+        self.listener = listen(LOOPBACK, 0)
+        self.address: tuple[str, int] = self.listener.getsockname()
+        self.server = CloudServer(self.listener, engine, lambda event, sock: self.events.append(event))
+        self.serving = threading.Thread(target=self.server.serve)
+        self.serving.start()
+
+    def edge(self) -> EdgeSession:
+        """Return a new conversation."""
+        return EdgeSession.open(*self.address)
+
+    def stop(self, grace_s: float = JOIN_S) -> None:
+        """Stop the server; stopping a stopped one is fine."""
+        if self.listener.fileno() >= 0:
+            self.server.stop(grace_s)
+        self.serving.join(JOIN_S)
+
+
+class BlockingEngine(CloudEngine):
+    """An engine whose tasks are computed, and then hold their worker until they may go on."""
+
+    def __init__(self, **limits: int) -> None:
+        super().__init__("cpu", 1, {}, EngineLimits(**limits))
+        self.running, self.may_go_on, self.dropped = threading.Event(), threading.Event(), threading.Event()
+
+    def submit(
+        self, client: Hashable, network: Network, point: int, tensors: Sequence[Tensor], deliver: Deliver
+    ) -> None:
+        def deliver_later(result: CloudResult | Exception) -> None:
+            self.running.set()
+            assert self.may_go_on.wait(JOIN_S)
+            deliver(result)
+
+        super().submit(client, network, point, tensors, deliver_later)
+
+    def drop(self, client: Hashable) -> int:
+        count = super().drop(client)
+        if count:
+            self.dropped.set()
+        return count
+
+
+class BrokenEngine(CloudEngine):
+    """An engine with a bug."""
+
+    def submit(
+        self, client: Hashable, network: Network, point: int, tensors: Sequence[Tensor], deliver: Deliver
+    ) -> None:
+        raise ZeroDivisionError("a secret of the cloud")
+
+
+def crossing(network: Network, point: int, tensor: Tensor) -> tuple[Tensor, ...]:
+    """Return what the edge half makes of an input."""
+    return run_half(network.cut(point).edge, [tensor]).tensors
+
+
+def assert_answers(edge: EdgeSession, network: Network, point: int = POINT, seed: int = 0) -> None:
+    """Run one task, and compare its answer bit for bit with the unsplit network's."""
+    tensor = random_input() + seed
+    edge.ask_to_prepare(MODEL, point)
+    edge.wait_until_ready(network.weights_digest)
+    result = edge.infer(MODEL, point, network.weights_digest, crossing(network, point, tensor))
+    (output,) = result.tensors
+    assert torch.equal(output, run_whole(network, tensor))
+    assert output.isfinite().all()
+
+
+def assert_serves(cloud: Cloud, network: Network) -> None:
+    """Show that the cloud still serves new edges."""
+    with cloud.edge() as edge:
+        assert_answers(edge, network)

@@ -1,0 +1,512 @@
+"""The cloud's side: it outlives every edge and stranger, keeps its edges apart, and stops cleanly."""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import struct
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.zoo import Network
+from net import server, transport
+from net.events import CloudEvent
+from net.framing import HEAD_UNIT
+from net.messages import ErrorReply, Hello, Prepare, Ready, Reply, Request
+from net.server import CloudServer
+from net.session import EdgeSession
+from net.transport import Connection, Received, connect
+from tests.net.clouds import (
+    LATENCIES,
+    MODEL,
+    OTHER_DIGEST,
+    POINT,
+    BlockingEngine,
+    BrokenEngine,
+    Cloud,
+    assert_answers,
+    assert_serves,
+    crossing,
+)
+from tests.net.conftest import JOIN_S
+from tests.net.test_transport import frame_of, reset
+from utils.cloud_engine import CloudEngine, CloudResult, Deliver
+from utils.errors import (
+    ConnectError,
+    NetworkError,
+    NeurosurgeonError,
+    PartitionError,
+    PeerGoneError,
+    RemoteError,
+    UnknownModelError,
+    WeightsError,
+)
+from utils.inference_utils import random_input, run_whole
+
+TASK_EVENTS = [
+    CloudEvent.EDGE_OUTPUT,
+    CloudEvent.TRANSFER_LATENCY_SENT,
+    CloudEvent.CLOUD_LATENCY_SENT,
+    CloudEvent.FINISHED,
+]
+PREPARE_EVENTS = [CloudEvent.MODEL_TYPE, CloudEvent.PARTITION_POINT]
+
+
+# ---------------------------------------------------------------- events
+
+
+def test_events_come_in_the_order_of_the_conversation(cloud: Cloud, network: Network) -> None:
+    with cloud.edge() as edge:
+        assert_answers(edge, network)
+        assert_answers(edge, network)
+    cloud.stop()
+    assert cloud.events == [CloudEvent.CONNECTED, *2 * (PREPARE_EVENTS + TASK_EVENTS)]
+
+
+def test_a_refused_task_is_not_finished(cloud: Cloud, network: Network) -> None:
+    with cloud.edge() as edge, pytest.raises(NeurosurgeonError):
+        edge.infer(MODEL, POINT, network.weights_digest, [torch.ones(1)])
+    cloud.stop()
+    assert cloud.events == [CloudEvent.CONNECTED]
+
+
+# ---------------------------------------------------------------- refusals leave the conversation alive
+
+
+def test_different_weights_are_named_before_any_tensor_is_sent(cloud: Cloud, network: Network) -> None:
+    with cloud.edge() as edge:
+        edge.ask_to_prepare(MODEL, POINT)
+        with pytest.raises(WeightsError, match=f"edge {OTHER_DIGEST}, cloud {network.weights_digest}"):
+            edge.wait_until_ready(OTHER_DIGEST)
+        assert CloudEvent.EDGE_OUTPUT not in cloud.events
+        assert_answers(edge, network)
+
+
+def test_a_task_with_other_weights_is_refused(cloud: Cloud, network: Network) -> None:
+    with cloud.edge() as edge:
+        with pytest.raises(WeightsError, match=f"{network.weights_digest} here, not {OTHER_DIGEST}"):
+            edge.infer(MODEL, POINT, OTHER_DIGEST, crossing(network, POINT, random_input()))
+        assert_answers(edge, network)
+
+
+@pytest.mark.parametrize("model", ["no_net", "", "os.system", "x" * 2000, "\ud800", "../le_net"])
+def test_an_unknown_model_is_refused(cloud: Cloud, network: Network, model: str) -> None:
+    with cloud.edge() as edge:
+        edge.ask_to_prepare(model, POINT)
+        with pytest.raises(UnknownModelError, match="choose from alex_net"):
+            edge.wait_until_ready(network.weights_digest)
+        assert_answers(edge, network)
+
+
+@pytest.mark.parametrize("point", [-1, 13, 2**70])
+def test_a_point_outside_the_network_is_refused(cloud: Cloud, network: Network, point: int) -> None:
+    with cloud.edge() as edge:
+        edge.ask_to_prepare(MODEL, point)
+        with pytest.raises(PartitionError, match=f"partition point {point} is outside {MODEL}"):
+            edge.wait_until_ready(network.weights_digest)
+        with pytest.raises(PartitionError):
+            edge.infer(MODEL, point, network.weights_digest, [random_input()])
+        assert_answers(edge, network)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        [],
+        [torch.ones(1)],
+        [random_input()] * 2,
+        [random_input().double()],
+        [random_input()[:, :, 1:]],
+        [torch.empty(0, 3, 224, 224)],
+    ],
+    ids=["none", "shape", "two", "dtype", "a row less", "empty"],
+)
+def test_tensors_that_do_not_cross_there_are_refused(cloud: Cloud, network: Network, tensors: list[Tensor]) -> None:
+    with cloud.edge() as edge:
+        with pytest.raises(RemoteError, match="crosses at this point, not"):
+            edge.infer(MODEL, 0, network.weights_digest, tensors)
+        assert_answers(edge, network)
+
+
+def test_a_message_that_has_no_place_is_refused(cloud: Cloud, network: Network) -> None:
+    with connect(*cloud.address) as connection:
+        edge = EdgeSession(connection)
+        connection.send(Ready(MODEL, POINT, OTHER_DIGEST))
+        with pytest.raises(RemoteError, match="Ready has no place here"):
+            edge.wait_until_ready(OTHER_DIGEST)
+        assert_answers(edge, network)
+
+
+def test_a_bug_of_the_cloud_is_an_error_without_its_secrets(
+    start: Callable[[CloudEngine], Cloud], network: Network
+) -> None:
+    cloud = start(BrokenEngine("cpu", 1, {}))
+    with cloud.edge() as edge:
+        for _ in range(2):
+            with pytest.raises(RemoteError, match="the task failed in the cloud") as caught:
+                edge.infer(MODEL, POINT, network.weights_digest, [])
+            assert "secret" not in str(caught.value)
+
+
+# ---------------------------------------------------------------- strangers, and edges that die
+
+
+HELLO = frame_of(Hello.of(), [])
+STRANGERS = {
+    "http": b"GET / HTTP/1.1\r\nHost: cloud\r\n\r\n" + b"x" * HEAD_UNIT,
+    "random bytes": bytes(range(256)) * 4,
+    "pickle": pickle.dumps({"model": bytes(1000)}),
+    "nothing": b"",
+    "half a hello": HELLO[:100],
+    "no hello": frame_of(Prepare(MODEL, POINT), []),
+    "tensors before hello": frame_of(Hello.of(), [torch.ones(3)]),
+    "hello, then http": HELLO + b"GET / HTTP/1.1\r\n".ljust(HEAD_UNIT),
+    "hello, then an endless body": HELLO + struct.pack("!4sBBHIIQ", b"NSGN", 1, 4, 1, 0, 0, 2**60).ljust(HEAD_UNIT),
+}
+
+
+@pytest.mark.parametrize("data", STRANGERS.values(), ids=STRANGERS)
+def test_a_stranger_is_sent_away_and_the_next_edge_served(cloud: Cloud, network: Network, data: bytes) -> None:
+    with socket.create_connection(cloud.address, JOIN_S) as stranger:
+        stranger.sendall(data)
+        try:
+            stranger.shutdown(socket.SHUT_WR)
+            while stranger.recv(4096):  # at most the cloud's hello
+                pass
+        except OSError:  # the cloud was faster, and reset the connection
+            pass
+    assert_serves(cloud, network)
+
+
+def test_a_silent_stranger_is_sent_away(cloud: Cloud, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HELLO_TIMEOUT_S", 0.02)
+    with socket.create_connection(cloud.address, JOIN_S) as stranger:
+        assert stranger.recv(1) == b""
+    monkeypatch.undo()
+    assert_serves(cloud, network)
+
+
+def test_an_edge_that_stops_in_the_middle_of_a_frame_is_sent_away(
+    cloud: Cloud, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "HEAD_TIMEOUT_S", 0.02)
+    with socket.create_connection(cloud.address, JOIN_S) as stranger:
+        stranger.sendall(HELLO[:100])
+        assert stranger.recv(1) == b""
+    monkeypatch.undo()
+    assert_serves(cloud, network)
+
+
+@pytest.mark.parametrize("end", [socket.socket.close, reset], ids=["closed", "reset"])
+def test_an_edge_that_dies_while_it_sends_harms_nobody(
+    cloud: Cloud, network: Network, end: Callable[[socket.socket], None]
+) -> None:
+    request = frame_of(Request(MODEL, 0, network.weights_digest), [random_input()])
+    with connect(*cloud.address) as connection:
+        EdgeSession(connection)
+        connection.sock.sendall(request[: len(request) // 2])
+        end(connection.sock)
+    assert_serves(cloud, network)
+    assert cloud.events.count(CloudEvent.EDGE_OUTPUT) == 1  # of the second edge
+
+
+def test_an_edge_that_does_not_wait_for_its_answer_harms_nobody(
+    start: Callable[[CloudEngine], Cloud], network: Network
+) -> None:
+    engine = BlockingEngine()
+    cloud = start(engine)
+    request = Request(MODEL, POINT, network.weights_digest)
+    with connect(*cloud.address) as connection:
+        EdgeSession(connection)
+        connection.send(request, crossing(network, POINT, random_input()))
+        assert engine.running.wait(JOIN_S)
+        reset(connection.sock)
+    engine.may_go_on.set()
+    assert_serves(cloud, network)
+
+
+def test_edges_beyond_the_limit_are_closed(cloud: Cloud, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 1)
+    with cloud.edge() as edge:
+        with pytest.raises(PeerGoneError):
+            cloud.edge()
+        assert_answers(edge, network)
+
+
+# ---------------------------------------------------------------- the end
+
+
+def test_stop_lets_a_running_task_finish_and_answer(start: Callable[[CloudEngine], Cloud], network: Network) -> None:
+    engine = BlockingEngine()
+    cloud = start(engine)
+    with cloud.edge() as edge, ThreadPoolExecutor(2) as pool:
+        task = pool.submit(assert_answers, edge, network)
+        assert engine.running.wait(JOIN_S)
+        stopping = pool.submit(cloud.server.stop)
+        cloud.serving.join(JOIN_S)  # no more edges are accepted: it is stopping
+        with pytest.raises(ConnectError):
+            cloud.edge()
+        engine.may_go_on.set()
+        task.result(JOIN_S)
+        stopping.result(JOIN_S)
+
+
+def test_stop_ends_idle_conversations(cloud: Cloud, network: Network) -> None:
+    with cloud.edge() as edge:
+        assert_answers(edge, network)
+        cloud.stop()
+        with pytest.raises(NetworkError):
+            assert_answers(edge, network)
+
+
+def test_a_stopped_cloud_refuses_new_edges(cloud: Cloud) -> None:
+    cloud.stop()
+    assert not cloud.serving.is_alive()
+    with pytest.raises(ConnectError):
+        cloud.edge()
+
+
+# ---------------------------------------------------------------- many tasks in flight
+
+
+LATE_POINT = 11  # a few KB cross, so that many requests fit into a socket
+
+
+class ManyTasks:
+    """An edge that sends task after task, and reads answers when it likes."""
+
+    def __init__(self, connection: Connection, network: Network) -> None:
+        self.connection, self.network = connection, network
+        EdgeSession(connection)  # says hello
+
+    def send(self, task: int, point: int = LATE_POINT, digest: str | None = None) -> None:
+        """Send a task whose input its number tells."""
+        tensors = crossing(self.network, point, random_input() + task)
+        self.connection.send(Request(MODEL, point, digest or self.network.weights_digest), tensors, task)
+
+    def receive(self, count: int) -> list[Received]:
+        """Return the next answers; their outputs must be those of their tasks."""
+        answers = [self.connection.receive(JOIN_S) for _ in range(count)]
+        for answer in answers:
+            if isinstance(answer.message, Reply):
+                (output,) = answer.tensors
+                assert torch.equal(output, run_whole(self.network, random_input() + answer.task))
+        return answers
+
+
+def codes(answers: Sequence[Received]) -> dict[int, str]:
+    """Return {task: error code} of the refusals among answers."""
+    return {answer.task: answer.message.code for answer in answers if isinstance(answer.message, ErrorReply)}
+
+
+def test_tasks_in_flight_on_one_connection_are_all_answered(cloud: Cloud, network: Network) -> None:
+    with connect(*cloud.address) as connection:
+        edge = ManyTasks(connection, network)
+        for task in range(1, 13):
+            edge.send(task, point=LATE_POINT - task % 3)
+        answers = edge.receive(12)
+    assert [answer.task for answer in answers] == list(range(1, 13))  # one worker keeps the order of an edge
+    assert all(isinstance(answer.message, Reply) for answer in answers)
+
+
+class ReversingEngine(CloudEngine):
+    """An engine that delivers every three results in reverse."""
+
+    held: list[tuple[Deliver, CloudResult | Exception]] = []
+
+    def submit(
+        self, client: Hashable, network: Network, point: int, tensors: Sequence[Tensor], deliver: Deliver
+    ) -> None:
+        def hold(result: CloudResult | Exception) -> None:
+            self.held = [(deliver, result), *self.held]
+            if len(self.held) == 3:
+                for waiting, held_result in self.held:
+                    waiting(held_result)
+                self.held = []
+
+        super().submit(client, network, point, tensors, hold)
+
+
+def test_answers_leave_in_the_order_of_doing_each_with_its_number(
+    start: Callable[[CloudEngine], Cloud], network: Network
+) -> None:
+    with connect(*start(ReversingEngine("cpu", 1, {})).address) as connection:
+        edge = ManyTasks(connection, network)
+        for task in range(1, 7):
+            edge.send(task)
+        assert [answer.task for answer in edge.receive(6)] == [3, 2, 1, 6, 5, 4]
+
+
+def test_refusals_among_tasks_carry_their_numbers(cloud: Cloud, network: Network) -> None:
+    with connect(*cloud.address) as connection:
+        edge = ManyTasks(connection, network)
+        for task in range(1, 4):
+            edge.send(task)
+        edge.send(4, digest=OTHER_DIGEST)
+        connection.send(Request("no_net", 1, OTHER_DIGEST), [], 5)
+        connection.send(Request(MODEL, 99, network.weights_digest), [], 6)
+        connection.send(Request(MODEL, 1, network.weights_digest), [torch.ones(1)], 7)
+        edge.send(8)
+        answers = edge.receive(8)
+    assert codes(answers) == {4: "weights", 5: "unknown_model", 6: "partition", 7: "bad_request"}
+    assert sorted(answer.task for answer in answers) == list(range(1, 9))
+
+
+def test_an_edge_that_asks_for_too_much_hears_when_to_ask_again(
+    start: Callable[[CloudEngine], Cloud], network: Network
+) -> None:
+    engine = BlockingEngine(max_queue=1)
+    with connect(*start(engine).address) as connection:
+        edge = ManyTasks(connection, network)
+        edge.send(1)
+        assert engine.running.wait(JOIN_S)
+        for task in (2, 3, 4):
+            edge.send(task)
+        refused = edge.receive(2)
+        assert codes(refused) == {3: "busy", 4: "busy"}
+        assert all(isinstance(answer.message, ErrorReply) and answer.message.retry_ms > 0 for answer in refused)
+        engine.may_go_on.set()
+        assert [answer.task for answer in edge.receive(2)] == [1, 2]
+        edge.send(5)
+        assert codes(edge.receive(1)) == {}
+
+
+def test_a_reply_tells_the_load(cloud: Cloud, network: Network) -> None:
+    with connect(*cloud.address) as connection:
+        edge = ManyTasks(connection, network)
+        edge.send(1)
+        (answer,) = edge.receive(1)
+    assert isinstance(answer.message, Reply)
+    assert answer.message.load_service_ms > 0
+    assert answer.message.load_queue_ms >= 0
+
+
+def test_the_lines_of_tasks_in_flight_stay_together(cloud: Cloud, network: Network) -> None:
+    with connect(*cloud.address) as connection:
+        edge = ManyTasks(connection, network)
+        for task, point in enumerate((9, 9, 10, 10, 9), start=1):
+            edge.send(task, point)
+        edge.receive(5)
+    cloud.stop()
+    named = [*PREPARE_EVENTS, *TASK_EVENTS]
+    assert cloud.events == [CloudEvent.CONNECTED, *named, *TASK_EVENTS, *named, *TASK_EVENTS, *named]
+
+
+def test_what_waits_for_an_edge_that_left_is_not_computed(
+    start: Callable[[CloudEngine], Cloud], network: Network
+) -> None:
+    engine = BlockingEngine()
+    cloud = start(engine)
+    with connect(*cloud.address) as connection:
+        edge = ManyTasks(connection, network)
+        for task in range(1, 6):
+            edge.send(task)
+        assert engine.running.wait(JOIN_S)
+    assert engine.dropped.wait(JOIN_S)  # while its first task still runs
+    engine.may_go_on.set()
+    assert_serves(cloud, network)
+
+
+class LongAnswerEngine(CloudEngine):
+    """An engine whose answers to its first client fit into no socket."""
+
+    first: Hashable = None
+
+    def submit(
+        self, client: Hashable, network: Network, point: int, tensors: Sequence[Tensor], deliver: Deliver
+    ) -> None:
+        def lengthen(result: CloudResult | Exception) -> None:
+            assert isinstance(result, CloudResult)
+            long = torch.zeros(32_000_000, dtype=torch.uint8)
+            deliver(result._replace(tensors=(long,)) if client is self.first else result)
+
+        self.first = self.first or client
+        super().submit(client, network, point, tensors, lengthen)
+
+
+def test_an_edge_that_reads_no_answers_holds_up_nobody(
+    start: Callable[[CloudEngine], Cloud], network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MAX_UNANSWERED", 2)
+    cloud = start(LongAnswerEngine("cpu", 1, {}))
+    with connect(*cloud.address) as connection:
+        silent = ManyTasks(connection, network)
+        for task in range(1, 6):
+            silent.send(task)
+        received = connection.receive(JOIN_S)  # its first answer; the others fill the socket, and its two places
+        assert received.tensors[0].nbytes == 32_000_000
+        for _ in range(3):
+            assert_serves(cloud, network)
+    assert_serves(cloud, network)
+
+
+def test_an_edge_that_reads_no_answers_is_sent_away_in_time(
+    start: Callable[[CloudEngine], Cloud], network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MAX_UNANSWERED", 1)
+    cloud = start(LongAnswerEngine("cpu", 1, {}))
+    with connect(*cloud.address) as connection:
+        silent = ManyTasks(connection, network)
+        monkeypatch.setattr(transport, "BODY_BASE_S", 0.02)
+        monkeypatch.setattr(transport, "MIN_RATE_BYTES_PER_S", 1e12)
+        silent.send(1)
+        silent.send(2)
+        with pytest.raises(NetworkError):
+            while True:
+                list(connection.receive_raw(1, memoryview(bytearray(1))))
+    monkeypatch.undo()
+    assert_serves(cloud, network)
+
+
+def test_stop_answers_all_that_has_arrived(start: Callable[[CloudEngine], Cloud], network: Network) -> None:
+    engine = BlockingEngine()
+    cloud = start(engine)
+    with connect(*cloud.address) as connection, ThreadPoolExecutor(1) as pool:
+        edge = ManyTasks(connection, network)
+        for task in range(1, 6):
+            edge.send(task)
+        assert engine.running.wait(JOIN_S)
+        stopping = pool.submit(cloud.server.stop)
+        cloud.serving.join(JOIN_S)
+        engine.may_go_on.set()
+        assert [answer.task for answer in edge.receive(5)] == [1, 2, 3, 4, 5]
+        with pytest.raises(PeerGoneError):
+            connection.receive(JOIN_S)
+        stopping.result(JOIN_S)
+
+
+def test_stop_ends_when_its_grace_is_over(start: Callable[[CloudEngine], Cloud], network: Network) -> None:
+    engine = BlockingEngine()
+    cloud = start(engine)
+    with connect(*cloud.address) as connection:
+        edge = ManyTasks(connection, network)
+        edge.send(1)
+        assert engine.running.wait(JOIN_S)
+        cloud.stop(grace_s=0.01)
+        with pytest.raises(PeerGoneError):
+            connection.receive(JOIN_S)
+    engine.may_go_on.set()
+
+
+# ---------------------------------------------------------------- the cloud's latencies
+
+
+def test_an_edge_learns_what_layers_take_in_the_cloud(listener: socket.socket) -> None:
+    server = CloudServer(listener, CloudEngine("cpu", 1, {}), latencies=lambda model: LATENCIES._replace(model=model))
+    thread = threading.Thread(target=server.serve)
+    thread.start()
+    with EdgeSession.open(*listener.getsockname()) as edge:
+        assert edge.ask_latencies(MODEL) == LATENCIES
+        assert edge.ask_latencies("alex_net").model == "alex_net"
+    server.stop()
+    thread.join()
+
+
+def test_a_cloud_without_latencies_refuses(cloud: Cloud) -> None:
+    with cloud.edge() as edge, pytest.raises(RemoteError, match="AskLatencies has no place here"):
+        edge.ask_latencies(MODEL)

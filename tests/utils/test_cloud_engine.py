@@ -1,0 +1,412 @@
+"""The engine: it computes what the whole network does, in a fair order, in batches, and within its bounds."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.zoo import Network, load_network
+from utils import cloud_engine
+from utils.cloud_engine import CLIENT_SHARE, CloudEngine, CloudResult, EngineLimits
+from utils.errors import BusyError, NeurosurgeonError, PartitionError, ProtocolError, UnknownModelError
+from utils.inference_utils import HalfResult, random_input, run_half, run_whole, use_threads
+
+WAIT_S = 10.0  # a test that needs this long has hung
+Start = Callable[..., CloudEngine]
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """Leave the number of threads to others as it was."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start engines that end with the test."""
+    engines: list[CloudEngine] = []
+
+    def start_one(**limits: Any) -> CloudEngine:
+        engines.append(CloudEngine("cpu", 1, {}, EngineLimits(**limits)))
+        return engines[-1]
+
+    yield start_one
+    for engine in engines:
+        engine.close()
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[CloudEngine]:
+    engine = CloudEngine("cpu", 1, {})
+    yield engine
+    engine.close()
+
+
+class Edge:
+    """A client that collects its results."""
+
+    def __init__(self, engine: CloudEngine, name: str = "edge", model: str = "le_net") -> None:
+        self.engine, self.name = engine, name
+        self.network = engine.network(model)
+        self.results: SimpleQueue[CloudResult | Exception] = SimpleQueue()
+
+    def submit(self, point: int = 0, tensors: Sequence[Tensor] | None = None) -> None:
+        """Ask for a cloud half."""
+        self.engine.submit(self, self.network, point, tensors or [random_input()], self.results.put)
+
+    def result(self) -> CloudResult:
+        """Return the next result."""
+        result = self.results.get(timeout=WAIT_S)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    def ask(self, point: int = 0, tensors: Sequence[Tensor] | None = None) -> CloudResult:
+        """Return what a cloud half makes of tensors."""
+        self.submit(point, tensors)
+        return self.result()
+
+
+class Gate:
+    """Holds one worker until it is opened."""
+
+    def __init__(self, engine: CloudEngine) -> None:
+        self.reached, self._may_go_on = threading.Event(), threading.Event()
+        self.wait = engine.submit_job(self._hold, "gate")
+        assert self.reached.wait(WAIT_S)
+
+    def _hold(self) -> None:
+        self.reached.set()
+        assert self._may_go_on.wait(WAIT_S)
+
+    def open(self) -> None:
+        """Let the worker go on."""
+        self._may_go_on.set()
+        self.wait()
+
+
+# ---------------------------------------------------------------- the answer
+
+
+@pytest.mark.parametrize("point", [0, 1, 6, 11, 12])
+def test_the_engine_computes_what_the_whole_network_does(engine: CloudEngine, point: int) -> None:
+    use_threads(1)
+    network = load_network("le_net")
+    crossing = run_half(network.cut(point).edge, [random_input()]).tensors
+    result = Edge(engine).ask(point, crossing)
+    assert torch.equal(result.tensors[0], run_whole(network, random_input()))
+    assert result.compute_ms >= 0
+    assert result.queue_ms >= 0
+
+
+def test_many_edges_at_once_all_get_their_own_answer(start: Start) -> None:
+    engine = start(workers=3)
+    inputs = [random_input() * (n + 1) for n in range(6)]
+    alone = [Edge(engine).ask(0, [tensor]).tensors[0] for tensor in inputs]
+    edges = [Edge(engine) for _ in inputs]
+    for edge, tensor in zip(edges, inputs, strict=True):
+        edge.submit(0, [tensor])
+    together = [edge.result().tensors[0] for edge in edges]
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        [torch.zeros(1, 3, 224, 224)] * 2,
+        [torch.zeros(1, 3, 224, 223)],
+        [torch.zeros(2, 3, 224, 224)],
+        [torch.zeros(1, 3, 224, 224, dtype=torch.float16)],
+        [torch.zeros(1, 3, 224, 224, dtype=torch.int64)],
+    ],
+    ids=["two", "width", "batch", "half", "integer"],
+)
+def test_tensors_that_do_not_cross_at_the_point_are_refused(engine: CloudEngine, tensors: list[Tensor]) -> None:
+    with pytest.raises(ProtocolError, match=r"\(1, 3, 224, 224\).*crosses at this point"):
+        Edge(engine).submit(0, tensors)
+
+
+@pytest.mark.parametrize("point", [-1, 13])
+def test_a_point_that_the_model_does_not_have_is_refused(engine: CloudEngine, point: int) -> None:
+    with pytest.raises(PartitionError):
+        Edge(engine).submit(point)
+
+
+def test_an_error_while_computing_belongs_to_whoever_asked(
+    engine: CloudEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("out of memory")
+
+    edge = Edge(engine)
+    with monkeypatch.context() as broken:
+        broken.setattr(cloud_engine, "run_half", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            edge.ask()
+    assert edge.ask().tensors[0].shape == (1, 1000)
+
+
+def test_a_job_gets_a_worker_for_itself(engine: CloudEngine) -> None:
+    assert engine.submit_job(lambda: threading.current_thread().name)().startswith("compute")
+    with pytest.raises(ZeroDivisionError):
+        engine.submit_job(lambda: 1 / 0)()
+
+
+# ---------------------------------------------------------------- the queue
+
+
+def test_edges_take_turns(start: Start) -> None:
+    engine, order = start(), SimpleQueue[Hashable]()
+    gate = Gate(engine)
+    network = engine.network("le_net")
+    for name in ("a", "a", "a", "b", "c"):
+        engine.submit(name, network, 0, [random_input()], lambda result, name=name: order.put(name))  # type: ignore[misc]
+    gate.open()
+    assert [order.get(timeout=WAIT_S) for _ in range(5)] == ["a", "b", "c", "a", "a"]
+
+
+def test_a_full_queue_says_when_to_ask_again(start: Start) -> None:
+    engine = start(max_queue=2)
+    first, second = Edge(engine), Edge(engine)
+    first.ask()
+    gate = Gate(engine)
+    first.submit()
+    second.submit()
+    with pytest.raises(BusyError, match="the cloud is busy: 2 tasks wait") as caught:
+        second.submit()
+    assert caught.value.retry_ms >= max(cloud_engine.MIN_RETRY_MS, engine.load.service_ms)
+    gate.open()
+    assert first.result().queue_ms > 0
+    second.result()
+    second.ask()
+
+
+def test_one_edge_cannot_take_all_the_places(start: Start) -> None:
+    engine = start()
+    greedy, other = Edge(engine), Edge(engine)
+    gate = Gate(engine)
+    for _ in range(CLIENT_SHARE):
+        greedy.submit()
+    with pytest.raises(BusyError, match="of this edge"):
+        greedy.submit()
+    other.submit()
+    gate.open()
+    other.result()
+
+
+def test_what_waits_for_a_client_that_left_is_dropped(start: Start) -> None:
+    engine = start()
+    gone, other = Edge(engine), Edge(engine)
+    gate = Gate(engine)
+    for _ in range(3):
+        gone.submit()
+    other.submit()
+    assert engine.drop(gone) == 3
+    assert engine.drop(gone) == 0
+    gate.open()
+    other.result()
+    assert gone.results.empty()
+
+
+def test_a_closing_engine_finishes_what_is_queued(start: Start) -> None:
+    engine = start(workers=2)
+    edge = Edge(engine)
+    for _ in range(5):
+        edge.submit()
+    engine.close()
+    assert [edge.result().tensors[0].shape for _ in range(5)] == [(1, 1000)] * 5
+    with pytest.raises(NeurosurgeonError, match="stopping"):
+        edge.submit()
+
+
+def test_two_workers_compute_at_the_same_time(start: Start) -> None:
+    engine = start(workers=2)
+    together = threading.Barrier(2)
+    waits = [engine.submit_job(lambda: together.wait(WAIT_S), name) for name in "ab"]
+    assert sorted(wait() for wait in waits) == [0, 1]
+
+
+def test_workers_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    engine = CloudEngine("cpu", 4, {}, EngineLimits(workers=2))
+    assert engine.threads == 2
+    assert engine.submit_job(torch.get_num_threads)() == 2
+    engine.close()
+
+
+# ---------------------------------------------------------------- batches
+
+
+@pytest.fixture
+def batch_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of all that is computed."""
+    sizes: list[int] = []
+
+    def counted(module: Any, tensors: Sequence[Tensor], device: str) -> HalfResult:
+        sizes.append(len(tensors[0]))
+        return run_half(module, tensors, device)
+
+    monkeypatch.setattr(cloud_engine, "run_half", counted)
+    return sizes
+
+
+@pytest.mark.parametrize(("model", "point"), [("le_net", 0), ("le_net", 9), ("mobile_net", 10), ("alex_net", 6)])
+def test_a_batch_gives_each_task_what_it_gets_alone(
+    start: Start, batch_sizes: list[int], model: str, point: int
+) -> None:
+    engine = start(max_batch=4)
+    edges = [Edge(engine, model=model) for _ in range(4)]
+    edge_half = edges[0].network.cut(point).edge
+    inputs = [run_half(edge_half, [random_input() * (n + 1)]).tensors for n in range(4)]
+    alone = [edge.ask(point, tensors) for edge, tensors in zip(edges, inputs, strict=True)]
+    gate = Gate(engine)
+    for edge, tensors in zip(edges, inputs, strict=True):
+        edge.submit(point, tensors)
+    gate.open()
+    together = [edge.result() for edge in edges]
+    assert batch_sizes == [1, 1, 1, 1, 4]
+    for one, other in zip(alone, together, strict=True):
+        scale = one.tensors[0].abs().max().item()
+        torch.testing.assert_close(other.tensors[0], one.tensors[0], rtol=1e-4, atol=1e-4 * scale)
+    assert len({result.compute_ms for result in together}) == 1
+
+
+def test_only_tasks_of_one_network_and_point_share_a_batch(start: Start, batch_sizes: list[int]) -> None:
+    engine = start(max_batch=8)
+    edge = Edge(engine)
+    other_point = run_half(edge.network.cut(1).edge, [random_input()]).tensors
+    gate = Gate(engine)
+    for _ in range(2):
+        edge.submit()
+    edge.submit(1, other_point)
+    edge.submit()
+    gate.open()
+    for _ in range(4):
+        edge.result()
+    assert batch_sizes == [2, 1, 1]
+
+
+def test_a_batch_is_no_larger_than_allowed(start: Start, batch_sizes: list[int]) -> None:
+    engine = start(max_batch=2)
+    edge = Edge(engine)
+    gate = Gate(engine)
+    for _ in range(5):
+        edge.submit()
+    gate.open()
+    for _ in range(5):
+        edge.result()
+    assert batch_sizes == [2, 2, 1]
+
+
+def test_a_cpu_runs_tasks_one_by_one(start: Start, batch_sizes: list[int]) -> None:
+    engine = start()
+    edge = Edge(engine)
+    gate = Gate(engine)
+    for _ in range(3):
+        edge.submit()
+    gate.open()
+    for _ in range(3):
+        edge.result()
+    assert batch_sizes == [1, 1, 1]
+
+
+def test_a_task_waits_for_others_only_until_the_batch_is_full(start: Start, batch_sizes: list[int]) -> None:
+    engine = start(max_batch=2, batch_wait_ms=1e6)
+    edges = [Edge(engine), Edge(engine)]
+    for edge in edges:
+        edge.submit()
+    for edge in edges:
+        edge.result()
+    assert batch_sizes == [2]
+
+
+def test_a_task_of_another_kind_ends_the_wait(start: Start, batch_sizes: list[int]) -> None:
+    engine = start(max_batch=2, batch_wait_ms=1e6)
+    edge = Edge(engine)
+    edge.submit()
+    assert engine.submit_job(lambda: 5)() == 5
+    edge.result()
+    assert batch_sizes == [1]
+
+
+def test_a_batch_that_fails_is_run_one_by_one(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail_together(module: Any, tensors: Sequence[Tensor], device: str) -> HalfResult:
+        if len(tensors[0]) > 1:
+            raise RuntimeError("out of memory")
+        return run_half(module, tensors, device)
+
+    monkeypatch.setattr(cloud_engine, "run_half", fail_together)
+    engine = start(max_batch=8)
+    edge = Edge(engine)
+    gate = Gate(engine)
+    for _ in range(3):
+        edge.submit()
+    gate.open()
+    assert [edge.result().tensors[0].shape for _ in range(3)] == [(1, 1000)] * 3
+
+
+# ---------------------------------------------------------------- networks
+
+
+def test_a_network_is_loaded_once(engine: CloudEngine) -> None:
+    assert engine.network("le_net") is engine.network("lenet")
+
+
+def test_a_model_that_does_not_exist_is_refused(engine: CloudEngine) -> None:
+    with pytest.raises(UnknownModelError):
+        engine.network("resnet")
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of all networks that engines load, which are those of this process."""
+    names: list[str] = []
+
+    def build(name: str, *args: Any) -> Network:
+        names.append(name)
+        return load_network(name, *args)
+
+    monkeypatch.setattr(cloud_engine, "build_network", build)
+    return names
+
+
+def test_the_network_not_used_for_longest_goes(start: Start, built: list[str]) -> None:
+    engine = start(max_models=2)
+    for name in ("le_net", "alex_net", "le_net", "mobile_net", "le_net", "alex_net"):
+        engine.network(name)
+    assert built == ["le_net", "alex_net", "mobile_net", "alex_net"]
+
+
+def test_a_network_that_waits_to_run_lives_on(start: Start, built: list[str]) -> None:
+    engine = start(max_models=1)
+    edge = Edge(engine)
+    gate = Gate(engine)
+    edge.submit()
+    engine.network("mobile_net")
+    gate.open()
+    assert edge.result().tensors[0].shape == (1, 1000)
+    assert built == ["le_net", "mobile_net"]
+
+
+# ---------------------------------------------------------------- load
+
+
+def test_the_load_tells_what_tasks_waited_and_took(start: Start) -> None:
+    engine = start()
+    assert (engine.load.queue_ms, engine.load.service_ms) == (0.0, 0.0)
+    edge = Edge(engine)
+    gate = Gate(engine)
+    edge.submit()
+    gate.open()
+    result = edge.result()
+    load = engine.load
+    assert load.service_ms >= result.compute_ms
+    assert 0 < load.queue_ms <= result.queue_ms

@@ -1,0 +1,289 @@
+"""The cloud's engine: networks kept warm, and workers that run cloud halves in a bounded order fair to every edge."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from models.zoo import ZOO, Network, WeightsSource, build_network, canonical_name, model_graph
+from utils.errors import BusyError, NeurosurgeonError
+from utils.fair_queue import FairQueue, QueueFullError
+from utils.inference_utils import check_crossing, check_device, run_half, use_threads
+from utils.load import Load, LoadMeter
+from utils.timing import now_ms
+from utils.units import MS_PER_S
+
+CLOSE_TIMEOUT_S = 10.0  # a running half of a large network on a small machine
+CLIENT_SHARE = 16  # tasks of one edge that may wait: enough to keep a worker busy over any link, a quarter of all
+MIN_RETRY_MS = 5.0  # a busy cloud is not asked again at once
+MAX_BATCH = {"cpu": 1, "cuda": 8}  # on a CPU eight tasks take eight times as long as one (tests/benchmark/batching.py)
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """How much the engine does at once, and keeps."""
+
+    workers: int = 1
+    max_batch: int | None = None  # tasks that run as one; None: what suits the device
+    batch_wait_ms: float = 0.0  # how long a task waits for others to run with; 0: only for those that already wait
+    max_models: int = 16
+    max_queue: int = 64  # tasks that wait, of all edges
+
+
+class CloudResult(NamedTuple):
+    """What the engine made of a task, and what it took.
+
+    ``compute_ms`` is the time that the computation really took; tasks of one batch shared it, and each tells all of it.
+    """
+
+    tensors: tuple[Tensor, ...]
+    compute_ms: float
+    queue_ms: float
+
+
+Deliver = Callable[[CloudResult | Exception], None]
+
+
+class _HalfTask(NamedTuple):
+    """One cloud half to run; those of one network and point may run as one batch."""
+
+    network: Network
+    point: int
+    tensors: Sequence[Tensor]
+    deliver: Deliver
+    asked_ms: float
+
+
+_Job = Callable[[], None]  # any other work that needs a worker for itself
+
+
+class CloudEngine:
+    """Runs cloud halves on few workers, by default one: each half has the whole machine, and its latency is true.
+
+    All computing happens on the workers. OpenMP keeps a team of threads for every thread that computes; with more
+    teams than cores it makes them sleep at each barrier, and small networks take twice as long (MobileNetV2 on two
+    cores: 20 ms in place of 10). So a network is loaded on a thread that ends, and its team with it, and several
+    workers share the CPU threads among them.
+    """
+
+    def __init__(
+        self, device: str, threads: int, weights: Mapping[str, WeightsSource], limits: EngineLimits = EngineLimits()
+    ) -> None:
+        check_device(device)
+        for name in ZOO:  # now: tracing patches modules for the whole process, and must not meet a running task
+            model_graph(name)
+        self.device = device
+        self.threads = max(1, use_threads(threads) // limits.workers)  # of a worker
+        self._limits = limits
+        self._max_batch = limits.max_batch or MAX_BATCH[device]
+        self._networks = _WarmNetworks(device, weights, limits.max_models)
+        self._lock = threading.Lock()  # of the four below
+        self._queue: FairQueue[_HalfTask | _Job] = FairQueue(limits.max_queue, min(CLIENT_SHARE, limits.max_queue))
+        self._meter = LoadMeter()
+        self._closed = False
+        self._wake: SimpleQueue[None] = SimpleQueue()  # one for each that was queued; waiting here is C, and quick
+        self._workers = [
+            threading.Thread(target=self._work, name=f"compute {number}", daemon=True)
+            for number in range(limits.workers)
+        ]
+        for worker in self._workers:
+            worker.start()
+
+    @property
+    def load(self) -> Load:
+        """What tasks waited and took of late."""
+        with self._lock:
+            return self._meter.load(now_ms())
+
+    def network(self, name: str) -> Network:
+        """Return a network, loaded where it is not warm.
+
+        Raises: UnknownModelError, WeightsError.
+        """
+        return self._networks.get(name)
+
+    def submit(
+        self, client: Hashable, network: Network, point: int, tensors: Sequence[Tensor], deliver: Deliver
+    ) -> None:
+        """Queue the cloud half on the tensors that crossed.
+
+        Args:   client: whose turn it takes. deliver: called with the result or what went wrong, by the worker, which
+                it must not keep waiting; the result may lie in the memory of ``tensors``.
+        Raises: PartitionError; BusyError; ProtocolError: they are not the tensors that cross at this point.
+        """
+        check_crossing(network.cut(point).crossing, tensors)
+        self._put(client, _HalfTask(network, point, tensors, deliver, now_ms()))
+
+    def submit_job(self, job: Callable[[], Answer], client: Hashable = None) -> Callable[[], Answer]:
+        """Queue a job that needs a worker for itself; return the function that waits for its result.
+
+        Raises: BusyError.
+        """
+        results: SimpleQueue[Answer | Exception] = SimpleQueue()
+
+        def run() -> None:
+            try:
+                results.put(job())
+            except Exception as exc:  # belongs to whoever asked, not to the worker
+                results.put(exc)
+
+        def wait() -> Answer:
+            result = results.get()
+            if isinstance(result, Exception):
+                raise result
+            return result
+
+        self._put(client, run)
+        return wait
+
+    def drop(self, client: Hashable) -> int:
+        """Forget what a client that left has waiting; return how much it was. What runs goes on."""
+        with self._lock:
+            return len(self._queue.drop(client))
+
+    def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
+        """Finish what is queued, within ``timeout_s``, and end the workers."""
+        with self._lock:
+            self._closed = True
+        deadline_ms = now_ms() + timeout_s * MS_PER_S
+        for _ in self._workers:
+            self._wake.put(None)
+        for worker in self._workers:
+            worker.join(max(0.0, (deadline_ms - now_ms()) / MS_PER_S))
+
+    def _put(self, client: Hashable, item: _HalfTask | _Job) -> None:
+        with self._lock:
+            if self._closed:
+                raise NeurosurgeonError("the cloud is stopping: it takes no more tasks")
+            try:
+                self._queue.put(client, item)
+            except QueueFullError as exc:
+                raise BusyError(f"the cloud is busy: {exc}", self._retry_ms()) from exc
+        self._wake.put(None)
+
+    def _retry_ms(self) -> float:
+        service_ms = self._meter.load(now_ms()).service_ms
+        return max(MIN_RETRY_MS, len(self._queue) * service_ms / self._limits.workers)
+
+    # ---------------------------------------------------------------- the workers
+
+    def _work(self) -> None:
+        use_threads(self.threads)
+        while True:
+            with self._lock:
+                item, closed = self._queue.take(), self._closed
+            if item is not None:
+                self._run(item)
+            elif closed:
+                return
+            else:
+                self._wake.get()
+
+    def _run(self, item: _HalfTask | _Job) -> None:
+        if not isinstance(item, _HalfTask):
+            item()
+            return
+        batch = [item, *self._companions(item)]
+        start_ms = now_ms()
+        with self._lock:
+            for task in batch:
+                self._meter.started(start_ms - task.asked_ms, start_ms)
+        results = run_batch(batch, self.device, start_ms)
+        end_ms = now_ms()
+        with self._lock:  # first: who has a result finds it counted
+            for _ in batch:
+                self._meter.ended(end_ms - start_ms, end_ms)
+        for task, result in zip(batch, results, strict=True):
+            task.deliver(result)
+
+    def _companions(self, first: _HalfTask) -> list[_HalfTask]:
+        """Return those that run with a task; wait for them no longer than allowed, nor once another kind has come."""
+
+        def is_alike(item: _HalfTask | _Job) -> bool:
+            return isinstance(item, _HalfTask) and item.network is first.network and item.point == first.point
+
+        room = self._max_batch - 1
+        if not room:
+            return []
+        found: list[_HalfTask | _Job] = []
+        deadline_ms = now_ms() + self._limits.batch_wait_ms
+        while True:
+            with self._lock:
+                found += self._queue.take_alike(is_alike, room - len(found))
+                is_over = len(found) == room or len(self._queue) > 0 or self._closed
+            wait_s = (deadline_ms - now_ms()) / MS_PER_S
+            if is_over or wait_s <= 0:
+                break
+            with suppress(Empty):
+                self._wake.get(timeout=wait_s)
+        self._wake.put(None)  # one that was used up here may have been meant for another worker
+        return [task for task in found if isinstance(task, _HalfTask)]
+
+
+def run_batch(tasks: Sequence[_HalfTask], device: str, start_ms: float) -> list[CloudResult | Exception]:
+    """Run halves of one network and point as one, and return each one's part, or what went wrong.
+
+    A batch that fails is run one by one: it may be too large, and no task pays for another.
+    """
+    half = tasks[0].network.cut(tasks[0].point).cloud
+    waits_ms = [start_ms - task.asked_ms for task in tasks]
+    try:
+        if len(tasks) == 1:
+            result = run_half(half, tasks[0].tensors, device)
+            return [CloudResult(result.tensors, result.latency_ms, waits_ms[0])]
+        inputs = [torch.cat(alike) for alike in zip(*(task.tensors for task in tasks), strict=True)]
+        result = run_half(half, inputs, device)
+        parts = zip(*(output.chunk(len(tasks)) for output in result.tensors), strict=True)
+        return [CloudResult(part, result.latency_ms, wait_ms) for part, wait_ms in zip(parts, waits_ms, strict=True)]
+    except Exception as exc:  # belongs to whoever asked, not to the worker
+        if len(tasks) == 1:
+            return [exc]
+        return [single for task in tasks for single in run_batch([task], device, start_ms)]
+
+
+class _WarmNetworks:
+    """Networks ready to run, at most ``max_models``; the one that was not used for longest goes."""
+
+    def __init__(self, device: str, weights: Mapping[str, WeightsSource], max_models: int) -> None:
+        self._device = device
+        self._weights = weights
+        self._max_models = max_models
+        self._networks: OrderedDict[str, Network] = OrderedDict()  # the last used is last
+        self._lock = threading.Lock()
+        self._loading = threading.Lock()  # one at a time: loading takes all the memory that it can get
+
+    def get(self, name: str) -> Network:
+        """Return a network; one that is running lives on, whatever is loaded meanwhile."""
+        name = canonical_name(name)
+        network = self._warm(name)
+        if network:
+            return network
+        with self._loading:
+            return self._warm(name) or self._load(name)
+
+    def _warm(self, name: str) -> Network | None:
+        with self._lock:
+            if name in self._networks:
+                self._networks.move_to_end(name)
+            return self._networks.get(name)
+
+    def _load(self, name: str) -> Network:
+        with ThreadPoolExecutor(1, "load") as loader:
+            source = self._weights.get(name, WeightsSource())
+            network = loader.submit(build_network, name, source, self._device).result()
+        with self._lock:
+            self._networks[name] = network
+            while len(self._networks) > self._max_models:
+                self._networks.popitem(last=False)
+        return network
