@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import socket
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from net.framing import SMALL_LIMITS
 from net.messages import Hello, Ping, Pong, Probe, Samples
@@ -31,12 +33,39 @@ IDLE_TIMEOUT_S = 60.0  # a monitor that asks every second is never idle that lon
 READ_BYTES = 262_144
 
 
+class CloudLoad(NamedTuple):
+    """What tasks wait and take in the cloud that this service belongs to, ms."""
+
+    queue_ms: float = 0.0
+    service_ms: float = 0.0
+
+    def line(self) -> str:
+        """Return the line with which the cloud tells it to its bandwidth service."""
+        return f"load {self.queue_ms:.3f} {self.service_ms:.3f}"
+
+    @classmethod
+    def of_line(cls, line: str) -> CloudLoad | None:
+        """Return what a line tells; None where it tells no load."""
+        word, *numbers = line.split()[:4] or [""]
+        try:
+            load = cls(*map(float, numbers))
+        except (TypeError, ValueError):
+            return None
+        sensible = len(numbers) == 2 and all(0 <= value < math.inf for value in load)
+        return load if word == "load" and sensible else None
+
+
 class MonitorServer:
     """Serves probes on a listening socket, a thread for each connection."""
 
     def __init__(self, listener: socket.socket) -> None:
+        self.load = CloudLoad()
         self._listener = listener
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
+
+    def take_line(self, line: str) -> None:
+        """Keep the load that the cloud tells; any other line is ignored."""
+        self.load = CloudLoad.of_line(line) or self.load
 
     def serve(self) -> None:
         """Accept connections until `stop_accepting`."""
@@ -50,7 +79,7 @@ class MonitorServer:
     def _serve_one(self, sock: socket.socket) -> None:
         try:
             with Connection(sock, SMALL_LIMITS) as connection:
-                serve_probes(connection)
+                serve_probes(connection, lambda: self.load)
         except (PeerGoneError, DeadlineError) as exc:
             log.debug("probe ended: %s", exc)
         except (NetworkError, OSError) as exc:
@@ -59,8 +88,8 @@ class MonitorServer:
             self._slots.release()
 
 
-def serve_probes(connection: Connection) -> None:
-    """Answer one client until it leaves.
+def serve_probes(connection: Connection, load: Callable[[], CloudLoad]) -> None:
+    """Answer one client until it leaves; with each ping it hears the load of the moment.
 
     Raises: NetworkError: the client left, idled, or broke the protocol.
     """
@@ -71,7 +100,7 @@ def serve_probes(connection: Connection) -> None:
     while True:
         match connection.receive(IDLE_TIMEOUT_S).message:
             case Ping(sequence):
-                connection.send(Pong(sequence))
+                connection.send(Pong(sequence, *load()))
             case Probe(size_bytes) if 0 < size_bytes <= MAX_PROBE_BYTES:
                 connection.send(receive_probe(connection, size_bytes, scratch))
             case other:
@@ -102,9 +131,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     listener = listen(args.ip, args.monitor_port)
     stop = stop_event(ignore_interrupt=args.until_stdin_closes)
+    server = MonitorServer(listener)
     if args.until_stdin_closes:
-        end_with_parent(stop)
-    threading.Thread(target=MonitorServer(listener).serve, daemon=True).start()
+        end_with_parent(stop, server.take_line)
+    threading.Thread(target=server.serve, daemon=True).start()
     log.info(listening_line("bandwidth service", format_address(listener.getsockname())))
     stop.wait()
     stop_accepting(listener)

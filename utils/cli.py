@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import logging
 import os
@@ -14,6 +15,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from select import PIPE_BUF
 from types import FrameType, TracebackType
 from typing import IO, Any, NoReturn
 
@@ -125,11 +127,15 @@ def add_objective(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def end_with_parent(stop: threading.Event) -> None:
-    """Set ``stop`` when stdin closes: the parent holds its other end, and however it dies, this process ends."""
+def end_with_parent(stop: threading.Event, on_line: Callable[[str], None] = lambda line: None) -> None:
+    """Set ``stop`` when stdin closes: the parent holds its other end, and however it dies, this process ends.
+
+    Args: on_line: takes what the parent tells meanwhile (`ServiceProcess.tell`), from a thread of its own.
+    """
 
     def wait() -> None:
-        sys.stdin.read()
+        for line in sys.stdin.buffer:
+            on_line(line.decode(errors="replace"))
         stop.set()
 
     threading.Thread(target=wait, daemon=True).start()
@@ -153,6 +159,7 @@ def _in_range(number: float, low: float, high: float) -> float:
     return number
 
 
+worker_count = checked(lambda text: int(_in_range(int(text), 1, 64)), "a number of workers (1 to 64)")
 port_number = checked(lambda text: int(_in_range(int(text), 0, 65535)), "a port (0 to 65535)")
 positive_int = checked(lambda text: int(_in_range(int(text), 1, 2**31)), "a whole number of at least 1")
 non_negative_int = checked(lambda text: int(_in_range(int(text), 0, 2**31)), "a whole number of at least 0")
@@ -286,6 +293,15 @@ class ServiceProcess:
     def is_running(self) -> bool:
         """Return whether the child has not ended."""
         return self.process.poll() is None
+
+    def tell(self, line: str) -> None:
+        """Write a short line to the child's stdin; it is lost where the child is gone, or does not read."""
+        pipe = self.process.stdin
+        if pipe is None:
+            return
+        with contextlib.suppress(OSError, ValueError):  # closed, full, or nobody reads
+            os.set_blocking(pipe.fileno(), False)
+            os.write(pipe.fileno(), f"{line}\n".encode()[:PIPE_BUF])  # so much goes whole, or not at all
 
     def close(self) -> None:
         """Ask the child to end, and wait until it has."""

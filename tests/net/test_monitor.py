@@ -19,11 +19,11 @@ from net.bandwidth import MAX_RATE_BYTES_PER_S, LinkEstimate, LinkSource
 from net.framing import HEAD_UNIT
 from net.messages import Hello, Message, Ping, Pong, Prepare, Probe, Samples
 from net.monitor_client import estimate_link, last_link, links_file, measure_link, remember_link
-from net.monitor_server import MAX_PROBE_BYTES, MAX_SAMPLES, MonitorServer, receive_probe
+from net.monitor_server import MAX_PROBE_BYTES, MAX_SAMPLES, CloudLoad, MonitorServer, receive_probe
 from net.transport import Connection, connect
-from tests.net.conftest import JOIN_S
+from tests.net.conftest import JOIN_S, LOOPBACK
 from tests.net.test_transport import Pair, reset
-from utils.cli import ROOT
+from utils.cli import ROOT, ServiceProcess
 from utils.errors import ConnectError, DeadlineError, NetworkError, PeerGoneError, UsageError
 
 Address = tuple[str, int]
@@ -109,6 +109,53 @@ def test_a_probe_in_many_pieces_has_no_more_samples_than_fit_a_header(pair: Pair
     assert sum(samples.sizes_bytes) == size_bytes
     pair[1].send(Samples([10**9] * MAX_SAMPLES, [10**6] * MAX_SAMPLES))
     assert isinstance(pair[0].receive(JOIN_S).message, Samples)
+
+
+# ---------------------------------------------------------------- the load of the cloud
+
+
+@pytest.mark.parametrize("load", [CloudLoad(), CloudLoad(12.5, 3.25), CloudLoad(0.0, 1e6)])
+def test_a_line_tells_the_load(load: CloudLoad) -> None:
+    assert CloudLoad.of_line(load.line()) == load
+    assert CloudLoad.of_line(load.line() + "\n") == load
+
+
+NONSENSE = ["", "\n", "load", "load 1", "load 1 2 3", "load 1 x", "load nan 1", "load inf 1", "load 1 -1", "lead 1 2"]
+
+
+@pytest.mark.parametrize("line", NONSENSE)
+def test_a_line_that_tells_no_load_is_ignored(listener: socket.socket, line: str) -> None:
+    server = MonitorServer(listener)
+    server.take_line("load 1 2")
+    server.take_line(line)
+    assert server.load == CloudLoad(1.0, 2.0)
+
+
+def test_pongs_carry_the_newest_load(listener: socket.socket) -> None:
+    server = MonitorServer(listener)
+    serving = threading.Thread(target=server.serve)
+    serving.start()
+    with say_hello(listener.getsockname()) as connection:
+        for sequence, load in enumerate([CloudLoad(12.5, 3.25), CloudLoad(0.5, 3.0)]):
+            server.take_line(load.line())
+            connection.send(Ping(sequence))
+            assert connection.receive(JOIN_S).message == Pong(sequence, *load)
+    listener.shutdown(socket.SHUT_RDWR)
+    serving.join(JOIN_S)
+
+
+def test_the_service_process_hears_the_load_from_its_parent() -> None:
+    with ServiceProcess(["-m", "net.monitor_server", "--monitor-port", "0"]) as service:
+        service.tell("nonsense")
+        service.tell(CloudLoad(12.5, 3.25).line())
+        with say_hello((LOOPBACK, service.ports[0])) as connection:
+            pong = None
+            for sequence in range(10_000):  # until the line has passed through the pipe
+                connection.send(Ping(sequence))
+                pong = connection.receive(JOIN_S).message
+                if pong != Pong(sequence):
+                    break
+            assert pong == Pong(sequence, 12.5, 3.25)
 
 
 # ---------------------------------------------------------------- what the service refuses

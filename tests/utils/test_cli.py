@@ -27,6 +27,7 @@ from utils.cli import (
     positive_int,
     run_main,
     typed,
+    worker_count,
 )
 from utils.errors import ConnectError, DataSetError, NetworkError, NeurosurgeonError, PlanningError, UsageError
 
@@ -76,6 +77,7 @@ def test_short_and_long_flags_mean_the_same() -> None:
         (port_number, "0", 0),
         (port_number, "65535", 65535),
         (positive_int, "1", 1),
+        (worker_count, "64", 64),
         (non_negative_int, "0", 0),
         (positive_float, "1.25", 1.25),
         (non_negative_float, "0", 0.0),
@@ -92,6 +94,7 @@ def test_a_number_in_range_is_taken(convert: Callable[[str], Any], text: str, va
         (port_number, ["-1", "65536", "80.5", "http", ""]),
         (positive_int, ["0", "-3", "1.5", "nan", "9" * 30]),
         (non_negative_int, ["-1", "one"]),
+        (worker_count, ["0", "65", "1.5", "all"]),
         (positive_float, ["0", "-1", "nan", "inf", "1e12", "fast"]),
         (non_negative_float, ["-0.1", "nan", "inf", ""]),
     ],
@@ -227,3 +230,44 @@ def test_the_line_of_a_service_is_the_one_that_is_waited_for() -> None:
     )
     with ServiceProcess(["-c", script]) as service:
         assert service.ports == [4711]
+
+
+# ---------------------------------------------------------------- lines to a service
+
+
+ECHO = (
+    "import sys, threading\n"
+    "from utils.cli import end_with_parent, listening_line\n"
+    "stop = threading.Event()\n"
+    "end_with_parent(stop, lambda line: print(line.strip().upper(), flush=True))\n"
+    "print(listening_line('echo', 'x:1'), file=sys.stderr, flush=True)\n"
+    "stop.wait()\n"
+)
+
+
+def test_a_service_hears_lines_and_ends_when_the_pipe_closes() -> None:
+    with ServiceProcess(["-c", ECHO], stdout=subprocess.PIPE) as service:
+        assert service.process.stdout is not None
+        for line in ("one", "two"):
+            service.tell(line)
+            assert service.process.stdout.readline() == f"{line.upper()}\n"
+        assert service.process.stdin is not None
+        service.process.stdin.close()
+        assert service.process.wait(30) == 0
+        service.process.stdout.close()
+
+
+def test_telling_a_service_that_does_not_read_never_blocks() -> None:
+    deaf = f"import sys, time; print({listening_line('deaf', 'x:1')!r}, file=sys.stderr, flush=True); time.sleep(600)"
+    with ServiceProcess(["-c", deaf]) as service:
+        for _ in range(10_000):  # far more than a pipe holds
+            service.tell("x" * 100)
+        assert service.is_running()
+
+
+def test_telling_a_service_that_is_gone_is_fine() -> None:
+    with ServiceProcess(["-m", "net.monitor_server", "--monitor-port", "0"]) as service:
+        service.process.kill()
+        service.process.wait()
+        service.tell("load 1 2")
+    service.tell("load 1 2")
