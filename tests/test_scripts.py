@@ -18,9 +18,10 @@ import torch
 
 import cloud_api
 import edge_api
+import tasks_cloud_api
 from models.zoo import ZOO, load_network, model_graph
-from net.messages import AskLatencies, Hello, Latencies, Prepare, Ready, Request
-from net.transport import Connection, listen
+from net.messages import AskLatencies, Hello, Latencies, Ping, Pong, Prepare, Ready, Request
+from net.transport import Connection, connect, listen
 from utils.cli import ROOT, ServiceProcess
 from utils.inference_utils import load_image, run_whole, top_guesses
 
@@ -63,11 +64,12 @@ def run_json(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> dict[s
 # ---------------------------------------------------------------- the contract's lines
 
 
-def test_both_scripts_print_the_contract_lines_in_order(tmp_path: Path, photo: Path) -> None:
+@pytest.mark.parametrize("script", ["cloud_api.py", "tasks_cloud_api.py"])
+def test_both_sides_print_the_contract_lines_in_order(script: str, tmp_path: Path, photo: Path) -> None:
     log = tmp_path / "cloud.txt"
     with (
         log.open("w") as file,
-        ServiceProcess(["cloud_api.py", "-p", "0", "--monitor-port", "0"], services=2, stdout=file) as cloud,
+        ServiceProcess([script, "-p", "0", "--monitor-port", "0"], services=2, stdout=file) as cloud,
     ):
         command = [sys.executable, "edge_api.py", "-t", "alex_net", "--point", "3", "-p", str(cloud.ports[0])]
         command += ["--monitor-port", str(cloud.ports[1]), "--input", str(photo)]
@@ -214,8 +216,35 @@ def test_bad_edge_input_gets_one_line_and_exit_code_2(
     assert "Traceback" not in error
 
 
+BAD_CLOUD_INPUTS = {
+    "--workers": ["0", "-1", "65", "two"],
+    "--max-batch": ["0", "-1", "1.5", "many"],
+    "--batch-wait-ms": ["-1", "nan", "inf", "long"],
+    "--max-models": ["0", "-1", "all"],
+    "--max-queue": ["0", "-1", "endless"],
+    "--threads": ["0", "some"],
+    "-p": ["70000", "http"],
+    "-d": ["tpu"],
+    "--weights": ["no_such.pth"],
+}
+
+
+@pytest.mark.parametrize("script", [cloud_api, tasks_cloud_api])
+@pytest.mark.parametrize(("flag", "value"), [(flag, value) for flag, bad in BAD_CLOUD_INPUTS.items() for value in bad])
+def test_bad_cloud_input_gets_one_line_and_exit_code_2(
+    script: Any, flag: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = [] if flag == "-p" else ["-p", "0", "--monitor-port", "0"]
+    assert exit_code_of(lambda: script.main([*address, flag, value])) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.strip().splitlines()) == 1
+    assert f"{script.__name__}.py: error: " in captured.err
+    assert value in captured.err
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-@pytest.mark.parametrize("script", [edge_api, cloud_api])
+@pytest.mark.parametrize("script", [edge_api, cloud_api, tasks_cloud_api])
 def test_cuda_without_a_gpu_is_refused(script: Any, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["-p", "0", "-d", "cuda"] + (["-t", "le_net"] if script is edge_api else [])
     assert script.main(arguments) == 2
@@ -317,6 +346,31 @@ def test_the_cloud_stops_cleanly(number: signal.Signals, code: int) -> None:
     _, errors = process.communicate(timeout=30)
     assert process.returncode == code
     assert "Traceback" not in errors
+
+
+def test_the_bandwidth_service_tells_the_load_of_the_cloud(
+    cloud: ServiceProcess, address: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_json(capsys, ["-t", "le_net", "--point", "3", "--repeat", "3", *address])
+    with connect("127.0.0.1", cloud.ports[1]) as connection:
+        connection.send(Hello.of())
+        connection.receive(30)
+        for sequence in range(100_000):  # the cloud tells it twice a second
+            connection.send(Ping(sequence))
+            pong = connection.receive(30).message
+            assert isinstance(pong, Pong)
+            if pong.load_service_ms > 0:
+                break
+        assert pong.load_service_ms > 0
+
+
+def test_the_flags_of_the_engine_are_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--workers", "2", "--max-batch", "4", "--batch-wait-ms", "1.5", "--max-models", "1", "--max-queue", "8"]
+    command = ["tasks_cloud_api.py", "-p", "0", "--monitor-port", "0", *flags]
+    with ServiceProcess(command, services=2) as cloud:
+        address = ["-p", str(cloud.ports[0]), "--monitor-port", str(cloud.ports[1]), "--bandwidth", "100"]
+        for model in ("le_net", "mobile_net", "le_net"):
+            assert run_json(capsys, ["-t", model, "--point", "3", *address])["model"] == model
 
 
 STRANGERS = {

@@ -1,0 +1,159 @@
+"""What the two cloud scripts share: their flags, and serving edges beside a bandwidth service in its own process."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models.sources import parse_weights
+from models.zoo import canonical_name, model_graph
+from net.messages import Latencies
+from net.monitor_server import CloudLoad
+from net.net_utils import format_address
+from net.transport import bind, start_listening
+from utils.cli import (
+    EXIT_INTERRUPTED,
+    Parser,
+    ServiceProcess,
+    StopEvent,
+    add_device,
+    add_predictor_choice,
+    add_weights,
+    address_parser,
+    end_with_parent,
+    listening_line,
+    non_negative_float,
+    positive_int,
+    run_main,
+    stop_event,
+    worker_count,
+)
+
+if TYPE_CHECKING:  # a busy port is reported before torch is imported
+    from utils.cloud_engine import CloudEngine
+
+log = logging.getLogger(__name__)
+
+CHECK_S = 0.5  # how often the bandwidth service is looked after, and told the load
+
+
+def run_cloud(prog: str, description: str | None, argv: Sequence[str] | None) -> int:
+    """Run a cloud as its command line says; return the exit code."""
+    return run_main(cloud_parser(prog, description), argv, _run)
+
+
+def cloud_parser(prog: str, description: str | None) -> Parser:
+    """Return the parser of a cloud's command line."""
+    parser = address_parser(prog, description, monitor_port=True)
+    add_device(parser)
+    add_weights(parser)
+    add_predictor_choice(parser, "forest", "linear", "measured", sides=("cloud",))
+    _add_engine(parser)
+    parser.add_argument("--until-stdin-closes", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers",
+        type=worker_count,
+        default=1,
+        help="tasks computed at the same time, sharing the CPU threads (default: 1)",
+    )
+    parser.add_argument(
+        "--max-batch",
+        type=positive_int,
+        help="waiting tasks of one model and point that run as one batch (default: 1 on cpu, 8 on cuda)",
+    )
+    parser.add_argument(
+        "--batch-wait-ms",
+        type=non_negative_float,
+        default=0.0,
+        help="time that a task waits for others to run with, in ms (default: 0, only for those that already wait)",
+    )
+    parser.add_argument("--max-models", type=positive_int, default=16, help="models kept in memory (default: 16)")
+    parser.add_argument(
+        "--max-queue",
+        type=positive_int,
+        default=64,
+        help="tasks that may wait, of all edges; beyond, an edge hears that the cloud is busy (default: 64)",
+    )
+
+
+def _run(args: argparse.Namespace) -> int:
+    with bind(args.ip, args.port) as listener:  # first: a busy port is reported before torch is imported
+        return serve(args, listener)
+
+
+def latency_source(engine: CloudEngine, name: str, path: Path | None) -> Callable[[str], Latencies]:
+    """Return the function that tells edges what a model's layers take here, predicted or measured."""
+    from predictor.predictor_utils import find_predictor
+    from predictor.profile import measured_latencies
+    from utils.inference_utils import as_network_input, random_input
+
+    def latencies(model: str) -> Latencies:
+        if name == "measured":
+            network = engine.network(model)
+            tensor = as_network_input(random_input(), engine.device)
+            known = engine.submit_job(lambda: measured_latencies(network, tensor))()
+        else:
+            known = find_predictor("cloud", engine.device, name, path).predict(model_graph(canonical_name(model)))
+        columns = (list(known.latency_ms), list(known.low_ms), list(known.high_ms))
+        return Latencies(model, known.source, *columns, list(known.extrapolated))
+
+    return latencies
+
+
+def make_engine(args: argparse.Namespace) -> CloudEngine:
+    """Return the engine that a command line asks for.
+
+    Raises: UsageError: the device, or weights, are not there or do not fit.
+    """
+    from predictor.predictor_utils import dataset_threads
+    from utils.cloud_engine import CloudEngine, EngineLimits
+
+    weights = parse_weights(args.weights, args.pretrained)
+    threads = args.threads or dataset_threads("cloud", args.device)
+    limits = EngineLimits(args.workers, args.max_batch, args.batch_wait_ms, args.max_models, args.max_queue)
+    return CloudEngine(args.device, threads, weights, limits)
+
+
+def serve(args: argparse.Namespace, listener: socket.socket) -> int:
+    """Serve edges until SIGINT or SIGTERM; return the exit code."""
+    from net.server import CloudServer
+    from utils.report import cloud_lines
+
+    engine = make_engine(args)
+    server = CloudServer(listener, engine, cloud_lines, latency_source(engine, args.predictor, args.cloud_config))
+    stop = stop_event(ignore_interrupt=args.until_stdin_closes)
+    if args.until_stdin_closes:
+        end_with_parent(stop)
+    monitor = ["-m", "net.monitor_server", "-i", args.ip, "--monitor-port", str(args.monitor_port)]
+    with ServiceProcess(monitor) as bandwidth_service:
+        start_listening(listener)
+        threading.Thread(target=server.serve, daemon=True).start()
+        log.info(listening_line("cloud", format_address(listener.getsockname())))
+        log.info(listening_line("bandwidth service", format_address((args.ip, bandwidth_service.ports[0]))))
+        _look_after(bandwidth_service, engine, stop)
+        server.stop()
+    return EXIT_INTERRUPTED if stop.interrupted else 0
+
+
+def _look_after(bandwidth_service: ServiceProcess, engine: CloudEngine, stop: StopEvent) -> None:
+    """Until ``stop``, tell the bandwidth service the load where it has changed, for edges to hear with its pongs."""
+    told = CloudLoad().line()
+    while not stop.wait(CHECK_S):
+        if not bandwidth_service.is_running():
+            log.error("the bandwidth service ended; edges go on with their last value, or --bandwidth")
+            stop.wait()
+            return
+        load = engine.load
+        line = CloudLoad(load.queue_ms, load.service_ms).line()
+        if line != told:
+            bandwidth_service.tell(line)
+            told = line
