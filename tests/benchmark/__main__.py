@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tests.benchmark import cold_start, decision, execution, overhead, prediction, transport
+from tests.benchmark import batching, cold_start, decision, execution, overhead, prediction, transport
 
 
 def main() -> None:
-    for benchmark in (decision, prediction, execution, transport, overhead, cold_start):
+    for benchmark in (decision, prediction, execution, batching, transport, overhead, cold_start):
         benchmark.main()
         print()
 
