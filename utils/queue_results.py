@@ -202,6 +202,9 @@ def _task_row(result: TaskResult) -> Json:
     empty = dict.fromkeys(STAGE_NAMES)
     for kind in ("predicted", "measured"):
         row |= {f"{kind}_{name}": value for name, value in (row.pop(kind) or empty).items()}
+    spans = row.pop("spans_ms")
+    for name in SPAN_NAMES:
+        row[f"{name}_start_ms"], row[f"{name}_end_ms"] = spans.get(name, (None, None))
     return {name: printable(value) if isinstance(value, str) else value for name, value in row.items()}
 
 

@@ -172,7 +172,7 @@ def test_the_exit_code_of_a_run_is_kept() -> None:
 
 
 def test_a_reader_that_leaves_is_no_traceback() -> None:
-    command = [sys.executable, "deployment.py", "-t", "le_net", "-b", "1"]
+    command = [sys.executable, "deployment.py", "-t", "le_net", "-b", "1", "--predictor", "linear"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment

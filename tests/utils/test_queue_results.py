@@ -117,6 +117,7 @@ def test_a_document_says_all_of_a_task() -> None:
         "bandwidth_is_stale": True,
         "predicted": {"edge_ms": 2.0, "transfer_ms": 3.0, "cloud_ms": 5.0, "total_ms": 10.0},
         "measured": {"edge_ms": 2.5, "transfer_ms": 3.5, "cloud_ms": 6.0, "total_ms": 12.0},
+        "spans_ms": {"edge": [0.0, 2.5], "transfer": [2.5, 6.0], "cloud": [6.0, 12.0]},
         "output_digest": "ab" * 32,
         "top1": 123,
         "retries": 1,
@@ -127,7 +128,7 @@ def test_a_document_says_all_of_a_task() -> None:
 
 def test_what_a_failed_task_never_had_is_null() -> None:
     (task,) = queue_document([failed(3)], summary_of([failed(3)]))["tasks"]
-    assert {key for key, value in task.items() if value is not None} == {"id", "model", "retries", "error"}
+    assert {key for key, value in task.items() if value is not None} == {"id", "model", "spans_ms", "retries", "error"}
     assert list(task) == TASK_KEYS
 
 
