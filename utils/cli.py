@@ -249,16 +249,23 @@ class ServiceProcess:
     """A service of this project as a child process, from its first listening line to the end of the block.
 
     The child gets a pipe as stdin: when this process dies, however, the pipe closes and the child ends.
+
+    Args: services: how many listening lines to wait for. prefix: a command that runs the child elsewhere.
     """
 
     def __init__(
-        self, arguments: Sequence[str], *, services: int = 1, stdout: IO[str] | int = subprocess.DEVNULL
+        self,
+        arguments: Sequence[str],
+        *,
+        services: int = 1,
+        stdout: IO[str] | int = subprocess.DEVNULL,
+        prefix: Sequence[str] = (),
     ) -> None:
         self._stdout = stdout
         self.ports: list[int] = []
         self.log: list[str] = []
         self._services = services
-        self._command = [sys.executable, *arguments, "--until-stdin-closes"]
+        self._command = [*prefix, sys.executable, *arguments, "--until-stdin-closes"]
 
     def __enter__(self) -> ServiceProcess:
         self.process = subprocess.Popen(  # noqa: S603  # our own interpreter and our own modules
