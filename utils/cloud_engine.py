@@ -25,8 +25,8 @@ from utils.units import MS_PER_S
 CLOSE_TIMEOUT_S = 10.0  # a running half of a large network on a small machine
 CLIENT_SHARE = 16  # tasks of one edge that may wait: enough to keep a worker busy over any link, a quarter of all
 MIN_RETRY_MS = 5.0  # a busy cloud is not asked again at once
-# A batch of four lets a CPU do 1.0 to 2.9 times as many tasks (tests/benchmark/batching.py), but its answers differ from
-# single ones in the last bits: on a CPU, where both sides make the same bits otherwise, it must be asked for.
+# A batch of four lets a CPU do 1.0 to 2.9 times as many tasks (tests/benchmark/batching.py), but its answers differ
+# from single ones in the last bits: on a CPU, where both sides make the same bits otherwise, it must be asked for.
 MAX_BATCH = {"cpu": 1, "cuda": 8}
 
 Answer = TypeVar("Answer")

@@ -49,7 +49,7 @@ def main() -> None:
             str(cloud.ports[1]),
         ]
         edge = subprocess.Popen(
-            [*command, "--tasks", "1000000", "--seed", "1", "--json"],
+            [*command, "--tasks", "200000", "--seed", "1", "--json"],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
