@@ -23,6 +23,7 @@ from utils.errors import DataSetError
 
 PREDICTOR_DIR = Path(__file__).resolve().parent
 DATASET_DIR = PREDICTOR_DIR / "dataset"
+MAX_PACE = 1.5  # times that of the device undisturbed
 UNDISTURBED = 0.25  # this share of the time a device is at its best pace, or near it
 MIN_ROWS = 20  # fewer say nothing about a kind
 MIN_VALUE, MAX_VALUE = 1e-9, 1e15  # a layer outside has no width, no channels, or more FLOPs than a day of a GPU
@@ -93,12 +94,14 @@ def _at_one_pace(rows: list[dict[str, float]]) -> list[dict[str, float]]:
     """Return the rows as if the device had always been as fast as in its better moments.
 
     ``pace_ms`` is what layers that are always the same took while a row was measured; the lower quartile is the
-    device undisturbed. Rows from elsewhere have no pace, and stay as they are.
+    device undisturbed. Rows at less than two thirds of its pace are left out: something else had a core to itself, and
+    that slows each layer by a factor of its own. Rows from elsewhere have no pace, and stay as they are.
     """
     if not rows or not all(row.get("pace_ms", 0.0) > 0 for row in rows):
         return rows
     undisturbed_ms = float(np.quantile([row["pace_ms"] for row in rows], UNDISTURBED))
-    return [row | {"latency": row["latency"] * undisturbed_ms / row["pace_ms"]} for row in rows]
+    kept = [row for row in rows if row["pace_ms"] <= MAX_PACE * undisturbed_ms]
+    return [row | {"latency": row["latency"] * undisturbed_ms / row["pace_ms"]} for row in kept]
 
 
 def _first_double(names: list[str]) -> str:
