@@ -159,7 +159,9 @@ class Conversation:
         self._latencies = latencies
         self._lines = TaskLines(observe, connection.sock)
         self._outbox: SimpleQueue[_Answer | _Done | None] = SimpleQueue()
-        self._places = threading.Semaphore(MAX_UNANSWERED)
+        self._max_unanswered = MAX_UNANSWERED
+        self._places = threading.Semaphore(self._max_unanswered)
+        self._is_over = False  # set by the writer: no answer can be sent any more
         self._writer = threading.Thread(target=self._write, name=f"write {connection.peer}", daemon=True)
 
     def hold(self, stopping: threading.Event) -> None:
@@ -174,8 +176,7 @@ class Conversation:
         self.connection.send(Hello.of(device=self._engine.device, threads=self._engine.threads))
         self._writer.start()
         try:
-            while self._writer.is_alive():
-                self._places.acquire()
+            while self._has_place():
                 self._handle(self.connection.receive(IDLE_TIMEOUT_S))
         except PeerGoneError:
             if stopping.is_set():
@@ -191,8 +192,13 @@ class Conversation:
         self.connection.break_off()
         self._outbox.put(None)
 
+    def _has_place(self) -> bool:
+        """Wait until one more message may be read; return whether it can be answered."""
+        self._places.acquire()
+        return not self._is_over
+
     def _wait_for_answers(self) -> None:
-        for _ in range(MAX_UNANSWERED - 1):  # this thread has the last place, for the message that did not come
+        for _ in range(self._max_unanswered - 1):  # this thread has the last place, for the message that did not come
             self._places.acquire()
 
     # ---------------------------------------------------------------- reading
@@ -248,7 +254,8 @@ class Conversation:
             log.error("an answer to %s failed: %r", self.connection.peer, exc, exc_info=_show_traceback())
         finally:
             self.connection.break_off()
-            self._places.release(MAX_UNANSWERED)  # the reader waits for nothing any more
+            self._is_over = True
+            self._places.release(self._max_unanswered)  # the reader waits for nothing any more
 
     def _send(self, answer: _Answer | _Done) -> None:
         number = answer.received.task
