@@ -12,7 +12,7 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.zoo import ZOO, Network, WeightsSource, build_network, canonical_name, model_graph
 from utils.errors import BusyError, NeurosurgeonError
@@ -60,8 +60,7 @@ Deliver = Callable[[CloudResult | Exception], None]
 class _HalfTask(NamedTuple):
     """One cloud half to run; those of one network and point may run as one batch."""
 
-    network: Network
-    point: int
+    half: nn.Module  # one object for each network and point
     tensors: Sequence[Tensor]
     deliver: Deliver
     asked_ms: float
@@ -124,8 +123,9 @@ class CloudEngine:
                 it must not keep waiting; the result may lie in the memory of ``tensors``.
         Raises: PartitionError; BusyError; ProtocolError: they are not the tensors that cross at this point.
         """
-        check_crossing(network.cut(point).crossing, tensors)
-        self._put(client, _HalfTask(network, point, tensors, deliver, now_ms()))
+        cut = network.cut(point)
+        check_crossing(cut.crossing, tensors)
+        self._put(client, _HalfTask(cut.cloud, tensors, deliver, now_ms()))
 
     def submit_job(self, job: Callable[[], Answer], client: Hashable = None) -> Callable[[], Answer]:
         """Queue a job that needs a worker for itself; return the function that waits for its result.
@@ -196,28 +196,25 @@ class CloudEngine:
         if not isinstance(item, _HalfTask):
             item()
             return
-        batch = [item, *self._companions(item)]
-        start_ms = now_ms()
+        batch = [item] if self._max_batch == 1 else [item, *self._companions(item)]
         with self._lock:
-            for task in batch:
-                self._meter.started(start_ms - task.asked_ms, start_ms)
+            self._meter.started(len(batch))
+        start_ms = now_ms()
         results = run_batch(batch, self.device, start_ms)
         end_ms = now_ms()
-        with self._lock:  # first: who has a result finds it counted
-            for _ in batch:
-                self._meter.ended(end_ms - start_ms, end_ms)
         for task, result in zip(batch, results, strict=True):
             task.deliver(result)
+        with self._lock:  # while those who wait for the results wake up
+            for task in batch:
+                self._meter.ended(start_ms - task.asked_ms, end_ms - start_ms, end_ms)
 
     def _companions(self, first: _HalfTask) -> list[_HalfTask]:
         """Return those that run with a task; wait for them no longer than allowed, nor once another kind has come."""
 
         def is_alike(item: _HalfTask | _Job) -> bool:
-            return isinstance(item, _HalfTask) and item.network is first.network and item.point == first.point
+            return isinstance(item, _HalfTask) and item.half is first.half
 
         room = self._max_batch - 1
-        if not room:
-            return []
         found: list[_HalfTask | _Job] = []
         deadline_ms = now_ms() + self._limits.batch_wait_ms
         while True:
@@ -238,8 +235,7 @@ def run_batch(tasks: Sequence[_HalfTask], device: str, start_ms: float) -> list[
 
     A batch that fails is run one by one: it may be too large, and no task pays for another.
     """
-    half = tasks[0].network.cut(tasks[0].point).cloud
-    waits_ms = [start_ms - task.asked_ms for task in tasks]
+    half, waits_ms = tasks[0].half, [start_ms - task.asked_ms for task in tasks]
     try:
         if len(tasks) == 1:
             result = run_half(half, tasks[0].tensors, device)

@@ -45,13 +45,13 @@ class LoadMeter:
         self._running = 0
         self._idle_since_ms = 0.0
 
-    def started(self, queue_ms: float, time_ms: float) -> None:
-        """A task begins that has waited ``queue_ms``."""
-        self._queue.add(queue_ms, time_ms)
-        self._running += 1
+    def started(self, count: int = 1) -> None:
+        """So many tasks begin."""
+        self._running += count
 
-    def ended(self, service_ms: float, time_ms: float) -> None:
-        """A task is done that took ``service_ms``."""
+    def ended(self, queue_ms: float, service_ms: float, time_ms: float) -> None:
+        """A task is done that waited and took so long."""
+        self._queue.add(queue_ms, time_ms)
         self._service.add(service_ms, time_ms)
         self._running -= 1
         self._idle_since_ms = time_ms

@@ -380,7 +380,8 @@ def test_a_reply_tells_the_load(cloud: Cloud, network: Network) -> None:
     with connect(*cloud.address) as connection:
         edge = ManyTasks(connection, network)
         edge.send(1)
-        (answer,) = edge.receive(1)
+        edge.send(2)
+        _, answer = edge.receive(2)  # the first one may not be counted yet when it is answered
     assert isinstance(answer.message, Reply)
     assert answer.message.load_service_ms > 0
     assert answer.message.load_queue_ms >= 0

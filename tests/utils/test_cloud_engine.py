@@ -407,6 +407,7 @@ def test_the_load_tells_what_tasks_waited_and_took(start: Start) -> None:
     edge.submit()
     gate.open()
     result = edge.result()
+    engine.close()
     load = engine.load
     assert load.service_ms >= result.compute_ms
     assert 0 < load.queue_ms <= result.queue_ms

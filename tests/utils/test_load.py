@@ -41,18 +41,19 @@ def test_a_new_cloud_has_no_load() -> None:
 
 def test_the_load_is_what_tasks_waited_and_took() -> None:
     meter = LoadMeter()
+    meter.started(2)
     for queue_ms in (10.0, 30.0):
-        meter.started(queue_ms, 100.0)
-        meter.ended(5.0, 100.0)
+        meter.ended(queue_ms, 5.0, 100.0)
     assert meter.load(100.0) == Load(pytest.approx(20.0), pytest.approx(5.0))
 
 
 def test_the_wait_decays_only_while_nothing_runs() -> None:
     meter = LoadMeter()
-    meter.started(10.0, 0.0)
+    meter.started(2)
+    meter.ended(10.0, 7.0, 0.0)
     assert meter.load(5000.0).queue_ms == pytest.approx(10.0)
-    meter.ended(5000.0, 5000.0)
+    meter.ended(10.0, 7.0, 5000.0)
     assert meter.load(5000.0).queue_ms == pytest.approx(10.0)
     assert meter.load(5000.0 + TIME_CONSTANT_MS).queue_ms == pytest.approx(10.0 / math.e)
     assert meter.load(5000.0 + 100 * TIME_CONSTANT_MS).queue_ms == pytest.approx(0.0, abs=1e-6)
-    assert meter.load(5000.0 + 100 * TIME_CONSTANT_MS).service_ms == pytest.approx(5000.0)
+    assert meter.load(5000.0 + 100 * TIME_CONSTANT_MS).service_ms == pytest.approx(7.0)
