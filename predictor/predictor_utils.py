@@ -31,7 +31,16 @@ from models.operations import LayerKind
 from predictor import forest
 from predictor.features import FEATURE_NAMES, FEATURES_VERSION, TREE_COLUMNS, FloatArray, feature_matrix, tree_matrix
 from predictor.forest import ARRAY_NAMES, Forest
-from predictor.get_datasets_func import COLUMNS, DATASET_DIR, PREDICTOR_DIR, DataSet, csv_path, load_dataset
+from predictor.get_datasets_func import (
+    COLUMNS,
+    DATASET_DIR,
+    MAX_PACE,
+    PREDICTOR_DIR,
+    UNDISTURBED,
+    DataSet,
+    csv_path,
+    load_dataset,
+)
 from predictor.kernel_flops import node_work
 from predictor.kind_models import HELD_OUT_EVERY, KindModel, Score, fit_kind
 from predictor.latencies import LayerLatencies
@@ -241,7 +250,8 @@ def data_digest(directory: Path) -> str:
     settings = (rounds, forest.LEAVES, forest.L2_PENALTY, forest.MIN_LEAF_ROWS)
     versions = (FEATURES_VERSION, CONFIG_VERSION, importlib.metadata.version("scikit-learn"))
     features = sorted(TREE_COLUMNS.items())
-    digest = hashlib.sha256(repr((versions, features, HELD_OUT_EVERY, settings)).encode())
+    rows = (HELD_OUT_EVERY, UNDISTURBED, MAX_PACE)
+    digest = hashlib.sha256(repr((versions, features, rows, settings)).encode())
     for kind in kinds:
         try:
             content = csv_path(directory, kind).read_bytes()

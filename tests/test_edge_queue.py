@@ -1,0 +1,121 @@
+"""A queue on the edge: which cut each task gets, and that every task gets its answer when the cloud is lost."""
+
+from __future__ import annotations
+
+import io
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from deployment import SplitPlan, plan_split
+from edge_queue import Chooser, QueueModel, QueueRun, QueueSettings, in_order
+from edge_task import StageKeys
+from models.zoo import load_network, model_graph
+from net.bandwidth import LinkEstimate, LinkSource
+from net.link_watch import LinkWatch
+from predictor.chain_search import Objective
+from predictor.flow_shop import Schedule
+from predictor.latencies import LayerLatencies
+from utils.errors import ConnectError, NeurosurgeonError, RemoteError
+from utils.inference_utils import random_input, run_whole
+from utils.queue_report import QueueReport
+from utils.queue_tasks import QueuedTask
+from utils.report import output_digest
+
+MODEL = "le_net"
+LAYERS = len(model_graph(MODEL).layers)
+LINK = LinkEstimate(1e9, 0.1, LinkSource.GIVEN)
+LATENCIES = LayerLatencies([1.0] * LAYERS, [1.0] * LAYERS, [1.0] * LAYERS, "made up")
+FASTER = LATENCIES.scaled(0.5)
+
+
+def plan(rate_bytes_per_s: float = 1e9, queue_ms: float = 0.0, objective: Objective = Objective.LATENCY) -> SplitPlan:
+    graph = model_graph(MODEL)
+    return plan_split(graph, LATENCIES, FASTER, rate_bytes_per_s, 0.1, queue_ms=queue_ms, objective=objective)
+
+
+# ---------------------------------------------------------------- cuts
+
+
+def test_a_cut_is_kept_unless_another_saves_enough() -> None:
+    chooser = Chooser(Objective.LATENCY)
+    assert chooser.choose(plan()).point == 0
+    slightly = plan(queue_ms=LAYERS / 2)  # now the edge alone is as fast, to a few percent
+    assert slightly.best.point == LAYERS
+    assert chooser.choose(slightly).point == 0
+    assert chooser.choose(plan(queue_ms=10.0 * LAYERS)).point == LAYERS
+
+
+def test_a_waiting_cloud_makes_the_edge_keep_its_task() -> None:
+    assert plan().best.point == 0
+    busy = plan(queue_ms=50.0)
+    assert busy.best.point == LAYERS
+    assert busy.candidates[0].stages.cloud_ms == pytest.approx(plan().candidates[0].stages.cloud_ms + 50.0)
+    assert busy.candidates[-1].stages.cloud_ms == 0.0
+
+
+def test_for_throughput_a_queue_is_spread_over_edge_and_cloud() -> None:
+    chooser = Chooser(Objective.THROUGHPUT)
+    chosen = [chooser.choose(plan(objective=Objective.THROUGHPUT)) for _ in range(60)]
+    edge_ms, cloud_ms = (sum(getattr(c.busy, stage) for c in chosen) for stage in ("edge_ms", "cloud_ms"))
+    assert edge_ms == pytest.approx(cloud_ms, rel=0.1)
+    assert max(edge_ms, cloud_ms) < 0.8 * 60 * plan().best.busy.cloud_ms
+
+
+def test_the_schedule_orders_and_predicts() -> None:
+    tasks = [QueuedTask(number, MODEL) for number in range(1, 6)]
+    settings = QueueSettings({}, schedule=Schedule.JOHNSON)
+    ordered, predicted = in_order(tasks, {MODEL: queue_model()}, LINK, settings)
+    assert sorted(task.id for task in ordered) == [1, 2, 3, 4, 5]
+    assert predicted["johnson"] <= predicted["fifo"]
+
+
+# ---------------------------------------------------------------- a cloud that fails
+
+
+def queue_model() -> QueueModel:
+    return QueueModel(load_network(MODEL), LATENCIES, FASTER, StageKeys("edge", "transfer", "cloud"))
+
+
+class FailingStream:
+    """Stands in for a stream: the first tasks fail at once with the errors given, the others are lost."""
+
+    def __init__(self, *errors: NeurosurgeonError) -> None:
+        self.errors = list(errors)
+        self.submitted: list[int] = []
+
+    def submit(self, task: int, *what: Any) -> Future[Any]:
+        self.submitted.append(task)
+        answer: Future[Any] = Future()
+        answer.set_exception(self.errors.pop(0))
+        return answer
+
+
+def run_queue(stream: Any, count: int, in_flight: int = 2) -> tuple[list[Any], str]:
+    tasks = [QueuedTask(number, MODEL) for number in range(1, count + 1)]
+    settings = QueueSettings({}, learns=False, in_flight=in_flight)
+    out = io.StringIO()
+    with QueueReport(tasks, out) as report:
+        watch = LinkWatch("nowhere", 1, LINK)
+        results = QueueRun(settings, {MODEL: queue_model()}, stream, watch, report).run(tasks)
+    return results, out.getvalue()
+
+
+@pytest.mark.parametrize("in_flight", [1, 3])
+def test_a_cloud_that_is_lost_leaves_the_rest_to_the_edge(in_flight: int, caplog: pytest.LogCaptureFixture) -> None:
+    stream = FailingStream(*(ConnectError("the cloud stays away") for _ in range(8)))
+    results, _ = run_queue(stream, 8, in_flight)
+    expected = output_digest(run_whole(load_network(MODEL), random_input()))
+    assert sorted(result.task.id for result in results) == list(range(1, 9))
+    assert {result.where for result in results} == {"edge"}
+    assert {result.output_digest for result in results} == {expected}
+    assert len(stream.submitted) == 1
+    assert caplog.text.count("the rest of the queue runs here") == 1
+
+
+def test_a_task_that_the_cloud_refuses_fails_alone() -> None:
+    stream = FailingStream(RemoteError("it broke"), ConnectError("gone"))
+    results, out = run_queue(stream, 3, in_flight=1)
+    assert [result.error for result in sorted(results, key=lambda r: r.task.id)] == ["it broke", None, None]
+    assert "task 1 of 3 failed : it broke" in out
