@@ -43,7 +43,8 @@ def run_queue(flags: list[str], ports: list[int]) -> dict[str, Any]:
 def bound_ms(document: dict[str, Any], rate_bytes_per_s: float) -> dict[str, float]:
     """Return how long the tasks of a run kept edge, uplink and cloud busy, ms."""
     edge = sum(task["measured"]["edge_ms"] for task in document["tasks"])
-    cloud = sum(task["spans"][2][1] - task["spans"][2][0] for task in document["tasks"] if len(task["spans"]) == 3)
+    spans = [task["spans_ms"]["cloud"] for task in document["tasks"] if "cloud" in task["spans_ms"]]
+    cloud = sum(end - start for start, end in spans)
     crossing = sum(model_graph(task["model"]).crossing_bytes[task["partition_point"]] for task in document["tasks"])
     return {"edge": edge, "uplink": crossing / rate_bytes_per_s * 1e3, "cloud": cloud}
 
