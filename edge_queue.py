@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
@@ -37,6 +36,7 @@ from utils.timing import StageTimes, now_ms
 
 log = logging.getLogger(__name__)
 
+QUEUE_DIGITS, FACTOR_DIGITS = 0, 2  # a plan is made anew for changes of a ms, or a percent
 MIN_GAIN = 0.05  # a cut is changed for no less: estimates move by some percent from second to second
 
 
@@ -80,20 +80,28 @@ class QueueModel:
         self.keys = keys
         self._edge = edge
         self._cloud = cloud
+        self._known: tuple[object, ...] | None = None  # what the last plan was made of
+        self._plan: SplitPlan
         self._points_run: set[int] = set()
 
     def plan(self, now: LinkNow, corrections: Corrections, settings: QueueSettings) -> SplitPlan:
-        """Return the plan for the link of the moment."""
-        return plan_split(
-            self.network.graph,
-            self._edge.scaled(corrections.factor(self.keys.edge)),
-            self._cloud.scaled(corrections.factor(self.keys.cloud)),
-            now.link.rate_bytes_per_s,
-            now.link.rtt_ms,
-            corrections.factor(self.keys.transfer),
-            queue_ms=now.queue_ms if settings.hears_load else 0.0,
-            objective=settings.objective,
-        )
+        """Return the plan for the link of the moment; while nothing changes, the same one."""
+        queue_ms = round(now.queue_ms, QUEUE_DIGITS) if settings.hears_load else 0.0
+        edge, transfer, cloud = (round(corrections.factor(key), FACTOR_DIGITS) for key in self.keys)
+        known = (now.link.rate_bytes_per_s, now.link.rtt_ms, queue_ms, edge, transfer, cloud)
+        if known != self._known:
+            self._known = known
+            self._plan = plan_split(
+                self.network.graph,
+                self._edge.scaled(edge),
+                self._cloud.scaled(cloud),
+                now.link.rate_bytes_per_s,
+                now.link.rtt_ms,
+                transfer,
+                queue_ms=queue_ms,
+                objective=settings.objective,
+            )
+        return self._plan
 
     def is_first_run(self, point: int) -> bool:
         """Return whether this cut runs for the first time: such a run also builds kernels, and teaches nothing."""
@@ -198,7 +206,10 @@ class QueueRun:
         self._slots: SimpleQueue[_Begun | None] = (
             SimpleQueue()
         )  # a slot comes back free, or with a task of a lost cloud
+        self._finished: SimpleQueue[tuple[TaskResult, Tensor | None] | None] = SimpleQueue()
         self._cloud_is_lost = False
+        self._random_input = random_input()
+        self.makespan_ms = 0.0
         self._start_ms = now_ms()
         for _ in range(settings.in_flight):
             self._slots.put(None)
@@ -206,6 +217,8 @@ class QueueRun:
     def run(self, tasks: Sequence[QueuedTask], should_stop: Callable[[], bool] = lambda: False) -> list[TaskResult]:
         """Return the results of the tasks, in the order in which they came; stops early with what is in flight."""
         self._start_ms = now_ms()
+        reporter = threading.Thread(target=self._report_all, name="reporter", daemon=True)
+        reporter.start()
         for task in tasks:
             self._wait_for_slot()
             if should_stop():
@@ -214,6 +227,9 @@ class QueueRun:
             self._begin(task)
         for _ in range(self._settings.in_flight):
             self._wait_for_slot()
+        self.makespan_ms = now_ms() - self._start_ms
+        self._finished.put(None)
+        reporter.join()
         if self._settings.learns:
             self._corrections.save()
         return self._results
@@ -225,13 +241,13 @@ class QueueRun:
 
     def _begin(self, task: QueuedTask) -> None:
         try:
-            tensor = image_input(read_image(task.image)) if task.image else random_input()
+            tensor = image_input(read_image(task.image)) if task.image else self._random_input
             begun = self._run_edge_half(task, tensor)
         except NeurosurgeonError as exc:
             self._finish(TaskResult(task, error=str(exc)))
             return
         if not begun.candidate.crossing_bytes:
-            self._finish(self._answered_here(begun.known, begun.half.tensors[0]))
+            self._finish(replace(begun.known, where="edge"), begun.half.tensors[0])
             return
         network = begun.model.network
         request = Request(network.name, begun.candidate.point, network.weights_digest)
@@ -268,7 +284,7 @@ class QueueRun:
 
     def _take_answer(self, begun: _Begun, answer: Future[Answered]) -> None:
         try:
-            result = self._answered_there(begun, answer.result())
+            result, output = self._answered_there(begun, answer.result())
         except ConnectError as exc:
             if not self._cloud_is_lost:
                 log.warning("%s; the rest of the queue runs here", exc)
@@ -277,9 +293,9 @@ class QueueRun:
         except NeurosurgeonError as exc:
             self._finish(replace(begun.known, error=str(exc)))
         else:
-            self._finish(result)
+            self._finish(result, output)
 
-    def _answered_there(self, begun: _Begun, answered: Answered) -> TaskResult:
+    def _answered_there(self, begun: _Begun, answered: Answered) -> tuple[TaskResult, Tensor]:
         remote = answered.result
         check_crossing([begun.model.network.graph.output], remote.tensors)
         self._watch.saw_transfer(remote.sent_bytes, remote.receive_ms)
@@ -289,7 +305,7 @@ class QueueRun:
             if self._settings.in_flight == 1:  # otherwise tensors also wait for each other
                 self._learn(begun.model.keys.transfer, begun.candidate.stages.transfer_ms, remote.transfer_ms)
         known, done_ms = begun.known, answered.answered_ms
-        return replace(
+        result = replace(
             known,
             measured=StageTimes(known.measured.edge_ms, remote.transfer_ms, remote.cloud_ms),
             spans=(
@@ -299,28 +315,30 @@ class QueueRun:
             ),
             retries=answered.retries,
             where="split" if begun.candidate.point else "cloud",
-            **_described(remote.tensors[0]),
         )
+        return result, remote.tensors[0]
 
     # ------------------------------------------------------------ answers of this side
-
-    def _answered_here(self, known: TaskResult, output: Tensor) -> TaskResult:
-        return replace(known, where="edge", **_described(output))
 
     def _run_here(self, begun: _Begun) -> None:
         """Run the rest of a task that the cloud was lost with."""
         half = run_half(begun.model.network.cut(begun.candidate.point).cloud, begun.half.tensors, self._settings.device)
         edge_ms = begun.known.measured.edge_ms + half.latency_ms
-        done = replace(begun.known, measured=StageTimes(edge_ms, 0.0, 0.0))
-        self._finish(self._answered_here(done, half.tensors[0]))
+        self._finish(replace(begun.known, where="edge", measured=StageTimes(edge_ms, 0.0, 0.0)), half.tensors[0])
 
     # ------------------------------------------------------------ bookkeeping
 
-    def _finish(self, result: TaskResult) -> None:
-        with self._lock:
+    def _finish(self, result: TaskResult, output: Tensor | None = None) -> None:
+        self._slots.put(None)  # first: the next task need not wait for lines to be printed
+        self._finished.put((result, output))
+
+    def _report_all(self) -> None:
+        while finished := self._finished.get():
+            result, output = finished
+            if output is not None:
+                result = replace(result, output_digest=output_digest(output), top1=int(output.argmax()))
             self._results.append(result)
-        self._report.task_done(result)
-        self._slots.put(None)
+            self._report.task_done(result)
 
     def _learn(self, key: str, predicted_ms: float, measured_ms: float) -> None:
         with self._lock:
@@ -328,7 +346,3 @@ class QueueRun:
 
     def _span(self, start_ms: float, end_ms: float) -> Span:
         return Span(start_ms - self._start_ms, end_ms - self._start_ms)
-
-
-def _described(output: Tensor) -> dict[str, Any]:
-    return {"output_digest": output_digest(output), "top1": int(output.argmax())}

@@ -45,7 +45,6 @@ from utils.queue_report import QueueReport, print_summary
 from utils.queue_results import QueueSummary, queue_document, queue_sheets, summarise
 from utils.queue_tasks import QueuedTask, draw_tasks, read_task_file, tasks_of_directory
 from utils.report import print_json
-from utils.timing import now_ms
 
 if TYPE_CHECKING:
     from edge_queue import QueueSettings
@@ -134,12 +133,11 @@ def _run(args: argparse.Namespace) -> int:
         QueueReport(ordered, out) as report,
     ):
         report.start()
-        start_ms = now_ms()
-        results = QueueRun(settings, models, stream, watch, report).run(ordered, interrupted.is_set)
-        makespan_ms = now_ms() - start_ms
+        run = QueueRun(settings, models, stream, watch, report)
+        results = run.run(ordered, interrupted.is_set)
     summary = summarise(
         results,
-        makespan_ms=makespan_ms,
+        makespan_ms=run.makespan_ms,
         objective=args.objective,
         schedule=args.schedule,
         predicted_makespan_ms=predicted_ms,
