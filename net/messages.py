@@ -11,8 +11,9 @@
                     ◀────────────────      Reply         the output, and what the cloud spent
     ... any number of AskLatencies, Prepare and Request ...
 
-At any time the cloud may answer `ErrorReply` instead. The bandwidth service speaks Hello, Ping, Pong, Probe and
-Samples on a port of its own.
+At any time the cloud may answer `ErrorReply` instead. When it has had nothing to say for a second it sends a `Pong`,
+so that an edge can tell a cloud that computes from one that is gone. The bandwidth service speaks Hello, Ping, Pong,
+Probe and Samples on a port of its own.
 """
 
 from __future__ import annotations

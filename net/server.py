@@ -6,7 +6,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from net.events import Observer, TaskLines, TaskState
@@ -18,6 +18,7 @@ from net.messages import (
     Hello,
     Latencies,
     Message,
+    Pong,
     Prepare,
     Ready,
     Reply,
@@ -25,7 +26,7 @@ from net.messages import (
     reply_of,
 )
 from net.net_utils import format_address
-from net.transport import Connection, Received, accepted, stop_accepting
+from net.transport import EDGE_SILENCE_S, Connection, Received, accepted, stop_accepting
 from utils.cloud_engine import CloudEngine, CloudResult
 from utils.errors import BusyError, NetworkError, NeurosurgeonError, PeerGoneError, ProtocolError, WeightsError
 from utils.timing import now_ms
@@ -37,6 +38,7 @@ HELLO_TIMEOUT_S = 5.0
 IDLE_TIMEOUT_S = 600.0
 MAX_CONNECTIONS = 256
 MAX_UNANSWERED = 32  # messages of one edge; more than may wait in the engine, so that an edge hears that it is busy
+HEARTBEAT_S = 1.0  # an edge that has heard nothing for so long is told that the cloud lives
 GRACE_S = 10.0  # a stopping cloud finishes what runs, at most this long
 
 
@@ -96,6 +98,7 @@ class CloudServer:
     def _serve_one(self, sock: socket.socket, peer: str) -> None:
         try:
             with Connection(sock, SMALL_LIMITS) as connection:
+                connection.give_up_after(EDGE_SILENCE_S)
                 self._converse(Conversation(connection, self._engine, self._observe, self._latencies))
         except PeerGoneError as exc:
             log.debug("%s left: %s", peer, exc)
@@ -242,7 +245,7 @@ class Conversation:
 
     def _write(self) -> None:
         try:
-            while answer := self._outbox.get():
+            while answer := self._next_answer():
                 self._send(answer)
                 self.connection.recycle(answer.received)  # not before: an answer may be a view of its question
                 self._places.release()
@@ -256,6 +259,15 @@ class Conversation:
             self.connection.break_off()
             self._is_over = True
             self._places.release(self._max_unanswered)  # the reader waits for nothing any more
+
+    def _next_answer(self) -> _Answer | _Done | None:
+        """Return what is to be sent next; meanwhile, tell the edge that the cloud lives, and its load."""
+        while True:
+            try:
+                return self._outbox.get(timeout=HEARTBEAT_S)
+            except Empty:
+                load = self._engine.load
+                self.connection.send(Pong(0, load.queue_ms, load.service_ms))
 
     def _send(self, answer: _Answer | _Done) -> None:
         number = answer.received.task

@@ -14,15 +14,17 @@ from net.messages import (
     ErrorReply,
     Hello,
     Latencies,
+    Pong,
     Prepare,
     Ready,
     Reply,
     Request,
     error_of,
 )
-from net.transport import Connection, Received, connect
-from utils.errors import ProtocolError, WeightsError
+from net.transport import SILENCE_S, Connection, Received, connect
+from utils.errors import DeadlineError, ProtocolError, WeightsError
 from utils.timing import StageTimes, now_ms
+from utils.units import s_to_ms
 
 if TYPE_CHECKING:  # an edge says hello, and hears that nobody is there, before it spends a second on torch
     from torch import Tensor
@@ -152,12 +154,24 @@ class EdgeSession:
         self._connection.send(request, tensors, task)
         return SentTask(start_ms, self._connection.sent_bytes - sent_before)
 
+    def receive_next(self) -> Received:
+        """Return what the cloud says next: an answer to whatever task, or a sign of life (`Pong`).
+
+        Raises: NetworkError: the connection is lost, or the cloud has been silent for `SILENCE_S`.
+        """
+        return self._connection.receive(SILENCE_S)
+
     def receive_answer(self, wait_s: float) -> Received:
         """Return the next answer of the cloud, to whatever task, waiting at most ``wait_s`` for it.
 
-        Raises: NetworkError.
+        Raises: NetworkError: there was none in time, or no sign of life.
         """
-        return self._connection.receive(wait_s)
+        deadline_ms = now_ms() + s_to_ms(wait_s)
+        while now_ms() < deadline_ms:
+            received = self.receive_next()
+            if not isinstance(received.message, Pong):
+                return received
+        raise DeadlineError(f"{self._connection.peer} lives, but gave no answer within {wait_s:g} s")
 
     def result_of(self, received: Received, sent: SentTask) -> RemoteResult:
         """Return what an answer that has just come means for its task.
@@ -185,7 +199,7 @@ class EdgeSession:
         )
 
     def _expect(self, expected: type[Answer], wait_s: float) -> tuple[Answer, Received]:
-        received = self._connection.receive(wait_s)
+        received = self.receive_answer(wait_s)
         message = received.message
         if isinstance(message, ErrorReply):
             raise error_of(message)

@@ -18,10 +18,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from net.messages import Request
+from net.messages import Pong, Request
 from net.session import REPLY_TIMEOUT_S, EdgeSession, RemoteResult, SentTask
 from net.transport import Received
-from utils.errors import BusyError, ConnectError, NetworkError, NeurosurgeonError
+from utils.errors import BusyError, ConnectError, DeadlineError, NetworkError, NeurosurgeonError
 from utils.timing import now_ms
 from utils.units import MS_PER_S, s_to_ms
 
@@ -147,14 +147,27 @@ class TaskStream:
     def _receive_all(self, session: EdgeSession) -> None:
         try:
             while True:
-                received = session.receive_answer(REPLY_TIMEOUT_S)
+                received = session.receive_next()
                 flight = self._flights.get(received.task)
-                if flight is None or flight.sent is None:
+                if isinstance(received.message, Pong):
+                    self._check_overdue()
+                elif flight is None or flight.sent is None:
                     log.warning("an answer to task %d, which has one already, is dropped", received.task)
                 else:
                     self._answer(flight, session, flight.sent, received)
         except NetworkError as exc:
             self._lose(session, exc)
+
+    def _check_overdue(self) -> None:
+        """Give up a cloud that lives, but has forgotten a task.
+
+        Raises: DeadlineError.
+        """
+        oldest_ms = min(
+            (flight.sent.start_ms for flight in list(self._flights.values()) if flight.sent), default=now_ms()
+        )
+        if now_ms() - oldest_ms > s_to_ms(REPLY_TIMEOUT_S):
+            raise DeadlineError(f"the cloud lives, but gave no answer within {REPLY_TIMEOUT_S:g} s")
 
     def _answer(self, flight: _Flight, session: EdgeSession, sent: SentTask, received: Received) -> None:
         try:

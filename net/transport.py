@@ -50,6 +50,9 @@ CONNECT_TIMEOUT_S = 0.9  # a dead address is reported within a second; a live on
 HEAD_TIMEOUT_S = 5.0  # first byte to last byte of a head, at most 64 KiB
 RAW_TIMEOUT_S = 2.0  # a bandwidth probe is bounded in time
 BODY_BASE_S = 10.0  # a body gets this, and its length at the slowest rate that we serve
+SILENCE_S = 4.0  # a cloud that says nothing for so long is gone: it is told of within 5 s
+EDGE_SILENCE_S = 30.0  # an edge may lose its radio for a while, or answer behind a long queue of its own tensors
+KEEPALIVE_INTERVAL_S = 1
 MIN_RATE_BYTES_PER_S = 50_000  # 0.4 Mbit/s; the slowest link of the field's tables is 3G with 1.1
 TIMEVAL = struct.Struct("@ll")  # seconds, microseconds: what SO_RCVTIMEO takes
 ACCEPT_PAUSE_S = 0.05  # out of file descriptors: others must close theirs first
@@ -77,7 +80,9 @@ class Connection:
     def __init__(self, sock: socket.socket, limits: Limits = DEFAULT_LIMITS) -> None:
         self.sock = sock
         self.limits = limits
+        self.silence_s: float | None = None  # inside a message; None: only the message's own deadline counts
         self.sent_bytes = 0
+        self.received_bytes = 0
         self._head = memoryview(bytearray(HEAD_UNIT))
         self._bodies = BodyMemory()
         try:
@@ -108,6 +113,19 @@ class Connection:
         """From another thread: end every ``receive`` and ``send`` at once, also one that waits."""
         with contextlib.suppress(OSError):  # already gone
             self.sock.shutdown(socket.SHUT_RDWR)
+
+    def give_up_after(self, silence_s: float) -> None:
+        """Let the kernel end the connection when the peer's machine has been silent for so long, idle or not.
+
+        A peer whose kernel answers while its process hangs is not found out this way: see `silence_s`.
+        """
+        sock = self.sock
+        with contextlib.suppress(OSError):  # already gone: the next call tells
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; elsewhere the system's own patience counts
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_INTERVAL_S)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(s_to_ms(silence_s)))
 
     def send(self, message: Message, tensors: Iterable[Tensor] = (), task: int = 0) -> None:
         """Send a message and its tensors, these from their own memory.
@@ -181,8 +199,10 @@ class Connection:
         return self._bodies.take(length)
 
     def _read(self, view: memoryview, deadline_s: float) -> None:
+        flags = 0 if self.silence_s else socket.MSG_WAITALL  # which would hide when the last byte came
         while view:
-            count = self._read_some(view, deadline_s, socket.MSG_WAITALL)
+            bound_s = min(deadline_s, time.monotonic() + self.silence_s) if self.silence_s else deadline_s
+            count = self._read_some(view, bound_s, flags)
             if not count:
                 raise PeerGoneError(f"{self.peer} closed the connection inside a message")
             view = view[count:]
@@ -190,11 +210,13 @@ class Connection:
     def _read_some(self, view: memoryview, deadline_s: float, flags: int = 0) -> int:
         try:
             self._set_timeout(socket.SO_RCVTIMEO, deadline_s)
-            return self.sock.recv_into(view, 0, flags)
+            count = self.sock.recv_into(view, 0, flags)
         except BlockingIOError as exc:
             raise DeadlineError(f"{self.peer} sent nothing, or not all of a message, in time") from exc
         except OSError as exc:
             raise PeerGoneError(f"connection to {self.peer} lost: {exc.strerror or exc}") from exc
+        self.received_bytes += count
+        return count
 
     def _send_pieces(self, pieces: list[Buffer], deadline_s: float) -> None:
         views = [memoryview(piece) for piece in pieces if len(piece)]
@@ -257,7 +279,10 @@ def connect(host: str, port: int, limits: Limits = DEFAULT_LIMITS) -> Connection
     except OSError as exc:
         reason = "no answer" if isinstance(exc, TimeoutError) else exc.strerror or str(exc)
         raise ConnectError(f"no service at {format_address((host, port))} ({reason}): is it started there?") from exc
-    return Connection(sock, limits)
+    connection = Connection(sock, limits)
+    connection.give_up_after(SILENCE_S)
+    connection.silence_s = SILENCE_S
+    return connection
 
 
 def _unresolved(host: str) -> UsageError:

@@ -17,7 +17,7 @@ from models.zoo import Network
 from net import server, transport
 from net.events import CloudEvent
 from net.framing import HEAD_UNIT
-from net.messages import ErrorReply, Hello, Prepare, Ready, Reply, Request
+from net.messages import ErrorReply, Hello, Pong, Prepare, Ready, Reply, Request
 from net.server import CloudServer
 from net.session import EdgeSession
 from net.transport import Connection, Received, connect
@@ -236,6 +236,19 @@ def test_edges_beyond_the_limit_are_closed(cloud: Cloud, network: Network, monke
         with pytest.raises(PeerGoneError):
             cloud.edge()
         assert_answers(edge, network)
+
+
+def test_an_edge_hears_that_a_computing_cloud_lives(
+    start: Callable[[CloudEngine], Cloud], network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "HEARTBEAT_S", 0.01)
+    engine = BlockingEngine()
+    with connect(*start(engine).address) as connection:
+        ManyTasks(connection, network).send(1)
+        assert engine.running.wait(JOIN_S)
+        for _ in range(3):
+            assert isinstance(connection.receive(JOIN_S).message, Pong)
+        engine.may_go_on.set()
 
 
 # ---------------------------------------------------------------- the end

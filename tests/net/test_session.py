@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from models.zoo import Network
+from net import session
 from net.framing import HEAD_UNIT
-from net.messages import Hello, Message, Ready, Reply
+from net.messages import Hello, Message, Pong, Ready, Reply
 from net.session import EdgeSession, stage_times
 from net.transport import Connection
 from tests.net.clouds import LATENCIES, MODEL, OTHER_DIGEST, POINT, Cloud, assert_answers, crossing
 from tests.net.conftest import JOIN_S
-from utils.errors import ProtocolError
+from utils.errors import DeadlineError, ProtocolError
 from utils.inference_utils import random_input, run_whole
 
 # ---------------------------------------------------------------- the answer
@@ -113,6 +114,67 @@ def test_a_server_of_another_protocol_is_refused(listener: socket.socket) -> Non
     threading.Thread(target=play).start()
     with pytest.raises(ProtocolError, match="not our protocol"):
         EdgeSession.open(*listener.getsockname())
+
+
+def test_signs_of_life_are_no_answers(listener: socket.socket) -> None:
+    def play() -> None:
+        with Connection(listener.accept()[0]) as connection:
+            for messages in ([Hello.of()], [Pong(0), Pong(0), Ready(MODEL, POINT, OTHER_DIGEST), Pong(0)]):
+                connection.receive(JOIN_S)
+                for message in messages:
+                    connection.send(message)
+            connection.receive(JOIN_S)
+            connection.send(Reply(0.0, 0.0, 0.0, 0.0), task=1)
+
+    thread = threading.Thread(target=play)
+    thread.start()
+    with EdgeSession.open(*listener.getsockname()) as edge:
+        edge.ask_to_prepare(MODEL, POINT)
+        edge.wait_until_ready(OTHER_DIGEST)
+        assert edge.infer(MODEL, POINT, OTHER_DIGEST, []).tensors == []
+    thread.join()
+
+
+def test_a_silent_cloud_is_told_of_long_before_an_answer_is_due(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave = threading.Event()
+
+    def play() -> None:
+        with Connection(listener.accept()[0]) as connection:
+            connection.receive(JOIN_S)
+            connection.send(Hello.of())
+            leave.wait(JOIN_S)
+
+    thread = threading.Thread(target=play)
+    thread.start()
+    with EdgeSession.open(*listener.getsockname()) as edge:
+        monkeypatch.setattr(session, "SILENCE_S", 0.02)
+        with pytest.raises(DeadlineError, match="sent nothing"):
+            edge.infer(MODEL, POINT, OTHER_DIGEST, [])
+    leave.set()
+    thread.join()
+
+
+def test_a_cloud_that_lives_but_does_not_answer_is_given_up(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "REPLY_TIMEOUT_S", 0.02)
+    leave = threading.Event()
+
+    def play() -> None:
+        with Connection(listener.accept()[0]) as connection:
+            connection.receive(JOIN_S)
+            connection.send(Hello.of())
+            while not leave.wait(0.005):
+                connection.send(Pong(0))
+
+    thread = threading.Thread(target=play)
+    thread.start()
+    with EdgeSession.open(*listener.getsockname()) as edge, pytest.raises(DeadlineError, match="lives, but"):
+        edge.infer(MODEL, POINT, OTHER_DIGEST, [])
+    leave.set()
+    thread.join()
 
 
 # ---------------------------------------------------------------- the cloud's latencies

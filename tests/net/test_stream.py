@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from net import stream as stream_module
-from net.messages import ErrorReply, Hello, Prepare, Ready, Reply, Request
+from net.messages import ErrorReply, Hello, Pong, Prepare, Ready, Reply, Request
 from net.session import EdgeSession
 from net.stream import TaskStream
 from net.transport import Connection, Received, accepted, stop_accepting
@@ -197,6 +197,22 @@ def test_a_task_that_takes_every_connection_down_is_given_up(
         with pytest.raises(ConnectError, match="was lost 3 times"):
             answer.result(WAIT_S)
         assert cloud.tasks == [1, 1, 1]
+
+
+def test_a_cloud_that_lives_but_forgets_a_task_is_left(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forget(connection: Connection, received: Received) -> None:
+        monkeypatch.setattr(stream_module, "REPLY_TIMEOUT_S", -1.0)
+        connection.send(Pong(0))
+
+    def remember(connection: Connection, received: Received) -> None:
+        monkeypatch.undo()
+        reply_to(connection, received)
+
+    with streaming(listener, forget, remember) as (stream, cloud):
+        assert values(submit(stream, 1)) == [2.0]
+        assert cloud.tasks == [1, 1]
 
 
 def test_closing_fails_what_has_no_answer(listener: socket.socket) -> None:
