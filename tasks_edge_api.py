@@ -22,7 +22,7 @@ from models.sources import parse_weights
 from models.zoo import ZOO, canonical_name
 from net.link_watch import LinkWatch
 from net.monitor_client import estimate_link, given_or_measured
-from net.session import EdgeSession
+from net.session import EdgeSession, new_edge_id
 from net.stream import TaskStream
 from predictor.chain_search import Objective
 from predictor.flow_shop import Schedule
@@ -115,7 +115,7 @@ def queue_parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace) -> int:
     out = sys.stderr if args.json else sys.stdout
     tasks, settings = tasks_of(args), settings_of(args)
-    open_session = partial(EdgeSession.open, args.ip, args.port)
+    open_session = partial(EdgeSession.open, args.ip, args.port, new_edge_id())
     session = open_session()
     link = given_or_measured(
         args.bandwidth, args.rtt, session.rtt_ms, lambda: estimate_link(args.ip, args.monitor_port)

@@ -32,9 +32,11 @@ from utils.errors import (
     WeightsError,
 )
 
+EDGE_ID_BYTES = 12  # with the number of a task, 128 bits that no other task has
+
 
 class Hello(NamedTuple):
-    """The first message of both sides."""
+    """The first message of both sides; an edge names itself with random bytes, and keeps them when it comes back."""
 
     wire_version: int
     capabilities: dict[str, Any]
@@ -43,6 +45,17 @@ class Hello(NamedTuple):
     def of(cls, **capabilities: Any) -> Hello:
         """Return the hello of this side."""
         return cls(WIRE_VERSION, capabilities)
+
+    @property
+    def edge_id(self) -> bytes | None:
+        """The id of the edge; None where it gives none."""
+        edge_id = self.capabilities.get("edge")
+        return edge_id if isinstance(edge_id, bytes) and len(edge_id) == EDGE_ID_BYTES else None
+
+
+def task_id(edge_id: bytes, task: int) -> bytes:
+    """Return the id (128 bits) of a task, the same on every connection by which it comes."""
+    return edge_id + task.to_bytes(16 - EDGE_ID_BYTES, "big")
 
 
 class AskLatencies(NamedTuple):

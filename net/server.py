@@ -6,6 +6,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
@@ -24,11 +25,13 @@ from net.messages import (
     Reply,
     Request,
     reply_of,
+    task_id,
 )
 from net.net_utils import format_address
 from net.transport import EDGE_SILENCE_S, Connection, Received, accepted, stop_accepting
 from utils.cloud_engine import CloudEngine, CloudResult
 from utils.errors import BusyError, NetworkError, NeurosurgeonError, PeerGoneError, ProtocolError, WeightsError
+from utils.kept_answers import KeptAnswers
 from utils.timing import now_ms
 from utils.units import MS_PER_S, s_to_ms
 
@@ -59,6 +62,7 @@ class CloudServer:
         self._engine = engine
         self._observe = observe
         self._latencies = latencies
+        self._kept = KeptAnswers()
         self._lock = threading.Lock()
         self._conversations: set[Conversation] = set()
         self._threads: set[threading.Thread] = set()
@@ -99,7 +103,7 @@ class CloudServer:
         try:
             with Connection(sock, SMALL_LIMITS) as connection:
                 connection.give_up_after(EDGE_SILENCE_S)
-                self._converse(Conversation(connection, self._engine, self._observe, self._latencies))
+                self._converse(Conversation(connection, self._engine, self._kept, self._observe, self._latencies))
         except PeerGoneError as exc:
             log.debug("%s left: %s", peer, exc)
         except (NetworkError, OSError) as exc:
@@ -155,10 +159,17 @@ class Conversation:
     """
 
     def __init__(
-        self, connection: Connection, engine: CloudEngine, observe: Observer, latencies: LatencySource | None
+        self,
+        connection: Connection,
+        engine: CloudEngine,
+        kept: KeptAnswers,
+        observe: Observer,
+        latencies: LatencySource | None,
     ) -> None:
         self.connection = connection
         self._engine = engine
+        self._kept = kept
+        self._edge_id: bytes | None = None
         self._latencies = latencies
         self._lines = TaskLines(observe, connection.sock)
         self._outbox: SimpleQueue[_Answer | _Done | None] = SimpleQueue()
@@ -172,8 +183,10 @@ class Conversation:
 
         Raises: NetworkError: how it ended.
         """
-        if not isinstance(self.connection.receive(HELLO_TIMEOUT_S).message, Hello):
+        hello = self.connection.receive(HELLO_TIMEOUT_S).message
+        if not isinstance(hello, Hello):
             raise ProtocolError(f"{self.connection.peer} did not say hello")
+        self._edge_id = hello.edge_id
         self._lines.connected()
         self.connection.limits = DEFAULT_LIMITS
         self.connection.send(Hello.of(device=self._engine.device, threads=self._engine.threads))
@@ -186,8 +199,8 @@ class Conversation:
                 self._wait_for_answers()
             raise
         finally:
-            self._engine.drop(self)  # nobody waits for these
             self.break_off()
+            self._engine.drop(self)  # nobody waits for these
             self._writer.join()
 
     def break_off(self) -> None:
@@ -238,7 +251,11 @@ class Conversation:
         def deliver(result: CloudResult | Exception) -> None:
             self._outbox.put(_Done(received, task, result))
 
-        self._engine.submit(self, network, request.point, received.tensors, deliver)
+        compute = partial(self._engine.submit, self, network, request.point, received.tensors)
+        if self._edge_id and received.task:
+            self._kept.submit(task_id(self._edge_id, received.task), request, compute, deliver)
+        else:  # a task without an id of its own
+            compute(deliver)
         self._lines.arrived(task.state)  # while the half already runs
 
     # ---------------------------------------------------------------- answering

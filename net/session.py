@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from net.framing import DEFAULT_LIMITS, SMALL_LIMITS
 from net.messages import (
+    EDGE_ID_BYTES,
     AskLatencies,
     ErrorReply,
     Hello,
@@ -38,6 +40,11 @@ REPLY_TIMEOUT_S = 120.0
 Answer = TypeVar("Answer", Hello, Latencies, Ready, Reply)
 
 
+def new_edge_id() -> bytes:
+    """Return what nobody guesses: with it, and a task's number, the cloud would tell that task's answer."""
+    return secrets.token_bytes(EDGE_ID_BYTES)
+
+
 @dataclass(frozen=True, slots=True)
 class RemoteResult:
     """The cloud's answer to one task, and where the time went, seen from the edge."""
@@ -59,28 +66,31 @@ class SentTask(NamedTuple):
 
 
 class EdgeSession:
-    """A conversation with a cloud; use it in a ``with`` block."""
+    """A conversation with a cloud; use it in a ``with`` block.
 
-    def __init__(self, connection: Connection) -> None:
+    Args: edge_id: of the edge whose tasks these are, the same for every conversation in which they may be sent again.
+    """
+
+    def __init__(self, connection: Connection, edge_id: bytes | None = None) -> None:
         self._connection = connection
         self.host = connection.peer.rpartition(":")[0]
         self._tasks = 0
         start_ms = now_ms()
-        connection.send(Hello.of())
+        connection.send(Hello.of(edge=edge_id or new_edge_id()))
         hello, _ = self._expect(Hello, HELLO_TIMEOUT_S)
         self.rtt_ms = now_ms() - start_ms
         self.cloud = hello.capabilities
         connection.limits = DEFAULT_LIMITS
 
     @classmethod
-    def open(cls, host: str, port: int) -> EdgeSession:
+    def open(cls, host: str, port: int, edge_id: bytes | None = None) -> EdgeSession:
         """Connect and say hello.
 
         Raises: UsageError: the address makes no sense. NetworkError: nobody there, or no cloud of ours.
         """
         connection = connect(host, port, SMALL_LIMITS)
         try:
-            return cls(connection)
+            return cls(connection, edge_id)
         except BaseException:
             connection.close()
             raise

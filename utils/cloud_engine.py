@@ -119,8 +119,8 @@ class CloudEngine:
     ) -> None:
         """Queue the cloud half on the tensors that crossed.
 
-        Args:   client: whose turn it takes. deliver: called with the result or what went wrong, by the worker, which
-                it must not keep waiting; the result may lie in the memory of ``tensors``.
+        Args:   client: whose turn it takes. deliver: called once with the result or what went wrong, by the worker,
+                which it must not keep waiting, or by `drop`; the result may lie in the memory of ``tensors``.
         Raises: PartitionError; BusyError; ProtocolError: they are not the tensors that cross at this point.
         """
         cut = network.cut(point)
@@ -152,7 +152,11 @@ class CloudEngine:
     def drop(self, client: Hashable) -> int:
         """Forget what a client that left has waiting; return how much it was. What runs goes on."""
         with self._lock:
-            return len(self._queue.drop(client))
+            dropped = self._queue.drop(client)
+        for item in dropped:
+            if isinstance(item, _HalfTask):
+                item.deliver(NeurosurgeonError("the edge left before its task was computed"))
+        return len(dropped)
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         """Finish what is queued, within ``timeout_s``, and end the workers."""

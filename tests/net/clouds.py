@@ -57,8 +57,9 @@ class BlockingEngine(CloudEngine):
         self, client: Hashable, network: Network, point: int, tensors: Sequence[Tensor], deliver: Deliver
     ) -> None:
         def deliver_later(result: CloudResult | Exception) -> None:
-            self.running.set()
-            assert self.may_go_on.wait(JOIN_S)
+            if isinstance(result, CloudResult):  # and not dropped
+                self.running.set()
+                assert self.may_go_on.wait(JOIN_S)
             deliver(result)
 
         super().submit(client, network, point, tensors, deliver_later)

@@ -8,6 +8,7 @@ import struct
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -293,9 +294,9 @@ LATE_POINT = 11  # a few KB cross, so that many requests fit into a socket
 class ManyTasks:
     """An edge that sends task after task, and reads answers when it likes."""
 
-    def __init__(self, connection: Connection, network: Network) -> None:
+    def __init__(self, connection: Connection, network: Network, edge_id: bytes | None = None) -> None:
         self.connection, self.network = connection, network
-        EdgeSession(connection)  # says hello
+        EdgeSession(connection, edge_id)  # says hello
 
     def send(self, task: int, point: int = LATE_POINT, digest: str | None = None) -> None:
         """Send a task whose input its number tells."""
@@ -505,6 +506,68 @@ def test_stop_ends_when_its_grace_is_over(start: Callable[[CloudEngine], Cloud],
         with pytest.raises(PeerGoneError):
             connection.receive(JOIN_S)
     engine.may_go_on.set()
+
+
+# ---------------------------------------------------------------- tasks that come again
+
+
+class CountingEngine(CloudEngine):
+    """An engine that counts what it computes."""
+
+    submitted = 0
+
+    def submit(self, *args: Any, **kwargs: Any) -> None:
+        self.submitted += 1
+        super().submit(*args, **kwargs)
+
+
+EDGE_ID = bytes(range(12))
+
+
+def test_a_task_sent_again_over_another_connection_is_not_computed_again(
+    start: Callable[[CloudEngine], Cloud], network: Network
+) -> None:
+    engine = CountingEngine("cpu", 1, {})
+    cloud = start(engine)
+    for attempt in range(3):
+        with connect(*cloud.address) as connection:
+            edge = ManyTasks(connection, network, EDGE_ID)
+            edge.send(7)
+            if attempt:
+                edge.send(7)
+                edge.receive(1)
+            edge.receive(1)
+    assert engine.submitted == 1
+
+
+def test_edges_have_tasks_of_their_own(start: Callable[[CloudEngine], Cloud], network: Network) -> None:
+    engine = CountingEngine("cpu", 1, {})
+    cloud = start(engine)
+    for edge_id in (EDGE_ID, EDGE_ID[::-1], b"too short", None):
+        with connect(*cloud.address) as connection:
+            edge = ManyTasks(connection, network, edge_id)
+            edge.send(7)
+            edge.receive(1)
+    assert engine.submitted == 4
+
+
+def test_a_task_dropped_with_its_edge_is_computed_for_the_connection_that_sent_it_again(
+    start: Callable[[CloudEngine], Cloud], network: Network
+) -> None:
+    engine = BlockingEngine()
+    cloud = start(engine)
+    with connect(*cloud.address) as connection:
+        with connect(*cloud.address) as lost:
+            first = ManyTasks(lost, network, EDGE_ID)
+            for task in (1, 2):
+                first.send(task)
+            assert engine.running.wait(JOIN_S)  # the first task; the second waits
+            again = ManyTasks(connection, network, EDGE_ID)
+            for task in (1, 2, 3):
+                again.send(task)
+        assert engine.dropped.wait(JOIN_S)
+        engine.may_go_on.set()
+        assert sorted(answer.task for answer in again.receive(3)) == [1, 2, 3]
 
 
 # ---------------------------------------------------------------- the cloud's latencies

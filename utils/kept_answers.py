@@ -1,0 +1,112 @@
+"""Answers kept for edges that ask again: a task whose answer was lost on the way is not computed twice."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from utils.cloud_engine import CloudResult, Deliver
+from utils.timing import now_ms
+from utils.units import s_to_ms
+
+KEPT_S = 60.0
+MAX_KEPT_BYTES = 64 * 1024 * 1024  # 16,000 answers of a thousand classes; beyond, the oldest go before their time
+MAX_KEPT = 16_384  # whatever their size
+
+Compute = Callable[[Deliver], None]
+
+
+@dataclass(slots=True, eq=False)
+class _Kept:
+    """A task that is being computed, or has been."""
+
+    request: object
+    result: CloudResult | None = None
+    size_bytes: int = 0
+    done_ms: float = 0.0
+    waiting: list[tuple[Compute, Deliver]] = field(default_factory=list)  # those who asked again meanwhile
+
+
+class KeptAnswers:
+    """Answers by task, for a minute and within bounded memory; any thread may ask.
+
+    A task that failed, or was dropped with its edge, leaves nothing behind: whoever asks again has it computed.
+    """
+
+    def __init__(self, kept_s: float = KEPT_S, max_bytes: int = MAX_KEPT_BYTES) -> None:
+        self._kept_ms, self._max_bytes = s_to_ms(kept_s), max_bytes
+        self._lock = threading.Lock()
+        self._computing: dict[bytes, _Kept] = {}
+        self._done: OrderedDict[bytes, _Kept] = OrderedDict()  # the oldest answer is first
+        self._size_bytes = 0
+
+    def submit(self, key: bytes, request: object, compute: Compute, deliver: Deliver) -> None:
+        """Deliver a task's answer: the one that is kept, the one that is being computed, or a new one.
+
+        Args:   key: the task's id, whatever connection it comes by. request: what is asked; an id that comes with
+                another question is a task of its own. compute: starts the computation, as `CloudEngine.submit`.
+        Raises: what ``compute`` raises.
+        """
+        with self._lock:
+            self._forget()
+            known = self._done.get(key) or self._computing.get(key)
+            if known is None or known.request != request:
+                known = None
+                mine = self._computing[key] = _Kept(request)
+            elif known.result is None:
+                known.waiting.append((compute, deliver))
+                return
+        if known and known.result:
+            deliver(known.result)
+        else:
+            self._start(key, mine, compute, deliver)
+
+    def _start(self, key: bytes, kept: _Kept, compute: Compute, deliver: Deliver) -> None:
+        def done(result: CloudResult | Exception) -> None:
+            waiting = self._take_in(key, kept, result)
+            deliver(result)
+            for ask_again, other in waiting:
+                if kept.result:
+                    other(kept.result)
+                    continue
+                try:
+                    self.submit(key, kept.request, ask_again, other)
+                except Exception as exc:  # belongs to whoever asked
+                    other(exc)
+
+        try:
+            compute(done)
+        except Exception as exc:
+            for _, other in self._take_in(key, kept, exc):
+                other(exc)
+            raise
+
+    def _take_in(self, key: bytes, kept: _Kept, result: CloudResult | Exception) -> list[tuple[Compute, Deliver]]:
+        """Keep a result, in memory of its own; return who else waits for it."""
+        with self._lock:
+            if self._computing.get(key) is kept:
+                del self._computing[key]
+            if isinstance(result, CloudResult):
+                kept.result = result._replace(tensors=tuple(tensor.clone() for tensor in result.tensors))
+                kept.size_bytes = sum(tensor.nbytes for tensor in kept.result.tensors)
+                kept.done_ms = now_ms()
+                self._remove(key)
+                self._done[key] = kept
+                self._size_bytes += kept.size_bytes
+                self._forget()
+            waiting, kept.waiting = kept.waiting, []
+            return waiting
+
+    def _forget(self) -> None:
+        oldest_ms = now_ms() - self._kept_ms
+        while self._done:
+            key, kept = next(iter(self._done.items()))
+            if kept.done_ms >= oldest_ms and self._size_bytes <= self._max_bytes and len(self._done) <= MAX_KEPT:
+                return
+            self._remove(key)
+
+    def _remove(self, key: bytes) -> None:
+        kept = self._done.pop(key, None)
+        self._size_bytes -= kept.size_bytes if kept else 0
