@@ -213,6 +213,9 @@ def test_what_waits_for_a_client_that_left_is_dropped(start: Start) -> None:
     assert engine.drop(gone) == 0
     gate.open()
     other.result()
+    for _ in range(3):
+        with pytest.raises(NeurosurgeonError, match="the edge left before"):
+            gone.result()
     assert gone.results.empty()
 
 
