@@ -19,7 +19,7 @@ from models.zoo import canonical_name, model_graph
 from predictor.chain_search import Objective, best_point, chain_candidates, cost_ms
 from predictor.latencies import Interval, LayerLatencies
 from predictor.predictor_utils import find_predictor
-from predictor.transfer import transfer_time_ms
+from predictor.transfer import WARM, Sender, transfer_time_ms
 from utils.cli import (
     add_objective,
     add_predictor_choice,
@@ -97,17 +97,19 @@ def plan_split(
     *,
     queue_ms: float = 0.0,
     objective: Objective = Objective.LATENCY,
+    sender: Sender = WARM,
 ) -> SplitPlan:
     """Return the plan for a model on a link, from the latencies of its layers on both sides.
 
     Args:   transfer_factor: how much longer than computed transfers were of late.
             queue_ms: how long a task waits in the cloud before it is computed.
+            sender: what the edge's end of the connection may send at once.
     Raises: PlanningError: the latencies are not those of the graph's layers.
     """
     start_ms = now_ms()
     reply_bytes = graph.output.size_bytes
     transfer_ms = [
-        transfer_factor * transfer_time_ms(crossing, reply_bytes, rate_bytes_per_s, rtt_ms)
+        transfer_factor * transfer_time_ms(crossing, reply_bytes, rate_bytes_per_s, rtt_ms, sender)
         for crossing in graph.crossing_bytes
     ]
     chain = chain_candidates(edge.latency_ms, transfer_ms, cloud.latency_ms)

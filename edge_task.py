@@ -22,6 +22,7 @@ from predictor.correction import Corrections
 from predictor.latencies import LayerLatencies
 from predictor.predictor_utils import LatencyPredictor, dataset_threads, find_predictor
 from predictor.profile import measured_latencies
+from predictor.transfer import IDLE, WARM, Sender
 from utils.inference_utils import (
     Guess,
     as_network_input,
@@ -124,7 +125,10 @@ def plan_task(
     graph = model_graph(task.model)
     edge = edge_latencies(task, graph).scaled(corrections.factor(keys.edge))
     cloud = cloud_latencies(task, session, graph).scaled(corrections.factor(keys.cloud))
-    return plan_split(graph, edge, cloud, link.rate_bytes_per_s, link.rtt_ms, corrections.factor(keys.transfer))
+    state = session.send_state()
+    sender = WARM if task.repeat > 1 else Sender(*state) if state else IDLE
+    factor = corrections.factor(keys.transfer)
+    return plan_split(graph, edge, cloud, link.rate_bytes_per_s, link.rtt_ms, factor, sender=sender)
 
 
 class StageKeys(NamedTuple):

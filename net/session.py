@@ -23,6 +23,7 @@ from net.messages import (
     Request,
     error_of,
 )
+from net.tcp_info import SendState
 from net.transport import SILENCE_S, Connection, Received, connect
 from utils.errors import DeadlineError, ProtocolError, WeightsError
 from utils.timing import StageTimes, now_ms
@@ -105,6 +106,10 @@ class EdgeSession:
         """End the conversation; whoever waits for an answer, in another thread, is told that the peer is gone."""
         self._connection.stop_reading()
         self._connection.close()
+
+    def send_state(self) -> SendState | None:
+        """Return what may be sent before the cloud is heard from; None where the system does not tell."""
+        return self._connection.send_state()
 
     def ask_latencies(self, model: str) -> Latencies:
         """Return what the cloud says that the model's layers take there.

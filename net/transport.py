@@ -30,6 +30,7 @@ from net.memory import BodyMemory
 from net.messages import Message, kind_of, message_of
 from net.net_utils import format_address
 from net.pickling import TensorSpec, check_tensor_specs, pack_header, pack_tensor, unpack_header, unpack_tensor
+from net.tcp_info import SendState, send_state
 from utils.errors import (
     ConnectError,
     DeadlineError,
@@ -58,6 +59,7 @@ TIMEVAL = struct.Struct("@ll")  # seconds, microseconds: what SO_RCVTIMEO takes
 ACCEPT_PAUSE_S = 0.05  # out of file descriptors: others must close theirs first
 BACKLOG = 64
 KEPT_HEADERS = 64  # parsed ones, of 64 KiB at most; a cloud serves a few models and points at a time
+TCP_INFO_BYTES, NAME_BYTES = 256, 16  # the kernel says less where it knows less
 MAX_PIECES = 64  # pieces for one sendmsg, far below the system's limit (IOV_MAX, 1024)
 
 
@@ -155,6 +157,15 @@ class Connection:
             tensors = list(map(unpack_tensor, specs, split_body(body, head.lengths)))
             self._read(body, body_deadline_s(head.body_length))
         return Received(message, tensors, head.task, s_to_ms(time.monotonic() - start_s), memory)
+
+    def send_state(self) -> SendState | None:
+        """Return what may be sent before the peer is heard from; None where the system does not tell."""
+        try:
+            data = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
+            name = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, NAME_BYTES)
+        except (OSError, AttributeError):  # the connection is lost, or this is not Linux
+            return None
+        return send_state(data, name.partition(b"\0")[0].decode(errors="replace"))
 
     def recycle(self, received: Received) -> None:
         """Use a message's memory for later ones, from any thread, once; its tensors must not be read any more.

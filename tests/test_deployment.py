@@ -17,6 +17,7 @@ from deployment import SplitPlan, plan_split
 from models.zoo import ZOO, model_graph
 from predictor.latencies import LayerLatencies
 from predictor.predictor_utils import LatencyPredictor, config_path, find_predictor
+from predictor.transfer import transfer_time_ms
 from utils.errors import DataSetError, MissingPredictorError
 
 MB = 1e6
@@ -43,7 +44,7 @@ def test_the_best_candidate_is_that_of_brute_force(model: str, rate: float, rtt_
     totals = []
     for point in range(len(graph.layers) + 1):
         crossing = graph.crossing_bytes[point]
-        transfer_ms = rtt_ms + (crossing + 4000) / (rate * MB) * 1000 if crossing else 0.0
+        transfer_ms = transfer_time_ms(crossing, 4000, rate * MB, rtt_ms)
         totals.append(plan.edge.total(slice(point)) + transfer_ms + plan.cloud.total(slice(point, None)))
         assert plan.candidates[point].stages.total_ms == pytest.approx(totals[-1])
     assert totals[plan.best.point] == pytest.approx(min(totals))

@@ -1,0 +1,61 @@
+"""What the kernel says of the sending end of a TCP connection (struct tcp_info, linux/tcp.h), read without sockets."""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import NamedTuple
+
+UNLIMITED_SEGMENTS = 0x7FFFFFFF  # a threshold that has not been found yet
+INITIAL_SEGMENTS = 10  # RFC 6928
+UNPACED_SEGMENTS = 10  # the kernel paces none of a connection's first ones
+PACED = frozenset({"bbr", "bbr2", "bbr3"})  # they space packets, and keep their estimate of the link while idle
+_FIELDS = struct.Struct("=8xI4xI24xI20xIIII20xQ44xI")  # up to data_segs_out, Linux 4.6
+
+
+class SendState(NamedTuple):
+    """What may be sent before the peer is heard from; `predictor.transfer.Sender` says what comes of it."""
+
+    window_bytes: float
+    threshold_bytes: float
+    pace_bytes_per_s: float
+    burst_bytes: float
+
+
+class TcpInfo(NamedTuple):
+    """The fields that matter here."""
+
+    rto_us: int
+    segment_bytes: int
+    silent_ms: int  # since anything was sent
+    rtt_us: int
+    rtt_deviation_us: int
+    threshold_segments: int
+    window_segments: int
+    pace_bytes_per_s: int
+    segments_sent: int
+
+
+def send_state(data: bytes, congestion_control: str) -> SendState | None:
+    """Return the state of a connection's sender; None where the kernel says too little.
+
+    Args: data: what getsockopt(TCP_INFO) brought.
+    """
+    if len(data) < _FIELDS.size:
+        return None
+    info = TcpInfo(*_FIELDS.unpack_from(data))
+    if congestion_control in PACED:
+        unpaced = max(0, UNPACED_SEGMENTS - info.segments_sent)
+        window_bytes, pace_bytes_per_s = info.window_segments * info.segment_bytes, max(info.pace_bytes_per_s, 1)
+        return SendState(window_bytes, math.inf, pace_bytes_per_s, unpaced * info.segment_bytes)
+    window = _window_after_silence(info) * info.segment_bytes
+    knows_threshold = info.threshold_segments < UNLIMITED_SEGMENTS
+    threshold = info.threshold_segments * info.segment_bytes if knows_threshold else math.inf
+    return SendState(window, threshold, math.inf, 0.0)
+
+
+def _window_after_silence(info: TcpInfo) -> int:
+    """Return the window that the next segment finds: it halves with every timeout of silence (RFC 2861)."""
+    timeouts = min(info.silent_ms * 1_000 // max(info.rto_us, 1), 32)
+    floor = min(info.window_segments, INITIAL_SEGMENTS)
+    return max(info.window_segments >> timeouts, floor)

@@ -1,0 +1,166 @@
+"""Predicted against measured transfer times over emulated links, on an idle and on a warm connection.
+
+    python -m tests.benchmark.transfer_model [RATE_MBIT,RTT_MS ...] [--congestion-control NAME]
+
+Messages of the project itself cross: a request with one tensor, and a reply of 1000 classes. Idle: a connection that
+has only said hello. Warm: one that has just carried the same tensor, twice.
+The model is given the link's payload rate (1448 of 1500 bytes of a packet) and the round trip of a ping, both true:
+what it errs by is its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import torch
+
+from net.messages import Hello, Reply, Request
+from net.transport import Connection, accepted, connect, listen
+from predictor.transfer import FRAME_BYTES, IDLE, Sender, transfer_time_ms
+from tests.benchmark.common import save
+from tests.benchmark.links import CLOUD_IP, TOOL, emulated_link, why_not
+from utils.timing import now_ms
+
+PORT = 5077
+RATES_MBIT, RTTS_MS = (1, 5, 20, 100, 500), (1, 10, 50)
+SIZES_BYTES = (1_000, 10_000, 37_000, 150_000, 602_000, 3_200_000, 13_000_000)
+LONGEST_S = 30.0  # a transfer; larger ones would make the same point for minutes
+CLASSES = 1000
+PAYLOAD_SHARE = 1448 / 1500
+PINGS, SETTLE_S, WAIT_S = 9, 0.3, 200.0
+REPEATS, SHORT_S = 5, 0.2  # shorter transfers are repeated, each on a connection of its own: medians count
+
+
+def serve() -> None:
+    """Answer requests, one connection after the other, on the far side of the link."""
+    reply_tensor = torch.zeros(1, CLASSES)
+    for sock, _ in accepted(listen(CLOUD_IP, PORT)):
+        with Connection(sock) as connection:
+            while answer(connection, reply_tensor):
+                pass
+
+
+def answer(connection: Connection, tensor: torch.Tensor) -> bool:
+    try:
+        received = connection.receive(WAIT_S)
+        arrived_ms = now_ms()
+        if isinstance(received.message, Hello):
+            connection.send(Hello.of())
+        else:
+            connection.send(Reply(now_ms() - arrived_ms, 0.0, 0.0, received.receive_ms), [tensor])
+        connection.recycle(received)
+    except Exception:
+        return False
+    return True
+
+
+def hello_ms(connection: Connection) -> float:
+    start_ms = now_ms()
+    connection.send(Hello.of())
+    connection.receive(WAIT_S)
+    return now_ms() - start_ms
+
+
+def transfer_ms(connection: Connection, tensor: torch.Tensor) -> float:
+    start_ms = now_ms()
+    connection.send(Request("model", 0, "0" * 16), [tensor])
+    received = connection.receive(WAIT_S)
+    assert isinstance(received.message, Reply)
+    connection.recycle(received)
+    return now_ms() - start_ms - received.message.cloud_ms
+
+
+def measure(rate_mbit: float, congestion_control: str) -> None:
+    """Print one line for each size: bytes, and (predicted, measured) of an idle and a warm connection, ms."""
+    rate = rate_mbit * 1e6 / 8 * PAYLOAD_SHARE
+    with connect(CLOUD_IP, PORT) as connection:
+        rtt_ms = statistics.median(hello_ms(connection) for _ in range(PINGS)) - 2e3 * FRAME_BYTES / rate
+    for size in SIZES_BYTES:
+        if size / rate > LONGEST_S:
+            continue
+        repeats = REPEATS if size / rate < SHORT_S else 1
+        figures = [figures_of(size, rate, rtt_ms, congestion_control) for _ in range(repeats)]
+        print(size, *map(statistics.median, zip(*figures, strict=True)), flush=True)
+
+
+def figures_of(size: int, rate: float, rtt_ms: float, congestion_control: str) -> list[float]:
+    """Return predicted and measured time of an idle connection, and of a warm one, ms."""
+    tensor, figures = torch.zeros(size // 4), []
+    with connect(CLOUD_IP, PORT) as connection:
+        if congestion_control:
+            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion_control.encode())
+        hello_ms(connection)
+        time.sleep(SETTLE_S)
+        for warmup in (0, 1):  # the idle transfer itself is the first that warms the connection
+            for _ in range(warmup):
+                transfer_ms(connection, tensor)
+            state = connection.send_state()
+            sender = Sender(*state) if state else IDLE
+            figures += [transfer_time_ms(size, 4 * CLASSES, rate, rtt_ms, sender), transfer_ms(connection, tensor)]
+    return figures
+
+
+def run(rate_mbit: float, rtt_ms: float, congestion_control: str) -> list[list[float]]:
+    """Return the figures of one link, (sizes, 5)."""
+    module = [sys.executable, "-m", "tests.benchmark.transfer_model"]
+    with emulated_link(rate_mbit, rtt_ms):
+        server = subprocess.Popen([TOOL, "cloud", *module, "--serve"])
+        time.sleep(3 * SETTLE_S)
+        while subprocess.run([TOOL, "cloud", "ss", "-Hltn", f"sport = :{PORT}"], capture_output=True).stdout == b"":
+            time.sleep(SETTLE_S)
+        measuring = [*module, f"{rate_mbit:g},{rtt_ms:g}", "--measure", "--congestion-control", congestion_control]
+        done = subprocess.run([TOOL, "edge", *measuring], stdout=subprocess.PIPE, text=True, check=True)
+        server.kill()
+        server.wait()
+    return [list(map(float, line.split())) for line in done.stdout.splitlines()]
+
+
+def show(rate_mbit: float, rtt_ms: float, rows: list[list[float]]) -> list[dict[str, Any]]:
+    """Print the figures of one link; return them by name."""
+    found = []
+    for size, *figures in rows:
+        pairs = list(zip(figures[::2], figures[1::2], strict=True))  # predicted, measured
+        errors = [predicted / measured - 1 for predicted, measured in pairs]
+        print(f"{rate_mbit:>6g}{rtt_ms:>6g}{size / 1e3:>10.0f}", end="")
+        for (predicted, measured), error in zip(pairs, errors, strict=True):
+            print(f"{predicted:>12.2f}{measured:>11.2f}{100 * error:>+7.1f} %", end="")
+        print(flush=True)
+        found += [
+            {"rate_mbit": rate_mbit, "rtt_ms": rtt_ms, "bytes": size, "state": state, "error": error}
+            for state, error in zip(("idle", "warm"), errors, strict=True)
+        ]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("links", nargs="*", default=[f"{r},{t}" for r in RATES_MBIT for t in RTTS_MS])
+    parser.add_argument("--congestion-control", default="", help="of the edge (default: the system's)")
+    parser.add_argument("--serve", action="store_true")
+    parser.add_argument("--measure", action="store_true")
+    args = parser.parse_args()
+    if args.serve:
+        return serve()
+    links = [tuple(map(float, link.split(","))) for link in args.links]
+    if args.measure:
+        return measure(links[0][0], args.congestion_control)
+    if reason := why_not():
+        raise SystemExit(reason)
+    print(f"{'Mbit/s':>6}{'RTT':>6}{'KB':>10}{'idle: predicted':>16}{'measured':>9}{'error':>7}{'warm':>12}  ms")
+    found = [row for rate, rtt in links for row in show(rate, rtt, run(rate, rtt, args.congestion_control))]
+    for state in ("idle", "warm"):
+        errors = [abs(row["error"]) for row in found if row["state"] == state]
+        good = sum(error <= 0.1 for error in errors)
+        print(f"{state}: {good} of {len(errors)} within 10 %, median {100 * statistics.median(errors):.1f} %", end="")
+        print(f", worst {100 * max(errors):.1f} %")
+    save("transfer_model", {"congestion_control": args.congestion_control or "system's", "transfers": found})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The kernel's view of a connection's sender: fields at their places, and what silence does to a window."""
+
+from __future__ import annotations
+
+import math
+import struct
+
+from net.tcp_info import UNLIMITED_SEGMENTS, send_state
+from net.transport import Connection
+
+SEGMENT = 1448
+
+
+def tcp_info(**fields: int) -> bytes:
+    """Return a struct tcp_info with some fields at their offsets in linux/tcp.h."""
+    offsets = {"rto": 8, "mss": 16, "silent": 44, "threshold": 76, "window": 80, "sent": 156}
+    data = bytearray(240)
+    for name, value in {"rto": 200_000, "mss": SEGMENT, "threshold": UNLIMITED_SEGMENTS, **fields}.items():
+        if name == "pace":
+            struct.pack_into("=Q", data, 104, value)
+        else:
+            struct.pack_into("=I", data, offsets[name], value)
+    return bytes(data)
+
+
+def test_a_window_is_in_bytes_and_knows_its_threshold() -> None:
+    state = send_state(tcp_info(window=40, threshold=30), "cubic")
+    assert state == (40 * SEGMENT, 30 * SEGMENT, math.inf, 0.0)
+    unlimited = send_state(tcp_info(window=10), "reno")
+    assert unlimited is not None and unlimited.threshold_bytes == math.inf
+
+
+def test_silence_halves_the_window_down_to_the_initial_one() -> None:
+    for silent_ms, segments in ((100, 80), (250, 40), (450, 20), (5_000, 10), (10**9, 10)):
+        state = send_state(tcp_info(window=80, silent=silent_ms), "cubic")
+        assert state is not None and state.window_bytes == segments * SEGMENT
+    small = send_state(tcp_info(window=4, silent=5_000), "cubic")
+    assert small is not None and small.window_bytes == 4 * SEGMENT
+
+
+def test_a_paced_sender_keeps_its_window_and_its_pace() -> None:
+    state = send_state(tcp_info(window=80, silent=5_000, pace=10**6, sent=4), "bbr")
+    assert state == (80 * SEGMENT, math.inf, 10**6, 6 * SEGMENT)
+    later = send_state(tcp_info(window=80, pace=10**6, sent=1_000), "bbr")
+    assert later is not None and later.burst_bytes == 0
+
+
+def test_a_kernel_that_says_too_little_is_not_read() -> None:
+    assert send_state(bytes(104), "cubic") is None
+
+
+def test_a_connection_tells_its_state(pair: tuple[Connection, Connection]) -> None:
+    state = pair[0].send_state()
+    assert state is None or state.window_bytes > 0
+    pair[0].close()
+    assert pair[0].send_state() is None
