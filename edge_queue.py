@@ -20,7 +20,7 @@ from models.zoo import Network, WeightsSource, load_network
 from net.bandwidth import LinkEstimate
 from net.link_watch import LinkNow, LinkWatch
 from net.messages import Request
-from net.session import EdgeSession
+from net.session import EdgeSession, OnCloudLoss
 from net.stream import Answered, TaskStream
 from predictor.chain_search import Objective
 from predictor.correction import Corrections
@@ -55,6 +55,7 @@ class QueueSettings:
     schedule: Schedule = Schedule.FIFO
     in_flight: int = 4
     hears_load: bool = True  # False: plan as if the cloud were idle
+    on_cloud_loss: OnCloudLoss = OnCloudLoss.LOCAL
 
     def task(self, model: str) -> Task:
         """Return these settings as those of a single task."""
@@ -207,7 +208,6 @@ class QueueRun:
             SimpleQueue()
         )  # a slot comes back free, or with a task of a lost cloud
         self._finished: SimpleQueue[tuple[TaskResult, Tensor | None] | None] = SimpleQueue()
-        self._cloud_is_lost = False
         self._random_input = random_input()
         self.makespan_ms = 0.0
         self._start_ms = now_ms()
@@ -235,8 +235,7 @@ class QueueRun:
         return self._results
 
     def _wait_for_slot(self) -> None:
-        begun = self._slots.get()
-        if begun:
+        while begun := self._slots.get():
             self._run_here(begun)
 
     def _begin(self, task: QueuedTask) -> None:
@@ -259,7 +258,8 @@ class QueueRun:
         self._report.show_state(now.link.rate_bytes_per_s, now.queue_ms)
         with self._lock:
             plan = model.plan(now, self._corrections, self._settings)
-        candidate = plan.candidates[-1] if self._cloud_is_lost else self._chooser.choose(plan)
+        runs_here = self._settings.on_cloud_loss is OnCloudLoss.LOCAL and not self._stream.takes_tasks
+        candidate = plan.candidates[-1] if runs_here else self._chooser.choose(plan)
         teaches = self._settings.learns and not model.is_first_run(candidate.point)
         start_ms = now_ms()
         half = run_half(model.network.cut(candidate.point).edge, [tensor], self._settings.device)
@@ -285,13 +285,12 @@ class QueueRun:
     def _take_answer(self, begun: _Begun, answer: Future[Answered]) -> None:
         try:
             result, output = self._answered_there(begun, answer.result())
-        except ConnectError as exc:
-            if not self._cloud_is_lost:
-                log.warning("%s; the rest of the queue runs here", exc)
-            self._cloud_is_lost = True
-            self._slots.put(begun)
         except NeurosurgeonError as exc:
-            self._finish(replace(begun.known, error=str(exc)))
+            if isinstance(exc, ConnectError) and self._settings.on_cloud_loss is OnCloudLoss.LOCAL:
+                log.warning("task %d is computed here: %s", begun.known.task.id, exc)
+                self._slots.put(begun)
+            else:
+                self._finish(replace(begun.known, error=str(exc)))
         else:
             self._finish(result, output)
 
@@ -329,6 +328,8 @@ class QueueRun:
     # ------------------------------------------------------------ bookkeeping
 
     def _finish(self, result: TaskResult, output: Tensor | None = None) -> None:
+        if result.spans:
+            result = replace(result, elapsed_ms=now_ms() - self._start_ms - result.spans[0].start_ms)
         self._slots.put(None)  # first: the next task need not wait for lines to be printed
         self._finished.put((result, output))
 

@@ -22,8 +22,8 @@ from models.sources import parse_weights
 from models.zoo import ZOO, canonical_name
 from net.link_watch import LinkWatch
 from net.monitor_client import estimate_link, given_or_measured
-from net.session import EdgeSession, new_edge_id
-from net.stream import TaskStream
+from net.session import EdgeSession, OnCloudLoss, new_edge_id
+from net.stream import PATIENCE_S, TaskStream
 from predictor.chain_search import Objective
 from predictor.flow_shop import Schedule
 from utils.cli import (
@@ -32,6 +32,7 @@ from utils.cli import (
     add_link,
     add_no_correction,
     add_objective,
+    add_on_cloud_loss,
     add_predictor_choice,
     add_weights,
     address_parser,
@@ -99,6 +100,7 @@ def queue_parser() -> argparse.ArgumentParser:
         default=DEFAULT_IN_FLIGHT,
         help=f"tasks begun and without an answer, at most; 1: one after the other (default: {DEFAULT_IN_FLIGHT})",
     )
+    add_on_cloud_loss(parser)
     add_objective(parser)
     parser.add_argument(
         "--schedule",
@@ -126,7 +128,7 @@ def _run(args: argparse.Namespace) -> int:
     ordered, predicted_ms = in_order(tasks, models, link, settings)
     with (
         patient_interrupts() as interrupted,
-        TaskStream(session, open_session) as stream,
+        TaskStream(session, open_session, PATIENCE_S if args.on_cloud_loss == OnCloudLoss.RETRY else None) as stream,
         LinkWatch(
             args.ip, args.monitor_port, link, interval_s=args.monitor_interval, is_sending=lambda: stream.is_sending
         ) as watch,
@@ -184,6 +186,7 @@ def settings_of(args: argparse.Namespace) -> QueueSettings:
         schedule=Schedule(args.schedule),
         in_flight=args.in_flight,
         hears_load=not args.no_load_feedback,
+        on_cloud_loss=OnCloudLoss(args.on_cloud_loss),
     )
 
 

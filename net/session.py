@@ -6,6 +6,7 @@ import logging
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -39,6 +40,14 @@ READY_TIMEOUT_S = 120.0  # a small server may build a large network first
 REPLY_TIMEOUT_S = 120.0
 
 Answer = TypeVar("Answer", Hello, Latencies, Ready, Reply)
+
+
+class OnCloudLoss(StrEnum):
+    """What becomes of a task whose cloud is lost."""
+
+    LOCAL = "local"  # it is computed on the edge, as are all others until the cloud is back
+    RETRY = "retry"  # it is sent again when the cloud is back; after a while it fails
+    FAIL = "fail"
 
 
 def new_edge_id() -> bytes:

@@ -1,11 +1,12 @@
-"""A stream of tasks to one cloud: many in flight on one connection, and sent again where the connection is lost.
+"""A stream of tasks to one cloud: many in flight on one connection, which is looked for again where it is lost.
 
     submit ──▶ waiting ──sender──▶ in flight ──receiver──▶ answered
                   ▲                    │
-                  └── connection lost, or cloud busy ──┘
+                  └── cloud busy, or connection lost and tasks are kept ──┘
 
-One thread sends, in the order of `submit`; one receives, in whatever order the cloud answers. A task leaves the
-stream exactly once: with its answer, or with the error that ended it. An answer to a task that has left is dropped.
+One thread sends, in the order of `submit`, and finds a lost cloud again; one receives, in whatever order the cloud
+answers. A task leaves the stream exactly once: with its answer, or with the error that ended it. An answer to a task
+that has left is dropped.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from net.breaker import Breaker
 from net.messages import Pong, Request
 from net.session import REPLY_TIMEOUT_S, EdgeSession, RemoteResult, SentTask
 from net.transport import Received
@@ -30,10 +32,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0  # between attempts to reach a lost cloud; each twice the last
 MAX_LOSSES = 5  # a task that takes the cloud down each time is not sent for ever
 PATIENCE_S = 30.0  # a cloud that restarts loads its networks first
 MIN_RETRY_MS, MAX_RETRY_MS = 5.0, 10_000.0  # whatever a busy cloud says
+CLOSE_TIMEOUT_S = 1.0  # a thread that looks for the cloud may wait longer for its address to answer
 RETRY_JITTER = 0.5  # edges that were refused together do not come back together
 
 
@@ -67,14 +69,22 @@ class TaskStream:
 
     Args: session: a conversation in which every model has been prepared; the stream owns it from now on.
           reopen: opens another one when that is lost.
+          patience_s: how long tasks are kept for a lost cloud, to be sent again; None: they fail at once.
     """
 
-    def __init__(self, session: EdgeSession, reopen: Callable[[], EdgeSession], patience_s: float = PATIENCE_S) -> None:
+    def __init__(
+        self, session: EdgeSession, reopen: Callable[[], EdgeSession], patience_s: float | None = PATIENCE_S
+    ) -> None:
         self._reopen = reopen
         self._patience_s = patience_s
         self._changed = threading.Condition()
         self._flights: dict[int, _Flight] = {}
+        self._known: dict[str, Request] = {}  # of every model, the last request
+        self._unfit: dict[str, NeurosurgeonError] = {}  # models that the cloud, when it came back, had otherwise
+        self._breaker = Breaker()
+        self._lost_ms = 0.0
         self._session: EdgeSession | None = None
+        self._opening: EdgeSession | None = None
         self._threads: list[threading.Thread] = []
         self._closing = threading.Event()
         self._use(session)
@@ -89,15 +99,27 @@ class TaskStream:
     def submit(self, task: int, request: Request, tensors: Sequence[Tensor]) -> Future[Answered]:
         """Queue a task to be sent; ``task`` must differ from all that have no answer yet.
 
-        The future fails with what the cloud answered, or with NetworkError when the cloud stays away.
+        The future fails with what the cloud answered, or with ConnectError where the cloud is lost.
         """
         flight = _Flight(task, request, tensors)
         with self._changed:
             if self._closing.is_set() or task in self._flights:
                 raise ValueError(f"task {task} is on its way already, or the stream is closed")
             self._flights[task] = flight
+            self._known[request.model] = request
+            is_away = self._session is None and self._patience_s is None
             self._changed.notify_all()
+        if is_away:
+            self._fail([flight], ConnectError("the cloud is lost, and not found again yet"))
+        elif request.model in self._unfit:
+            self._fail([flight], self._unfit[request.model])
         return flight.answer
+
+    @property
+    def takes_tasks(self) -> bool:
+        """Whether a task should go to the cloud now: it is there, and has not just come back untried."""
+        with self._changed:
+            return self._session is not None and self._breaker.admits(len(self._flights))
 
     @property
     def is_sending(self) -> bool:
@@ -108,20 +130,22 @@ class TaskStream:
         """End the stream; tasks without an answer fail."""
         self._closing.set()
         with self._changed:
-            session, self._session = self._session, None
+            sessions, self._session = (self._session, self._opening), None
             self._changed.notify_all()
-        if session:
-            session.close()
+        for session in sessions:
+            if session:
+                session.close()
         self._fail(list(self._flights.values()), NetworkError("the stream of tasks was closed"))
         for thread in self._threads:
-            thread.join()
+            thread.join(CLOSE_TIMEOUT_S)
 
     # ------------------------------------------------------------ sending
 
     def _send_all(self) -> None:
-        while flight := self._next_due():
+        while not self._closing.is_set():
             session = self._session or self._reconnect()
-            if session is None:
+            flight = self._next_due() if session else None
+            if session is None or flight is None:
                 continue
             try:
                 flight.sent = SentTask(now_ms(), 0)  # an answer may come before ``send_task`` returns
@@ -130,9 +154,9 @@ class TaskStream:
                 self._lose(session, exc)
 
     def _next_due(self) -> _Flight | None:
-        """Return the first task that may be sent, waiting for one; None when the stream closes."""
+        """Return the first task that may be sent, waiting for one; None when the cloud is lost or the stream closes."""
         with self._changed:
-            while not self._closing.is_set():
+            while self._session and not self._closing.is_set():
                 waiting = [flight for flight in self._flights.values() if not flight.is_out]
                 next_due = min(waiting, key=lambda flight: flight.due_ms, default=None)
                 wait_s = (next_due.due_ms - now_ms()) / MS_PER_S if next_due else None
@@ -178,6 +202,8 @@ class TaskStream:
             self._fail([flight], exc)
         else:
             answered = Answered(result, sent.start_ms, now_ms(), flight.losses + flight.refusals)
+            with self._changed:
+                self._breaker.answered()
             if self._take(flight):
                 flight.answer.set_result(answered)
 
@@ -193,55 +219,67 @@ class TaskStream:
     # ------------------------------------------------------------ losing the connection, and finding it again
 
     def _lose(self, session: EdgeSession, why: NetworkError) -> None:
-        """Give up a connection: what is in flight waits to be sent again."""
+        """Give up a connection: what is in flight waits to be sent again, or fails where tasks are not kept."""
         session.close()
         with self._changed:
             if self._session is not session:
                 return  # the other thread was first, or the stream closes
             self._session = None
+            self._lost_ms = now_ms()
+            self._breaker.lost(self._lost_ms)
             lost = [flight for flight in self._flights.values() if flight.is_out]
+            waiting = list(self._flights.values())
             for flight in lost:
                 flight.losses += flight.sent is not None
                 flight.is_out, flight.sent = False, None
             self._changed.notify_all()
-        if lost:
-            log.warning("%s; %d tasks will be sent again", why, len(lost))
+        if self._patience_s is None:
+            log.warning("the cloud is lost with %d tasks (%s); looking for it", len(waiting), why)
+            self._fail(waiting, ConnectError(f"the cloud is lost: {why}"))
+            return
+        log.warning("%s; %d tasks will be sent again", why, len(lost))
         hopeless = [flight for flight in lost if flight.losses > MAX_LOSSES]
         self._fail(hopeless, ConnectError(f"the cloud was lost {MAX_LOSSES + 1} times while it had this task: {why}"))
 
     def _reconnect(self) -> EdgeSession | None:
-        """Return a new conversation with every model prepared; None when the cloud stayed away, or others' weights."""
-        pause_s, start_ms = FIRST_PAUSE_S, now_ms()
-        while not self._closing.is_set():
-            try:
-                return self._use(self._prepared(self._reopen()))
-            except NetworkError as exc:
-                if now_ms() - start_ms > s_to_ms(self._patience_s):
-                    self._fail(list(self._flights.values()), ConnectError(f"the cloud stays away: {exc}"))
-                    return None
-                self._closing.wait(pause_s)
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-        return None
+        """Return a new conversation with every model prepared; None when the cloud is still away."""
+        if self._closing.wait(self._breaker.pause_ms(now_ms()) / MS_PER_S):
+            return None
+        try:
+            session = self._prepared(self._reopen())
+        except NeurosurgeonError as exc:
+            self._breaker.lost(now_ms())
+            if now_ms() - self._lost_ms > s_to_ms(self._patience_s or 0.0):
+                self._fail(list(self._flights.values()), ConnectError(f"the cloud stays away: {exc}"))
+            return None
+        self._breaker.reached()
+        log.info("the cloud is back")
+        return self._use(session)
 
     def _prepared(self, session: EdgeSession) -> EdgeSession:
-        """Compare the weights of every model on its way, before any tensor is sent; a model that differs fails."""
-        by_model: dict[str, list[_Flight]] = {}
-        for flight in list(self._flights.values()):
-            by_model.setdefault(flight.request.model, []).append(flight)
-        for flights in by_model.values():
-            request = flights[0].request
-            try:
-                session.ask_to_prepare(request.model, request.point)
-                session.wait_until_ready(request.weights_digest)
-            except NetworkError:
-                session.close()
-                raise
-            except NeurosurgeonError as exc:
-                self._fail(flights, exc)
+        """Compare the weights of every model once more, before any tensor is sent; a model that differs fails."""
+        self._opening = session
+        self._unfit = {}
+        try:
+            for model, request in list(self._known.items()):
+                try:
+                    session.ask_to_prepare(model, request.point)
+                    session.wait_until_ready(request.weights_digest)
+                except NetworkError:
+                    session.close()
+                    raise
+                except NeurosurgeonError as exc:
+                    self._unfit[model] = exc
+                    self._fail([one for one in list(self._flights.values()) if one.request.model == model], exc)
+        finally:
+            self._opening = None
         return session
 
-    def _use(self, session: EdgeSession) -> EdgeSession:
+    def _use(self, session: EdgeSession) -> EdgeSession | None:
         with self._changed:
+            if self._closing.is_set():
+                session.close()
+                return None
             self._session = session
         self._start(lambda: self._receive_all(session), "receiver")
         return session

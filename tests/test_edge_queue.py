@@ -14,6 +14,7 @@ from edge_task import StageKeys
 from models.zoo import load_network, model_graph
 from net.bandwidth import LinkEstimate, LinkSource
 from net.link_watch import LinkWatch
+from net.session import OnCloudLoss
 from predictor.chain_search import Objective
 from predictor.flow_shop import Schedule
 from predictor.latencies import LayerLatencies
@@ -81,9 +82,15 @@ def queue_model() -> QueueModel:
 class FailingStream:
     """Stands in for a stream: the first tasks fail at once with the errors given, the others are lost."""
 
+    keeps_coming_back = False
+
     def __init__(self, *errors: NeurosurgeonError) -> None:
         self.errors = list(errors)
         self.submitted: list[int] = []
+
+    @property
+    def takes_tasks(self) -> bool:
+        return not self.submitted or self.keeps_coming_back
 
     def submit(self, task: int, *what: Any) -> Future[Any]:
         self.submitted.append(task)
@@ -92,9 +99,9 @@ class FailingStream:
         return answer
 
 
-def run_queue(stream: Any, count: int, in_flight: int = 2) -> tuple[list[Any], str]:
+def run_queue(stream: Any, count: int, in_flight: int = 2, **how: Any) -> tuple[list[Any], str]:
     tasks = [QueuedTask(number, MODEL) for number in range(1, count + 1)]
-    settings = QueueSettings({}, learns=False, in_flight=in_flight)
+    settings = QueueSettings({}, learns=False, in_flight=in_flight, **how)
     out = io.StringIO()
     with QueueReport(tasks, out) as report:
         watch = LinkWatch("nowhere", 1, LINK)
@@ -111,7 +118,27 @@ def test_a_cloud_that_is_lost_leaves_the_rest_to_the_edge(in_flight: int, caplog
     assert {result.where for result in results} == {"edge"}
     assert {result.output_digest for result in results} == {expected}
     assert len(stream.submitted) == 1
-    assert caplog.text.count("the rest of the queue runs here") == 1
+    assert caplog.text.count("is computed here: the cloud stays away") == 1
+
+
+@pytest.mark.parametrize("in_flight", [1, 3])
+def test_a_cloud_that_is_lost_with_every_task_costs_no_answer(in_flight: int) -> None:
+    stream = FailingStream(*(ConnectError("gone") for _ in range(12)))
+    stream.keeps_coming_back = True
+    results, _ = run_queue(stream, 12, in_flight)
+    expected = output_digest(run_whole(load_network(MODEL), random_input()))
+    assert sorted(result.task.id for result in results) == list(range(1, 13))
+    assert {(result.where, result.output_digest) for result in results} == {("edge", expected)}
+    assert len(stream.submitted) == 12
+    assert all(result.elapsed_ms > 0 for result in results)
+
+
+@pytest.mark.parametrize("how", [OnCloudLoss.RETRY, OnCloudLoss.FAIL])
+def test_tasks_that_are_not_to_run_here_fail_with_their_cloud(how: OnCloudLoss) -> None:
+    stream = FailingStream(*(ConnectError("gone") for _ in range(3)))
+    results, _ = run_queue(stream, 3, on_cloud_loss=how)
+    assert [result.error for result in results] == ["gone"] * 3
+    assert len(stream.submitted) == 3
 
 
 def test_a_task_that_the_cloud_refuses_fails_alone() -> None:

@@ -104,6 +104,17 @@ def add_no_correction(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_on_cloud_loss(parser: argparse.ArgumentParser) -> None:
+    """Add --on-cloud-loss."""
+    parser.add_argument(
+        "--on-cloud-loss",
+        choices=("local", "retry", "fail"),
+        default="local",
+        help="when the cloud is lost with a task: compute it here, send it again when the cloud is back within 30 s, "
+        "or fail (default: local)",
+    )
+
+
 def add_weights(parser: argparse.ArgumentParser) -> None:
     """Add where the weights of several models come from."""
     parser.add_argument(

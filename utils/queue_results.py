@@ -141,6 +141,7 @@ def _task_document(result: TaskResult) -> Json:
         "bandwidth_is_stale": result.rate_is_stale if knows_rate else None,
         "predicted": result.predicted.as_dict() if result.is_planned else None,
         "measured": result.measured.as_dict() if result.is_finished else None,
+        "elapsed_ms": result.elapsed_ms if result.is_finished else None,
         "spans_ms": {name: list(span) for name, span in zip(SPAN_NAMES, result.spans, strict=False)},
         "output_digest": result.output_digest or None,
         "top1": result.top1,

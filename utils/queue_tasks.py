@@ -49,10 +49,11 @@ class TaskResult:
     predicted: StageTimes = StageTimes(0.0, 0.0, 0.0)
     measured: StageTimes = StageTimes(0.0, 0.0, 0.0)
     spans: tuple[Span, ...] = ()  # edge, transfer, cloud; the edge's alone where nothing crossed
+    elapsed_ms: float = 0.0  # from the start of its edge half to its answer, with all that it waited
     output_digest: str = ""
     top1: int | None = None
     retries: int = 0
-    where: str = "split"  # "edge", "cloud" or "split": where its layers ran
+    where: str = "split"  # "edge", "cloud" or "split": where its layers ran, after a loss of the cloud, too
     error: str | None = None  # one line; None: it has an answer
 
     @property

@@ -16,7 +16,7 @@ from net.messages import ErrorReply, Hello, Pong, Prepare, Ready, Reply, Request
 from net.session import EdgeSession
 from net.stream import TaskStream
 from net.transport import Connection, Received, accepted, stop_accepting
-from utils.errors import ConnectError, NetworkError, PeerGoneError, RemoteError, WeightsError
+from utils.errors import ConnectError, NetworkError, PeerGoneError, RemoteError, UsageError, WeightsError
 
 WAIT_S = 20.0
 REQUEST = Request("le_net", 3, "digest")
@@ -171,6 +171,8 @@ def test_other_weights_behind_a_new_connection_fail_their_tasks(listener: socket
         (answer,) = submit(stream, 1)
         with pytest.raises(WeightsError, match="different weights of le_net"):
             answer.result(WAIT_S)
+        with pytest.raises(WeightsError, match="different weights of le_net"):
+            submit(stream, 2)[0].result(WAIT_S)
         assert cloud.tasks == [1]
 
 
@@ -183,6 +185,74 @@ def test_a_cloud_that_stays_away_fails_its_tasks(listener: socket.socket) -> Non
         for answer in submit(stream, 1, 2):
             with pytest.raises(ConnectError, match="the cloud stays away"):
                 answer.result(WAIT_S)
+
+
+def test_where_tasks_are_not_kept_they_fail_at_once_and_the_cloud_is_found_again(listener: socket.socket) -> None:
+    def die(connection: Connection, received: Received) -> None:
+        raise PeerGoneError("the script ends here")
+
+    with streaming(listener, die, reply_to, patience_s=None) as (stream, cloud):
+        assert stream.takes_tasks
+        (lost,) = submit(stream, 1)
+        with pytest.raises(ConnectError, match="the cloud is lost"):
+            lost.result(WAIT_S)
+        while not stream.takes_tasks:
+            threading.Event().wait(0.001)
+        assert values(submit(stream, 2)) == [4.0]
+        assert cloud.tasks == [1, 2]
+        assert cloud.prepared == ["le_net"]
+
+
+def test_a_cloud_that_is_back_gets_one_task_until_it_has_answered(listener: socket.socket) -> None:
+    may_answer = threading.Event()
+
+    def die(connection: Connection, received: Received) -> None:
+        raise PeerGoneError("the script ends here")
+
+    def answer_late(connection: Connection, received: Received) -> None:
+        assert may_answer.wait(WAIT_S)
+        reply_to(connection, received)
+
+    with streaming(listener, die, answer_late, patience_s=None) as (stream, _):
+        (lost,) = submit(stream, 1)
+        with pytest.raises(ConnectError):
+            lost.result(WAIT_S)
+        while not stream.takes_tasks:
+            threading.Event().wait(0.001)
+        trial = submit(stream, 2)
+        assert not stream.takes_tasks
+        may_answer.set()
+        assert values(trial) == [4.0]
+        assert stream.takes_tasks
+
+
+def test_while_the_cloud_is_away_nothing_waits_for_it(listener: socket.socket) -> None:
+    def leave_for_good(connection: Connection, received: Received) -> None:
+        stop_accepting(listener)
+        raise PeerGoneError("the script ends here")
+
+    with streaming(listener, leave_for_good, patience_s=None) as (stream, _):
+        for task in (1, 2, 3):
+            with pytest.raises(ConnectError, match="the cloud is lost"):
+                submit(stream, task)[0].result(WAIT_S)
+            assert not stream.takes_tasks
+
+
+def test_a_name_that_resolves_no_more_is_a_cloud_that_is_away(listener: socket.socket) -> None:
+    def die(connection: Connection, received: Received) -> None:
+        raise PeerGoneError("the script ends here")
+
+    def reopen() -> EdgeSession:
+        raise UsageError("address 'cloud' cannot be resolved")
+
+    cloud = ScriptedCloud(listener, die)
+    server = threading.Thread(target=cloud.serve)
+    server.start()
+    with TaskStream(EdgeSession.open(*listener.getsockname()), reopen, patience_s=0.0) as stream:
+        with pytest.raises(ConnectError, match="stays away: address 'cloud'"):
+            submit(stream, 1)[0].result(WAIT_S)
+    stop_accepting(listener)
+    server.join()
 
 
 def test_a_task_that_takes_every_connection_down_is_given_up(
