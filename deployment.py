@@ -58,6 +58,10 @@ class SplitPlan:
     decision_ms: float
     objective: Objective = Objective.LATENCY
 
+    def edge_nodes(self, candidate: Candidate) -> frozenset[int]:
+        """Return the nodes that a candidate leaves on the edge."""
+        return self.graph.edge_nodes(candidate.point)
+
     def cost_ms(self, candidate: Candidate) -> tuple[float, float]:
         """Return what the plan minimises, and what decides among equals."""
         return cost_ms(self.objective, candidate.stages, candidate.busy)

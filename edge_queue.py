@@ -15,11 +15,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from deployment import Candidate, SplitPlan, plan_split
-from edge_task import StageKeys, Task, cloud_latencies, edge_latencies, stage_keys
-from models.zoo import Network, WeightsSource, load_network
+from edge_task import StageKeys, Task, cloud_latencies, edge_latencies, request_of, stage_keys
+from models.cuts import pack_nodes
+from models.zoo import Network, WeightsSource, load_network, model_graph
 from net.bandwidth import LinkEstimate
 from net.link_watch import LinkNow, LinkWatch
-from net.messages import Request
+from net.messages import Prepare
 from net.session import EdgeSession, OnCloudLoss
 from net.stream import Answered, TaskStream
 from predictor.chain_search import Objective
@@ -146,8 +147,9 @@ def prepare_models(
     models: dict[str, QueueModel] = {}
     for name in tqdm(sorted(set(names)), desc="models", unit="model", leave=False, disable=None):
         task = settings.task(name)
-        session.ask_to_prepare(name, 0)  # the cloud loads the network while we do
-        network = load_network(name, task.weights, task.device)
+        graph = model_graph(name)
+        session.ask_to_prepare(Prepare(name, pack_nodes(graph, graph.edge_nodes(0)), graph.digest))
+        network = load_network(name, task.weights, task.device)  # while the cloud does the same
         session.wait_until_ready(network.weights_digest)
         edge, cloud = edge_latencies(task, network.graph), cloud_latencies(task, session, network.graph)
         models[name] = QueueModel(network, edge, cloud, stage_keys(task, session, link, is_warm=True))
@@ -176,6 +178,7 @@ class _Begun:
 
     model: QueueModel
     candidate: Candidate
+    edge_nodes: frozenset[int]
     half: HalfResult
     known: TaskResult  # all that is known so far
     teaches: bool
@@ -248,8 +251,7 @@ class QueueRun:
         if not begun.candidate.crossing_bytes:
             self._finish(replace(begun.known, where="edge"), begun.half.tensors[0])
             return
-        network = begun.model.network
-        request = Request(network.name, begun.candidate.point, network.weights_digest)
+        request = request_of(begun.model.network, begun.edge_nodes)
         answer = self._stream.submit(task.id, request, begun.half.tensors)
         answer.add_done_callback(partial(self._take_answer, begun))
 
@@ -260,9 +262,10 @@ class QueueRun:
             plan = model.plan(now, self._corrections, self._settings)
         runs_here = self._settings.on_cloud_loss is OnCloudLoss.LOCAL and not self._stream.takes_tasks
         candidate = plan.candidates[-1] if runs_here else self._chooser.choose(plan)
+        edge_nodes = plan.edge_nodes(candidate)
         teaches = self._settings.learns and not model.is_first_run(candidate.point)
         start_ms = now_ms()
-        half = run_half(model.network.cut(candidate.point).edge, [tensor], self._settings.device)
+        half = run_half(model.network.split(edge_nodes).edge, [tensor], self._settings.device)
         known = TaskResult(
             task,
             point=candidate.point,
@@ -278,7 +281,7 @@ class QueueRun:
         )
         if teaches:
             self._learn(model.keys.edge, candidate.busy.edge_ms, half.latency_ms)
-        return _Begun(model, candidate, half, known, teaches)
+        return _Begun(model, candidate, edge_nodes, half, known, teaches)
 
     # ------------------------------------------------------------ answers, on the stream's threads
 
@@ -321,7 +324,7 @@ class QueueRun:
 
     def _run_here(self, begun: _Begun) -> None:
         """Run the rest of a task that the cloud was lost with."""
-        half = run_half(begun.model.network.cut(begun.candidate.point).cloud, begun.half.tensors, self._settings.device)
+        half = run_half(begun.model.network.split(begun.edge_nodes).cloud, begun.half.tensors, self._settings.device)
         edge_ms = begun.known.measured.edge_ms + half.latency_ms
         self._finish(replace(begun.known, where="edge", measured=StageTimes(edge_ms, 0.0, 0.0)), half.tensors[0])
 

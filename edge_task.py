@@ -14,9 +14,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from deployment import Candidate, SplitPlan, plan_split
+from models.cuts import pack_nodes
 from models.graph import LayerGraph
 from models.zoo import Network, WeightsSource, imagenet_labels, load_network, model_graph
 from net.bandwidth import LinkEstimate, LinkSource
+from net.messages import Prepare, Request
 from net.session import EdgeSession, stage_times
 from predictor.correction import Corrections
 from predictor.latencies import LayerLatencies
@@ -99,13 +101,14 @@ def run_task(task: Task, session: EdgeSession, link: LinkEstimate, show: EdgeRep
     plan = plan_task(task, session, link, corrections, keys)
     candidate = plan.best if task.point is None else plan.candidates[task.point]
     show.plan(plan.best, candidate)
-    network = prepare(task, session, candidate.point, show)
+    edge_nodes = plan.edge_nodes(candidate)
+    network = prepare(task, session, edge_nodes, show)
     tensor = random_input() if task.pixels is None else image_input(task.pixels)
-    runs = [run_once(session, network, candidate.point, tensor, show)]
+    runs = [run_once(session, network, edge_nodes, tensor, show)]
     show.finished()
     if task.repeat > 1:  # the first run was cold: it is shown, and does not count
         turns = tqdm(range(task.repeat), desc="repeat", unit="run", disable=None)
-        runs = [run_once(session, network, candidate.point, tensor, None) for _ in turns]
+        runs = [run_once(session, network, edge_nodes, tensor, None) for _ in turns]
     labels = imagenet_labels() if network.knows_imagenet else None
     guesses = top_guesses(runs[-1].output, labels)
     difference = None
@@ -177,7 +180,7 @@ def edge_latencies(task: Task, graph: LayerGraph) -> LayerLatencies:
 def cloud_latencies(task: Task, session: EdgeSession, graph: LayerGraph) -> LayerLatencies:
     """Return what the model's layers take in the cloud: as it says itself, or as the user's data says."""
     if task.cloud_config is None:
-        told = session.ask_latencies(task.model)
+        told = session.ask_latencies(task.model, graph.digest)
         latencies = LayerLatencies(told.latency_ms, told.low_ms, told.high_ms, told.source, told.extrapolated)
     else:
         cloud_device = str(session.cloud.get("device"))
@@ -206,28 +209,37 @@ def warn_of_other_machines(predictor: LatencyPredictor, machine: Mapping[str, An
         )
 
 
-def prepare(task: Task, session: EdgeSession, point: int, show: EdgeReport) -> Network:
+def prepare(task: Task, session: EdgeSession, edge_nodes: frozenset[int], show: EdgeReport) -> Network:
     """Return the network; where anything crosses, the cloud gets its half ready in the same time."""
-    crosses = point < len(model_graph(task.model).layers)
+    graph = model_graph(task.model)
+    crosses = len(edge_nodes) < len(graph.nodes)
     if crosses:
-        session.ask_to_prepare(task.model, point)
+        session.ask_to_prepare(Prepare(task.model, pack_nodes(graph, edge_nodes), graph.digest))
     network = load_network(task.model, task.weights, task.device)
-    network.cut(point)
+    network.split(edge_nodes)
     if crosses:
         session.wait_until_ready(network.weights_digest)
         show.prepared()
     return network
 
 
-def run_once(session: EdgeSession, network: Network, point: int, tensor: Tensor, show: EdgeReport | None) -> Run:
+def request_of(network: Network, edge_nodes: frozenset[int]) -> Request:
+    """Return the message that asks the cloud for its half of a cut."""
+    graph = network.graph
+    return Request(network.name, pack_nodes(graph, edge_nodes), graph.digest, network.weights_digest)
+
+
+def run_once(
+    session: EdgeSession, network: Network, edge_nodes: frozenset[int], tensor: Tensor, show: EdgeReport | None
+) -> Run:
     """Run one inference; ``show`` gets its lines as they become true."""
-    half = run_half(network.cut(point).edge, [tensor], network.device)
+    half = run_half(network.split(edge_nodes).edge, [tensor], network.device)
     if show:
         show.edge_done(network.name, half.latency_ms)
-    if point == len(network.graph.layers):
+    if len(edge_nodes) == len(network.graph.nodes):
         return Run(half.tensors[0], stage_times(half.latency_ms, None), 0)
     on_sent = show.sent if show else lambda: None
-    remote = session.infer(network.name, point, network.weights_digest, half.tensors, on_sent)
+    remote = session.infer(request_of(network, edge_nodes), half.tensors, on_sent)
     check_crossing([network.graph.output], remote.tensors)
     times = stage_times(half.latency_ms, remote)
     if show:

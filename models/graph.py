@@ -115,6 +115,13 @@ class LayerGraph:
                 crossing[point] += node.output_bytes
         return tuple(crossing)
 
+    @cached_property
+    def digest(self) -> str:
+        """What tells the network's structure from every other; its weights have a digest of their own."""
+        from models.cuts import graph_digest
+
+        return graph_digest(self)
+
     def point_name(self, point: int) -> str:
         """Return the layer that partition point ``point`` follows; ``None`` for point 0."""
         return str(self.layers[point - 1]) if point else "None"

@@ -10,6 +10,8 @@ import hashlib
 import importlib
 import math
 import re
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -25,6 +27,7 @@ if TYPE_CHECKING:  # torch takes a second to import; names and spelling checks m
     from models.shapes import TensorSpec
 
 INPUT_SHAPE = (1, 3, 224, 224)
+MAX_CUTS = 64  # halves that a network keeps; they share its weights, and each has a few KB of code for every node
 DIGEST_HEX_CHARS = 32  # 128 bits: enough to tell weights apart, short enough to read
 
 
@@ -113,21 +116,40 @@ class Network:
     device: str
     source: WeightsSource
     knows_imagenet: bool  # its outputs are the 1000 classes of torchvision's checkpoints
-    _cuts: dict[int, Cut] = field(default_factory=dict, repr=False)
+    _cuts: OrderedDict[frozenset[int], Cut] = field(default_factory=OrderedDict, repr=False)  # the last used is last
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def cut(self, point: int) -> Cut:
-        """Return the two halves at a partition point, made once and kept.
+        """Return the two halves at a partition point.
 
         Raises: PartitionError: the point is outside 0 ... number of layers.
         """
-        if point not in self._cuts:
-            from models.graph import cut
+        check_point(self.name, point)
+        return self.split(self.graph.edge_nodes(point))
 
-            check_point(self.name, point)
-            edge_nodes = self.graph.edge_nodes(point)
-            crossing = tuple(node.output for node in self.graph.crossing(edge_nodes))
-            self._cuts[point] = Cut(*cut(self.module, self.graph, edge_nodes), crossing)
-        return self._cuts[point]
+    def split(self, edge_nodes: frozenset[int]) -> Cut:
+        """Return the two halves of any cut; the last `MAX_CUTS` that were asked for are kept.
+
+        Raises: PartitionError: these nodes are no cut.
+        """
+        with self._lock:
+            if edge_nodes in self._cuts:
+                self._cuts.move_to_end(edge_nodes)
+                return self._cuts[edge_nodes]
+        made = self._make_cut(edge_nodes)
+        with self._lock:
+            made = self._cuts.setdefault(edge_nodes, made)  # tasks of one cut share its halves
+            while len(self._cuts) > MAX_CUTS:
+                self._cuts.popitem(last=False)
+        return made
+
+    def _make_cut(self, edge_nodes: frozenset[int]) -> Cut:
+        from models.cuts import check_cut
+        from models.graph import cut
+
+        check_cut(self.graph, edge_nodes)
+        crossing = tuple(node.output for node in self.graph.crossing(edge_nodes))
+        return Cut(*cut(self.module, self.graph, edge_nodes), crossing)
 
 
 def check_point(name: str, point: int) -> None:

@@ -32,7 +32,7 @@ class TaskState:
     """A task, and how much of it has been shown."""
 
     model: str
-    point: int
+    cut: bytes
     shown: bool = False
     ended: bool = False
 
@@ -44,7 +44,7 @@ class TaskLines:
         self._observe = observe
         self._sock = sock
         self._lock = threading.Lock()
-        self._named: tuple[str, int] | None = None  # the model and point that were shown last
+        self._named: tuple[str, bytes] | None = None  # the model and cut that were shown last
         self._open: TaskState | None = None  # its group has begun
         self._held: list[TaskState] = []  # done meanwhile
 
@@ -52,11 +52,11 @@ class TaskLines:
         """The edge said hello."""
         self._show(CloudEvent.CONNECTED)
 
-    def prepared(self, model: str, point: int) -> None:
+    def prepared(self, model: str, cut: bytes) -> None:
         """The cloud is ready; inside another task's group it is shown with its first task."""
         with self._lock:
             if self._open is None:
-                self._name(model, point)
+                self._name(model, cut)
 
     def arrived(self, task: TaskState) -> None:
         """A task was taken; it may even be done already."""
@@ -81,15 +81,15 @@ class TaskLines:
             if self._open is task:
                 self._close()
 
-    def _name(self, model: str, point: int) -> None:
-        self._named = model, point
+    def _name(self, model: str, cut: bytes) -> None:
+        self._named = model, cut
         self._show(CloudEvent.MODEL_TYPE)
         self._show(CloudEvent.PARTITION_POINT)
 
     def _begin(self, task: TaskState) -> None:
         task.shown = True
-        if self._named != (task.model, task.point):
-            self._name(task.model, task.point)
+        if self._named != (task.model, task.cut):
+            self._name(task.model, task.cut)
         self._show(CloudEvent.EDGE_OUTPUT)
 
     def _finish(self, task: TaskState) -> None:

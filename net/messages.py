@@ -5,7 +5,7 @@
                     ◀────────────────      Hello         capabilities: device, threads
     AskLatencies    ────────────────▶                    model
                     ◀────────────────      Latencies     of its layers in this cloud
-    Prepare         ────────────────▶                    model, partition point
+    Prepare         ────────────────▶                    model, cut, digest of the graph; the cloud compares
                     ◀────────────────      Ready         digest of the weights; the edge compares
     Request         ────────────────▶                    the tensors that cross
                     ◀────────────────      Reply         the output, and what the cloud spent
@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, get_type_hints
 from net.framing import WIRE_VERSION, Kind
 from utils.errors import (
     BusyError,
+    GraphError,
     NeurosurgeonError,
     PartitionError,
     ProtocolError,
@@ -62,6 +63,7 @@ class AskLatencies(NamedTuple):
     """The edge asks what a model's layers take in this cloud, of which it needs to know nothing."""
 
     model: str
+    graph_digest: str
 
 
 class Latencies(NamedTuple):
@@ -76,26 +78,38 @@ class Latencies(NamedTuple):
 
 
 class Prepare(NamedTuple):
-    """The edge names the model and where it cuts it; the cloud gets both halves ready."""
+    """The edge names the model and where it cuts it; the cloud gets its half ready.
+
+    A cut is the bit mask of the graph's nodes on the edge (`models.cuts`); both sides must have the same graph.
+    """
 
     model: str
-    point: int
+    edge_nodes: bytes
+    graph_digest: str
 
 
 class Ready(NamedTuple):
     """The cloud can run its half, with these weights."""
 
     model: str
-    point: int
     weights_digest: str
 
 
 class Request(NamedTuple):
-    """One task: run the cloud half on the tensors that come with this message; its number is the frame's."""
+    """One task: run the cloud half on the tensors that come with this message; its number is the frame's.
+
+    The tensors are those that cross, each once, in the order of their nodes.
+    """
 
     model: str
-    point: int
+    edge_nodes: bytes
+    graph_digest: str
     weights_digest: str
+
+    @property
+    def preparation(self) -> Prepare:
+        """The message that lets the cloud get ready for it."""
+        return Prepare(self.model, self.edge_nodes, self.graph_digest)
 
 
 class Reply(NamedTuple):
@@ -118,6 +132,7 @@ class ErrorCode(StrEnum):
     """Why the cloud refused."""
 
     UNKNOWN_MODEL = "unknown_model"
+    GRAPH = "graph"
     WEIGHTS = "weights"
     PARTITION = "partition"
     BAD_REQUEST = "bad_request"
@@ -205,6 +220,7 @@ def message_of(kind: Kind, values: Any) -> Message:
 
 _ERRORS: dict[str, type[NeurosurgeonError]] = {
     ErrorCode.UNKNOWN_MODEL: UnknownModelError,
+    ErrorCode.GRAPH: GraphError,
     ErrorCode.WEIGHTS: WeightsError,
     ErrorCode.PARTITION: PartitionError,
 }

@@ -10,6 +10,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
+from models.cuts import unpack_nodes
 from net.events import Observer, TaskLines, TaskState
 from net.framing import DEFAULT_LIMITS, SMALL_LIMITS
 from net.messages import (
@@ -223,7 +224,8 @@ class Conversation:
         """Answer one message, or see that it will be; what cannot be served gets a typed error, and it goes on."""
         try:
             match received.message:
-                case AskLatencies(model) if self._latencies:
+                case AskLatencies(model, digest) if self._latencies:
+                    self._engine.graph(model, digest)
                     self._outbox.put(_Answer(received, self._latencies(model)))
                 case Prepare() as prepare:
                     self._outbox.put(_Answer(received, self._prepare(prepare)))
@@ -235,13 +237,15 @@ class Conversation:
             self._outbox.put(_Answer(received, exc))
 
     def _prepare(self, message: Prepare) -> Ready:
+        edge_nodes = unpack_nodes(self._engine.graph(message.model, message.graph_digest), message.edge_nodes)
         network = self._engine.network(message.model)
-        network.cut(message.point)
-        self._lines.prepared(message.model, message.point)
-        return Ready(message.model, message.point, network.weights_digest)
+        network.split(edge_nodes)
+        self._lines.prepared(message.model, message.edge_nodes)
+        return Ready(message.model, network.weights_digest)
 
     def _submit(self, request: Request, received: Received) -> None:
-        task = _Task(now_ms(), TaskState(request.model, request.point))
+        task = _Task(now_ms(), TaskState(request.model, request.edge_nodes))
+        edge_nodes = unpack_nodes(self._engine.graph(request.model, request.graph_digest), request.edge_nodes)
         network = self._engine.network(request.model)
         if request.weights_digest != network.weights_digest:
             raise WeightsError(
@@ -251,7 +255,7 @@ class Conversation:
         def deliver(result: CloudResult | Exception) -> None:
             self._outbox.put(_Done(received, task, result))
 
-        compute = partial(self._engine.submit, self, network, request.point, received.tensors)
+        compute = partial(self._engine.submit, self, network.split(edge_nodes), received.tensors)
         if self._edge_id and received.task:
             self._kept.submit(task_id(self._edge_id, received.task), request, compute, deliver)
         else:  # a task without an id of its own

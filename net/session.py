@@ -120,26 +120,27 @@ class EdgeSession:
         """Return what may be sent before the cloud is heard from; None where the system does not tell."""
         return self._connection.send_state()
 
-    def ask_latencies(self, model: str) -> Latencies:
+    def ask_latencies(self, model: str, graph_digest: str) -> Latencies:
         """Return what the cloud says that the model's layers take there.
 
-        Raises: NetworkError; UnknownModelError, PlanningError: the cloud has no latencies for it.
+        Raises: NetworkError; UnknownModelError, GraphError, PlanningError: the cloud has no latencies for it.
         """
-        self._connection.send(AskLatencies(model))
+        self._connection.send(AskLatencies(model, graph_digest))
         latencies, _ = self._expect(Latencies, READY_TIMEOUT_S)
         columns = (latencies.latency_ms, latencies.low_ms, latencies.high_ms)
         if not all(type(value) is float for column in columns for value in column):
             raise ProtocolError(f"{self._connection.peer} sent latencies that are no numbers")
         return latencies
 
-    def ask_to_prepare(self, model: str, point: int) -> None:
-        """Name the model and the partition point; the cloud gets ready while this side does the same."""
-        self._connection.send(Prepare(model, point))
+    def ask_to_prepare(self, prepare: Prepare) -> None:
+        """Name the model and the cut; the cloud gets ready while this side does the same."""
+        self._connection.send(prepare)
 
     def wait_until_ready(self, weights_digest: str) -> None:
         """Wait for the cloud, and compare the weights of the two sides before any tensor is sent.
 
-        Raises: WeightsError: they differ. NetworkError; UnknownModelError, PartitionError: the cloud refused.
+        Raises: WeightsError: they differ. NetworkError; UnknownModelError, GraphError, PartitionError: the cloud
+                refused.
         """
         ready, _ = self._expect(Ready, READY_TIMEOUT_S)
         if ready.weights_digest != weights_digest:
@@ -150,9 +151,7 @@ class EdgeSession:
 
     def infer(
         self,
-        model: str,
-        point: int,
-        weights_digest: str,
+        request: Request,
         tensors: Sequence[Tensor],
         on_sent: Callable[[], None] = lambda: None,
     ) -> RemoteResult:
@@ -162,7 +161,7 @@ class EdgeSession:
         Raises: NetworkError, or what the cloud answered.
         """
         self._tasks += 1
-        sent = self.send_task(self._tasks, Request(model, point, weights_digest), tensors)
+        sent = self.send_task(self._tasks, request, tensors)
         on_sent()
         received = self.receive_answer(REPLY_TIMEOUT_S)
         if received.task != self._tasks:

@@ -263,7 +263,7 @@ class TaskStream:
         try:
             for model, request in list(self._known.items()):
                 try:
-                    session.ask_to_prepare(model, request.point)
+                    session.ask_to_prepare(request.preparation)
                     session.wait_until_ready(request.weights_digest)
                 except NetworkError:
                     session.close()

@@ -287,11 +287,11 @@ def vanishing_cloud() -> Iterator[int]:
                 match connection.receive(30).message:
                     case Hello():
                         connection.send(Hello.of(device="cpu", threads=2))
-                    case AskLatencies(model):
+                    case AskLatencies(model, _):
                         layers = [1.0] * len(model_graph(model).layers)
                         connection.send(Latencies(model, "forest", layers, layers, layers, []))
-                    case Prepare(model, point):
-                        connection.send(Ready(model, point, digest))
+                    case Prepare(model, _, _):
+                        connection.send(Ready(model, digest))
                     case Request():
                         return
 

@@ -14,7 +14,9 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from models.zoo import ZOO, Network, WeightsSource, build_network, canonical_name, model_graph
+from models.cuts import check_graph_digest
+from models.graph import LayerGraph
+from models.zoo import ZOO, Cut, Network, WeightsSource, build_network, canonical_name, model_graph
 from utils.errors import BusyError, NeurosurgeonError
 from utils.fair_queue import FairQueue, QueueFullError
 from utils.inference_utils import check_crossing, check_device, run_half, use_threads
@@ -58,9 +60,9 @@ Deliver = Callable[[CloudResult | Exception], None]
 
 
 class _HalfTask(NamedTuple):
-    """One cloud half to run; those of one network and point may run as one batch."""
+    """One cloud half to run; those of one network and cut may run as one batch."""
 
-    half: nn.Module  # one object for each network and point
+    half: nn.Module  # one object for each network and cut
     tensors: Sequence[Tensor]
     deliver: Deliver
     asked_ms: float
@@ -82,8 +84,11 @@ class CloudEngine:
         self, device: str, threads: int, weights: Mapping[str, WeightsSource], limits: EngineLimits = EngineLimits()
     ) -> None:
         check_device(device)
-        for name in ZOO:  # now: tracing patches modules for the whole process, and must not meet a running task
-            model_graph(name)
+        self._graphs = {name: model_graph(name) for name in ZOO}  # now: later, tracing interrupts what runs
+        self._tracing = threading.Lock()
+        self._may_run = threading.Event()
+        self._may_run.set()
+        self._running = threading.Semaphore(limits.workers)  # a place for each task that runs
         self.device = device
         self.threads = max(1, use_threads(threads) // limits.workers)  # of a worker
         self._limits = limits
@@ -112,18 +117,41 @@ class CloudEngine:
 
         Raises: UnknownModelError, WeightsError.
         """
+        name = canonical_name(name)
+        self._graph(name)
         return self._networks.get(name)
 
-    def submit(
-        self, client: Hashable, network: Network, point: int, tensors: Sequence[Tensor], deliver: Deliver
-    ) -> None:
-        """Queue the cloud half on the tensors that crossed.
+    def graph(self, name: str, digest: str) -> LayerGraph:
+        """Return the graph of a network, which must be the one that an edge has.
+
+        Raises: UnknownModelError; GraphError: the edge has another one.
+        """
+        graph = self._graph(canonical_name(name))
+        check_graph_digest(graph, digest)
+        return graph
+
+    def _graph(self, name: str) -> LayerGraph:
+        """Return a graph; it is traced while no task runs, because tracing patches modules for the whole process."""
+        if name in self._graphs:
+            return self._graphs[name]
+        with self._tracing:
+            self._may_run.clear()
+            for _ in range(self._limits.workers):
+                self._running.acquire()
+            try:
+                graph = self._graphs[name] = model_graph(name)
+            finally:
+                self._running.release(self._limits.workers)
+                self._may_run.set()
+        return graph
+
+    def submit(self, client: Hashable, cut: Cut, tensors: Sequence[Tensor], deliver: Deliver) -> None:
+        """Queue the cloud half of a cut on the tensors that crossed.
 
         Args:   client: whose turn it takes. deliver: called once with the result or what went wrong, by the worker,
                 which it must not keep waiting, or by `drop`; the result may lie in the memory of ``tensors``.
-        Raises: PartitionError; BusyError; ProtocolError: they are not the tensors that cross at this point.
+        Raises: BusyError; ProtocolError: they are not the tensors that cross at this point.
         """
-        cut = network.cut(point)
         check_crossing(cut.crossing, tensors)
         self._put(client, _HalfTask(cut.cloud, tensors, deliver, now_ms()))
 
@@ -190,7 +218,9 @@ class CloudEngine:
             with self._lock:
                 item, closed = self._queue.take(), self._closed
             if item is not None:
-                self._run(item)
+                self._may_run.wait()
+                with self._running:
+                    self._run(item)
             elif closed:
                 return
             else:
@@ -235,7 +265,7 @@ class CloudEngine:
 
 
 def run_batch(tasks: Sequence[_HalfTask], device: str, start_ms: float) -> list[CloudResult | Exception]:
-    """Run halves of one network and point as one, and return each one's part, or what went wrong.
+    """Run halves of one network and cut as one, and return each one's part, or what went wrong.
 
     A batch that fails is run one by one: it may be too large, and no task pays for another.
     """
@@ -267,7 +297,6 @@ class _WarmNetworks:
 
     def get(self, name: str) -> Network:
         """Return a network; one that is running lives on, whatever is loaded meanwhile."""
-        name = canonical_name(name)
         network = self._warm(name)
         if network:
             return network

@@ -5,7 +5,8 @@ NeurosurgeonError                 1   something failed
 │   ├── UnknownModelError             no such model
 │   ├── InputError                    the input image cannot be used
 │   ├── WeightsError                  a weights file does not fit, or the two sides differ
-│   ├── PartitionError                no such partition point
+│   ├── PartitionError                no such partition point, or no such cut
+│   ├── GraphError                    the two sides hold different networks under one name
 │   ├── DeviceError                   the device is not there
 │   └── DataSetError                  a data set or predictor file is malformed
 ├── PlanningError                 1   no plan can be made
@@ -52,7 +53,11 @@ class WeightsError(UsageError):
 
 
 class PartitionError(UsageError):
-    """The partition point is outside the network."""
+    """The partition point is outside the network, or a set of nodes is no cut of it."""
+
+
+class GraphError(UsageError):
+    """The two sides hold different networks under one name."""
 
 
 class DeviceError(UsageError):

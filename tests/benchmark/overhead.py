@@ -13,6 +13,7 @@ import multiprocessing
 import socket
 import statistics
 
+from edge_task import request_of
 from models.zoo import ZOO, load_network
 from net.session import EdgeSession
 from tests.benchmark.common import save
@@ -38,7 +39,8 @@ def echo_size(listener: socket.socket, request_bytes: int, reply_bytes: int) -> 
 def measure_point(session: EdgeSession, model: str, point: int) -> dict[str, float]:
     """Return medians (ms) of the whole task and of its parts."""
     network = load_network(model)
-    session.ask_to_prepare(model, point)
+    request = request_of(network, network.graph.edge_nodes(point))
+    session.ask_to_prepare(request.preparation)
     session.wait_until_ready(network.weights_digest)
     request_bytes, reply_bytes = network.graph.crossing_bytes[point], network.graph.output.size_bytes
     listener = socket.create_server((DEFAULT_IP, 0))
@@ -52,7 +54,7 @@ def measure_point(session: EdgeSession, model: str, point: int) -> dict[str, flo
     for _ in range(WARMUP + ROUNDS):
         start_ms = now_ms()
         half = run_half(network.cut(point).edge, [tensor])
-        remote = session.infer(model, point, network.weights_digest, half.tensors)
+        remote = session.infer(request, half.tensors)
         total_ms = now_ms() - start_ms
         run_half(network.cut(point).edge, [tensor])
         start_ms = now_ms()

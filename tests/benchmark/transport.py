@@ -110,7 +110,7 @@ def our_client(listener: socket.socket, tensor: torch.Tensor) -> Callable[[], ob
     ack, tasks = memoryview(bytearray(len(ACK))), itertools.count(1)
 
     def once() -> None:
-        connection.send(Request("alex_net", 0, "0" * 32), [tensor], next(tasks))
+        connection.send(Request("alex_net", b"\1\0\0", "0" * 32, "0" * 32), [tensor], next(tasks))
         receive_exactly(connection.sock, ack)
 
     return once

@@ -8,9 +8,10 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from models.zoo import Network
+from models.cuts import pack_nodes
+from models.zoo import Cut, Network
 from net.events import CloudEvent
-from net.messages import Latencies
+from net.messages import Latencies, Request
 from net.server import CloudServer
 from net.session import EdgeSession
 from net.transport import listen
@@ -53,16 +54,14 @@ class BlockingEngine(CloudEngine):
         super().__init__("cpu", 1, {}, EngineLimits(**limits))
         self.running, self.may_go_on, self.dropped = threading.Event(), threading.Event(), threading.Event()
 
-    def submit(
-        self, client: Hashable, network: Network, point: int, tensors: Sequence[Tensor], deliver: Deliver
-    ) -> None:
+    def submit(self, client: Hashable, cut: Cut, tensors: Sequence[Tensor], deliver: Deliver) -> None:
         def deliver_later(result: CloudResult | Exception) -> None:
             if isinstance(result, CloudResult):  # and not dropped
                 self.running.set()
                 assert self.may_go_on.wait(JOIN_S)
             deliver(result)
 
-        super().submit(client, network, point, tensors, deliver_later)
+        super().submit(client, cut, tensors, deliver_later)
 
     def drop(self, client: Hashable) -> int:
         count = super().drop(client)
@@ -74,10 +73,15 @@ class BlockingEngine(CloudEngine):
 class BrokenEngine(CloudEngine):
     """An engine with a bug."""
 
-    def submit(
-        self, client: Hashable, network: Network, point: int, tensors: Sequence[Tensor], deliver: Deliver
-    ) -> None:
+    def submit(self, client: Hashable, cut: Cut, tensors: Sequence[Tensor], deliver: Deliver) -> None:
         raise ZeroDivisionError("a secret of the cloud")
+
+
+def request_at(network: Network, point: int = POINT, weights_digest: str | None = None) -> Request:
+    """Return what asks the cloud for its half at a partition point."""
+    graph = network.graph
+    mask = pack_nodes(graph, graph.edge_nodes(point))
+    return Request(network.name, mask, graph.digest, weights_digest or network.weights_digest)
 
 
 def crossing(network: Network, point: int, tensor: Tensor) -> tuple[Tensor, ...]:
@@ -88,9 +92,10 @@ def crossing(network: Network, point: int, tensor: Tensor) -> tuple[Tensor, ...]
 def assert_answers(edge: EdgeSession, network: Network, point: int = POINT, seed: int = 0) -> None:
     """Run one task, and compare its answer bit for bit with the unsplit network's."""
     tensor = random_input() + seed
-    edge.ask_to_prepare(MODEL, point)
+    request = request_at(network, point)
+    edge.ask_to_prepare(request.preparation)
     edge.wait_until_ready(network.weights_digest)
-    result = edge.infer(MODEL, point, network.weights_digest, crossing(network, point, tensor))
+    result = edge.infer(request, crossing(network, point, tensor))
     (output,) = result.tensors
     assert torch.equal(output, run_whole(network, tensor))
     assert output.isfinite().all()

@@ -20,6 +20,7 @@ from net.pickling import MAX_TUPLES, check_tensor_specs, unpack_header
 from net.server import CloudServer
 from net.session import EdgeSession
 from net.transport import Connection, accepted, connect, stop_accepting
+from tests.net.clouds import request_at
 from utils.cli import ROOT
 from utils.cloud_engine import CloudEngine
 from utils.errors import NetworkError, NeurosurgeonError, ProtocolError
@@ -129,7 +130,7 @@ def test_a_closed_engine_takes_no_task(engine: CloudEngine) -> None:
     network = engine.network("le_net")
     engine.close()
     with pytest.raises(NeurosurgeonError, match="stopping"):
-        engine.submit("edge", network, 0, [random_input()], lambda result: None)
+        engine.submit("edge", network.cut(0), [random_input()], lambda result: None)
 
 
 def test_an_observer_whose_output_is_closed_does_not_disturb_the_conversation(
@@ -144,7 +145,7 @@ def test_an_observer_whose_output_is_closed_does_not_disturb_the_conversation(
     network = load_network("le_net")
     with EdgeSession.open(*listener.getsockname()) as session:
         for _ in range(2):
-            result = session.infer("le_net", 0, network.weights_digest, [random_input()])
+            result = session.infer(request_at(network, 0), [random_input()])
             assert result.tensors[0].shape == (1, 1000)
     server.stop()
     thread.join()
@@ -162,7 +163,7 @@ def test_a_cloud_that_lies_about_its_time_is_refused(listener: socket.socket) ->
     liar = threading.Thread(target=lie)
     liar.start()
     with EdgeSession.open(*listener.getsockname()) as session, pytest.raises(ProtocolError, match="says that it took"):
-        session.infer("le_net", 0, "0" * 32, [random_input()])
+        session.infer(request_at(load_network("le_net"), 0), [random_input()])
     liar.join()
 
 
@@ -178,7 +179,7 @@ def test_loading_a_model_does_not_disturb_a_running_task() -> None:
         "loader = threading.Thread(target=lambda: [engine.network(n) for n in ('mobile_net', 'alex_net')])\n"
         "loader.start()\n"
         "while loader.is_alive():\n"
-        "    engine.submit('edge', network, 0, [random_input()], results.put)\n"
+        "    engine.submit('edge', network.cut(0), [random_input()], results.put)\n"
         "    assert not isinstance(results.get(), Exception)\n"
         "engine.close()\n"
     )

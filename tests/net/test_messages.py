@@ -31,6 +31,7 @@ from net.pickling import pack_header, unpack_header
 from utils.errors import (
     BusyError,
     DeviceError,
+    GraphError,
     InputError,
     NeurosurgeonError,
     PartitionError,
@@ -43,16 +44,16 @@ from utils.errors import (
 
 MESSAGES: dict[Kind, Message] = {
     Kind.HELLO: Hello.of(device="cpu", threads=2),
-    Kind.PREPARE: Prepare("le_net", 3),
-    Kind.READY: Ready("le_net", 3, "0123abcd"),
-    Kind.REQUEST: Request("le_net", 3, "0123abcd"),
+    Kind.PREPARE: Prepare("le_net", b"\7", "89abcdef"),
+    Kind.READY: Ready("le_net", "0123abcd"),
+    Kind.REQUEST: Request("le_net", b"\7", "89abcdef", "0123abcd"),
     Kind.REPLY: Reply(4.5, 3.0, 0.5, 1.25),
     Kind.ERROR: ErrorReply(ErrorCode.WEIGHTS.value, "other weights"),
     Kind.PING: Ping(1),
     Kind.PONG: Pong(1),
     Kind.PROBE: Probe(16_384),
     Kind.SAMPLES: Samples([0, 10], [100, 200]),
-    Kind.ASK_LATENCIES: AskLatencies("le_net"),
+    Kind.ASK_LATENCIES: AskLatencies("le_net", "89abcdef"),
     Kind.LATENCIES: Latencies("le_net", "forest", [1.0, 2.5], [0.5, 2.0], [1.5, 3.0], ["features.0"]),
 }
 every_message = pytest.mark.parametrize("message", MESSAGES.values(), ids=lambda message: type(message).__name__)
@@ -122,7 +123,7 @@ def test_hello_says_the_wire_version() -> None:
 # ---------------------------------------------------------------- errors
 
 
-@pytest.mark.parametrize("error", [UnknownModelError, WeightsError, PartitionError])
+@pytest.mark.parametrize("error", [UnknownModelError, GraphError, WeightsError, PartitionError])
 def test_an_error_of_the_users_keeps_its_type(error: type[NeurosurgeonError]) -> None:
     received = error_of(reply_of(error("what, to what, what to do")))
     assert type(received) is error

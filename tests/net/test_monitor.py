@@ -171,7 +171,7 @@ def test_a_probe_outside_the_limit_is_refused(service: Address, size_bytes: int)
 
 
 @pytest.mark.parametrize(
-    "message", [Prepare("le_net", 1), Hello.of(), Pong(1)], ids=lambda message: type(message).__name__
+    "message", [Prepare("le_net", b"\1", "0123abcd"), Hello.of(), Pong(1)], ids=lambda message: type(message).__name__
 )
 def test_a_message_that_it_does_not_serve_is_refused(service: Address, message: Message) -> None:
     with say_hello(service) as connection:

@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.zoo import Network
+from models.zoo import Cut, Network, model_graph
 from net import server, transport
 from net.events import CloudEvent
 from net.framing import HEAD_UNIT
-from net.messages import ErrorReply, Hello, Pong, Prepare, Ready, Reply, Request
+from net.messages import ErrorReply, Hello, Pong, Prepare, Ready, Reply
 from net.server import CloudServer
 from net.session import EdgeSession
 from net.transport import Connection, Received, connect
@@ -33,12 +33,14 @@ from tests.net.clouds import (
     assert_answers,
     assert_serves,
     crossing,
+    request_at,
 )
 from tests.net.conftest import JOIN_S
 from tests.net.test_transport import frame_of, reset
 from utils.cloud_engine import CloudEngine, CloudResult, Deliver
 from utils.errors import (
     ConnectError,
+    GraphError,
     NetworkError,
     NeurosurgeonError,
     PartitionError,
@@ -49,6 +51,16 @@ from utils.errors import (
 )
 from utils.inference_utils import random_input, run_whole
 
+BAD_CUTS = {  # of a network of 13 nodes
+    "too short": b"\1",
+    "too long": b"\1\0\0",
+    "a node too many": b"\1\x20",
+    "nothing": b"\0\0",
+    "no input": b"\2\0",
+    "a node without what it reads": b"\5\0",
+    "huge": b"\xff" * 60_000,
+    "empty": b"",
+}
 TASK_EVENTS = [
     CloudEvent.EDGE_OUTPUT,
     CloudEvent.TRANSFER_LATENCY_SENT,
@@ -71,7 +83,7 @@ def test_events_come_in_the_order_of_the_conversation(cloud: Cloud, network: Net
 
 def test_a_refused_task_is_not_finished(cloud: Cloud, network: Network) -> None:
     with cloud.edge() as edge, pytest.raises(NeurosurgeonError):
-        edge.infer(MODEL, POINT, network.weights_digest, [torch.ones(1)])
+        edge.infer(request_at(network), [torch.ones(1)])
     cloud.stop()
     assert cloud.events == [CloudEvent.CONNECTED]
 
@@ -81,7 +93,7 @@ def test_a_refused_task_is_not_finished(cloud: Cloud, network: Network) -> None:
 
 def test_different_weights_are_named_before_any_tensor_is_sent(cloud: Cloud, network: Network) -> None:
     with cloud.edge() as edge:
-        edge.ask_to_prepare(MODEL, POINT)
+        edge.ask_to_prepare(request_at(network).preparation)
         with pytest.raises(WeightsError, match=f"edge {OTHER_DIGEST}, cloud {network.weights_digest}"):
             edge.wait_until_ready(OTHER_DIGEST)
         assert CloudEvent.EDGE_OUTPUT not in cloud.events
@@ -91,27 +103,40 @@ def test_different_weights_are_named_before_any_tensor_is_sent(cloud: Cloud, net
 def test_a_task_with_other_weights_is_refused(cloud: Cloud, network: Network) -> None:
     with cloud.edge() as edge:
         with pytest.raises(WeightsError, match=f"{network.weights_digest} here, not {OTHER_DIGEST}"):
-            edge.infer(MODEL, POINT, OTHER_DIGEST, crossing(network, POINT, random_input()))
+            edge.infer(request_at(network, weights_digest=OTHER_DIGEST), crossing(network, POINT, random_input()))
         assert_answers(edge, network)
 
 
 @pytest.mark.parametrize("model", ["no_net", "", "os.system", "x" * 2000, "\ud800", "../le_net"])
 def test_an_unknown_model_is_refused(cloud: Cloud, network: Network, model: str) -> None:
     with cloud.edge() as edge:
-        edge.ask_to_prepare(model, POINT)
+        edge.ask_to_prepare(request_at(network).preparation._replace(model=model))
         with pytest.raises(UnknownModelError, match="choose from alex_net"):
             edge.wait_until_ready(network.weights_digest)
         assert_answers(edge, network)
 
 
-@pytest.mark.parametrize("point", [-1, 13, 2**70])
-def test_a_point_outside_the_network_is_refused(cloud: Cloud, network: Network, point: int) -> None:
+@pytest.mark.parametrize("mask", BAD_CUTS.values(), ids=BAD_CUTS)
+def test_what_is_no_cut_of_the_network_is_refused(cloud: Cloud, network: Network, mask: bytes) -> None:
+    request = request_at(network)._replace(edge_nodes=mask)
     with cloud.edge() as edge:
-        edge.ask_to_prepare(MODEL, point)
-        with pytest.raises(PartitionError, match=f"partition point {point} is outside {MODEL}"):
+        edge.ask_to_prepare(request.preparation)
+        with pytest.raises(PartitionError, match=f"cut of {MODEL}"):
             edge.wait_until_ready(network.weights_digest)
         with pytest.raises(PartitionError):
-            edge.infer(MODEL, point, network.weights_digest, [random_input()])
+            edge.infer(request, [random_input()])
+        assert_answers(edge, network)
+
+
+def test_another_network_of_the_same_name_is_refused_before_any_tensor_is_sent(cloud: Cloud, network: Network) -> None:
+    request = request_at(network)._replace(graph_digest=OTHER_DIGEST)
+    with cloud.edge() as edge:
+        edge.ask_to_prepare(request.preparation)
+        with pytest.raises(GraphError, match=f"different networks under the name {MODEL}: .*{OTHER_DIGEST}"):
+            edge.wait_until_ready(network.weights_digest)
+        with pytest.raises(GraphError):
+            edge.infer(request, crossing(network, POINT, random_input()))
+        assert CloudEvent.EDGE_OUTPUT not in cloud.events
         assert_answers(edge, network)
 
 
@@ -130,14 +155,14 @@ def test_a_point_outside_the_network_is_refused(cloud: Cloud, network: Network, 
 def test_tensors_that_do_not_cross_there_are_refused(cloud: Cloud, network: Network, tensors: list[Tensor]) -> None:
     with cloud.edge() as edge:
         with pytest.raises(RemoteError, match="crosses at this point, not"):
-            edge.infer(MODEL, 0, network.weights_digest, tensors)
+            edge.infer(request_at(network, 0), tensors)
         assert_answers(edge, network)
 
 
 def test_a_message_that_has_no_place_is_refused(cloud: Cloud, network: Network) -> None:
     with connect(*cloud.address) as connection:
         edge = EdgeSession(connection)
-        connection.send(Ready(MODEL, POINT, OTHER_DIGEST))
+        connection.send(Ready(MODEL, OTHER_DIGEST))
         with pytest.raises(RemoteError, match="Ready has no place here"):
             edge.wait_until_ready(OTHER_DIGEST)
         assert_answers(edge, network)
@@ -150,7 +175,7 @@ def test_a_bug_of_the_cloud_is_an_error_without_its_secrets(
     with cloud.edge() as edge:
         for _ in range(2):
             with pytest.raises(RemoteError, match="the task failed in the cloud") as caught:
-                edge.infer(MODEL, POINT, network.weights_digest, [])
+                edge.infer(request_at(network), [])
             assert "secret" not in str(caught.value)
 
 
@@ -164,7 +189,7 @@ STRANGERS = {
     "pickle": pickle.dumps({"model": bytes(1000)}),
     "nothing": b"",
     "half a hello": HELLO[:100],
-    "no hello": frame_of(Prepare(MODEL, POINT), []),
+    "no hello": frame_of(Prepare(MODEL, b"\1\0", OTHER_DIGEST), []),
     "tensors before hello": frame_of(Hello.of(), [torch.ones(3)]),
     "hello, then http": HELLO + b"GET / HTTP/1.1\r\n".ljust(HEAD_UNIT),
     "hello, then an endless body": HELLO + struct.pack("!4sBBHIIQ", b"NSGN", 1, 4, 1, 0, 0, 2**60).ljust(HEAD_UNIT),
@@ -207,7 +232,7 @@ def test_an_edge_that_stops_in_the_middle_of_a_frame_is_sent_away(
 def test_an_edge_that_dies_while_it_sends_harms_nobody(
     cloud: Cloud, network: Network, end: Callable[[socket.socket], None]
 ) -> None:
-    request = frame_of(Request(MODEL, 0, network.weights_digest), [random_input()])
+    request = frame_of(request_at(network, 0), [random_input()])
     with connect(*cloud.address) as connection:
         EdgeSession(connection)
         connection.sock.sendall(request[: len(request) // 2])
@@ -221,7 +246,7 @@ def test_an_edge_that_does_not_wait_for_its_answer_harms_nobody(
 ) -> None:
     engine = BlockingEngine()
     cloud = start(engine)
-    request = Request(MODEL, POINT, network.weights_digest)
+    request = request_at(network)
     with connect(*cloud.address) as connection:
         EdgeSession(connection)
         connection.send(request, crossing(network, POINT, random_input()))
@@ -301,7 +326,7 @@ class ManyTasks:
     def send(self, task: int, point: int = LATE_POINT, digest: str | None = None) -> None:
         """Send a task whose input its number tells."""
         tensors = crossing(self.network, point, random_input() + task)
-        self.connection.send(Request(MODEL, point, digest or self.network.weights_digest), tensors, task)
+        self.connection.send(request_at(self.network, point, digest), tensors, task)
 
     def receive(self, count: int) -> list[Received]:
         """Return the next answers; their outputs must be those of their tasks."""
@@ -333,9 +358,7 @@ class ReversingEngine(CloudEngine):
 
     held: list[tuple[Deliver, CloudResult | Exception]] = []
 
-    def submit(
-        self, client: Hashable, network: Network, point: int, tensors: Sequence[Tensor], deliver: Deliver
-    ) -> None:
+    def submit(self, client: Hashable, cut: Cut, tensors: Sequence[Tensor], deliver: Deliver) -> None:
         def hold(result: CloudResult | Exception) -> None:
             self.held = [(deliver, result), *self.held]
             if len(self.held) == 3:
@@ -343,7 +366,7 @@ class ReversingEngine(CloudEngine):
                     waiting(held_result)
                 self.held = []
 
-        super().submit(client, network, point, tensors, hold)
+        super().submit(client, cut, tensors, hold)
 
 
 def test_answers_leave_in_the_order_of_doing_each_with_its_number(
@@ -362,13 +385,15 @@ def test_refusals_among_tasks_carry_their_numbers(cloud: Cloud, network: Network
         for task in range(1, 4):
             edge.send(task)
         edge.send(4, digest=OTHER_DIGEST)
-        connection.send(Request("no_net", 1, OTHER_DIGEST), [], 5)
-        connection.send(Request(MODEL, 99, network.weights_digest), [], 6)
-        connection.send(Request(MODEL, 1, network.weights_digest), [torch.ones(1)], 7)
-        edge.send(8)
-        answers = edge.receive(8)
-    assert codes(answers) == {4: "weights", 5: "unknown_model", 6: "partition", 7: "bad_request"}
-    assert sorted(answer.task for answer in answers) == list(range(1, 9))
+        request = request_at(network, 1)
+        connection.send(request._replace(model="no_net"), [], 5)
+        connection.send(request._replace(edge_nodes=b"\2\0"), [], 6)
+        connection.send(request, [torch.ones(1)], 7)
+        connection.send(request._replace(graph_digest=OTHER_DIGEST), [], 8)
+        edge.send(9)
+        answers = edge.receive(9)
+    assert codes(answers) == {4: "weights", 5: "unknown_model", 6: "partition", 7: "bad_request", 8: "graph"}
+    assert sorted(answer.task for answer in answers) == list(range(1, 10))
 
 
 def test_an_edge_that_asks_for_too_much_hears_when_to_ask_again(
@@ -401,11 +426,16 @@ def test_a_reply_tells_the_load(cloud: Cloud, network: Network) -> None:
     assert answer.message.load_queue_ms >= 0
 
 
-def test_the_lines_of_tasks_in_flight_stay_together(cloud: Cloud, network: Network) -> None:
+def test_the_lines_of_tasks_in_flight_stay_together(start: Callable[[CloudEngine], Cloud], network: Network) -> None:
+    engine = BlockingEngine()
+    cloud = start(engine)
     with connect(*cloud.address) as connection:
         edge = ManyTasks(connection, network)
         for task, point in enumerate((9, 9, 10, 10, 9), start=1):
             edge.send(task, point)
+        connection.send(request_at(network).preparation)
+        assert isinstance(connection.receive(JOIN_S).message, Ready)  # so all tasks have arrived
+        engine.may_go_on.set()
         edge.receive(5)
     cloud.stop()
     named = [*PREPARE_EVENTS, *TASK_EVENTS]
@@ -432,16 +462,14 @@ class LongAnswerEngine(CloudEngine):
 
     first: Hashable = None
 
-    def submit(
-        self, client: Hashable, network: Network, point: int, tensors: Sequence[Tensor], deliver: Deliver
-    ) -> None:
+    def submit(self, client: Hashable, cut: Cut, tensors: Sequence[Tensor], deliver: Deliver) -> None:
         def lengthen(result: CloudResult | Exception) -> None:
             assert isinstance(result, CloudResult)
             long = torch.zeros(32_000_000, dtype=torch.uint8)
             deliver(result._replace(tensors=(long,)) if client is self.first else result)
 
         self.first = self.first or client
-        super().submit(client, network, point, tensors, lengthen)
+        super().submit(client, cut, tensors, lengthen)
 
 
 def test_an_edge_that_reads_no_answers_holds_up_nobody(
@@ -578,12 +606,14 @@ def test_an_edge_learns_what_layers_take_in_the_cloud(listener: socket.socket) -
     thread = threading.Thread(target=server.serve)
     thread.start()
     with EdgeSession.open(*listener.getsockname()) as edge:
-        assert edge.ask_latencies(MODEL) == LATENCIES
-        assert edge.ask_latencies("alex_net").model == "alex_net"
+        assert edge.ask_latencies(MODEL, model_graph(MODEL).digest) == LATENCIES
+        assert edge.ask_latencies("alex_net", model_graph("alex_net").digest).model == "alex_net"
+        with pytest.raises(GraphError, match="different networks"):
+            edge.ask_latencies("alex_net", OTHER_DIGEST)
     server.stop()
     thread.join()
 
 
 def test_a_cloud_without_latencies_refuses(cloud: Cloud) -> None:
     with cloud.edge() as edge, pytest.raises(RemoteError, match="AskLatencies has no place here"):
-        edge.ask_latencies(MODEL)
+        edge.ask_latencies(MODEL, OTHER_DIGEST)

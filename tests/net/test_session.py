@@ -15,7 +15,7 @@ from net.framing import HEAD_UNIT
 from net.messages import Hello, Message, Pong, Ready, Reply
 from net.session import EdgeSession, stage_times
 from net.transport import Connection
-from tests.net.clouds import LATENCIES, MODEL, OTHER_DIGEST, POINT, Cloud, assert_answers, crossing
+from tests.net.clouds import LATENCIES, MODEL, OTHER_DIGEST, POINT, Cloud, assert_answers, crossing, request_at
 from tests.net.conftest import JOIN_S
 from utils.errors import DeadlineError, ProtocolError
 from utils.inference_utils import random_input, run_whole
@@ -36,10 +36,10 @@ def test_many_tasks_follow_on_one_connection(cloud: Cloud, network: Network) -> 
 
 
 def test_answers_outlive_the_next_task(cloud: Cloud, network: Network) -> None:
-    digest = network.weights_digest
+    request = request_at(network)
     with cloud.edge() as edge:
-        first = edge.infer(MODEL, POINT, digest, crossing(network, POINT, random_input())).tensors[0]
-        edge.infer(MODEL, POINT, digest, crossing(network, POINT, random_input() + 1))
+        first = edge.infer(request, crossing(network, POINT, random_input())).tensors[0]
+        edge.infer(request, crossing(network, POINT, random_input() + 1))
     assert torch.equal(first, run_whole(network, random_input()))
 
 
@@ -65,7 +65,7 @@ def test_the_cloud_says_what_it_computes_with(cloud: Cloud) -> None:
 def test_a_result_tells_time_and_bytes(cloud: Cloud, network: Network) -> None:
     tensors, called = crossing(network, POINT, random_input()), threading.Event()
     with cloud.edge() as edge:
-        result = edge.infer(MODEL, POINT, network.weights_digest, tensors, called.set)
+        result = edge.infer(request_at(network), tensors, called.set)
     assert called.is_set()
     assert result.transfer_ms > 0 and result.cloud_ms > 0
     assert result.sent_bytes >= HEAD_UNIT + sum(tensor.nbytes for tensor in tensors)
@@ -94,15 +94,15 @@ def answer_once(listener: socket.socket, *messages: Message) -> threading.Thread
 
 
 def test_a_cloud_that_says_no_hello_is_refused(listener: socket.socket) -> None:
-    answer_once(listener, Ready(MODEL, POINT, OTHER_DIGEST))
+    answer_once(listener, Ready(MODEL, OTHER_DIGEST))
     with pytest.raises(ProtocolError, match="sent Ready, expected Hello"):
         EdgeSession.open(*listener.getsockname())
 
 
-def test_an_answer_to_another_task_is_refused(listener: socket.socket) -> None:
+def test_an_answer_to_another_task_is_refused(listener: socket.socket, network: Network) -> None:
     answer_once(listener, Hello.of(), Reply(1.0, 1.0, 0.0, 0.0))
     with EdgeSession.open(*listener.getsockname()) as edge, pytest.raises(ProtocolError, match="another task"):
-        edge.infer(MODEL, POINT, OTHER_DIGEST, [])
+        edge.infer(request_at(network), [])
 
 
 def test_a_server_of_another_protocol_is_refused(listener: socket.socket) -> None:
@@ -116,10 +116,10 @@ def test_a_server_of_another_protocol_is_refused(listener: socket.socket) -> Non
         EdgeSession.open(*listener.getsockname())
 
 
-def test_signs_of_life_are_no_answers(listener: socket.socket) -> None:
+def test_signs_of_life_are_no_answers(listener: socket.socket, network: Network) -> None:
     def play() -> None:
         with Connection(listener.accept()[0]) as connection:
-            for messages in ([Hello.of()], [Pong(0), Pong(0), Ready(MODEL, POINT, OTHER_DIGEST), Pong(0)]):
+            for messages in ([Hello.of()], [Pong(0), Pong(0), Ready(MODEL, OTHER_DIGEST), Pong(0)]):
                 connection.receive(JOIN_S)
                 for message in messages:
                     connection.send(message)
@@ -129,14 +129,14 @@ def test_signs_of_life_are_no_answers(listener: socket.socket) -> None:
     thread = threading.Thread(target=play)
     thread.start()
     with EdgeSession.open(*listener.getsockname()) as edge:
-        edge.ask_to_prepare(MODEL, POINT)
+        edge.ask_to_prepare(request_at(network).preparation)
         edge.wait_until_ready(OTHER_DIGEST)
-        assert edge.infer(MODEL, POINT, OTHER_DIGEST, []).tensors == []
+        assert edge.infer(request_at(network), []).tensors == []
     thread.join()
 
 
 def test_a_silent_cloud_is_told_of_long_before_an_answer_is_due(
-    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+    listener: socket.socket, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leave = threading.Event()
 
@@ -151,13 +151,13 @@ def test_a_silent_cloud_is_told_of_long_before_an_answer_is_due(
     with EdgeSession.open(*listener.getsockname()) as edge:
         monkeypatch.setattr(session, "SILENCE_S", 0.02)
         with pytest.raises(DeadlineError, match="sent nothing"):
-            edge.infer(MODEL, POINT, OTHER_DIGEST, [])
+            edge.infer(request_at(network), [])
     leave.set()
     thread.join()
 
 
 def test_a_cloud_that_lives_but_does_not_answer_is_given_up(
-    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+    listener: socket.socket, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "REPLY_TIMEOUT_S", 0.02)
     leave = threading.Event()
@@ -172,7 +172,7 @@ def test_a_cloud_that_lives_but_does_not_answer_is_given_up(
     thread = threading.Thread(target=play)
     thread.start()
     with EdgeSession.open(*listener.getsockname()) as edge, pytest.raises(DeadlineError, match="lives, but"):
-        edge.infer(MODEL, POINT, OTHER_DIGEST, [])
+        edge.infer(request_at(network), [])
     leave.set()
     thread.join()
 
@@ -183,4 +183,4 @@ def test_a_cloud_that_lives_but_does_not_answer_is_given_up(
 def test_latencies_that_are_no_numbers_are_refused(listener: socket.socket) -> None:
     answer_once(listener, Hello.of(), LATENCIES._replace(low_ms=["a", "b"]))  # type: ignore[list-item]
     with EdgeSession.open(*listener.getsockname()) as edge, pytest.raises(ProtocolError, match="no numbers"):
-        edge.ask_latencies(MODEL)
+        edge.ask_latencies(MODEL, OTHER_DIGEST)

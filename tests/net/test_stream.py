@@ -19,7 +19,7 @@ from net.transport import Connection, Received, accepted, stop_accepting
 from utils.errors import ConnectError, NetworkError, PeerGoneError, RemoteError, UsageError, WeightsError
 
 WAIT_S = 20.0
-REQUEST = Request("le_net", 3, "digest")
+REQUEST = Request("le_net", b"\3", "graph", "digest")
 Script = Callable[[Connection, Received], None]
 
 
@@ -57,7 +57,7 @@ class ScriptedCloud:
                     received = connection.receive(WAIT_S)
                     if isinstance(received.message, Prepare):
                         self.prepared.append(received.message.model)
-                        connection.send(Ready(received.message.model, received.message.point, self.digest))
+                        connection.send(Ready(received.message.model, self.digest))
                     else:
                         self.tasks.append(received.task)
                         script(connection, received)

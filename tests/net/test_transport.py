@@ -28,7 +28,7 @@ Pair = tuple[Connection, Connection]
 
 WAIT_S = 5.0  # far longer than loopback takes
 NOW_S = 0.02  # a deadline that a test waits for
-REQUEST = Request("le_net", 3, "0123abcd")
+REQUEST = Request("le_net", b"\7", "89abcdef", "0123abcd")
 TENSORS = [
     torch.arange(24, dtype=torch.float32).reshape(1, 2, 3, 4),
     torch.tensor(True),
@@ -97,8 +97,8 @@ def test_a_message_arrives_with_all_its_tensors(pair: Pair) -> None:
 def test_many_messages_follow_on_one_connection(pair: Pair) -> None:
     for number in range(100):
         tensors = [torch.full((number,), number)] if number % 2 else []
-        pair[0].send(Prepare("le_net", number), tensors)
-        assert_received(pair[1], Prepare("le_net", number), tensors)
+        pair[0].send(Prepare("le_net", bytes([number]), "89abcdef"), tensors)
+        assert_received(pair[1], Prepare("le_net", bytes([number]), "89abcdef"), tensors)
 
 
 def test_messages_that_wait_in_the_socket_are_read_one_by_one(pair: Pair) -> None:

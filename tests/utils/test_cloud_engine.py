@@ -60,7 +60,7 @@ class Edge:
 
     def submit(self, point: int = 0, tensors: Sequence[Tensor] | None = None) -> None:
         """Ask for a cloud half."""
-        self.engine.submit(self, self.network, point, tensors or [random_input()], self.results.put)
+        self.engine.submit(self, self.network.cut(point), tensors or [random_input()], self.results.put)
 
     def result(self) -> CloudResult:
         """Return the next result."""
@@ -168,7 +168,7 @@ def test_edges_take_turns(start: Start) -> None:
     gate = Gate(engine)
     network = engine.network("le_net")
     for name in ("a", "a", "a", "b", "c"):
-        engine.submit(name, network, 0, [random_input()], lambda result, name=name: order.put(name))  # type: ignore[misc]
+        engine.submit(name, network.cut(0), [random_input()], lambda result, name=name: order.put(name))  # type: ignore[misc]
     gate.open()
     assert [order.get(timeout=WAIT_S) for _ in range(5)] == ["a", "b", "c", "a", "a"]
 

@@ -1,0 +1,139 @@
+"""Cuts as they travel, and the digest of a graph: what two machines must agree on before a tensor is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from models.cuts import check_cut, check_graph_digest, pack_nodes, unpack_nodes
+from models.graph import LayerGraph, trace
+from models.zoo import ZOO, build_network, model_graph
+from tests.models.test_graph_dag import SHAPE, Diamond, closed_sets
+from utils.errors import GraphError, PartitionError
+
+GRAPH = trace(Diamond(), "diamond", SHAPE)  # x, stem, left, act, right, add, cat
+CUTS = list(closed_sets(GRAPH))
+SOME_CUTS = st.sampled_from(CUTS)
+
+
+@given(SOME_CUTS)
+def test_a_cut_survives_the_wire(edge_nodes: frozenset[int]) -> None:
+    assert unpack_nodes(GRAPH, pack_nodes(GRAPH, edge_nodes)) == edge_nodes
+
+
+@given(st.binary(max_size=3))
+def test_a_mask_is_a_cut_or_refused(mask: bytes) -> None:
+    try:
+        assert unpack_nodes(GRAPH, mask) in CUTS
+    except PartitionError as exc:
+        assert "diamond" in str(exc)
+        assert len(str(exc)) < 200
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_partition_point_survives_the_wire(name: str) -> None:
+    graph = model_graph(name)
+    for point in range(len(graph.layers) + 1):
+        mask = pack_nodes(graph, graph.edge_nodes(point))
+        assert len(mask) <= 20
+        assert unpack_nodes(graph, mask) == graph.edge_nodes(point)
+
+
+@pytest.mark.parametrize(
+    ("edge_nodes", "why"),
+    [
+        (set(), "input"),
+        ({1}, "input"),
+        ({0, 7}, "0 to 6"),
+        ({0, -1}, "0 to 6"),
+        ({0, 1, 3}, "act on the edge reads what the cloud makes"),
+    ],
+)
+def test_what_is_no_cut_is_refused(edge_nodes: set[int], why: str) -> None:
+    with pytest.raises(PartitionError, match=why):
+        check_cut(GRAPH, edge_nodes)
+
+
+def test_what_is_no_tensor_cannot_cross() -> None:
+    class Halves(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = x.chunk(2, dim=1)
+            return first + second
+
+    graph = trace(Halves(), "halves", SHAPE)
+    names = [node.name for node in graph.nodes]
+    assert names[:2] == ["x", "chunk"]
+    with pytest.raises(PartitionError, match="what chunk makes is no tensor"):
+        check_cut(graph, {0, 1})
+    check_cut(graph, {0, 1, 2, 3})
+
+
+def test_a_network_keeps_halves_but_not_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = build_network("le_net")
+    monkeypatch.setattr("models.zoo.MAX_CUTS", 2)
+    first = network.cut(1)
+    network.cut(2)
+    assert network.cut(1) is first
+    network.cut(3)
+    assert network.cut(1) is first
+    network.cut(4)
+    network.cut(5)
+    assert network.cut(1) is not first
+    with pytest.raises(PartitionError):
+        network.split(frozenset({0, 2}))
+
+
+# ---------------------------------------------------------------- digests
+
+
+class Small(nn.Module):
+    """A network with settings of every sort."""
+
+    def __init__(self, **changes: float) -> None:
+        super().__init__()
+        settings = {"kernel": 3, "slope": 0.1, "epsilon": 1e-5, "factor": 2.0, "swap": 0, **changes}
+        self.conv = nn.Conv2d(4, 4, int(settings["kernel"]), padding=int(settings["kernel"]) // 2)
+        self.norm = nn.BatchNorm2d(4, eps=settings["epsilon"])
+        self.act = nn.LeakyReLU(settings["slope"])
+        self.factor = settings["factor"]
+        self.is_swapped = bool(settings["swap"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.norm(self.conv(x)))
+        return (x - y if self.is_swapped else y - x) * self.factor
+
+
+def small(**changes: float) -> LayerGraph:
+    return trace(Small(**changes), "small", SHAPE)
+
+
+def test_the_same_network_has_the_same_digest() -> None:
+    torch.manual_seed(5)  # weights have a digest of their own
+    assert small().digest == small().digest
+    assert len(small().digest) == 32
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda: small(kernel=5),
+        lambda: small(slope=0.2),
+        lambda: small(epsilon=1e-3),
+        lambda: small(factor=3.0),
+        lambda: small(swap=1),
+        lambda: trace(Small(), "small", (1, 4, 16, 16)),
+    ],
+    ids=["kernel", "slope", "epsilon", "constant", "order of reading", "input size"],
+)
+def test_another_network_has_another_digest(other: Callable[[], LayerGraph]) -> None:
+    with pytest.raises(GraphError, match="different networks under the name small"):
+        check_graph_digest(small(), other().digest)
+
+
+def test_the_digests_of_the_zoo_differ() -> None:
+    assert len({model_graph(name).digest for name in ZOO}) == len(ZOO)
