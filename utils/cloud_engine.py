@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from models.graph import LayerGraph
 from models.zoo import ZOO, Cut, Network, WeightsSource, build_network, canonical_name, model_graph
 from utils.errors import BusyError, NeurosurgeonError
 from utils.fair_queue import FairQueue, QueueFullError
-from utils.inference_utils import check_crossing, check_device, run_half, use_threads
+from utils.inference_utils import allows_batches, check_crossing, check_device, run_half, use_threads
 from utils.load import Load, LoadMeter
 from utils.timing import now_ms
 from utils.units import MS_PER_S
@@ -62,7 +63,7 @@ Deliver = Callable[[CloudResult | Exception], None]
 class _HalfTask(NamedTuple):
     """One cloud half to run; those of one network and cut may run as one batch."""
 
-    half: nn.Module  # one object for each network and cut
+    cut: Cut  # one object for each network and cut
     tensors: Sequence[Tensor]
     deliver: Deliver
     asked_ms: float
@@ -95,6 +96,7 @@ class CloudEngine:
         self._max_batch = limits.max_batch or MAX_BATCH[device]
         self._networks = _WarmNetworks(device, weights, limits.max_models)
         self._lock = threading.Lock()  # of the four below
+        self._is_batchable: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # by cloud half
         self._queue: FairQueue[_HalfTask | _Job] = FairQueue(limits.max_queue, min(CLIENT_SHARE, limits.max_queue))
         self._meter = LoadMeter()
         self._closed = False
@@ -153,7 +155,7 @@ class CloudEngine:
         Raises: BusyError; ProtocolError: they are not the tensors that cross at this point.
         """
         check_crossing(cut.crossing, tensors)
-        self._put(client, _HalfTask(cut.cloud, tensors, deliver, now_ms()))
+        self._put(client, _HalfTask(cut, tensors, deliver, now_ms()))
 
     def submit_job(self, job: Callable[[], Answer], client: Hashable = None) -> Callable[[], Answer]:
         """Queue a job that needs a worker for itself; return the function that waits for its result.
@@ -230,7 +232,7 @@ class CloudEngine:
         if not isinstance(item, _HalfTask):
             item()
             return
-        batch = [item] if self._max_batch == 1 else [item, *self._companions(item)]
+        batch = [item, *self._companions(item)] if self._max_batch > 1 and self._batches(item.cut) else [item]
         with self._lock:
             self._meter.started(len(batch))
         start_ms = now_ms()
@@ -242,11 +244,18 @@ class CloudEngine:
             for task in batch:
                 self._meter.ended(start_ms - task.asked_ms, end_ms - start_ms, end_ms)
 
+    def _batches(self, cut: Cut) -> bool:
+        """Return whether tasks of a cut may run as one; tried out when the first one comes."""
+        known = self._is_batchable.get(cut.cloud)
+        if known is None:
+            known = self._is_batchable[cut.cloud] = allows_batches(cut.cloud, cut.crossing, self.device)
+        return known
+
     def _companions(self, first: _HalfTask) -> list[_HalfTask]:
         """Return those that run with a task; wait for them no longer than allowed, nor once another kind has come."""
 
         def is_alike(item: _HalfTask | _Job) -> bool:
-            return isinstance(item, _HalfTask) and item.half is first.half
+            return isinstance(item, _HalfTask) and item.cut is first.cut
 
         room = self._max_batch - 1
         found: list[_HalfTask | _Job] = []
@@ -269,7 +278,7 @@ def run_batch(tasks: Sequence[_HalfTask], device: str, start_ms: float) -> list[
 
     A batch that fails is run one by one: it may be too large, and no task pays for another.
     """
-    half, waits_ms = tasks[0].half, [start_ms - task.asked_ms for task in tasks]
+    half, waits_ms = tasks[0].cut.cloud, [start_ms - task.asked_ms for task in tasks]
     try:
         if len(tasks) == 1:
             result = run_half(half, tasks[0].tensors, device)

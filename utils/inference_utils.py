@@ -23,6 +23,7 @@ from utils.timing import measure, now_ms, synchronise
 log = logging.getLogger(__name__)
 
 RANDOM_INPUT_SEED = 0
+BATCH_TOLERANCE = 1e-3  # of the largest output: sums in another order differ by less, another image by more
 
 
 # ---------------------------------------------------------------- device and input
@@ -85,6 +86,32 @@ def run_half(module: nn.Module, tensors: Sequence[Tensor], device: str = "cpu") 
     outputs = tuple(output.cpu() for output in outputs)
     synchronise(device)
     return HalfResult(outputs, now_ms() - start_ms)
+
+
+def allows_batches(half: nn.Module, crossing: Sequence[TensorSpec], device: str) -> bool:
+    """Return whether a half makes of several tasks, joined along the first dimension, what it makes of each.
+
+    A network may well mix the images of a batch, or take their number for granted; so two random tasks are tried.
+    """
+    generator = torch.Generator().manual_seed(RANDOM_INPUT_SEED)
+    if not all(spec.shape[:1] == (1,) and getattr(torch, spec.dtype).is_floating_point for spec in crossing):
+        return False
+    tasks = [
+        [torch.randn(spec.shape, generator=generator).to(getattr(torch, spec.dtype)) for spec in crossing]
+        for _ in range(2)
+    ]
+    try:
+        apart = [run_half(half, [tensor.clone() for tensor in task], device).tensors for task in tasks]
+        together = run_half(half, [torch.cat(pair) for pair in zip(*tasks, strict=True)], device).tensors
+        expected = [torch.cat(pair) for pair in zip(*apart, strict=True)]
+    except (RuntimeError, ValueError, TypeError) as exc:
+        log.debug("no batches for this half: %s", exc)
+        return False
+    scales = [BATCH_TOLERANCE * tensor.abs().max().item() for tensor in expected]
+    return all(
+        one.shape == other.shape and torch.allclose(one, other, rtol=0.0, atol=scale, equal_nan=True)
+        for one, other, scale in zip(together, expected, scales, strict=True)
+    )
 
 
 def as_network_input(tensor: Tensor, device: str) -> Tensor:

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.zoo import Network, load_network
+from models.shapes import TensorSpec
+from models.zoo import Cut, Network, load_network
 from utils import cloud_engine
 from utils.cloud_engine import CLIENT_SHARE, CloudEngine, CloudResult, EngineLimits
 from utils.errors import BusyError, NeurosurgeonError, PartitionError, ProtocolError, UnknownModelError
@@ -295,6 +296,50 @@ def test_only_tasks_of_one_network_and_point_share_a_batch(start: Start, batch_s
     for _ in range(4):
         edge.result()
     assert batch_sizes == [2, 1, 1]
+
+
+class MixesImages(nn.Module):
+    """A half whose answer depends on the other images of the batch."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (x.softmax(dim=0),)
+
+
+class KnowsOneImage(nn.Module):
+    """A half that takes one image for granted."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (x.reshape(1, -1).cumsum(1),)
+
+
+class KeepsImagesApart(nn.Module):
+    """A half that may run as a batch."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (x.relu().sum(dim=1),)
+
+
+@pytest.mark.parametrize(
+    ("half", "sizes"),
+    [(MixesImages(), [1, 1, 1]), (KnowsOneImage(), [1, 1, 1]), (KeepsImagesApart(), [3])],
+    ids=["mixes", "one image", "apart"],
+)
+def test_tasks_share_a_batch_only_where_it_changes_no_answer(
+    start: Start, batch_sizes: list[int], half: nn.Module, sizes: list[int]
+) -> None:
+    engine = start(max_batch=4)
+    cut = Cut(nn.Identity(), half, (TensorSpec((1, 5)),))
+    tensors = [torch.full((1, 5), float(number)) for number in range(3)]
+    results: SimpleQueue[CloudResult | Exception] = SimpleQueue()
+    gate = Gate(engine)
+    for tensor in tensors:
+        engine.submit("edge", cut, [tensor.clone()], results.put)
+    gate.open()
+    for tensor in tensors:
+        result = results.get(timeout=WAIT_S)
+        assert isinstance(result, CloudResult)
+        assert torch.equal(result.tensors[0], half(tensor)[0])
+    assert batch_sizes == sizes
 
 
 def test_a_batch_is_no_larger_than_allowed(start: Start, batch_sizes: list[int]) -> None:
