@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +24,14 @@ from models.zoo import (
 )
 from net.bandwidth import LinkEstimate
 from net.monitor_client import estimate_link, given_or_measured, measure_link
-from net.session import EdgeSession
+from net.session import EdgeSession, OnCloudLoss, new_edge_id
 from utils.cli import (
     DEFAULT_IP,
     ServiceProcess,
     add_device,
     add_link,
     add_no_correction,
+    add_on_cloud_loss,
     add_predictor_choice,
     address_parser,
     non_negative_int,
@@ -37,6 +39,7 @@ from utils.cli import (
     run_main,
     typed,
 )
+from utils.errors import NetworkError
 from utils.images import read_image
 from utils.report import EdgeReport, output_document, print_json
 from utils.units import bytes_per_s_to_mb_per_s
@@ -60,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--pretrained", action="store_true", help="use torchvision's pretrained weights (default: off)")
     parser.add_argument("--point", type=non_negative_int, help="force this partition point (default: the best one)")
+    add_on_cloud_loss(parser)
     add_link(parser)
     add_predictor_choice(parser, "forest", "linear", "measured")
     add_no_correction(parser)
@@ -85,13 +89,14 @@ def _run(args: argparse.Namespace) -> int:
     check_given(args)
     with contextlib.ExitStack() as stack:
         host, port, monitor_port = stack.enter_context(cloud_of(args))
-        session = stack.enter_context(EdgeSession.open(host, port))
-        measure = measure_link if args.local_cloud else estimate_link  # a local cloud's port is used once
-        link = given_or_measured(args.bandwidth, args.rtt, session.rtt_ms, lambda: measure(host, monitor_port))
-        show.bandwidth(link)
+        reopen = partial(EdgeSession.open, host, port, new_edge_id() if args.repeat == 1 else None)
+        session = stack.enter_context(reopen())
+        link = link_of(args, session, host, monitor_port)
+        if link:
+            show.bandwidth(link)
         from edge_task import run_task  # torch takes a second: only when the cloud has answered
 
-        outcome = run_task(task_of(args, pixels), session, link, show)
+        outcome = run_task(task_of(args, pixels), session, link, show, reopen)
     if args.json:
         print_json(document_of(outcome, args, link))
     return 0
@@ -139,7 +144,22 @@ def task_of(args: argparse.Namespace, pixels: NDArray[np.float32] | None) -> Tas
         cloud_config=args.cloud_config,
         repeat=args.repeat,
         verify=args.verify,
+        on_cloud_loss=OnCloudLoss(args.on_cloud_loss),
     )
+
+
+def link_of(args: argparse.Namespace, session: EdgeSession, host: str, monitor_port: int) -> LinkEstimate | None:
+    """Return the link, given or measured; None where the whole cloud is gone, and the task may run here.
+
+    Raises: NetworkError: the bandwidth service alone is away, and there is no last value.
+    """
+    measure = measure_link if args.local_cloud else estimate_link  # a local cloud's port is used once
+    try:
+        return given_or_measured(args.bandwidth, args.rtt, session.rtt_ms, lambda: measure(host, monitor_port))
+    except NetworkError:
+        if args.on_cloud_loss != OnCloudLoss.LOCAL or session.is_alive():
+            raise
+        return None
 
 
 @contextlib.contextmanager
@@ -160,7 +180,7 @@ def cloud_of(args: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
 # ---------------------------------------------------------------- after it
 
 
-def document_of(outcome: Outcome, args: argparse.Namespace, link: LinkEstimate) -> dict[str, Any]:
+def document_of(outcome: Outcome, args: argparse.Namespace, link: LinkEstimate | None) -> dict[str, Any]:
     """Return the JSON interface's object."""
     network, candidate = outcome.network, outcome.candidate
     document = {
@@ -169,8 +189,9 @@ def document_of(outcome: Outcome, args: argparse.Namespace, link: LinkEstimate) 
         "partition_point": candidate.point,
         "partition_layer": candidate.layer,
         "device": args.device,
-        "bandwidth_mb_per_s": bytes_per_s_to_mb_per_s(link.rate_bytes_per_s),
-        "rtt_ms": link.rtt_ms,
+        "where": outcome.where,
+        "bandwidth_mb_per_s": link and bytes_per_s_to_mb_per_s(link.rate_bytes_per_s),
+        "rtt_ms": link and link.rtt_ms,
         "predicted": candidate.stages.as_dict(),
         "interval_ms": list(outcome.plan.interval(candidate)),
         "too_close_to_call": outcome.plan.is_too_close_to_call,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +19,16 @@ from models.cuts import pack_nodes
 from models.graph import LayerGraph
 from models.zoo import Network, WeightsSource, imagenet_labels, load_network, model_graph
 from net.bandwidth import LinkEstimate, LinkSource
+from net.breaker import Breaker
 from net.messages import Prepare, Request
-from net.session import EdgeSession, stage_times
+from net.session import EdgeSession, OnCloudLoss, stage_times
+from net.stream import PATIENCE_S
 from predictor.correction import Corrections
 from predictor.latencies import LayerLatencies
 from predictor.predictor_utils import LatencyPredictor, dataset_threads, find_predictor
 from predictor.profile import measured_latencies
 from predictor.transfer import IDLE, WARM, Sender
+from utils.errors import ConnectError, NetworkError, RemoteError
 from utils.inference_utils import (
     Guess,
     as_network_input,
@@ -37,7 +41,8 @@ from utils.inference_utils import (
     use_threads,
 )
 from utils.report import EdgeReport, stage_timings
-from utils.timing import StageTimes, Timing
+from utils.timing import StageTimes, Timing, now_ms
+from utils.units import MS_PER_S, s_to_ms
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +63,7 @@ class Task:
     learns: bool = True  # from what each inference takes
     repeat: int = 1
     verify: bool = False
+    on_cloud_loss: OnCloudLoss = OnCloudLoss.LOCAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,13 @@ class Outcome:
     max_abs_diff: float | None
 
     @property
+    def where(self) -> str:
+        """Where its layers ran: "edge", "cloud" or "split"."""
+        if self.candidate.point == len(self.network.graph.layers):
+            return "edge"
+        return "split" if self.candidate.point else "cloud"
+
+    @property
     def measured(self) -> StageTimes:
         """The stages of the run with the median total."""
         return sorted((run.times for run in self.runs), key=lambda times: times.total_ms)[len(self.runs) // 2]
@@ -91,8 +104,35 @@ class Outcome:
         return stage_timings([run.times for run in self.runs])
 
 
-def run_task(task: Task, session: EdgeSession, link: LinkEstimate, show: EdgeReport) -> Outcome:
-    """Plan, run and report one task.
+def run_task(
+    task: Task,
+    session: EdgeSession,
+    link: LinkEstimate | None,
+    show: EdgeReport,
+    reopen: Callable[[], EdgeSession] | None = None,
+) -> Outcome:
+    """Plan, run and report one task; where the cloud is lost on the way, go on as the task says.
+
+    Args:   link: None where the cloud was lost before it was known. reopen: how to reach the cloud again.
+    Raises: NetworkError, WeightsError, PlanningError.
+    """
+    try:
+        if link is None:
+            raise ConnectError("it was gone before the link was known")
+        return run_with_cloud(task, session, link, show)
+    except NetworkError as exc:
+        is_loss = not isinstance(exc, RemoteError)
+        if is_loss and task.on_cloud_loss is OnCloudLoss.LOCAL:
+            log.warning("the cloud is lost (%s): the task is computed here", exc)
+            return run_here(task, show)
+        if is_loss and task.on_cloud_loss is OnCloudLoss.RETRY and link and reopen:
+            log.warning("the cloud is lost (%s): looking for it", exc)
+            return run_again(task, reopen, link, show)
+        raise
+
+
+def run_with_cloud(task: Task, session: EdgeSession, link: LinkEstimate, show: EdgeReport) -> Outcome:
+    """Plan one task for this cloud, and run it.
 
     Raises: NetworkError, WeightsError, PlanningError.
     """
@@ -101,8 +141,53 @@ def run_task(task: Task, session: EdgeSession, link: LinkEstimate, show: EdgeRep
     plan = plan_task(task, session, link, corrections, keys)
     candidate = plan.best if task.point is None else plan.candidates[task.point]
     show.plan(plan.best, candidate)
+    network = prepare(task, session, plan.edge_nodes(candidate), show)
+    outcome = infer(task, network, plan, candidate, session, show)
+    if task.learns:
+        learn(corrections, keys, link, outcome)
+    show_outcome(outcome, show)
+    return outcome
+
+
+def run_again(task: Task, reopen: Callable[[], EdgeSession], link: LinkEstimate, show: EdgeReport) -> Outcome:
+    """Look for the cloud again, and run the task from its start; what it has computed already, it only tells.
+
+    Raises: NetworkError: it stayed away.
+    """
+    breaker, start_ms = Breaker(), now_ms()
+    while True:
+        breaker.lost(now_ms())
+        time.sleep(breaker.pause_ms(now_ms()) / MS_PER_S)
+        try:
+            with reopen() as session:
+                return run_with_cloud(task, session, link, show)
+        except NetworkError as exc:
+            if isinstance(exc, RemoteError) or now_ms() - start_ms > s_to_ms(PATIENCE_S):
+                raise
+
+
+def run_here(task: Task, show: EdgeReport) -> Outcome:
+    """Run the whole network on this machine."""
+    graph = model_graph(task.model)
+    plan = plan_alone(graph, edge_latencies(task, graph))
+    network = load_network(task.model, task.weights, task.device)
+    outcome = infer(task, network, plan, plan.best, None, show)
+    show_outcome(outcome, show)
+    return outcome
+
+
+def plan_alone(graph: LayerGraph, edge: LayerLatencies) -> SplitPlan:
+    """Return the plan of an edge that has no cloud: there is one candidate."""
+    point, stages = len(graph.layers), StageTimes(edge.total(), 0.0, 0.0)
+    alone = Candidate(point, graph.point_name(point), stages, stages, 0)
+    return SplitPlan(graph, edge, replace(edge, source="lost"), [alone], alone, 0.0)
+
+
+def infer(
+    task: Task, network: Network, plan: SplitPlan, candidate: Candidate, session: EdgeSession | None, show: EdgeReport
+) -> Outcome:
+    """Run a task as planned, as often as it says; ``session`` may be None where nothing crosses."""
     edge_nodes = plan.edge_nodes(candidate)
-    network = prepare(task, session, edge_nodes, show)
     tensor = random_input() if task.pixels is None else image_input(task.pixels)
     runs = [run_once(session, network, edge_nodes, tensor, show)]
     show.finished()
@@ -114,11 +199,7 @@ def run_task(task: Task, session: EdgeSession, link: LinkEstimate, show: EdgeRep
     difference = None
     if task.verify:
         difference = (runs[-1].output - run_whole(network, tensor)).abs().max().item()
-    outcome = Outcome(network, plan, candidate, runs, guesses, difference)
-    if task.learns:
-        learn(corrections, keys, link, outcome)
-    show_outcome(outcome, show)
-    return outcome
+    return Outcome(network, plan, candidate, runs, guesses, difference)
 
 
 def plan_task(
@@ -230,13 +311,13 @@ def request_of(network: Network, edge_nodes: frozenset[int]) -> Request:
 
 
 def run_once(
-    session: EdgeSession, network: Network, edge_nodes: frozenset[int], tensor: Tensor, show: EdgeReport | None
+    session: EdgeSession | None, network: Network, edge_nodes: frozenset[int], tensor: Tensor, show: EdgeReport | None
 ) -> Run:
     """Run one inference; ``show`` gets its lines as they become true."""
     half = run_half(network.split(edge_nodes).edge, [tensor], network.device)
     if show:
         show.edge_done(network.name, half.latency_ms)
-    if len(edge_nodes) == len(network.graph.nodes):
+    if session is None or len(edge_nodes) == len(network.graph.nodes):
         return Run(half.tensors[0], stage_times(half.latency_ms, None), 0)
     on_sent = show.sent if show else lambda: None
     remote = session.infer(request_of(network, edge_nodes), half.tensors, on_sent)
@@ -251,6 +332,7 @@ def show_outcome(outcome: Outcome, show: EdgeReport) -> None:
     """Print the answer and the figures behind the contract's lines."""
     show.answer(outcome.guesses, outcome.network.source.seeded)
     show.comparison(outcome.candidate.stages, outcome.measured, len(outcome.runs))
+    show.where(outcome.where)
     if len(outcome.runs) > 1:
         show.repeats(outcome.timings)
     if outcome.max_abs_diff is not None:

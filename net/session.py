@@ -26,7 +26,7 @@ from net.messages import (
 )
 from net.tcp_info import SendState
 from net.transport import SILENCE_S, Connection, Received, connect
-from utils.errors import DeadlineError, ProtocolError, WeightsError
+from utils.errors import DeadlineError, NetworkError, ProtocolError, WeightsError
 from utils.timing import StageTimes, now_ms
 from utils.units import s_to_ms
 
@@ -131,6 +131,14 @@ class EdgeSession:
         if not all(type(value) is float for column in columns for value in column):
             raise ProtocolError(f"{self._connection.peer} sent latencies that are no numbers")
         return latencies
+
+    def is_alive(self) -> bool:
+        """Wait for a sign of life, which a cloud gives every second, and return whether it came; nothing may be due."""
+        try:
+            self.receive_next()
+        except NetworkError:
+            return False
+        return True
 
     def ask_to_prepare(self, prepare: Prepare) -> None:
         """Name the model and the cut; the cloud gets ready while this side does the same."""

@@ -32,6 +32,7 @@ JSON_KEYS = {
     "partition_point",
     "partition_layer",
     "device",
+    "where",
     "bandwidth_mb_per_s",
     "rtt_ms",
     "predicted",
@@ -305,8 +306,21 @@ def vanishing_cloud() -> Iterator[int]:
 
 def test_a_cloud_gone_half_way_is_a_network_error(vanishing_cloud: int, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["-t", "le_net", "--point", "3", "--bandwidth", "100", "-p", str(vanishing_cloud)]
-    assert edge_api.main(arguments) == 3
+    assert edge_api.main([*arguments, "--on-cloud-loss", "fail"]) == 3
     assert "closed the connection" in capsys.readouterr().err
+
+
+def test_a_task_whose_cloud_is_gone_half_way_is_computed_here(
+    vanishing_cloud: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["-t", "le_net", "--point", "3", "--bandwidth", "100", "-p", str(vanishing_cloud), "--verify", "--json"]
+    assert edge_api.main(arguments) == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert (result["where"], result["max_abs_diff"], result["sent_bytes"]) == ("edge", 0.0, 0)
+    assert result["partition_point"] == result["layers"]
+    assert result["predicted"]["edge_ms"] > 0
+    assert "传输完成" not in captured.err
 
 
 def test_a_missing_bandwidth_service_is_named_with_its_cure(

@@ -111,6 +111,10 @@ class EdgeReport:
         if runs == 1:
             self.say("(the first inference of a process also builds its kernels; --repeat 20 measures warm ones)")
 
+    def where(self, where: str) -> None:
+        """Where the answer was computed."""
+        self.say(f"answered by {where}")
+
     def repeats(self, timings: Mapping[str, Timing]) -> None:
         """Median and spread of repeated inferences."""
         for stage, timing in timings.items():

@@ -21,7 +21,8 @@ from utils.timing import STAGE_NAMES, StageTimes
 
 TASK_KEYS = [
     "id", "model", "image", "partition_point", "partition_layer", "bandwidth_mb_per_s", "bandwidth_age_s",
-    "bandwidth_is_stale", "predicted", "measured", "spans_ms", "output_digest", "top1", "retries", "where", "error",
+    "bandwidth_is_stale", "predicted", "measured", "elapsed_ms", "spans_ms", "output_digest", "top1", "retries",
+    "where", "error",
 ]  # fmt: skip
 
 
@@ -117,6 +118,7 @@ def test_a_document_says_all_of_a_task() -> None:
         "bandwidth_is_stale": True,
         "predicted": {"edge_ms": 2.0, "transfer_ms": 3.0, "cloud_ms": 5.0, "total_ms": 10.0},
         "measured": {"edge_ms": 2.5, "transfer_ms": 3.5, "cloud_ms": 6.0, "total_ms": 12.0},
+        "elapsed_ms": 0.0,
         "spans_ms": {"edge": [0.0, 2.5], "transfer": [2.5, 6.0], "cloud": [6.0, 12.0]},
         "output_digest": "ab" * 32,
         "top1": 123,
