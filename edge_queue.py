@@ -24,7 +24,7 @@ from net.session import EdgeSession
 from net.stream import Answered, TaskStream
 from predictor.chain_search import Objective
 from predictor.correction import Corrections
-from predictor.flow_shop import Schedule, StageLoads, makespan_ms, order_of
+from predictor.flow_shop import IDLE, Pipeline, Schedule, choose_cuts, makespan_ms, order_of
 from predictor.latencies import LayerLatencies
 from utils.errors import ConnectError, NeurosurgeonError
 from utils.images import read_image
@@ -37,6 +37,8 @@ from utils.timing import StageTimes, now_ms
 log = logging.getLogger(__name__)
 
 QUEUE_DIGITS, FACTOR_DIGITS = 0, 2  # a plan is made anew for changes of a ms, or a percent
+HORIZON = 40  # tasks of a queue that are thought of together
+RETHINK = 8  # tasks after which they are thought over: it takes up to 20 ms
 MIN_GAIN = 0.05  # a cut is changed for no less: estimates move by some percent from second to second
 
 
@@ -55,6 +57,10 @@ class QueueSettings:
     schedule: Schedule = Schedule.FIFO
     in_flight: int = 4
     hears_load: bool = True  # False: plan as if the cloud were idle
+
+    def chooser(self, tasks: Sequence[QueuedTask]) -> Chooser:
+        """Return what chooses the cuts of these tasks."""
+        return Chooser(self.objective, [task.model for task in tasks], self.in_flight)
 
     def task(self, model: str) -> Task:
         """Return these settings as those of a single task."""
@@ -111,28 +117,44 @@ class QueueModel:
 
 
 class Chooser:
-    """Chooses the cut of each task of a queue, given those of the tasks before."""
+    """Chooses the cuts of a queue of models, one task after the other."""
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: Objective, queue: Sequence[str], in_flight: int | None = None) -> None:
         self._objective = objective
-        self._points: dict[str, int] = {}
-        self._loads = StageLoads()
+        self._queue = queue
+        self._in_flight = in_flight
+        self._position = 0  # in the queue
+        self._points: dict[str, int] = {}  # latency: of each model's last task
+        self._points_ahead: list[int] = []  # throughput: of the tasks since they were last thought over, and after
 
-    def choose(self, plan: SplitPlan) -> Candidate:
-        """Return the candidate to run.
+    def choose(self, plan_of: Callable[[str], SplitPlan], under_way: Pipeline = IDLE) -> tuple[SplitPlan, int]:
+        """Return the plan for the next task, and the partition point to run.
 
-        For throughput, the one that loads edge, link and cloud most evenly. For latency, the one of the model's last
+        For throughput, the one with which the tasks ahead are finished first. For latency, that of the model's last
         task, unless another pays.
+
+        Args: under_way: what the stages are still busy with.
         """
+        plan = plan_of(self._queue[self._position])
         if self._objective is Objective.THROUGHPUT:
-            chosen = plan.candidates[self._loads.lightest([candidate.busy for candidate in plan.candidates])]
-            self._loads.add(chosen.busy)
-            return chosen
+            if self._position % RETHINK == 0:
+                self._think_over(plan_of, under_way)
+            point = self._points_ahead[self._position % RETHINK]
+        else:
+            point = self._point_unless_another_pays(plan)
+        self._position += 1
+        return plan, point
+
+    def _think_over(self, plan_of: Callable[[str], SplitPlan], under_way: Pipeline) -> None:
+        ahead = [plan_of(model).candidates for model in self._queue[self._position :][:HORIZON]]
+        busy = [[candidate.busy for candidate in candidates] for candidates in ahead]
+        self._points_ahead = choose_cuts(busy, under_way, self._in_flight)
+
+    def _point_unless_another_pays(self, plan: SplitPlan) -> int:
         last = plan.candidates[self._points.get(plan.graph.model, plan.best.point)]
         pays = plan.best.stages.total_ms < (1 - MIN_GAIN) * last.stages.total_ms
-        chosen = plan.best if pays else last
-        self._points[plan.graph.model] = chosen.point
-        return chosen
+        point = self._points[plan.graph.model] = (plan.best if pays else last).point
+        return point
 
 
 def prepare_models(
@@ -159,11 +181,25 @@ def in_order(
     """Return the tasks in the order of the schedule, and the makespan (ms) that is predicted of every schedule."""
     now, nothing_learnt = LinkNow(link, is_stale=False, queue_ms=0.0), Corrections()
     plans = {name: model.plan(now, nothing_learnt, settings) for name, model in models.items()}
-    chooser = Chooser(settings.objective)
-    busy = [chooser.choose(plans[task.model]).busy for task in tasks]
-    orders = {schedule: order_of(schedule, busy) for schedule in Schedule}
-    predicted = {str(name): makespan_ms(busy[index] for index in order) for name, order in orders.items()}
-    return [tasks[index] for index in orders[settings.schedule]], predicted
+    busy = _busy_times(tasks, plans, settings)
+    orders = {schedule: [tasks[index] for index in order_of(schedule, busy)] for schedule in Schedule}
+    predicted = {
+        str(schedule): makespan_ms(_busy_times(ordered, plans, settings), settings.in_flight)
+        for schedule, ordered in orders.items()
+    }
+    return orders[settings.schedule], predicted
+
+
+def _busy_times(
+    tasks: Sequence[QueuedTask], plans: Mapping[str, SplitPlan], settings: QueueSettings
+) -> list[StageTimes]:
+    """Return how long each task is predicted to keep the stages busy, in this order."""
+    chooser, pipeline, busy = settings.chooser(tasks), Pipeline(), []
+    for _ in tasks:
+        plan, point = chooser.choose(plans.__getitem__, pipeline.from_now())
+        busy.append(plan.candidates[point].busy)
+        pipeline = pipeline.after(busy[-1], settings.in_flight)
+    return busy
 
 
 # ---------------------------------------------------------------- the queue at work
@@ -200,7 +236,7 @@ class QueueRun:
         self._watch = watch
         self._report = report
         self._corrections = Corrections.load() if settings.learns else Corrections()
-        self._chooser = Chooser(settings.objective)
+        self._under_way: dict[int, StageTimes] = {}  # by task: how long it is predicted to keep link and cloud busy
         self._lock = threading.Lock()
         self._results: list[TaskResult] = []
         self._slots: SimpleQueue[_Begun | None] = (
@@ -217,6 +253,7 @@ class QueueRun:
     def run(self, tasks: Sequence[QueuedTask], should_stop: Callable[[], bool] = lambda: False) -> list[TaskResult]:
         """Return the results of the tasks, in the order in which they came; stops early with what is in flight."""
         self._start_ms = now_ms()
+        chooser = self._settings.chooser(tasks)
         reporter = threading.Thread(target=self._report_all, name="reporter", daemon=True)
         reporter.start()
         for task in tasks:
@@ -224,7 +261,7 @@ class QueueRun:
             if should_stop():
                 self._slots.put(None)
                 break
-            self._begin(task)
+            self._begin(task, chooser)
         for _ in range(self._settings.in_flight):
             self._wait_for_slot()
         self.makespan_ms = now_ms() - self._start_ms
@@ -239,27 +276,39 @@ class QueueRun:
         if begun:
             self._run_here(begun)
 
-    def _begin(self, task: QueuedTask) -> None:
+    def _begin(self, task: QueuedTask, chooser: Chooser) -> None:
         try:
+            now = self._watch.now()
+            self._report.show_state(now.link.rate_bytes_per_s, now.queue_ms)
+            plan, candidate = self._choose(chooser, now)
             tensor = image_input(read_image(task.image)) if task.image else self._random_input
-            begun = self._run_edge_half(task, tensor)
+            begun = self._run_edge_half(task, tensor, now, plan, candidate)
         except NeurosurgeonError as exc:
             self._finish(TaskResult(task, error=str(exc)))
             return
         if not begun.candidate.crossing_bytes:
             self._finish(replace(begun.known, where="edge"), begun.half.tensors[0])
             return
+        self._under_way[task.id] = replace(begun.candidate.busy, edge_ms=0.0)
         network = begun.model.network
         request = Request(network.name, begun.candidate.point, network.weights_digest)
         answer = self._stream.submit(task.id, request, begun.half.tensors)
         answer.add_done_callback(partial(self._take_answer, begun))
 
-    def _run_edge_half(self, task: QueuedTask, tensor: Tensor) -> _Begun:
-        model, now = self._models[task.model], self._watch.now()
-        self._report.show_state(now.link.rate_bytes_per_s, now.queue_ms)
+    def _choose(self, chooser: Chooser, now: LinkNow) -> tuple[SplitPlan, Candidate]:
+        pipeline = Pipeline()
+        for busy in list(self._under_way.values()):
+            pipeline = pipeline.after(busy)
         with self._lock:
-            plan = model.plan(now, self._corrections, self._settings)
-        candidate = plan.candidates[-1] if self._cloud_is_lost else self._chooser.choose(plan)
+            plan, point = chooser.choose(
+                lambda model: self._models[model].plan(now, self._corrections, self._settings), pipeline
+            )
+        return plan, plan.candidates[-1 if self._cloud_is_lost else point]
+
+    def _run_edge_half(
+        self, task: QueuedTask, tensor: Tensor, now: LinkNow, plan: SplitPlan, candidate: Candidate
+    ) -> _Begun:
+        model = self._models[task.model]
         teaches = self._settings.learns and not model.is_first_run(candidate.point)
         start_ms = now_ms()
         half = run_half(model.network.cut(candidate.point).edge, [tensor], self._settings.device)
@@ -329,6 +378,7 @@ class QueueRun:
     # ------------------------------------------------------------ bookkeeping
 
     def _finish(self, result: TaskResult, output: Tensor | None = None) -> None:
+        self._under_way.pop(result.task.id, None)
         self._slots.put(None)  # first: the next task need not wait for lines to be printed
         self._finished.put((result, output))
 
