@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
+from typing import NamedTuple
 
 from torch import Tensor
 from tqdm import tqdm
@@ -127,13 +128,13 @@ class Chooser:
         self._points: dict[str, int] = {}  # latency: of each model's last task
         self._points_ahead: list[int] = []  # throughput: of the tasks since they were last thought over, and after
 
-    def choose(self, plan_of: Callable[[str], SplitPlan], under_way: Pipeline = IDLE) -> tuple[SplitPlan, int]:
-        """Return the plan for the next task, and the partition point to run.
+    def choose(self, plan_of: Callable[[str], SplitPlan], under_way: Pipeline = IDLE) -> Choice:
+        """Return how to run the next task.
 
-        For throughput, the one with which the tasks ahead are finished first. For latency, that of the model's last
-        task, unless another pays.
+        For throughput, with the cut with which the tasks ahead are finished first. For latency, with that of the
+        model's last task, unless another pays.
 
-        Args: under_way: what the stages are still busy with.
+        Args: under_way: what link and cloud are still busy with.
         """
         plan = plan_of(self._queue[self._position])
         if self._objective is Objective.THROUGHPUT:
@@ -141,20 +142,36 @@ class Chooser:
                 self._think_over(plan_of, under_way)
             point = self._points_ahead[self._position % RETHINK]
         else:
-            point = self._point_unless_another_pays(plan)
+            point = self._point_unless_another_pays(plan, under_way)
         self._position += 1
-        return plan, point
+        return choice(plan, point, under_way)
 
     def _think_over(self, plan_of: Callable[[str], SplitPlan], under_way: Pipeline) -> None:
         ahead = [plan_of(model).candidates for model in self._queue[self._position :][:HORIZON]]
         busy = [[candidate.busy for candidate in candidates] for candidates in ahead]
         self._points_ahead = choose_cuts(busy, under_way, self._in_flight)
 
-    def _point_unless_another_pays(self, plan: SplitPlan) -> int:
-        last = plan.candidates[self._points.get(plan.graph.model, plan.best.point)]
-        pays = plan.best.stages.total_ms < (1 - MIN_GAIN) * last.stages.total_ms
-        point = self._points[plan.graph.model] = (plan.best if pays else last).point
+    def _point_unless_another_pays(self, plan: SplitPlan, under_way: Pipeline) -> int:
+        totals_ms = [choice(plan, candidate.point, under_way).predicted.total_ms for candidate in plan.candidates]
+        best = min(range(len(totals_ms)), key=totals_ms.__getitem__)
+        last = self._points.get(plan.graph.model, best)
+        point = best if totals_ms[best] < (1 - MIN_GAIN) * totals_ms[last] else last
+        self._points[plan.graph.model] = point
         return point
+
+
+class Choice(NamedTuple):
+    """A cut for one task."""
+
+    plan: SplitPlan
+    candidate: Candidate
+    predicted: StageTimes  # with the waits for what is under way
+
+
+def choice(plan: SplitPlan, point: int, under_way: Pipeline) -> Choice:
+    """Return what a partition point means for a task that begins now."""
+    candidate = plan.candidates[point]
+    return Choice(plan, candidate, under_way.with_waits(candidate.stages, candidate.busy))
 
 
 def prepare_models(
@@ -196,8 +213,7 @@ def _busy_times(
     """Return how long each task is predicted to keep the stages busy, in this order."""
     chooser, pipeline, busy = settings.chooser(tasks), Pipeline(), []
     for _ in tasks:
-        plan, point = chooser.choose(plans.__getitem__, pipeline.from_now())
-        busy.append(plan.candidates[point].busy)
+        busy.append(chooser.choose(plans.__getitem__, pipeline.from_now()).candidate.busy)
         pipeline = pipeline.after(busy[-1], settings.in_flight)
     return busy
 
@@ -280,9 +296,9 @@ class QueueRun:
         try:
             now = self._watch.now()
             self._report.show_state(now.link.rate_bytes_per_s, now.queue_ms)
-            plan, candidate = self._choose(chooser, now)
+            chosen = self._choose(chooser, now)
             tensor = image_input(read_image(task.image)) if task.image else self._random_input
-            begun = self._run_edge_half(task, tensor, now, plan, candidate)
+            begun = self._run_edge_half(task, tensor, now, chosen)
         except NeurosurgeonError as exc:
             self._finish(TaskResult(task, error=str(exc)))
             return
@@ -295,20 +311,18 @@ class QueueRun:
         answer = self._stream.submit(task.id, request, begun.half.tensors)
         answer.add_done_callback(partial(self._take_answer, begun))
 
-    def _choose(self, chooser: Chooser, now: LinkNow) -> tuple[SplitPlan, Candidate]:
+    def _choose(self, chooser: Chooser, now: LinkNow) -> Choice:
         pipeline = Pipeline()
         for busy in list(self._under_way.values()):
             pipeline = pipeline.after(busy)
         with self._lock:
-            plan, point = chooser.choose(
+            chosen = chooser.choose(
                 lambda model: self._models[model].plan(now, self._corrections, self._settings), pipeline
             )
-        return plan, plan.candidates[-1 if self._cloud_is_lost else point]
+        return choice(chosen.plan, -1, pipeline) if self._cloud_is_lost else chosen
 
-    def _run_edge_half(
-        self, task: QueuedTask, tensor: Tensor, now: LinkNow, plan: SplitPlan, candidate: Candidate
-    ) -> _Begun:
-        model = self._models[task.model]
+    def _run_edge_half(self, task: QueuedTask, tensor: Tensor, now: LinkNow, chosen: Choice) -> _Begun:
+        model, (plan, candidate, predicted) = self._models[task.model], chosen
         teaches = self._settings.learns and not model.is_first_run(candidate.point)
         start_ms = now_ms()
         half = run_half(model.network.cut(candidate.point).edge, [tensor], self._settings.device)
@@ -321,7 +335,7 @@ class QueueRun:
             rate_age_s=now.link.age_s,
             rate_is_stale=now.is_stale,
             best_total_ms=plan.best.stages.total_ms,
-            predicted=candidate.stages,
+            predicted=predicted,
             measured=StageTimes(half.latency_ms, 0.0, 0.0),
             spans=(self._span(start_ms, now_ms()),),
         )

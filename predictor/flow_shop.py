@@ -62,6 +62,20 @@ class Pipeline(NamedTuple):
             answers_ms = (*answers_ms, cloud_ms)
         return Pipeline(edge_ms, link_ms, cloud_ms, answers_ms)
 
+    def with_waits(self, stages: StageTimes, busy: StageTimes) -> StageTimes:
+        """Return the stages of a task that begins now and waits for link and cloud until they have done the rest.
+
+        Args: stages: what it takes where nothing else is under way; a wait for the cloud may be part of it already.
+              busy: how long it keeps the stages busy.
+        """
+        if not (busy.transfer_ms or busy.cloud_ms):
+            return stages
+        link_wait_ms = max(self.link_ms - busy.edge_ms, 0.0)
+        arrives_ms = busy.edge_ms + link_wait_ms + busy.transfer_ms
+        known_wait_ms = stages.cloud_ms - busy.cloud_ms
+        cloud_wait_ms = max(self.cloud_ms - arrives_ms - known_wait_ms, 0.0)
+        return StageTimes(stages.edge_ms, stages.transfer_ms + link_wait_ms, stages.cloud_ms + cloud_wait_ms)
+
     def from_now(self) -> Pipeline:
         """Return the same, counted from when the edge is free."""
         edge_ms, link_ms, cloud_ms, answers_ms = self

@@ -37,7 +37,7 @@ def plan(rate_bytes_per_s: float = 1e9, queue_ms: float = 0.0, objective: Object
 
 def point(chooser: Chooser, made: SplitPlan, pipeline: Pipeline = IDLE) -> int:
     """Return the point that is chosen while the plan of every model is the same."""
-    return chooser.choose(lambda _: made, pipeline)[1]
+    return chooser.choose(lambda _: made, pipeline).candidate.point
 
 
 # ---------------------------------------------------------------- cuts
@@ -50,6 +50,21 @@ def test_a_cut_is_kept_unless_another_saves_enough() -> None:
     assert slightly.best.point == LAYERS
     assert point(chooser, slightly) == 0
     assert point(chooser, plan(queue_ms=10.0 * LAYERS)) == LAYERS
+
+
+def test_what_is_under_way_makes_the_edge_keep_its_task() -> None:
+    busy_link, busy_cloud = Pipeline(link_ms=100.0, cloud_ms=100.0), Pipeline(cloud_ms=100.0)
+    assert point(Chooser(Objective.LATENCY, [MODEL]), plan(), busy_link) == LAYERS
+    assert point(Chooser(Objective.LATENCY, [MODEL]), plan(), busy_cloud) == LAYERS
+    waiting = Chooser(Objective.LATENCY, [MODEL]).choose(lambda _: plan(), Pipeline(link_ms=1.0))
+    assert waiting.candidate.point == 0
+    assert waiting.predicted.transfer_ms == pytest.approx(waiting.candidate.stages.transfer_ms + 1.0)
+
+
+def test_a_wait_that_the_cloud_tells_is_not_counted_twice() -> None:
+    chooser = Chooser(Objective.LATENCY, [MODEL])
+    chosen = chooser.choose(lambda _: plan(queue_ms=3.0), Pipeline(cloud_ms=3.0))
+    assert chosen.predicted == chosen.candidate.stages
 
 
 def test_a_waiting_cloud_makes_the_edge_keep_its_task() -> None:
