@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
+from typing import NamedTuple
 
 from torch import Tensor
 from tqdm import tqdm
@@ -25,7 +26,7 @@ from net.session import EdgeSession, OnCloudLoss
 from net.stream import Answered, TaskStream
 from predictor.chain_search import Objective
 from predictor.correction import Corrections
-from predictor.flow_shop import Schedule, StageLoads, makespan_ms, order_of
+from predictor.flow_shop import IDLE, Pipeline, Schedule, choose_cuts, makespan_ms, order_of
 from predictor.latencies import LayerLatencies
 from utils.errors import ConnectError, NeurosurgeonError
 from utils.images import read_image
@@ -38,6 +39,8 @@ from utils.timing import StageTimes, now_ms
 log = logging.getLogger(__name__)
 
 QUEUE_DIGITS, FACTOR_DIGITS = 0, 2  # a plan is made anew for changes of a ms, or a percent
+HORIZON = 40  # tasks of a queue that are thought of together
+RETHINK = 8  # tasks after which they are thought over: it takes up to 20 ms
 MIN_GAIN = 0.05  # a cut is changed for no less: estimates move by some percent from second to second
 
 
@@ -57,6 +60,10 @@ class QueueSettings:
     in_flight: int = 4
     hears_load: bool = True  # False: plan as if the cloud were idle
     on_cloud_loss: OnCloudLoss = OnCloudLoss.LOCAL
+
+    def chooser(self, tasks: Sequence[QueuedTask]) -> Chooser:
+        """Return what chooses the cuts of these tasks."""
+        return Chooser(self.objective, [task.model for task in tasks], self.in_flight)
 
     def task(self, model: str) -> Task:
         """Return these settings as those of a single task."""
@@ -113,28 +120,60 @@ class QueueModel:
 
 
 class Chooser:
-    """Chooses the cut of each task of a queue, given those of the tasks before."""
+    """Chooses the cuts of a queue of models, one task after the other."""
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: Objective, queue: Sequence[str], in_flight: int | None = None) -> None:
         self._objective = objective
-        self._points: dict[str, int] = {}
-        self._loads = StageLoads()
+        self._queue = queue
+        self._in_flight = in_flight
+        self._position = 0  # in the queue
+        self._points: dict[str, int] = {}  # latency: of each model's last task
+        self._points_ahead: list[int] = []  # throughput: of the tasks since they were last thought over, and after
 
-    def choose(self, plan: SplitPlan) -> Candidate:
-        """Return the candidate to run.
+    def choose(self, plan_of: Callable[[str], SplitPlan], under_way: Pipeline = IDLE) -> Choice:
+        """Return how to run the next task.
 
-        For throughput, the one that loads edge, link and cloud most evenly. For latency, the one of the model's last
-        task, unless another pays.
+        For throughput, with the cut with which the tasks ahead are finished first. For latency, with that of the
+        model's last task, unless another pays.
+
+        Args: under_way: what link and cloud are still busy with.
         """
+        plan = plan_of(self._queue[self._position])
         if self._objective is Objective.THROUGHPUT:
-            chosen = plan.candidates[self._loads.lightest([candidate.busy for candidate in plan.candidates])]
-            self._loads.add(chosen.busy)
-            return chosen
-        last = plan.candidates[self._points.get(plan.graph.model, plan.best.point)]
-        pays = plan.best.stages.total_ms < (1 - MIN_GAIN) * last.stages.total_ms
-        chosen = plan.best if pays else last
-        self._points[plan.graph.model] = chosen.point
-        return chosen
+            if self._position % RETHINK == 0:
+                self._think_over(plan_of, under_way)
+            point = self._points_ahead[self._position % RETHINK]
+        else:
+            point = self._point_unless_another_pays(plan, under_way)
+        self._position += 1
+        return choice(plan, point, under_way)
+
+    def _think_over(self, plan_of: Callable[[str], SplitPlan], under_way: Pipeline) -> None:
+        ahead = [plan_of(model).candidates for model in self._queue[self._position :][:HORIZON]]
+        busy = [[candidate.busy for candidate in candidates] for candidates in ahead]
+        self._points_ahead = choose_cuts(busy, under_way, self._in_flight)
+
+    def _point_unless_another_pays(self, plan: SplitPlan, under_way: Pipeline) -> int:
+        totals_ms = [choice(plan, candidate.point, under_way).predicted.total_ms for candidate in plan.candidates]
+        best = min(range(len(totals_ms)), key=totals_ms.__getitem__)
+        last = self._points.get(plan.graph.model, best)
+        point = best if totals_ms[best] < (1 - MIN_GAIN) * totals_ms[last] else last
+        self._points[plan.graph.model] = point
+        return point
+
+
+class Choice(NamedTuple):
+    """A cut for one task."""
+
+    plan: SplitPlan
+    candidate: Candidate
+    predicted: StageTimes  # with the waits for what is under way
+
+
+def choice(plan: SplitPlan, point: int, under_way: Pipeline) -> Choice:
+    """Return what a partition point means for a task that begins now."""
+    candidate = plan.candidates[point]
+    return Choice(plan, candidate, under_way.with_waits(candidate.stages, candidate.busy))
 
 
 def prepare_models(
@@ -162,11 +201,24 @@ def in_order(
     """Return the tasks in the order of the schedule, and the makespan (ms) that is predicted of every schedule."""
     now, nothing_learnt = LinkNow(link, is_stale=False, queue_ms=0.0), Corrections()
     plans = {name: model.plan(now, nothing_learnt, settings) for name, model in models.items()}
-    chooser = Chooser(settings.objective)
-    busy = [chooser.choose(plans[task.model]).busy for task in tasks]
-    orders = {schedule: order_of(schedule, busy) for schedule in Schedule}
-    predicted = {str(name): makespan_ms(busy[index] for index in order) for name, order in orders.items()}
-    return [tasks[index] for index in orders[settings.schedule]], predicted
+    busy = _busy_times(tasks, plans, settings)
+    orders = {schedule: [tasks[index] for index in order_of(schedule, busy)] for schedule in Schedule}
+    predicted = {
+        str(schedule): makespan_ms(_busy_times(ordered, plans, settings), settings.in_flight)
+        for schedule, ordered in orders.items()
+    }
+    return orders[settings.schedule], predicted
+
+
+def _busy_times(
+    tasks: Sequence[QueuedTask], plans: Mapping[str, SplitPlan], settings: QueueSettings
+) -> list[StageTimes]:
+    """Return how long each task is predicted to keep the stages busy, in this order."""
+    chooser, pipeline, busy = settings.chooser(tasks), Pipeline(), []
+    for _ in tasks:
+        busy.append(chooser.choose(plans.__getitem__, pipeline.from_now()).candidate.busy)
+        pipeline = pipeline.after(busy[-1], settings.in_flight)
+    return busy
 
 
 # ---------------------------------------------------------------- the queue at work
@@ -204,7 +256,7 @@ class QueueRun:
         self._watch = watch
         self._report = report
         self._corrections = Corrections.load() if settings.learns else Corrections()
-        self._chooser = Chooser(settings.objective)
+        self._under_way: dict[int, StageTimes] = {}  # by task: how long it is predicted to keep link and cloud busy
         self._lock = threading.Lock()
         self._results: list[TaskResult] = []
         self._slots: SimpleQueue[_Begun | None] = (
@@ -220,6 +272,7 @@ class QueueRun:
     def run(self, tasks: Sequence[QueuedTask], should_stop: Callable[[], bool] = lambda: False) -> list[TaskResult]:
         """Return the results of the tasks, in the order in which they came; stops early with what is in flight."""
         self._start_ms = now_ms()
+        chooser = self._settings.chooser(tasks)
         reporter = threading.Thread(target=self._report_all, name="reporter", daemon=True)
         reporter.start()
         for task in tasks:
@@ -227,7 +280,7 @@ class QueueRun:
             if should_stop():
                 self._slots.put(None)
                 break
-            self._begin(task)
+            self._begin(task, chooser)
         for _ in range(self._settings.in_flight):
             self._wait_for_slot()
         self.makespan_ms = now_ms() - self._start_ms
@@ -241,27 +294,37 @@ class QueueRun:
         while begun := self._slots.get():
             self._run_here(begun)
 
-    def _begin(self, task: QueuedTask) -> None:
+    def _begin(self, task: QueuedTask, chooser: Chooser) -> None:
         try:
+            now = self._watch.now()
+            self._report.show_state(now.link.rate_bytes_per_s, now.queue_ms)
+            chosen = self._choose(chooser, now)
             tensor = image_input(read_image(task.image)) if task.image else self._random_input
-            begun = self._run_edge_half(task, tensor)
+            begun = self._run_edge_half(task, tensor, now, chosen)
         except NeurosurgeonError as exc:
             self._finish(TaskResult(task, error=str(exc)))
             return
         if not begun.candidate.crossing_bytes:
             self._finish(replace(begun.known, where="edge"), begun.half.tensors[0])
             return
+        self._under_way[task.id] = replace(begun.candidate.busy, edge_ms=0.0)
         request = request_of(begun.model.network, begun.edge_nodes)
         answer = self._stream.submit(task.id, request, begun.half.tensors)
         answer.add_done_callback(partial(self._take_answer, begun))
 
-    def _run_edge_half(self, task: QueuedTask, tensor: Tensor) -> _Begun:
-        model, now = self._models[task.model], self._watch.now()
-        self._report.show_state(now.link.rate_bytes_per_s, now.queue_ms)
+    def _choose(self, chooser: Chooser, now: LinkNow) -> Choice:
+        pipeline = Pipeline()
+        for busy in list(self._under_way.values()):
+            pipeline = pipeline.after(busy)
         with self._lock:
-            plan = model.plan(now, self._corrections, self._settings)
+            chosen = chooser.choose(
+                lambda model: self._models[model].plan(now, self._corrections, self._settings), pipeline
+            )
         runs_here = self._settings.on_cloud_loss is OnCloudLoss.LOCAL and not self._stream.takes_tasks
-        candidate = plan.candidates[-1] if runs_here else self._chooser.choose(plan)
+        return choice(chosen.plan, -1, pipeline) if runs_here else chosen
+
+    def _run_edge_half(self, task: QueuedTask, tensor: Tensor, now: LinkNow, chosen: Choice) -> _Begun:
+        model, (plan, candidate, predicted) = self._models[task.model], chosen
         edge_nodes = plan.edge_nodes(candidate)
         teaches = self._settings.learns and not model.is_first_run(candidate.point)
         start_ms = now_ms()
@@ -275,7 +338,7 @@ class QueueRun:
             rate_age_s=now.link.age_s,
             rate_is_stale=now.is_stale,
             best_total_ms=plan.best.stages.total_ms,
-            predicted=candidate.stages,
+            predicted=predicted,
             measured=StageTimes(half.latency_ms, 0.0, 0.0),
             spans=(self._span(start_ms, now_ms()),),
         )
@@ -331,6 +394,7 @@ class QueueRun:
     # ------------------------------------------------------------ bookkeeping
 
     def _finish(self, result: TaskResult, output: Tensor | None = None) -> None:
+        self._under_way.pop(result.task.id, None)
         if result.spans:
             result = replace(result, elapsed_ms=now_ms() - self._start_ms - result.spans[0].start_ms)
         self._slots.put(None)  # first: the next task need not wait for lines to be printed

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT_TASKS = 40
-DEFAULT_IN_FLIGHT = 4
+DEFAULT_IN_FLIGHT = 8
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from typing import NamedTuple
 
 from utils.timing import StageTimes
 
-MEMORY = 0.98  # of loads, from task to task: what was given some fifty tasks ago has long been done
+NORM = 4  # of loads: the longest counts most, yet the others still count
+MAX_SWEEPS = 3  # through the queue; later ones gained less than a percent
 
 
 class Schedule(StrEnum):
@@ -40,35 +42,109 @@ def johnson_order(first_ms: Sequence[float], second_ms: Sequence[float]) -> list
     return early + late
 
 
-def makespan_ms(busy: Iterable[StageTimes]) -> float:
+class Pipeline(NamedTuple):
+    """When edge, link and cloud have done what they were given, and when its answers come, ms from now."""
+
+    edge_ms: float = 0.0
+    link_ms: float = 0.0
+    cloud_ms: float = 0.0
+    answers_ms: tuple[float, ...] = ()  # of tasks that are on their way, earliest first
+
+    def after(self, busy: StageTimes, in_flight: int | None = None) -> Pipeline:
+        """Return the times after one more task, which waits until fewer than ``in_flight`` are on their way."""
+        edge_ms, link_ms, cloud_ms, answers_ms = self
+        if in_flight and len(answers_ms) >= in_flight:
+            edge_ms, answers_ms = max(edge_ms, answers_ms[0]), answers_ms[1:]
+        edge_ms += busy.edge_ms
+        if busy.transfer_ms or busy.cloud_ms:
+            link_ms = max(link_ms, edge_ms) + busy.transfer_ms
+            cloud_ms = max(cloud_ms, link_ms) + busy.cloud_ms
+            answers_ms = (*answers_ms, cloud_ms)
+        return Pipeline(edge_ms, link_ms, cloud_ms, answers_ms)
+
+    def with_waits(self, stages: StageTimes, busy: StageTimes) -> StageTimes:
+        """Return the stages of a task that begins now and waits for link and cloud until they have done the rest.
+
+        Args: stages: what it takes where nothing else is under way; a wait for the cloud may be part of it already.
+              busy: how long it keeps the stages busy.
+        """
+        if not (busy.transfer_ms or busy.cloud_ms):
+            return stages
+        link_wait_ms = max(self.link_ms - busy.edge_ms, 0.0)
+        arrives_ms = busy.edge_ms + link_wait_ms + busy.transfer_ms
+        known_wait_ms = stages.cloud_ms - busy.cloud_ms
+        cloud_wait_ms = max(self.cloud_ms - arrives_ms - known_wait_ms, 0.0)
+        return StageTimes(stages.edge_ms, stages.transfer_ms + link_wait_ms, stages.cloud_ms + cloud_wait_ms)
+
+    def from_now(self) -> Pipeline:
+        """Return the same, counted from when the edge is free."""
+        edge_ms, link_ms, cloud_ms, answers_ms = self
+        left = tuple(answer_ms - edge_ms for answer_ms in answers_ms if answer_ms > edge_ms)
+        return Pipeline(0.0, max(link_ms - edge_ms, 0.0), max(cloud_ms - edge_ms, 0.0), left)
+
+    def end_ms(self, tasks: Iterable[StageTimes], in_flight: int | None = None) -> float:
+        """Return when the last of these tasks, and of those before, is finished."""
+        pipeline = self
+        for busy in tasks:
+            pipeline = pipeline.after(busy, in_flight)
+        return max(pipeline[:3])
+
+
+IDLE = Pipeline()
+
+
+def makespan_ms(busy: Iterable[StageTimes], in_flight: int | None = None) -> float:
     """Return when the last task is finished, if edge, link and cloud each work through the tasks in this order."""
-    edge_ms = link_ms = cloud_ms = 0.0
-    for times in busy:
-        edge_ms += times.edge_ms
-        link_ms = max(link_ms, edge_ms) + times.transfer_ms
-        cloud_ms = max(cloud_ms, link_ms) + times.cloud_ms
-    return cloud_ms
+    return IDLE.end_ms(busy, in_flight)
 
 
-class StageLoads:
-    """How much work edge, link and cloud were given of late, to keep all three busy.
+def choose_cuts(
+    candidates: Sequence[Sequence[StageTimes]], pipeline: Pipeline = IDLE, in_flight: int | None = None
+) -> list[int]:
+    """Return which candidate each task of a queue should have, (n,), for a short makespan in this order.
 
     A task's own bottleneck is the wrong measure: a queue that sends one task whole and keeps the next is often faster
-    than one that cuts both in the middle. Greedily keeping the sum of squared loads small is within a constant of the
-    best assignment, without knowing what comes (Awerbuch et al., FOCS'95), and evens out what it got wrong.
+    than one that cuts both in the middle. So the stages' loads are balanced first, and then each task in turn is
+    given what finishes the whole queue earliest, until that gains no more. A local optimum: no single task's cut can
+    be changed for the better.
+
+    Args: candidates: how long each candidate of each task keeps the stages busy, (n, candidates of the task).
+          pipeline: what the stages are still busy with.
+          in_flight: how many tasks may be on their way at once; None: any number.
     """
+    chosen = _balanced(candidates, pipeline)
+    for _ in range(MAX_SWEEPS):
+        improved = _improved(candidates, chosen, pipeline, in_flight)
+        if improved == chosen:
+            break
+        chosen = improved
+    return chosen
 
-    def __init__(self) -> None:
-        self._loads_ms = (0.0, 0.0, 0.0)
 
-    def lightest(self, busy: Sequence[StageTimes]) -> int:
-        """Return which of some candidates for a task adds least, given how long each keeps the stages busy."""
-        return min(range(len(busy)), key=lambda index: sum(load * load for load in self._with(busy[index])))
+def _balanced(candidates: Sequence[Sequence[StageTimes]], pipeline: Pipeline) -> list[int]:
+    """Return greedy choices that keep a high norm of the stages' loads small (Awerbuch et al., FOCS'95)."""
+    loads_ms, chosen = pipeline[:3], []
+    for options in candidates:
+        with_option = [
+            (loads_ms[0] + busy.edge_ms, loads_ms[1] + busy.transfer_ms, loads_ms[2] + busy.cloud_ms)
+            for busy in options
+        ]
+        best = min(range(len(options)), key=lambda option: sum(load**NORM for load in with_option[option]))
+        loads_ms = with_option[best]
+        chosen.append(best)
+    return chosen
 
-    def add(self, busy: StageTimes) -> None:
-        """Take in that a task was given to the stages."""
-        self._loads_ms = self._with(busy)
 
-    def _with(self, busy: StageTimes) -> tuple[float, float, float]:
-        edge_ms, link_ms, cloud_ms = (MEMORY * load for load in self._loads_ms)
-        return edge_ms + busy.edge_ms, link_ms + busy.transfer_ms, cloud_ms + busy.cloud_ms
+def _improved(
+    candidates: Sequence[Sequence[StageTimes]], chosen: Sequence[int], pipeline: Pipeline, in_flight: int | None
+) -> list[int]:
+    """Return choices with each task's, one after the other, changed to what ends the queue earliest."""
+    improved = list(chosen)
+    for task, options in enumerate(candidates):
+        rest = [candidates[later][improved[later]] for later in range(task + 1, len(candidates))]
+        ends_ms = [pipeline.after(busy, in_flight).end_ms(rest, in_flight) for busy in options]
+        best = min(range(len(options)), key=ends_ms.__getitem__)
+        if ends_ms[best] < ends_ms[improved[task]]:
+            improved[task] = best
+        pipeline = pipeline.after(options[improved[task]], in_flight)
+    return improved

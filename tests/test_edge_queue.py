@@ -16,7 +16,7 @@ from net.bandwidth import LinkEstimate, LinkSource
 from net.link_watch import LinkWatch
 from net.session import OnCloudLoss
 from predictor.chain_search import Objective
-from predictor.flow_shop import Schedule
+from predictor.flow_shop import IDLE, Pipeline, Schedule, makespan_ms
 from predictor.latencies import LayerLatencies
 from utils.errors import ConnectError, NeurosurgeonError, RemoteError
 from utils.inference_utils import random_input, run_whole
@@ -36,16 +36,36 @@ def plan(rate_bytes_per_s: float = 1e9, queue_ms: float = 0.0, objective: Object
     return plan_split(graph, LATENCIES, FASTER, rate_bytes_per_s, 0.1, queue_ms=queue_ms, objective=objective)
 
 
+def point(chooser: Chooser, made: SplitPlan, pipeline: Pipeline = IDLE) -> int:
+    """Return the point that is chosen while the plan of every model is the same."""
+    return chooser.choose(lambda _: made, pipeline).candidate.point
+
+
 # ---------------------------------------------------------------- cuts
 
 
 def test_a_cut_is_kept_unless_another_saves_enough() -> None:
-    chooser = Chooser(Objective.LATENCY)
-    assert chooser.choose(plan()).point == 0
-    slightly = plan(queue_ms=LAYERS / 2)  # now the edge alone is as fast, to a few percent
+    chooser = Chooser(Objective.LATENCY, [MODEL] * 3)
+    assert point(chooser, plan()) == 0
+    slightly = plan(queue_ms=LAYERS / 2 - 0.5)  # now the edge alone is faster, by a percent
     assert slightly.best.point == LAYERS
-    assert chooser.choose(slightly).point == 0
-    assert chooser.choose(plan(queue_ms=10.0 * LAYERS)).point == LAYERS
+    assert point(chooser, slightly) == 0
+    assert point(chooser, plan(queue_ms=10.0 * LAYERS)) == LAYERS
+
+
+def test_what_is_under_way_makes_the_edge_keep_its_task() -> None:
+    busy_link, busy_cloud = Pipeline(link_ms=100.0, cloud_ms=100.0), Pipeline(cloud_ms=100.0)
+    assert point(Chooser(Objective.LATENCY, [MODEL]), plan(), busy_link) == LAYERS
+    assert point(Chooser(Objective.LATENCY, [MODEL]), plan(), busy_cloud) == LAYERS
+    waiting = Chooser(Objective.LATENCY, [MODEL]).choose(lambda _: plan(), Pipeline(link_ms=1.0))
+    assert waiting.candidate.point == 0
+    assert waiting.predicted.transfer_ms == pytest.approx(waiting.candidate.stages.transfer_ms + 1.0)
+
+
+def test_a_wait_that_the_cloud_tells_is_not_counted_twice() -> None:
+    chooser = Chooser(Objective.LATENCY, [MODEL])
+    chosen = chooser.choose(lambda _: plan(queue_ms=3.0), Pipeline(cloud_ms=3.0))
+    assert chosen.predicted == chosen.candidate.stages
 
 
 def test_a_waiting_cloud_makes_the_edge_keep_its_task() -> None:
@@ -57,11 +77,14 @@ def test_a_waiting_cloud_makes_the_edge_keep_its_task() -> None:
 
 
 def test_for_throughput_a_queue_is_spread_over_edge_and_cloud() -> None:
-    chooser = Chooser(Objective.THROUGHPUT)
-    chosen = [chooser.choose(plan(objective=Objective.THROUGHPUT)) for _ in range(60)]
-    edge_ms, cloud_ms = (sum(getattr(c.busy, stage) for c in chosen) for stage in ("edge_ms", "cloud_ms"))
-    assert edge_ms == pytest.approx(cloud_ms, rel=0.1)
-    assert max(edge_ms, cloud_ms) < 0.8 * 60 * plan().best.busy.cloud_ms
+    chooser, by_throughput = Chooser(Objective.THROUGHPUT, [MODEL] * 60), plan(objective=Objective.THROUGHPUT)
+    pipeline = Pipeline()
+    for _ in range(60):
+        busy = by_throughput.candidates[point(chooser, by_throughput, pipeline.from_now())].busy
+        pipeline = pipeline.after(busy)
+    of_one_cut_ms = min(makespan_ms([candidate.busy] * 60) for candidate in by_throughput.candidates)
+    assert max(pipeline[:3]) < 1.01 * of_one_cut_ms
+    assert pipeline.edge_ms == pytest.approx(pipeline.cloud_ms, rel=0.1)
 
 
 def test_the_schedule_orders_and_predicts() -> None:

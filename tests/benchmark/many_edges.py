@@ -59,7 +59,8 @@ def main() -> None:
             rows.append(
                 {
                     "answers": sum(task["error"] is None for task in tasks),
-                    "wrong": sum(task["top1"] != expected[task["model"]] for task in tasks),
+                    "errors": [task["error"] for task in tasks if task["error"]],
+                    "wrong": sum(task["top1"] != expected[task["model"]] for task in tasks if task["error"] is None),
                     "digests": {
                         name: len({t["output_digest"] for t in tasks if t["model"] == name}) for name in expected
                     },
@@ -74,7 +75,7 @@ def main() -> None:
         print(
             f"answers {row['answers']}, wrong {row['wrong']}, retries {row['retries']}, slowest edge / median "
             f"{row['fairness']:.2f}, {row['tasks_per_s']:.1f} tasks/s, cloud {memory:.0f} MB\n"
-            f"    p95 per edge, ms: {row['p95_ms']}"
+            f"    p95 per edge, ms: {row['p95_ms']}" + "".join(f"\n    {error}" for error in row["errors"])
         )
     save("many_edges", {"edges": edges, "rounds": rows, "cloud_mb": memory_mb})
 

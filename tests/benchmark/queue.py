@@ -25,7 +25,7 @@ RUNS = {
     "throughput, 1 in flight": ["--objective", "throughput", "--in-flight", "1"],
     "throughput": ["--objective", "throughput"],
     "throughput, 2 in flight": ["--objective", "throughput", "--in-flight", "2"],
-    "throughput, 8 in flight": ["--objective", "throughput", "--in-flight", "8"],
+    "throughput, 4 in flight": ["--objective", "throughput", "--in-flight", "4"],
     "throughput, Johnson's order": ["--objective", "throughput", "--schedule", "johnson"],
 }
 

@@ -61,15 +61,16 @@ def main() -> None:
             time.sleep(SAMPLE_S)
         edge.send_signal(signal.SIGINT)
         output, _ = edge.communicate()
-    summary = json.loads(output)["summary"]["all"]
-    print(f"{summary['tasks']} tasks, {summary['failed']} failed, in {minutes:g} minutes")
+    document = json.loads(output)
+    summary, errors = document["summary"]["all"], {task["error"] for task in document["tasks"]} - {None}
+    print(f"{summary['tasks']} tasks, {summary['failed']} failed, in {minutes:g} minutes", *errors, sep="\n    ")
     print(f"{'side':<8}{'what':<14}{'first minute':>14}{'last minute':>14}")
     count = int(60 / SAMPLE_S)
     for side in ("edge", "cloud"):
         for what in samples[0][side]:
             first, last = (max(s[side][what] for s in part) for part in (samples[:count], samples[-count:]))
             print(f"{side:<8}{what:<14}{first:>14.0f}{last:>14.0f}")
-    save("soak", {"minutes": minutes, "summary": summary, "samples": samples})
+    save("soak", {"minutes": minutes, "summary": summary, "errors": sorted(errors), "samples": samples})
 
 
 if __name__ == "__main__":

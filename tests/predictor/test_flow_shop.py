@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import permutations
+from itertools import permutations, product
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from predictor.flow_shop import Schedule, StageLoads, johnson_order, makespan_ms, order_of
+from predictor.flow_shop import Schedule, choose_cuts, johnson_order, makespan_ms, order_of
 from utils.timing import StageTimes
 
 times_ms = st.floats(0.0, 50.0)
@@ -36,16 +37,30 @@ def test_makespan_of_three_stages() -> None:
     assert makespan_ms([]) == 0
 
 
-def test_loads_are_balanced_over_a_queue_and_not_within_each_task() -> None:
+def test_a_queue_is_balanced_as_a_whole_and_not_each_task() -> None:
     """Cut in the middle each of ten tasks takes 190 ms of its busiest stage; half here, half there, about 125."""
-    here, there, middle = StageTimes(250, 0, 0), StageTimes(0, 240, 100), StageTimes(190, 160, 30)
-    loads, total = StageLoads(), [0.0, 0.0, 0.0]
-    for _ in range(10):
-        chosen = (here, there, middle)[loads.lightest([here, there, middle])]
-        loads.add(chosen)
-        total = [total[0] + chosen.edge_ms, total[1] + chosen.transfer_ms, total[2] + chosen.cloud_ms]
-    assert max(total) <= 1300
+    options = [StageTimes(250, 0, 0), StageTimes(0, 240, 100), StageTimes(190, 160, 30)]
+    chosen = choose_cuts([options] * 10)
+    assert makespan_ms(options[option] for option in chosen) <= 1400
 
 
-def test_without_any_load_the_lightest_is_chosen() -> None:
-    assert StageLoads().lightest([StageTimes(3, 0, 0), StageTimes(1, 1, 1), StageTimes(0, 0, 2)]) == 1
+@given(st.lists(st.lists(st.builds(StageTimes, times_ms, times_ms, times_ms), min_size=1, max_size=3), max_size=5))
+def test_chosen_cuts_are_not_far_from_the_best(candidates: list[list[StageTimes]]) -> None:
+    chosen = choose_cuts(candidates, in_flight=2)
+    best_ms = min(
+        makespan_ms([options[option] for options, option in zip(candidates, choice, strict=True)], 2)
+        for choice in product(*(range(len(options)) for options in candidates))
+    )
+    chosen_ms = makespan_ms([options[option] for options, option in zip(candidates, chosen, strict=True)], 2)
+    assert chosen_ms <= 2 * best_ms + 1e-6
+
+
+@given(tasks)
+def test_fewer_in_flight_take_no_less(busy: list[StageTimes]) -> None:
+    one, two, any_number = (makespan_ms(busy, in_flight) for in_flight in (1, 2, None))
+    assert one == pytest.approx(sum(times.total_ms for times in busy))
+    assert one >= two - 1e-6 >= any_number - 2e-6
+
+
+def test_nothing_to_choose() -> None:
+    assert choose_cuts([]) == []
