@@ -7,7 +7,7 @@ network: all blocks side by side between one source, the edge, and one sink, the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -88,18 +88,23 @@ class DagSearch:
         if not reads or any(not 0 <= index < node for node, inputs in enumerate(reads) for index in inputs):
             raise PlanningError("the nodes of a graph must come after all that they read")
         self.size = len(reads)
+        self.reads = [sorted(set(inputs)) for inputs in reads]
         self.wanted_in_cloud = wanted_in_cloud
         wanted = {self.size - 1} if outputs is None else set(outputs)
-        readers: list[list[int]] = [[] for _ in reads]
-        for node, inputs in enumerate(reads):
-            for index in set(inputs):
-                readers[index].append(node)
-        last_reader = [self.size if node in wanted else max(found, default=0) for node, found in enumerate(readers)]
+        self.readers: list[list[int]] = [[] for _ in reads]
+        for node, inputs in enumerate(self.reads):
+            for index in inputs:
+                self.readers[index].append(node)
+        last_reader = [self.size if node in wanted else max([0, *found]) for node, found in enumerate(self.readers)]
         if wanted_in_cloud:
             for node in wanted:
-                readers[node].append(self.size)
+                self.readers[node].append(self.size)
         self.ends = _single_passages(last_reader)  # (blocks,): nodes behind which theirs is the only tensor alive
-        self._network = _FlowNetwork(reads, readers, self.ends)
+        self._network = _FlowNetwork(self.reads, self.readers, self.ends)
+
+    def block_of(self, edge_nodes: Collection[int]) -> int:
+        """Return the block that a cut goes through, or begins with: that of the last end on the edge."""
+        return sum(end in edge_nodes for end in self.ends) - 1
 
     def best(self, costs: DagCosts) -> DagCut:
         """Return the cheapest cut; of equals, one between blocks, and the one with more in the cloud.
@@ -189,7 +194,7 @@ class _FlowNetwork:
                 fixed += [(self.size, head, node) for head in heads]
                 self.size += 1
         for node, tail in names.items():
-            fixed += [(tail, names[index], node) for index in set(reads[node]) if index in names]
+            fixed += [(tail, names[index], node) for index in reads[node] if index in names]
         self._sent = np.array([node for _, _, node in tensors], dtype=np.intp)
         inner = np.array(list(names.values()), dtype=np.intp)
         arcs = np.array([*tensors, *fixed], dtype=np.intp).reshape(-1, 3)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -13,65 +12,15 @@ from hypothesis import strategies as st
 
 from predictor.chain_search import best_point, chain_candidates
 from predictor.dag_search import DagCosts, DagCut, DagSearch
+from tests.predictor.dags import COSTS, Reads, closed_sets, cost_of, costs_of, dags
 from utils.errors import PlanningError
 
-Reads = list[list[int]]
-COSTS = st.one_of(st.sampled_from([0.0, 1.0, 2.0]), st.floats(0, 1e3))  # zeros and ties, too
 
-
-@st.composite
-def dags(draw: st.DrawFn, most: int = 12) -> Reads:
-    """What each node of a graph reads; whatever else nobody reads, the last node does."""
-    size = draw(st.integers(1, most))
-    reads: Reads = [[]]
-    for node in range(1, size):
-        reads.append(sorted(draw(st.sets(st.integers(0, node - 1), min_size=1, max_size=3))))
-    read = {index for inputs in reads for index in inputs}
-    reads[-1] = sorted({*reads[-1], *(node for node in range(size - 1) if node not in read)})
-    return reads
-
-
-@st.composite
-def costs_of(draw: st.DrawFn, size: int, send: st.SearchStrategy[float] = COSTS) -> DagCosts:
-    """Latencies of each node; the input is computed nowhere."""
-
-    def values(strategy: st.SearchStrategy[float]) -> list[float]:
-        return draw(st.lists(strategy, min_size=size, max_size=size))
-
-    edge, cloud = ([0.0, *values(COSTS)[1:]] for _ in range(2))
-    return DagCosts(np.array(edge), np.array(values(send)), np.array(cloud), draw(COSTS))
-
-
-def closed_sets(reads: Reads) -> Iterator[frozenset[int]]:
-    """Yield every set of nodes that contains the input and what its members read."""
-    for flags in itertools.product((False, True), repeat=len(reads) - 1):
-        edge = frozenset((0, *itertools.compress(range(1, len(reads)), flags)))
-        if all(index in edge for node in edge for index in reads[node]):
-            yield edge
-
-
-def cost_of(
-    edge: Collection[int], reads: Reads, costs: DagCosts, outputs: Collection[int] = (), in_cloud: bool = False
-) -> float:
-    """Return what a cut costs, by definition."""
-    wanted = {index for node in range(len(reads)) if node not in edge for index in reads[node] if index in edge}
-    if in_cloud:
-        wanted |= {node for node in outputs or [len(reads) - 1] if node in edge}
-    crosses = in_cloud or len(edge) < len(reads)
-    return math.fsum(
-        (
-            *(costs.edge_ms[node] if node in edge else costs.cloud_ms[node] for node in range(len(reads))),
-            *(costs.send_ms[node] for node in wanted),
-            costs.fixed_ms if crosses else 0.0,
-        )
-    )
-
-
-def check(cut: DagCut, reads: Reads, costs: DagCosts, outputs: Sequence[int] = (), in_cloud: bool = False) -> None:
+def check(cut: DagCut, reads: Reads, costs: DagCosts, sent: Sequence[int] = ()) -> None:
     """Assert that a cut is possible, costs what it says, and that brute force finds none that is cheaper."""
     assert cut.edge_nodes in set(closed_sets(reads))
-    assert cut.cost_ms == pytest.approx(cost_of(cut.edge_nodes, reads, costs, outputs, in_cloud))
-    best = min(cost_of(edge, reads, costs, outputs, in_cloud) for edge in closed_sets(reads))
+    assert cut.cost_ms == pytest.approx(cost_of(cut.edge_nodes, reads, costs, sent))
+    best = min(cost_of(edge, reads, costs, sent) for edge in closed_sets(reads))
     assert cut.cost_ms == pytest.approx(best, rel=1e-6, abs=1e-9)
 
 
@@ -87,10 +36,11 @@ def test_the_minimum_cut_is_that_of_brute_force(data: st.DataObject) -> None:
 @given(st.data(), st.booleans())
 def test_several_outputs_are_wanted_on_either_side(data: st.DataObject, in_cloud: bool) -> None:
     reads = data.draw(dags(most=9))
-    outputs = sorted(data.draw(st.sets(st.integers(0, len(reads) - 1)))) or [len(reads) - 1]
-    outputs = sorted({*outputs, len(reads) - 1})
+    last = len(reads) - 1
+    outputs = sorted({last, *data.draw(st.sets(st.integers(0, last)))})
     costs = data.draw(costs_of(len(reads)))
-    check(DagSearch(reads, outputs, wanted_in_cloud=in_cloud).best(costs), reads, costs, outputs, in_cloud)
+    cut = DagSearch(reads, outputs, wanted_in_cloud=in_cloud).best(costs)
+    check(cut, reads, costs, outputs if in_cloud else ())
 
 
 @settings(max_examples=100, deadline=None)
