@@ -1,0 +1,217 @@
+"""Edges and clouds, and between them a network that fails: no answer is lost, and none is wrong."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import edge_api
+import tasks_edge_api
+from models.zoo import load_network
+from tests import faults
+from tests.faults import BREAKING, Fault, FaultProxy
+from tests.test_tasks_scripts import Edge
+from utils.cli import ServiceProcess
+from utils.inference_utils import random_input, run_whole
+from utils.report import output_digest
+
+MODEL = "alex_net"
+CUT = ["-t", MODEL, "--bandwidth", "10000", "--rtt", "0.01", "--no-correction"]  # so good a link that all crosses
+
+
+def digest() -> str:
+    return output_digest(run_whole(load_network(MODEL), random_input()))
+
+
+def run_queue(port: int, capsys: pytest.CaptureFixture[str], tasks: int, *flags: str, code: int = 0) -> dict[str, Any]:
+    arguments = ["-p", str(port), "--monitor-port", "1", "--tasks", str(tasks), *CUT, "--no-load-feedback", *flags]
+    assert tasks_edge_api.main([*arguments, "--json"]) == code
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return document
+
+
+def assert_all_right(document: dict[str, Any], tasks: int) -> None:
+    assert sorted(task["id"] for task in document["tasks"]) == list(range(1, tasks + 1))
+    assert [task["error"] for task in document["tasks"]] == [None] * tasks
+    assert {task["output_digest"] for task in document["tasks"]} == {digest()}
+
+
+@pytest.fixture
+def proxy(cloud: ServiceProcess) -> Iterator[FaultProxy]:
+    """A proxy in front of the running cloud that does nothing yet."""
+    with FaultProxy(cloud.ports[0]) as one:
+        yield one
+
+
+# ---------------------------------------------------------------- the proxy itself
+
+
+@pytest.fixture
+def echo() -> Iterator[int]:
+    """The port of a service that sends back what comes."""
+
+    def serve() -> None:
+        with listener, listener.accept()[0] as sock:
+            try:
+                while data := sock.recv(4096):
+                    sock.sendall(data)
+            except OSError:
+                pass
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield listener.getsockname()[1]
+    thread.join()
+
+
+def received(port: int, data: bytes) -> bytes | None:
+    """Return what comes back of some bytes; None after a reset."""
+    with socket.create_connection(("127.0.0.1", port)) as sock:
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        parts = []
+        try:
+            while part := sock.recv(4096):
+                parts.append(part)
+        except ConnectionResetError:
+            return None
+        return b"".join(parts)
+
+
+@pytest.mark.parametrize(
+    ("fault", "back"),
+    [
+        (None, b"abcdef"),
+        (Fault.DELAY, b"abcdef"),
+        (Fault.TRICKLE, b"abcdef"),
+        (Fault.DUPLICATE, b"abcdefabcdef"),
+        (Fault.CORRUPT, b"ab#def"),
+        (Fault.BLACKHOLE, b""),
+    ],
+)
+def test_each_fault_does_what_it_says(fault: Fault | None, back: bytes, echo: int) -> None:
+    with FaultProxy(echo, [fault] if fault else [], after_bytes=0) as proxy:
+        if fault is Fault.BLACKHOLE:
+            with socket.create_connection(("127.0.0.1", proxy.port)) as sock:
+                sock.sendall(b"abcdef")
+                sock.settimeout(0.1)
+                with pytest.raises(TimeoutError):
+                    sock.recv(1)
+        else:
+            assert received(proxy.port, b"abcdef") == back
+        assert sum(proxy.happened.values()) == (fault is not None)
+
+
+@pytest.mark.parametrize("fault", BREAKING)
+def test_a_broken_connection_brings_half_at_most(fault: Fault, echo: int) -> None:
+    with FaultProxy(echo, [fault], after_bytes=0) as proxy:
+        assert received(proxy.port, b"abcdef") in (b"abc", b"", None)
+
+
+# ---------------------------------------------------------------- queues
+
+
+@pytest.mark.parametrize("fault", [Fault.DELAY, Fault.CUT, Fault.RESET, Fault.TRICKLE, Fault.DUPLICATE])
+@pytest.mark.parametrize("how", ["local", "retry"])
+def test_a_queue_gets_every_answer_whatever_the_network_does(
+    fault: Fault, how: str, proxy: FaultProxy, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faults, "DELAY_S", 0.01)
+    proxy.after_bytes = 1_500_000  # of every connection: its third task
+    proxy.set_faults(1.0, [fault])
+    document = run_queue(proxy.port, capsys, 12, "--on-cloud-loss", how, "--in-flight", "2")
+    assert_all_right(document, 12)
+    assert proxy.happened[fault] >= 1
+    if how == "retry":
+        assert {task["where"] for task in document["tasks"]} <= {"cloud", "split"}
+
+
+def test_a_cloud_that_falls_silent_is_done_without(
+    proxy: FaultProxy, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("net.session.SILENCE_S", 1.5)  # the cloud gives a sign of life every second
+    proxy.after_bytes = 700_000
+    proxy.set_faults(1.0, [Fault.BLACKHOLE])
+    document = run_queue(proxy.port, capsys, 12)
+    assert_all_right(document, 12)
+    assert "edge" in {task["where"] for task in document["tasks"]}
+
+
+def test_without_a_cloud_to_fall_back_from_tasks_fail_with_the_reason(
+    proxy: FaultProxy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    proxy.after_bytes = 700_000
+    proxy.set_faults(1.0, [Fault.RESET])
+    document = run_queue(proxy.port, capsys, 6, "--on-cloud-loss", "fail", "--in-flight", "1", code=1)
+    errors = [task["error"] for task in document["tasks"] if task["error"]]
+    assert errors and all("the cloud is lost" in error for error in errors)
+
+
+def test_a_queue_goes_back_to_a_cloud_that_is_back() -> None:
+    command = ["tasks_cloud_api.py", "--monitor-port", "0", "-p"]
+    with ServiceProcess([*command, "0"], services=2) as first:
+        edge = Edge([first.ports[0], 1], "--tasks", "100000", "--no-load-feedback", *CUT)
+        wait_for_answer(edge, "cloud")
+        first.process.kill()
+        wait_for_answer(edge, "edge")
+        with ServiceProcess([*command, str(first.ports[0])], services=2):
+            wait_for_answer(edge, "cloud")
+            edge.process.send_signal(signal.SIGINT)
+            code, error = edge.end()
+    assert code == 130, error
+    assert "the cloud is back" in error
+
+
+def wait_for_answer(edge: Edge, place: str, patience: int = 2000) -> None:
+    """Wait for a new answer that was computed there, for so many tasks."""
+    seen = len(edge.lines)
+    for _ in range(patience):
+        edge.wait_for_tasks(1)
+        if any(line.endswith(f"answered by {place}") for line in edge.lines[seen:]):
+            return
+    raise AssertionError(f"no answer by {place}")
+
+
+# ---------------------------------------------------------------- single tasks
+
+
+@pytest.mark.parametrize("fault", [Fault.CUT, Fault.RESET, Fault.DUPLICATE, Fault.BLACKHOLE])
+@pytest.mark.parametrize("after_bytes", [0, 600, 100_000])
+def test_a_single_task_is_answered_whatever_happens_once_the_cloud_was_there(
+    fault: Fault,
+    after_bytes: int,
+    proxy: FaultProxy,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("net.session.SILENCE_S", 1.5)
+    if after_bytes:
+        proxy.after_bytes = after_bytes
+        proxy.set_faults(1.0, [fault])
+    arguments = ["-p", str(proxy.port), "--monitor-port", "1", *CUT, "--point", "0", "--json"]
+    assert edge_api.main(arguments) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["output"]["digest"] == digest()
+    if after_bytes and fault is not Fault.DUPLICATE:
+        assert document["where"] == "edge"
+
+
+def test_a_task_is_sent_again_and_not_computed_twice(
+    cloud: ServiceProcess, proxy: FaultProxy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    proxy.after_bytes = 100_000
+    proxy.set_faults(1.0, [Fault.RESET])
+    command = ["-p", str(proxy.port), "--monitor-port", "1", *CUT, "--point", "0", "--json", "--on-cloud-loss", "retry"]
+    timer = threading.Timer(0.5, proxy.set_faults, (0.0, []))
+    timer.start()
+    assert edge_api.main(command) == 0
+    timer.join()
+    document = json.loads(capsys.readouterr().out)
+    assert (document["where"], document["output"]["digest"]) == ("cloud", digest())
