@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from operator import getitem
 from typing import NamedTuple
 
 from utils.timing import StageTimes
 
-NORM = 4  # of loads: the longest counts most, yet the others still count
-MAX_SWEEPS = 3  # through the queue; later ones gained less than a percent
+NORMS = (4, 8)  # of loads: the longest counts most, yet the others still count
+BALANCING_SWEEPS = 5
+MAX_SWEEPS = 8  # most queues settle after two or three
+STEPS = 8
+PRICES = [(a / STEPS, b / STEPS, (STEPS - a - b) / STEPS) for a in range(STEPS + 1) for b in range(STEPS + 1 - a)]
 
 
 class Schedule(StrEnum):
@@ -99,39 +103,81 @@ def makespan_ms(busy: Iterable[StageTimes], in_flight: int | None = None) -> flo
 
 
 def choose_cuts(
-    candidates: Sequence[Sequence[StageTimes]], pipeline: Pipeline = IDLE, in_flight: int | None = None
+    candidates: Sequence[Sequence[StageTimes]],
+    pipeline: Pipeline = IDLE,
+    in_flight: int | None = None,
+    earlier: Sequence[int] = (),
 ) -> list[int]:
     """Return which candidate each task of a queue should have, (n,), for a short makespan in this order.
 
     A task's own bottleneck is the wrong measure: a queue that sends one task whole and keeps the next is often faster
-    than one that cuts both in the middle. So the stages' loads are balanced first, and then each task in turn is
-    given what finishes the whole queue earliest, until that gains no more. A local optimum: no single task's cut can
-    be changed for the better.
+    than one that cuts both in the middle. So the loads of the stages are balanced over the whole queue, and then each
+    task in turn is given what finishes the queue earliest, until that gains no more: a local optimum.
 
     Args: candidates: how long each candidate of each task keeps the stages busy, (n, candidates of the task).
           pipeline: what the stages are still busy with.
           in_flight: how many tasks may be on their way at once; None: any number.
+          earlier: choices of an earlier call for these tasks, or the first of them, to be made better.
     """
-    chosen = _balanced(candidates, pipeline)
+    options = _worthwhile(candidates, earlier)
+    times = [[busy[option] for option in few] for busy, few in zip(candidates, options, strict=True)]
+    known = [few.index(option) for few, option in zip(options, earlier, strict=False)]
+    starts = [_balanced(times, pipeline, norm, known) for norm in NORMS]
+    settled = [_settled(times, start, pipeline, in_flight) for start in starts]
+    best = min(settled, key=lambda chosen: pipeline.end_ms(map(getitem, times, chosen), in_flight))
+    return list(map(getitem, options, best))
+
+
+def _worthwhile(candidates: Sequence[Sequence[StageTimes]], earlier: Sequence[int]) -> list[list[int]]:
+    """Return the candidates of each task that are best for some prices of the stages' time, and earlier choices.
+
+    Only these can be part of the linear-programming optimum of the loads; of fifty they are two to five.
+    """
+    cheapest: dict[int, set[int]] = {}  # tasks of one model share their candidates
+    for busy in candidates:
+        if id(busy) not in cheapest:
+            costs = [[_cost(times, prices) for times in busy] for prices in PRICES]
+            cheapest[id(busy)] = {cost.index(min(cost)) for cost in costs}
+    own: list[set[int]] = [{option} for option in earlier]
+    own += [set()] * (len(candidates) - len(own))
+    return [sorted(cheapest[id(busy)] | mine) for busy, mine in zip(candidates, own, strict=True)]
+
+
+def _cost(busy: StageTimes, prices: tuple[float, float, float]) -> float:
+    edge, link, cloud = prices
+    return edge * busy.edge_ms + link * busy.transfer_ms + cloud * busy.cloud_ms
+
+
+def _balanced(times: Sequence[Sequence[StageTimes]], pipeline: Pipeline, norm: int, known: Sequence[int]) -> list[int]:
+    """Return choices that keep a norm of the stages' loads small, greedily and then task by task."""
+    loads_ms = pipeline[:3]
+    chosen: dict[int, int] = {}
+    for _ in range(BALANCING_SWEEPS):
+        for task, options in enumerate(times):
+            if task in chosen:
+                loads_ms = _loads(loads_ms, options[chosen[task]], -1)
+            with_option = [_loads(loads_ms, busy) for busy in options]
+            costs = [sum(load**norm for load in loads) for loads in with_option]
+            best = known[task] if task < len(known) else costs.index(min(costs))
+            loads_ms = with_option[best]
+            chosen[task] = best
+    return list(chosen.values())
+
+
+def _loads(loads_ms: tuple[float, float, float], busy: StageTimes, sign: int = 1) -> tuple[float, float, float]:
+    edge_ms, link_ms, cloud_ms = loads_ms
+    return edge_ms + sign * busy.edge_ms, link_ms + sign * busy.transfer_ms, cloud_ms + sign * busy.cloud_ms
+
+
+def _settled(
+    times: Sequence[Sequence[StageTimes]], chosen: list[int], pipeline: Pipeline, in_flight: int | None
+) -> list[int]:
+    """Return choices that are improved until that gains no more."""
     for _ in range(MAX_SWEEPS):
-        improved = _improved(candidates, chosen, pipeline, in_flight)
+        improved = _improved(times, chosen, pipeline, in_flight)
         if improved == chosen:
             break
         chosen = improved
-    return chosen
-
-
-def _balanced(candidates: Sequence[Sequence[StageTimes]], pipeline: Pipeline) -> list[int]:
-    """Return greedy choices that keep a high norm of the stages' loads small (Awerbuch et al., FOCS'95)."""
-    loads_ms, chosen = pipeline[:3], []
-    for options in candidates:
-        with_option = [
-            (loads_ms[0] + busy.edge_ms, loads_ms[1] + busy.transfer_ms, loads_ms[2] + busy.cloud_ms)
-            for busy in options
-        ]
-        best = min(range(len(options)), key=lambda option: sum(load**NORM for load in with_option[option]))
-        loads_ms = with_option[best]
-        chosen.append(best)
     return chosen
 
 
