@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint check bench clean
+.PHONY: demo test lint check bench certs clean
 
 demo: $(STAMP)
 	$(BIN)/python demo.py
@@ -21,6 +21,10 @@ check: lint test
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmark
+
+# A throw-away set for TLS in certs/; make certs NAMES="cloud.example 10.0.0.2" for more than this machine.
+certs: $(STAMP)
+	$(BIN)/python -m net.certs $(addprefix --name ,$(NAMES))
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
