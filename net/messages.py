@@ -26,6 +26,7 @@ from utils.errors import (
     BusyError,
     GraphError,
     NeurosurgeonError,
+    NonFiniteError,
     PartitionError,
     ProtocolError,
     RemoteError,
@@ -135,6 +136,7 @@ class ErrorCode(StrEnum):
     GRAPH = "graph"
     WEIGHTS = "weights"
     PARTITION = "partition"
+    NONFINITE = "nonfinite"
     BAD_REQUEST = "bad_request"
     BUSY = "busy"
     INTERNAL = "internal"
@@ -223,6 +225,7 @@ _ERRORS: dict[str, type[NeurosurgeonError]] = {
     ErrorCode.GRAPH: GraphError,
     ErrorCode.WEIGHTS: WeightsError,
     ErrorCode.PARTITION: PartitionError,
+    ErrorCode.NONFINITE: NonFiniteError,
 }
 
 

@@ -7,6 +7,7 @@ NeurosurgeonError                 1   something failed
 │   ├── WeightsError                  a weights file does not fit, or the two sides differ
 │   ├── PartitionError                no such partition point, or no such cut
 │   ├── GraphError                    the two sides hold different networks under one name
+│   ├── NonFiniteError                a tensor holds NaN or infinite values
 │   ├── DeviceError                   the device is not there
 │   └── DataSetError                  a data set or predictor file is malformed
 ├── PlanningError                 1   no plan can be made
@@ -17,6 +18,7 @@ NeurosurgeonError                 1   something failed
     ├── PeerGoneError                 the peer closed or reset the connection
     ├── DeadlineError                 the peer was too slow
     ├── ProtocolError                 the peer broke the protocol
+    ├── AccessError               4   not allowed in: key, TLS or certificate
     └── RemoteError                   the peer reported an error of its own
         └── BusyError                 the cloud has too many tasks: ask again later
 """
@@ -60,6 +62,10 @@ class GraphError(UsageError):
     """The two sides hold different networks under one name."""
 
 
+class NonFiniteError(UsageError):
+    """A tensor for the cloud holds NaN or infinite values."""
+
+
 class DeviceError(UsageError):
     """The device asked for is not there."""
 
@@ -100,6 +106,16 @@ class DeadlineError(NetworkError):
 
 class ProtocolError(NetworkError):
     """The peer sent something that the protocol does not allow."""
+
+
+class AccessError(NetworkError):
+    """One side does not let the other in; ``refusal`` is the byte that says why to the peer, 0 if it is not told."""
+
+    exit_code = 4
+
+    def __init__(self, message: str, refusal: int = 0) -> None:
+        super().__init__(message)
+        self.refusal = refusal
 
 
 class RemoteError(NetworkError):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.shapes import TensorSpec
 from models.zoo import INPUT_SHAPE, Network
-from utils.errors import DeviceError, ProtocolError
+from utils.errors import DeviceError, NonFiniteError, ProtocolError
 from utils.images import read_image
 from utils.timing import measure, now_ms, synchronise
 
@@ -136,6 +136,34 @@ def check_crossing(expected: Sequence[TensorSpec], tensors: Sequence[Tensor]) ->
     given = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors]
     if given != [(spec.shape, getattr(torch, spec.dtype)) for spec in expected]:
         raise ProtocolError(f"{[spec.shape for spec in expected]} crosses at this point, not {given}")
+
+
+def check_finite(tensors: Sequence[Tensor]) -> None:
+    """Refuse tensors with NaN or infinite values, at the cost of one sum.
+
+    numpy adds them up, so that no team of threads is started beside the workers'.
+
+    Raises: NonFiniteError.
+    """
+    for number, tensor in enumerate(tensors):
+        if tensor.is_floating_point() and not is_finite(tensor):
+            raise NonFiniteError(
+                f"tensor {number} holds NaN or infinite values: check the input and the weights, or start the cloud "
+                "with --allow-nonfinite"
+            )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether no value is NaN or infinite.
+
+    Such a value makes the sum of all such, too. Where finite values add up to infinity, each is looked at.
+    """
+    if tensor.dtype is torch.bfloat16:  # unknown to numpy: its exponent, all ones, tells
+        return not ((tensor.view(torch.int16).numpy() & 0x7F80) == 0x7F80).any()
+    values = tensor.numpy()
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = np.add.reduce(values, axis=None, dtype=max(values.dtype, np.dtype(np.float32)))
+    return bool(np.isfinite(total) or np.isfinite(values).all())
 
 
 # ---------------------------------------------------------------- answers
