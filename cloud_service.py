@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING
 
 from models.sources import parse_weights
 from models.zoo import canonical_name, model_graph
+from net.access import Access, access_of_cloud
+from net.door import DEFAULT_DOOR, INTRODUCTION_S, Door, DoorLimits
+from net.framing import Limits
+from net.memory import MemoryLimit
 from net.messages import Latencies
 from net.monitor_server import CloudLoad
 from net.net_utils import format_address
@@ -22,6 +26,7 @@ from utils.cli import (
     ServiceProcess,
     StopEvent,
     add_device,
+    add_insecure,
     add_predictor_choice,
     add_weights,
     address_parser,
@@ -33,6 +38,7 @@ from utils.cli import (
     stop_event,
     worker_count,
 )
+from utils.units import mb_to_bytes
 
 if TYPE_CHECKING:  # a busy port is reported before torch is imported
     from utils.cloud_engine import CloudEngine
@@ -54,6 +60,7 @@ def cloud_parser(prog: str, description: str | None) -> Parser:
     add_weights(parser)
     add_predictor_choice(parser, "forest", "linear", "measured", sides=("cloud",))
     _add_engine(parser)
+    _add_limits(parser)
     parser.add_argument("--until-stdin-closes", action="store_true", help=argparse.SUPPRESS)
     return parser
 
@@ -85,9 +92,63 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    add_insecure(parser)
+    parser.add_argument(
+        "--max-frame-mb", type=positive_int, default=256, help="tensors of one message, MB at most (default: 256)"
+    )
+    parser.add_argument(
+        "--max-connection-mb",
+        type=positive_int,
+        default=512,
+        help="messages of one edge in memory, MB at most (default: 512)",
+    )
+    parser.add_argument(
+        "--max-memory-mb",
+        type=positive_int,
+        default=1024,
+        help="messages of all edges in memory, MB at most (default: 1024)",
+    )
+    parser.add_argument(
+        "--max-connections",
+        type=positive_int,
+        default=DEFAULT_DOOR.max_connections,
+        help=f"edges at a time (default: {DEFAULT_DOOR.max_connections})",
+    )
+    parser.add_argument(
+        "--max-strangers",
+        type=positive_int,
+        default=DEFAULT_DOOR.max_strangers,
+        help="connections that have not said hello; the one that waits longest goes, and all go after "
+        f"{INTRODUCTION_S:g} s (default: {DEFAULT_DOOR.max_strangers})",
+    )
+    parser.add_argument(
+        "--allow-nonfinite",
+        action="store_true",
+        help="compute tensors with NaN or infinite values, too (default: they are refused)",
+    )
+
+
 def _run(args: argparse.Namespace) -> int:
-    with bind(args.ip, args.port) as listener:  # first: a busy port is reported before torch is imported
-        return serve(args, listener)
+    access = access_of_cloud(args)
+    with bind(args.ip, args.port, access) as listener:  # first: a busy port is reported before torch is imported
+        return serve(args, listener, access)
+
+
+def make_door(args: argparse.Namespace, access: Access) -> Door:
+    """Return who may come in, and how many, and how much memory their messages may take."""
+    memory = MemoryLimit(mb_to_bytes(args.max_memory_mb), mb_to_bytes(args.max_connection_mb))
+    return Door(access, DoorLimits(args.max_connections, args.max_strangers), memory)
+
+
+def access_flags(args: argparse.Namespace) -> list[str]:
+    """Return the flags that ask of the bandwidth service what is asked of this one; secrets stay in their files."""
+    flags = ["--insecure"] if args.insecure else []
+    for flag in ("key_file", "tls_cert", "tls_key", "tls_ca"):
+        path = getattr(args, flag)
+        if path is not None:
+            flags += [f"--{flag.replace('_', '-')}", str(path.absolute())]
+    return flags
 
 
 def latency_source(engine: CloudEngine, name: str, path: Path | None) -> Callable[[str], Latencies]:
@@ -123,17 +184,19 @@ def make_engine(args: argparse.Namespace) -> CloudEngine:
     return CloudEngine(args.device, threads, weights, limits)
 
 
-def serve(args: argparse.Namespace, listener: socket.socket) -> int:
+def serve(args: argparse.Namespace, listener: socket.socket, access: Access) -> int:
     """Serve edges until SIGINT or SIGTERM; return the exit code."""
-    from net.server import CloudServer
+    from net.server import CloudServer, Rules
     from utils.report import cloud_lines
 
     engine = make_engine(args)
-    server = CloudServer(listener, engine, cloud_lines, latency_source(engine, args.predictor, args.cloud_config))
+    latencies = latency_source(engine, args.predictor, args.cloud_config)
+    rules = Rules(Limits(max_body_bytes=mb_to_bytes(args.max_frame_mb)), args.allow_nonfinite)
+    server = CloudServer(listener, engine, cloud_lines, latencies, make_door(args, access), rules)
     stop = stop_event(ignore_interrupt=args.until_stdin_closes)
     if args.until_stdin_closes:
         end_with_parent(stop)
-    monitor = ["-m", "net.monitor_server", "-i", args.ip, "--monitor-port", str(args.monitor_port)]
+    monitor = ["-m", "net.monitor_server", "-i", args.ip, "--monitor-port", str(args.monitor_port), *access_flags(args)]
     with ServiceProcess(monitor) as bandwidth_service:
         start_listening(listener)
         threading.Thread(target=server.serve, daemon=True).start()

@@ -22,6 +22,7 @@ from models.zoo import (
     check_pretrained,
     load_network,
 )
+from net.access import Access, access_of_edge
 from net.bandwidth import LinkEstimate
 from net.monitor_client import estimate_link, given_or_measured, measure_link
 from net.session import EdgeSession, OnCloudLoss, new_edge_id
@@ -39,7 +40,7 @@ from utils.cli import (
     run_main,
     typed,
 )
-from utils.errors import NetworkError
+from utils.errors import NetworkError, UsageError
 from utils.images import read_image
 from utils.report import EdgeReport, output_document, print_json
 from utils.units import bytes_per_s_to_mb_per_s
@@ -87,11 +88,12 @@ def _run(args: argparse.Namespace) -> int:
     show = EdgeReport(sys.stderr if args.json else sys.stdout)
     pixels = read_image(args.input) if args.input else None
     check_given(args)
+    access = access_of_edge(args)
     with contextlib.ExitStack() as stack:
         host, port, monitor_port = stack.enter_context(cloud_of(args))
-        reopen = partial(EdgeSession.open, host, port, new_edge_id() if args.repeat == 1 else None)
+        reopen = partial(EdgeSession.open, host, port, new_edge_id() if args.repeat == 1 else None, access)
         session = stack.enter_context(reopen())
-        link = link_of(args, session, host, monitor_port)
+        link = link_of(args, session, host, monitor_port, access)
         if link:
             show.bandwidth(link)
         from edge_task import run_task  # torch takes a second: only when the cloud has answered
@@ -116,6 +118,8 @@ def check_given(args: argparse.Namespace) -> None:
         from utils.inference_utils import check_device
 
         check_device(args.device)
+    if args.local_cloud and args.tls_ca:
+        raise UsageError("--local-cloud starts a cloud on this machine, without TLS: leave --tls-ca out")
     if args.point is not None:
         check_point(args.type, args.point)
     if args.weights:
@@ -148,14 +152,16 @@ def task_of(args: argparse.Namespace, pixels: NDArray[np.float32] | None) -> Tas
     )
 
 
-def link_of(args: argparse.Namespace, session: EdgeSession, host: str, monitor_port: int) -> LinkEstimate | None:
+def link_of(
+    args: argparse.Namespace, session: EdgeSession, host: str, monitor_port: int, access: Access
+) -> LinkEstimate | None:
     """Return the link, given or measured; None where the whole cloud is gone, and the task may run here.
 
     Raises: NetworkError: the bandwidth service alone is away, and there is no last value.
     """
     measure = measure_link if args.local_cloud else estimate_link  # a local cloud's port is used once
     try:
-        return given_or_measured(args.bandwidth, args.rtt, session.rtt_ms, lambda: measure(host, monitor_port))
+        return given_or_measured(args.bandwidth, args.rtt, session.rtt_ms, lambda: measure(host, monitor_port, access))
     except NetworkError:
         if args.on_cloud_loss != OnCloudLoss.LOCAL or session.is_alive():
             raise
@@ -173,6 +179,8 @@ def cloud_of(args: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
         command += ["--weights", f"{args.type}={args.weights.resolve()}"]
     if args.pretrained:
         command += ["--pretrained"]
+    if args.key_file:
+        command += ["--key-file", str(args.key_file.absolute())]
     with ServiceProcess(command, services=2) as cloud:
         yield DEFAULT_IP, cloud.ports[0], cloud.ports[1]
 

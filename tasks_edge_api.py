@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from models.sources import parse_weights
 from models.zoo import ZOO, canonical_name
+from net.access import access_of_edge
 from net.link_watch import LinkWatch
 from net.monitor_client import estimate_link, given_or_measured
 from net.session import EdgeSession, OnCloudLoss, new_edge_id
@@ -117,10 +118,11 @@ def queue_parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace) -> int:
     out = sys.stderr if args.json else sys.stdout
     tasks, settings = tasks_of(args), settings_of(args)
-    open_session = partial(EdgeSession.open, args.ip, args.port, new_edge_id())
+    access = access_of_edge(args)
+    open_session = partial(EdgeSession.open, args.ip, args.port, new_edge_id(), access)
     session = open_session()
     link = given_or_measured(
-        args.bandwidth, args.rtt, session.rtt_ms, lambda: estimate_link(args.ip, args.monitor_port)
+        args.bandwidth, args.rtt, session.rtt_ms, lambda: estimate_link(args.ip, args.monitor_port, access)
     )
     from edge_queue import QueueRun, in_order, prepare_models  # torch takes a second: only when the cloud has answered
 
@@ -130,7 +132,12 @@ def _run(args: argparse.Namespace) -> int:
         patient_interrupts() as interrupted,
         TaskStream(session, open_session, PATIENCE_S if args.on_cloud_loss == OnCloudLoss.RETRY else None) as stream,
         LinkWatch(
-            args.ip, args.monitor_port, link, interval_s=args.monitor_interval, is_sending=lambda: stream.is_sending
+            args.ip,
+            args.monitor_port,
+            link,
+            access=access,
+            interval_s=args.monitor_interval,
+            is_sending=lambda: stream.is_sending,
         ) as watch,
         QueueReport(ordered, out) as report,
     ):

@@ -33,6 +33,7 @@ MAGIC = b"NSGN"
 WIRE_VERSION = 1
 ALIGNMENT = 64  # a cache line: tensors that start on one are read at full speed
 HEAD_UNIT = 512  # one read, and one page of room for a request's header
+TLS_HANDSHAKE, TLS_ALERT = b"\x16", b"\x15"  # first byte of a TLS connection, and of its refusal
 PREFIX = struct.Struct("!4sBBHII")
 
 Buffer = bytes | bytearray | memoryview
@@ -53,8 +54,14 @@ class Kind(IntEnum):
     SAMPLES = 10
     ASK_LATENCIES = 11
     LATENCIES = 12
+    KEY_START = 128  # from here on the header is no pickle: 32 raw bytes of the handshake in net.keys
+    KEY_CHALLENGE = 129
+    KEY_PROOF = 130
+    KEY_ACCEPTED = 131
+    REFUSAL = 132  # one raw byte: why
 
 
+RAW_KINDS = frozenset(kind for kind in Kind if kind >= Kind.KEY_START)
 _KINDS = {int(kind): kind for kind in Kind}
 
 
@@ -68,6 +75,7 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+HEADER_LIMITS = Limits(max_buffers=0, max_body_bytes=0)  # for the bandwidth service, whose samples are many
 SMALL_LIMITS = Limits(max_header_bytes=4096, max_buffers=0, max_body_bytes=0)  # before a peer has said hello
 
 
@@ -119,7 +127,23 @@ def check_magic(data: Buffer) -> None:
     Raises: ProtocolError.
     """
     if bytes(data[: len(MAGIC)]) != MAGIC[: len(data)]:
-        raise ProtocolError(f"not our protocol: the peer began with {bytes(data[:8])!r}")
+        raise ProtocolError(f"not our protocol: {name_stranger(bytes(data[:8]))}")
+
+
+def name_stranger(data: bytes) -> str:
+    """Return what the first bytes of a peer that does not speak our protocol look like."""
+    known = {
+        b"GET ": "an HTTP request",
+        b"POST": "an HTTP request",
+        b"HEAD": "an HTTP request",
+        b"HTTP": "an HTTP answer",
+        b"SSH-": "SSH",
+        TLS_HANDSHAKE + b"\x03": "TLS on a port without it",
+        TLS_ALERT + b"\x03": "a TLS alert: TLS is wanted there, with --tls-ca",
+        b"\x80": "a bare pickle",
+    }
+    looks = [name for start, name in known.items() if data.startswith(start)]
+    return f"the peer began with {data!r}" + "".join(f" ({name})" for name in looks)
 
 
 def unpack_prefix(data: Buffer, limits: Limits = DEFAULT_LIMITS) -> Prefix:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 from apscheduler.schedulers.background import BackgroundScheduler
 
+from net.access import OPEN, Access
 from net.bandwidth import Echo, LinkEstimate, LinkSource
 from net.monitor_client import measure_link, ping_link
 from utils.errors import NetworkError
@@ -45,7 +46,8 @@ class LinkNow:
 class LinkWatch:
     """Keeps the estimate of the link to one cloud fresh; use it in a ``with`` block.
 
-    Args: first: what is known at the start. is_sending: whether tensors cross right now.
+    Args: first: what is known at the start. access: what the service asks for.
+          is_sending: whether tensors cross right now.
     """
 
     def __init__(
@@ -54,10 +56,11 @@ class LinkWatch:
         monitor_port: int,
         first: LinkEstimate,
         *,
+        access: Access = OPEN,
         interval_s: float = INTERVAL_S,
         is_sending: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._address = (host, monitor_port)
+        self._service = (host, monitor_port, access)
         self._interval_s = interval_s
         self._is_sending = is_sending
         self._lock = threading.Lock()
@@ -105,9 +108,9 @@ class LinkWatch:
         is_told_by_tensors = self._is_sending() or self.now().link.source is LinkSource.GIVEN
         try:
             if is_told_by_tensors:
-                told: Echo | LinkEstimate = ping_link(*self._address)
+                told: Echo | LinkEstimate = ping_link(*self._service)
             else:
-                told = measured = measure_link(*self._address)
+                told = measured = measure_link(*self._service)
                 with self._lock:
                     self._rates.clear()
                     self._set_rate(measured.rate_bytes_per_s, LinkSource.PROBE)

@@ -2,32 +2,89 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import threading
+
+from utils.errors import BusyError
+from utils.units import readable_bytes
 
 KEPT = 4  # bodies at rest that are kept; one message at a time needs one, a pipelined stream two or three
 MAX_SLACK = 4  # a body sits in memory at most this many times its size, so a peer cannot pin large memory with small
 SMALL_BYTES = 1_048_576  # below this, slack is no matter
+RETRY_MS = 100.0  # when to ask again for memory that others have
+
+
+class MemoryLimit:
+    """How much the bodies of all connections together, and of each one, may take; any thread may ask."""
+
+    def __init__(self, total_bytes: float, connection_bytes: float) -> None:
+        self._total_bytes, self.connection_bytes = total_bytes, connection_bytes
+        self._used_bytes = 0
+        self._lock = threading.Lock()
+
+    def reserve(self, length: int, used_bytes: int) -> None:
+        """Set ``length`` bytes aside for a connection that uses ``used_bytes`` already.
+
+        Raises: BusyError: it would have, or all would have, more than they may.
+        """
+        with self._lock:
+            if used_bytes + length > self.connection_bytes:
+                raise BusyError(f"{readable_bytes(length)} are more than this connection may still have", RETRY_MS)
+            if self._used_bytes + length > self._total_bytes:
+                raise BusyError(f"{readable_bytes(length)} are more than all connections may still have", RETRY_MS)
+            self._used_bytes += length
+
+    def release(self, length: int) -> None:
+        """Take back what was set aside."""
+        with self._lock:
+            self._used_bytes -= length
+
+
+UNLIMITED = MemoryLimit(math.inf, math.inf)  # an edge asks for what it gets
 
 
 class BodyMemory:
     """A bounded free list; any thread may take and any may give back."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: MemoryLimit = UNLIMITED) -> None:
+        self._limit = limit
+        self._used_bytes = 0  # by bodies in use and at rest
         self._free: list[memoryview] = []  # the last one given back is last: its pages are the warmest
         self._lock = threading.Lock()
 
     def take(self, length: int) -> memoryview:
-        """Return at least ``length`` writable bytes that start on a page."""
+        """Return at least ``length`` writable bytes that start on a page.
+
+        Raises: BusyError: there is no memory for them.
+        """
         with self._lock:
             for index in reversed(range(len(self._free))):
                 if length <= len(self._free[index]) <= max(MAX_SLACK * length, SMALL_BYTES):
                     return self._free.pop(index)
-        return memoryview(mmap.mmap(-1, max(length, mmap.PAGESIZE)))
+            size_bytes = max(length, mmap.PAGESIZE)
+            while self._free and self._used_bytes + size_bytes > self._limit.connection_bytes:
+                self._drop_oldest()
+            self._limit.reserve(size_bytes, self._used_bytes)
+            self._used_bytes += size_bytes
+        return memoryview(mmap.mmap(-1, size_bytes))
 
     def give_back(self, memory: memoryview) -> None:
         """Take memory back that nobody reads any more; the oldest goes where too much is kept."""
         with self._lock:
             self._free.append(memory)
             if len(self._free) > KEPT:
-                self._free.pop(0)
+                self._drop_oldest()
+
+    def close(self) -> None:
+        """Let go of everything; what is still read somewhere is freed when that ends."""
+        with self._lock:
+            self._free.clear()
+            self._release(self._used_bytes)
+
+    def _drop_oldest(self) -> None:
+        self._release(len(self._free.pop(0)))
+
+    def _release(self, size_bytes: int) -> None:
+        self._used_bytes -= size_bytes
+        self._limit.release(size_bytes)

@@ -21,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from net.access import OPEN, Access, access_of_edge
 from net.bandwidth import (
     Burst,
     Echo,
@@ -30,11 +31,12 @@ from net.bandwidth import (
     probe_rate_bytes_per_s,
     round_trip_ms,
 )
-from net.messages import Hello, Message, Ping, Pong, Probe, Samples
+from net.framing import HEADER_LIMITS
+from net.messages import ErrorReply, Hello, Message, Ping, Pong, Probe, Samples, error_of
 from net.net_utils import format_address, format_rate
 from net.transport import Connection, connect
 from utils.cli import address_parser, run_main
-from utils.errors import DeadlineError, NetworkError, ProtocolError
+from utils.errors import AccessError, DeadlineError, NetworkError, ProtocolError
 from utils.files import cache_directory, replace_file
 from utils.timing import now_ms
 from utils.units import bytes_per_s_to_mb_per_s, mb_per_s_to_bytes_per_s
@@ -53,12 +55,12 @@ SLOW_PROBE_MS, SLOW_BURST_US = 250.0, 80_000  # a probe that took this long is e
 REPEATS = 2  # with the first, three: the median forgives a reader that woke late
 
 
-def measure_link(host: str, port: int) -> LinkEstimate:
+def measure_link(host: str, port: int, access: Access = OPEN) -> LinkEstimate:
     """Return rate and RTT of the uplink to the bandwidth service at ``host``.
 
     Raises: NetworkError: no service there, or it stopped answering.
     """
-    with connect(host, port) as connection:
+    with connect(host, port, HEADER_LIMITS, access) as connection:
         _use_loss_based_congestion_control(connection.sock)
         _exchange(connection, Hello.of(), Hello)
         echo = _echo(connection)
@@ -66,12 +68,12 @@ def measure_link(host: str, port: int) -> LinkEstimate:
     return LinkEstimate(rate_bytes_per_s, echo.rtt_ms, queue_ms=echo.queue_ms)
 
 
-def ping_link(host: str, port: int) -> Echo:
+def ping_link(host: str, port: int, access: Access = OPEN) -> Echo:
     """Return RTT and load alone, for a few bytes.
 
     Raises: NetworkError: no service there, or it stopped answering.
     """
-    with connect(host, port) as connection:
+    with connect(host, port, HEADER_LIMITS, access) as connection:
         _exchange(connection, Hello.of(), Hello)
         return _echo(connection)
 
@@ -138,6 +140,8 @@ def _exchange(connection: Connection, message: Message, answer: type[Answer]) ->
 
 def _receive(connection: Connection, expected: type[Answer], wait_s: float = ANSWER_TIMEOUT_S) -> Answer:
     message = connection.receive(wait_s).message
+    if isinstance(message, ErrorReply):
+        raise error_of(message)
     if not isinstance(message, expected):
         raise ProtocolError(f"{connection.peer} sent {type(message).__name__} in place of {expected.__name__}")
     return message
@@ -203,13 +207,15 @@ def given_or_measured(
     return LinkEstimate(rate_bytes_per_s, hello_ms if rtt_ms is None else rtt_ms, LinkSource.GIVEN)
 
 
-def estimate_link(host: str, port: int) -> LinkEstimate:
+def estimate_link(host: str, port: int, access: Access = OPEN) -> LinkEstimate:
     """Return a measured estimate and keep it; where the service is away, the last one with a warning.
 
-    Raises: NetworkError: the service is away, and there is no last value.
+    Raises: AccessError: it does not let us in. NetworkError: it is away, and there is no last value.
     """
     try:
-        estimate = measure_link(host, port)
+        estimate = measure_link(host, port, access)
+    except AccessError:
+        raise
     except NetworkError as exc:
         last = last_link(host, port)
         if last is None:
@@ -227,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    estimate = measure_link(args.ip, args.monitor_port)
+    estimate = measure_link(args.ip, args.monitor_port, access_of_edge(args))
     if args.json:
         rate = bytes_per_s_to_mb_per_s(estimate.rate_bytes_per_s)
         print(json.dumps({"bandwidth_mb_per_s": rate, "rtt_ms": estimate.rtt_ms}))

@@ -16,11 +16,12 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from net.framing import SMALL_LIMITS
+from net.access import access_of_cloud
+from net.door import Door, DoorLimits
 from net.messages import Hello, Ping, Pong, Probe, Samples
 from net.net_utils import format_address
-from net.transport import Connection, accepted, listen, stop_accepting
-from utils.cli import address_parser, end_with_parent, listening_line, run_main, stop_event
+from net.transport import Connection, listen, stop_accepting
+from utils.cli import add_insecure, address_parser, end_with_parent, listening_line, run_main, stop_event
 from utils.errors import DeadlineError, NetworkError, PeerGoneError, ProtocolError
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,6 @@ log = logging.getLogger(__name__)
 MAX_PROBE_BYTES = 4_194_304
 MAX_SAMPLES = 4_096  # as many as fit into one header
 MAX_CONNECTIONS = 32
-HELLO_TIMEOUT_S = 5.0
 IDLE_TIMEOUT_S = 60.0  # a monitor that asks every second is never idle that long
 READ_BYTES = 262_144
 
@@ -58,10 +58,10 @@ class CloudLoad(NamedTuple):
 class MonitorServer:
     """Serves probes on a listening socket, a thread for each connection."""
 
-    def __init__(self, listener: socket.socket) -> None:
+    def __init__(self, listener: socket.socket, door: Door | None = None) -> None:
         self.load = CloudLoad()
         self._listener = listener
-        self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._door = door or Door(limits=DoorLimits(MAX_CONNECTIONS))
 
     def take_line(self, line: str) -> None:
         """Keep the load that the cloud tells; any other line is ignored."""
@@ -69,33 +69,28 @@ class MonitorServer:
 
     def serve(self) -> None:
         """Accept connections until `stop_accepting`."""
-        for sock, address in accepted(self._listener):
-            if not self._slots.acquire(blocking=False):
-                log.warning("%s refused: %d connections are open", format_address(address), MAX_CONNECTIONS)
-                sock.close()
-                continue
-            threading.Thread(target=self._serve_one, args=(sock,), daemon=True).start()
+        for connection in self._door.visitors(self._listener):
+            threading.Thread(target=self._serve_one, args=(connection,), daemon=True).start()
 
-    def _serve_one(self, sock: socket.socket) -> None:
+    def _serve_one(self, connection: Connection) -> None:
         try:
-            with Connection(sock, SMALL_LIMITS) as connection:
+            with connection:
+                self._door.let_in(connection)
                 serve_probes(connection, lambda: self.load)
         except (PeerGoneError, DeadlineError) as exc:
             log.debug("probe ended: %s", exc)
         except (NetworkError, OSError) as exc:
-            log.warning("bandwidth service closed a connection: %s", exc)
+            log.warning("bandwidth service closed the connection of %s: %s", connection.peer, exc)
         finally:
-            self._slots.release()
+            self._door.leave(connection)
 
 
 def serve_probes(connection: Connection, load: Callable[[], CloudLoad]) -> None:
-    """Answer one client until it leaves; with each ping it hears the load of the moment.
+    """Answer a client that was let in until it leaves; with each ping it hears the load of the moment.
 
     Raises: NetworkError: the client left, idled, or broke the protocol.
     """
     scratch = memoryview(bytearray(READ_BYTES))
-    if not isinstance(connection.receive(HELLO_TIMEOUT_S).message, Hello):
-        raise ProtocolError(f"{connection.peer} did not say hello")
     connection.send(Hello.of(service="bandwidth"))
     while True:
         match connection.receive(IDLE_TIMEOUT_S).message:
@@ -124,14 +119,16 @@ def receive_probe(connection: Connection, size_bytes: int, scratch: memoryview) 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = address_parser("monitor_server.py", __doc__, port=False, monitor_port=True)
+    add_insecure(parser)
     parser.add_argument("--until-stdin-closes", action="store_true", help=argparse.SUPPRESS)
     return run_main(parser, argv, _run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    listener = listen(args.ip, args.monitor_port)
+    access = access_of_cloud(args)
+    listener = listen(args.ip, args.monitor_port, access)
     stop = stop_event(ignore_interrupt=args.until_stdin_closes)
-    server = MonitorServer(listener)
+    server = MonitorServer(listener, Door(access, DoorLimits(MAX_CONNECTIONS)))
     if args.until_stdin_closes:
         end_with_parent(stop, server.take_line)
     threading.Thread(target=server.serve, daemon=True).start()

@@ -6,13 +6,15 @@ import logging
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from models.cuts import unpack_nodes
+from net.door import Door
 from net.events import Observer, TaskLines, TaskState
-from net.framing import DEFAULT_LIMITS, SMALL_LIMITS
+from net.framing import DEFAULT_LIMITS, Limits
 from net.messages import (
     AskLatencies,
     ErrorCode,
@@ -28,25 +30,31 @@ from net.messages import (
     reply_of,
     task_id,
 )
-from net.net_utils import format_address
-from net.transport import EDGE_SILENCE_S, Connection, Received, accepted, stop_accepting
+from net.transport import EDGE_SILENCE_S, Connection, Received, stop_accepting
 from utils.cloud_engine import CloudEngine, CloudResult
 from utils.errors import BusyError, NetworkError, NeurosurgeonError, PeerGoneError, ProtocolError, WeightsError
+from utils.inference_utils import check_finite
 from utils.kept_answers import KeptAnswers
 from utils.timing import now_ms
 from utils.units import MS_PER_S, s_to_ms
 
 log = logging.getLogger(__name__)
 
-HELLO_TIMEOUT_S = 5.0
 IDLE_TIMEOUT_S = 600.0
-MAX_CONNECTIONS = 256
 MAX_UNANSWERED = 32  # messages of one edge; more than may wait in the engine, so that an edge hears that it is busy
 HEARTBEAT_S = 1.0  # an edge that has heard nothing for so long is told that the cloud lives
 GRACE_S = 10.0  # a stopping cloud finishes what runs, at most this long
 
 
 LatencySource = Callable[[str], Latencies]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What an edge that was let in may send."""
+
+    frames: Limits = DEFAULT_LIMITS
+    allows_nonfinite: bool = False  # tensors with NaN or infinite values
 
 
 class CloudServer:
@@ -58,8 +66,12 @@ class CloudServer:
         engine: CloudEngine,
         observe: Observer = lambda event, sock: None,
         latencies: LatencySource | None = None,
+        door: Door | None = None,
+        rules: Rules = Rules(),
     ) -> None:
         self._listener = listener
+        self._door = door or Door()
+        self._rules = rules
         self._engine = engine
         self._observe = observe
         self._latencies = latencies
@@ -71,18 +83,16 @@ class CloudServer:
 
     def serve(self) -> None:
         """Accept edges until `stop` is called."""
-        for sock, address in accepted(self._listener):
-            peer = format_address(address)
-            thread = threading.Thread(target=self._serve_one, args=(sock, peer), name=f"read {peer}", daemon=True)
+        for connection in self._door.visitors(self._listener):
+            thread = threading.Thread(
+                target=self._serve_one, args=(connection,), name=f"read {connection.peer}", daemon=True
+            )
             with self._lock:
-                full = len(self._threads) >= MAX_CONNECTIONS
-                if not (full or self._stopping.is_set()):
+                if not self._stopping.is_set():
                     self._threads.add(thread)
                     thread.start()
                     continue
-            sock.close()
-            if full:
-                log.warning("%s refused: %d edges are connected", peer, MAX_CONNECTIONS)
+            connection.close()
 
     def stop(self, grace_s: float = GRACE_S) -> None:
         """Stop accepting and reading; what has arrived is computed and answered, within ``grace_s``."""
@@ -93,6 +103,7 @@ class CloudServer:
             running = list(self._threads)
             for conversation in self._conversations:
                 conversation.connection.stop_reading()
+        self._door.send_strangers_away()
         for thread in running:
             thread.join(max(0.0, (deadline_ms - now_ms()) / MS_PER_S))
         with self._lock:
@@ -100,11 +111,17 @@ class CloudServer:
                 conversation.break_off()
         self._engine.close(max(0.0, (deadline_ms - now_ms()) / MS_PER_S))
 
-    def _serve_one(self, sock: socket.socket, peer: str) -> None:
+    def _serve_one(self, connection: Connection) -> None:
+        peer = connection.peer
         try:
-            with Connection(sock, SMALL_LIMITS) as connection:
+            with connection:
                 connection.give_up_after(EDGE_SILENCE_S)
-                self._converse(Conversation(connection, self._engine, self._kept, self._observe, self._latencies))
+                hello = self._door.let_in(connection)
+                self._converse(
+                    Conversation(
+                        connection, hello, self._engine, self._kept, self._observe, self._latencies, self._rules
+                    )
+                )
         except PeerGoneError as exc:
             log.debug("%s left: %s", peer, exc)
         except (NetworkError, OSError) as exc:
@@ -114,6 +131,7 @@ class CloudServer:
                 "closed the connection of %s after an error of our own: %r", peer, exc, exc_info=_show_traceback()
             )
         finally:
+            self._door.leave(connection)
             with self._lock:
                 self._threads.discard(threading.current_thread())
 
@@ -162,15 +180,18 @@ class Conversation:
     def __init__(
         self,
         connection: Connection,
+        hello: Hello,
         engine: CloudEngine,
         kept: KeptAnswers,
         observe: Observer,
         latencies: LatencySource | None,
+        rules: Rules,
     ) -> None:
         self.connection = connection
         self._engine = engine
         self._kept = kept
-        self._edge_id: bytes | None = None
+        self._edge_id = hello.edge_id
+        self._rules = rules
         self._latencies = latencies
         self._lines = TaskLines(observe, connection.sock)
         self._outbox: SimpleQueue[_Answer | _Done | None] = SimpleQueue()
@@ -180,16 +201,12 @@ class Conversation:
         self._writer = threading.Thread(target=self._write, name=f"write {connection.peer}", daemon=True)
 
     def hold(self, stopping: threading.Event) -> None:
-        """Serve the edge until it leaves, or we stop reading; then all that has arrived is answered first.
+        """Serve an edge that was let in until it leaves, or we stop reading; all that has arrived is answered first.
 
         Raises: NetworkError: how it ended.
         """
-        hello = self.connection.receive(HELLO_TIMEOUT_S).message
-        if not isinstance(hello, Hello):
-            raise ProtocolError(f"{self.connection.peer} did not say hello")
-        self._edge_id = hello.edge_id
         self._lines.connected()
-        self.connection.limits = DEFAULT_LIMITS
+        self.connection.limits = self._rules.frames
         self.connection.send(Hello.of(device=self._engine.device, threads=self._engine.threads))
         self._writer.start()
         try:
@@ -251,6 +268,8 @@ class Conversation:
             raise WeightsError(
                 f"{request.model} has the weights {network.weights_digest} here, not {request.weights_digest}"
             )
+        if not self._rules.allows_nonfinite:
+            check_finite(received.tensors)
 
         def deliver(result: CloudResult | Exception) -> None:
             self._outbox.put(_Done(received, task, result))

@@ -10,6 +10,7 @@ from enum import StrEnum
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from net.access import OPEN, Access
 from net.framing import DEFAULT_LIMITS, SMALL_LIMITS
 from net.messages import (
     EDGE_ID_BYTES,
@@ -93,12 +94,13 @@ class EdgeSession:
         connection.limits = DEFAULT_LIMITS
 
     @classmethod
-    def open(cls, host: str, port: int, edge_id: bytes | None = None) -> EdgeSession:
-        """Connect and say hello.
+    def open(cls, host: str, port: int, edge_id: bytes | None = None, access: Access = OPEN) -> EdgeSession:
+        """Connect, let each side prove itself to the other, and say hello.
 
         Raises: UsageError: the address makes no sense. NetworkError: nobody there, or no cloud of ours.
+                AccessError: the cloud does not let us in, or is not the one that it should be.
         """
-        connection = connect(host, port, SMALL_LIMITS)
+        connection = connect(host, port, SMALL_LIMITS, access)
         try:
             return cls(connection, edge_id)
         except BaseException:

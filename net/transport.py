@@ -5,33 +5,38 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import socket
 import struct
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from net.access import OPEN, Access
 from net.framing import (
     DEFAULT_LIMITS,
     HEAD_UNIT,
+    RAW_KINDS,
     Buffer,
     Head,
     Kind,
     Limits,
-    check_magic,
     pack_frame,
     split_body,
     unpack_head,
     unpack_prefix,
 )
-from net.memory import BodyMemory
-from net.messages import Message, kind_of, message_of
+from net.keys import Refusal, refused, tell_refusal
+from net.memory import UNLIMITED, BodyMemory, MemoryLimit
+from net.messages import Hello, Message, kind_of, message_of
 from net.net_utils import format_address
 from net.pickling import TensorSpec, check_tensor_specs, pack_header, pack_tensor, unpack_header, unpack_tensor
 from net.tcp_info import SendState, send_state
+from net.wire import HEAD_TIMEOUT_S, Wire, read_all, read_head_unit
 from utils.errors import (
+    AccessError,
     ConnectError,
     DeadlineError,
     NeurosurgeonError,
@@ -48,7 +53,7 @@ if TYPE_CHECKING:  # the bandwidth monitor sends no tensors and starts without t
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 0.9  # a dead address is reported within a second; a live one answers within one RTT
-HEAD_TIMEOUT_S = 5.0  # first byte to last byte of a head, at most 64 KiB
+ACCESS_TIMEOUT_S = 5.0  # TLS and key take four round trips together
 RAW_TIMEOUT_S = 2.0  # a bandwidth probe is bounded in time
 BODY_BASE_S = 10.0  # a body gets this, and its length at the slowest rate that we serve
 SILENCE_S = 4.0  # a cloud that says nothing for so long is gone: it is told of within 5 s
@@ -57,7 +62,7 @@ KEEPALIVE_INTERVAL_S = 1
 MIN_RATE_BYTES_PER_S = 50_000  # 0.4 Mbit/s; the slowest link of the field's tables is 3G with 1.1
 TIMEVAL = struct.Struct("@ll")  # seconds, microseconds: what SO_RCVTIMEO takes
 ACCEPT_PAUSE_S = 0.05  # out of file descriptors: others must close theirs first
-BACKLOG = 64
+BACKLOG = 1024  # a crowd of strangers leaves room for an edge; the system may allow less
 KEPT_HEADERS = 64  # parsed ones, of 64 KiB at most; a cloud serves a few models and points at a time
 TCP_INFO_BYTES, NAME_BYTES = 256, 16  # the kernel says less where it knows less
 MAX_PIECES = 64  # pieces for one sendmsg, far below the system's limit (IOV_MAX, 1024)
@@ -73,28 +78,78 @@ class Received(NamedTuple):
     memory: memoryview | None = None  # where the tensors live
 
 
+class SocketWire:
+    """A socket as it is; see `Wire`. Deadlines are the kernel's: one system call a read, where settimeout makes two."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.sent_bytes = self.received_bytes = 0
+        self.latest_s = math.inf  # no deadline is later: how long a peer may take to introduce itself
+        self.silence_s = math.inf  # the longest pause between two reads
+        try:
+            self.peer = format_address(sock.getpeername())
+            sock.setblocking(True)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError as exc:
+            sock.close()
+            raise PeerGoneError("the peer left as soon as it had come") from exc
+        self._timeouts_s = {socket.SO_RCVTIMEO: 0.0, socket.SO_SNDTIMEO: 0.0}
+
+    def read_some(self, view: memoryview, deadline_s: float, fill: bool = False) -> int:
+        """Read at least a byte; see `Wire`."""
+        fills = fill and self.silence_s == math.inf  # else it would hide when the last byte came
+        try:
+            self._set_timeout(socket.SO_RCVTIMEO, min(deadline_s, time.monotonic() + self.silence_s))
+            count = self.sock.recv_into(view, 0, socket.MSG_WAITALL if fills else 0)
+        except BlockingIOError as exc:
+            raise DeadlineError(f"{self.peer} sent nothing, or not all of a message, in time") from exc
+        except OSError as exc:
+            raise PeerGoneError(f"connection to {self.peer} lost: {exc.strerror or exc}") from exc
+        self.received_bytes += count
+        return count
+
+    def send(self, pieces: Sequence[Buffer], deadline_s: float) -> None:
+        """Send the pieces from their own memory; see `Wire`."""
+        views = [memoryview(piece) for piece in pieces if len(piece)]
+        try:
+            while views:
+                self._set_timeout(socket.SO_SNDTIMEO, deadline_s)
+                count = self.sock.sendmsg(views[:MAX_PIECES])
+                self.sent_bytes += count
+                while views and count >= len(views[0]):
+                    count -= len(views.pop(0))
+                if count:
+                    views[0] = views[0][count:]
+        except BlockingIOError as exc:
+            raise DeadlineError(f"{self.peer} did not read our message in time") from exc
+        except OSError as exc:
+            raise PeerGoneError(f"connection to {self.peer} lost: {exc.strerror or exc}") from exc
+
+    def _set_timeout(self, option: int, deadline_s: float) -> None:
+        """Bound the next call by the time that is left; a bound that is right to a tenth is kept."""
+        remaining_s = min(deadline_s, self.latest_s) - time.monotonic()
+        if remaining_s <= 0:
+            raise BlockingIOError
+        if not remaining_s * 0.9 <= self._timeouts_s[option] <= remaining_s * 1.1:
+            seconds, microseconds = divmod(round(remaining_s * 1e6) + 1, 1_000_000)  # 0 would mean for ever
+            self.sock.setsockopt(socket.SOL_SOCKET, option, TIMEVAL.pack(seconds, microseconds))
+            self._timeouts_s[option] = remaining_s
+
+
 class Connection:
     """Whole messages over one TCP connection; after an error the connection is of no more use.
 
     One thread may send while another receives; two that send, or two that receive, would mix their frames.
     """
 
-    def __init__(self, sock: socket.socket, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(self, sock: socket.socket, limits: Limits = DEFAULT_LIMITS, memory: MemoryLimit = UNLIMITED) -> None:
         self.sock = sock
         self.limits = limits
-        self.silence_s: float | None = None  # inside a message; None: only the message's own deadline counts
-        self.sent_bytes = 0
-        self.received_bytes = 0
+        self._link = SocketWire(sock)
+        self._wire: Wire = self._link
         self._head = memoryview(bytearray(HEAD_UNIT))
-        self._bodies = BodyMemory()
-        try:
-            self.peer = format_address(sock.getpeername())
-            sock.setblocking(True)  # deadlines are the kernel's: one system call a read, where settimeout makes two
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        except OSError as exc:
-            sock.close()
-            raise PeerGoneError("the peer left as soon as it had come") from exc
-        self._timeouts_s = {socket.SO_RCVTIMEO: 0.0, socket.SO_SNDTIMEO: 0.0}
+        self._bodies = BodyMemory(memory)
+        self.peer = self._link.peer
 
     def __enter__(self) -> Connection:
         return self
@@ -102,9 +157,20 @@ class Connection:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
+    @property
+    def sent_bytes(self) -> int:
+        """How many bytes went out so far."""
+        return self._link.sent_bytes
+
+    @property
+    def received_bytes(self) -> int:
+        """How many bytes came in so far."""
+        return self._link.received_bytes
+
     def close(self) -> None:
-        """Close the socket; closing twice is fine."""
+        """Close the socket, and keep no memory; closing twice is fine."""
         self.sock.close()
+        self._bodies.close()
 
     def stop_reading(self) -> None:
         """From another thread: let ``receive`` return what has arrived, then end; answers still go out."""
@@ -119,7 +185,7 @@ class Connection:
     def give_up_after(self, silence_s: float) -> None:
         """Let the kernel end the connection when the peer's machine has been silent for so long, idle or not.
 
-        A peer whose kernel answers while its process hangs is not found out this way: see `silence_s`.
+        A peer whose kernel answers while its process hangs is not found out this way: see `SocketWire.silence_s`.
         """
         sock = self.sock
         with contextlib.suppress(OSError):  # already gone: the next call tells
@@ -129,6 +195,36 @@ class Connection:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(s_to_ms(silence_s)))
 
+    # ---------------------------------------------------------------- before the first message
+
+    def let_in(self, access: Access, latest_s: float) -> Hello:
+        """As a cloud: return the peer's hello, once it has proved what ``access`` asks for, all by ``latest_s``.
+
+        Raises: AccessError: it has not, and was told. NetworkError: it was too slow, or is a stranger.
+        """
+        self._link.latest_s = latest_s
+        self._wire = access.as_cloud(self._link, latest_s)
+        try:
+            hello = self.receive(math.inf).message
+        except AccessError as exc:
+            tell_refusal(self._wire, exc, latest_s)
+            raise
+        if not isinstance(hello, Hello):
+            raise ProtocolError(f"{self.peer} did not say hello")
+        self._link.latest_s = math.inf
+        return hello
+
+    def ask_in(self, access: Access, host: str) -> None:
+        """As an edge: prove to ``host`` what it asks for, and let it do the same; give it up when it falls silent.
+
+        Raises: AccessError: one does not accept the other. NetworkError.
+        """
+        self.give_up_after(SILENCE_S)
+        self._link.silence_s = SILENCE_S
+        self._wire = access.as_edge(self._link, host, time.monotonic() + ACCESS_TIMEOUT_S)
+
+    # ---------------------------------------------------------------- messages
+
     def send(self, message: Message, tensors: Iterable[Tensor] = (), task: int = 0) -> None:
         """Send a message and its tensors, these from their own memory.
 
@@ -137,7 +233,7 @@ class Connection:
         packed = [pack_tensor(tensor) for tensor in tensors]
         header = pack_header(tuple(message), [spec for spec, _ in packed])
         pieces = pack_frame(kind_of(message), header, [buffer for _, buffer in packed], task)
-        self._send_pieces(pieces, body_deadline_s(sum(map(len, pieces))))
+        self._wire.send(pieces, body_deadline_s(sum(map(len, pieces))))
 
     def receive(self, wait_s: float) -> Received:
         """Return the next message, waiting at most ``wait_s`` for its first byte.
@@ -147,15 +243,19 @@ class Connection:
         Raises: PeerGoneError: closed between messages, inside one, or reset.
                 DeadlineError: nothing came, or the message did not end in time.
                 ProtocolError: the peer broke the protocol.
+                BusyError: there is no memory for the body.
+                AccessError: the peer does not let us in.
         """
         head, start_s = self._receive_head(wait_s)
+        if head.kind in RAW_KINDS:
+            raise self._out_of_place(head)
         message, specs = _parsed(head.kind, head.header, head.lengths)
         tensors, memory = [], None
         if head.lengths:  # everything is ready before the last byte comes: the tensors lie where it will land
-            memory = self._body_memory(head.body_length)
+            memory = self._bodies.take(head.body_length)
             body = memory[: head.body_length]
             tensors = list(map(unpack_tensor, specs, split_body(body, head.lengths)))
-            self._read(body, body_deadline_s(head.body_length))
+            read_all(self._wire, body, body_deadline_s(head.body_length))
         return Received(message, tensors, head.task, s_to_ms(time.monotonic() - start_s), memory)
 
     def send_state(self) -> SendState | None:
@@ -179,7 +279,7 @@ class Connection:
         """Read ``size_bytes`` bytes that belong to no frame; yield time (s, monotonic) and size of every read."""
         deadline_s = time.monotonic() + RAW_TIMEOUT_S
         while size_bytes:
-            count = self._read_some(scratch[:size_bytes], deadline_s)
+            count = self._wire.read_some(scratch[:size_bytes], deadline_s)
             if not count:
                 raise PeerGoneError(f"{self.peer} closed the connection inside a probe")
             yield time.monotonic(), count
@@ -187,73 +287,24 @@ class Connection:
 
     def send_raw(self, data: Buffer) -> None:
         """Send bytes that belong to no frame (a bandwidth probe)."""
-        self._send_pieces([data], time.monotonic() + RAW_TIMEOUT_S)
+        self._wire.send([data], time.monotonic() + RAW_TIMEOUT_S)
 
     def _receive_head(self, wait_s: float) -> tuple[Head, float]:
         """Return the head of the next frame, and when its first bytes came (s, monotonic)."""
         data: Buffer = self._head
-        count = self._read_some(self._head, time.monotonic() + wait_s)
-        if not count:
-            raise PeerGoneError(f"{self.peer} closed the connection")
-        start_s = time.monotonic()
-        if count < HEAD_UNIT:
-            check_magic(self._head[:count])  # a stranger's few bytes are told at once
-            self._read(self._head[count:], start_s + HEAD_TIMEOUT_S)
+        start_s = read_head_unit(self._wire, self._head, time.monotonic() + wait_s)
         prefix = unpack_prefix(data, self.limits)
         if prefix.head_length > HEAD_UNIT:
             data = bytearray(prefix.head_length)
             data[:HEAD_UNIT] = self._head
-            self._read(memoryview(data)[HEAD_UNIT:], start_s + HEAD_TIMEOUT_S)
+            read_all(self._wire, memoryview(data)[HEAD_UNIT:], start_s + HEAD_TIMEOUT_S)
         return unpack_head(prefix, data, self.limits), start_s
 
-    def _body_memory(self, length: int) -> memoryview:
-        return self._bodies.take(length)
-
-    def _read(self, view: memoryview, deadline_s: float) -> None:
-        flags = 0 if self.silence_s else socket.MSG_WAITALL  # which would hide when the last byte came
-        while view:
-            bound_s = min(deadline_s, time.monotonic() + self.silence_s) if self.silence_s else deadline_s
-            count = self._read_some(view, bound_s, flags)
-            if not count:
-                raise PeerGoneError(f"{self.peer} closed the connection inside a message")
-            view = view[count:]
-
-    def _read_some(self, view: memoryview, deadline_s: float, flags: int = 0) -> int:
-        try:
-            self._set_timeout(socket.SO_RCVTIMEO, deadline_s)
-            count = self.sock.recv_into(view, 0, flags)
-        except BlockingIOError as exc:
-            raise DeadlineError(f"{self.peer} sent nothing, or not all of a message, in time") from exc
-        except OSError as exc:
-            raise PeerGoneError(f"connection to {self.peer} lost: {exc.strerror or exc}") from exc
-        self.received_bytes += count
-        return count
-
-    def _send_pieces(self, pieces: list[Buffer], deadline_s: float) -> None:
-        views = [memoryview(piece) for piece in pieces if len(piece)]
-        try:
-            while views:
-                self._set_timeout(socket.SO_SNDTIMEO, deadline_s)
-                count = self.sock.sendmsg(views[:MAX_PIECES])
-                self.sent_bytes += count
-                while views and count >= len(views[0]):
-                    count -= len(views.pop(0))
-                if count:
-                    views[0] = views[0][count:]
-        except BlockingIOError as exc:
-            raise DeadlineError(f"{self.peer} did not read our message in time") from exc
-        except OSError as exc:
-            raise PeerGoneError(f"connection to {self.peer} lost: {exc.strerror or exc}") from exc
-
-    def _set_timeout(self, option: int, deadline_s: float) -> None:
-        """Bound the next call by the time that is left; a bound that is right to a tenth is kept."""
-        remaining_s = deadline_s - time.monotonic()
-        if remaining_s <= 0:
-            raise BlockingIOError
-        if not remaining_s * 0.9 <= self._timeouts_s[option] <= remaining_s * 1.1:
-            seconds, microseconds = divmod(round(remaining_s * 1e6) + 1, 1_000_000)  # 0 would mean for ever
-            self.sock.setsockopt(socket.SOL_SOCKET, option, TIMEVAL.pack(seconds, microseconds))
-            self._timeouts_s[option] = remaining_s
+    def _out_of_place(self, head: Head) -> AccessError:
+        """Return what a frame of the key's handshake means to a side that has no key, or is through with it."""
+        if head.kind is Kind.REFUSAL:
+            return refused(self.peer, head.header)
+        return AccessError(f"{self.peer} wants to prove a key, and we have none", Refusal.NO_KEY_HERE)
 
 
 @lru_cache(KEPT_HEADERS)
@@ -278,10 +329,10 @@ def body_deadline_s(length: int) -> float:
     return time.monotonic() + BODY_BASE_S + length / MIN_RATE_BYTES_PER_S
 
 
-def connect(host: str, port: int, limits: Limits = DEFAULT_LIMITS) -> Connection:
-    """Return a connection to the first address of ``host`` that answers.
+def connect(host: str, port: int, limits: Limits = DEFAULT_LIMITS, access: Access = OPEN) -> Connection:
+    """Return a connection to the first address of ``host`` that answers, once each side has let the other in.
 
-    Raises: UsageError: the address makes no sense. ConnectError: nobody answers there.
+    Raises: UsageError: the address makes no sense. ConnectError: nobody answers there. AccessError: not let in.
     """
     try:
         sock = socket.create_connection((host, port), CONNECT_TIMEOUT_S)
@@ -291,8 +342,11 @@ def connect(host: str, port: int, limits: Limits = DEFAULT_LIMITS) -> Connection
         reason = "no answer" if isinstance(exc, TimeoutError) else exc.strerror or str(exc)
         raise ConnectError(f"no service at {format_address((host, port))} ({reason}): is it started there?") from exc
     connection = Connection(sock, limits)
-    connection.give_up_after(SILENCE_S)
-    connection.silence_s = SILENCE_S
+    try:
+        connection.ask_in(access, host)
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
@@ -319,18 +373,20 @@ def stop_accepting(listener: socket.socket) -> None:
     listener.close()
 
 
-def bind(host: str, port: int) -> socket.socket:
+def bind(host: str, port: int, access: Access = OPEN) -> socket.socket:
     """Return a socket that holds an address but does not listen yet; port 0 takes a free one.
 
     SO_REUSEADDR lets a server restart at once; SO_REUSEPORT, which would let two servers share a port unnoticed,
     is never set.
 
-    Raises: UsageError: not an address of this machine. PortBusyError: the port is taken.
+    Raises: UsageError: not an address of this machine, or ``access`` does not keep strangers out there.
+            PortBusyError: the port is taken.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as exc:
         raise _unresolved(host) from exc
+    access.check_exposure(str(address[0]))
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -353,9 +409,9 @@ def start_listening(sock: socket.socket) -> None:
         raise _unusable(host, port, exc) from exc
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, access: Access = OPEN) -> socket.socket:
     """Return a listening socket; see `bind` and `start_listening`."""
-    sock = bind(host, port)
+    sock = bind(host, port, access)
     try:
         start_listening(sock)
     except PortBusyError:

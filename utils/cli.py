@@ -58,7 +58,35 @@ def address_parser(prog: str, description: str | None, *, port: bool = True, mon
             default=DEFAULT_MONITOR_PORT,
             help=f"port of the bandwidth service (default: {DEFAULT_MONITOR_PORT})",
         )
+    _add_access(parser)
     return parser
+
+
+def _add_access(parser: argparse.ArgumentParser) -> None:
+    """Add what both sides prove to each other before they speak; the same flags on either side."""
+    parser.add_argument(
+        "--key-file",
+        type=Path,
+        metavar="FILE",
+        help="secret that both sides hold and prove to each other (default: $NEUROSURGEON_KEY, else none)",
+    )
+    parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="this side's certificate, PEM (default: none)")
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="its private key, PEM (default: none)")
+    parser.add_argument(
+        "--tls-ca",
+        type=Path,
+        metavar="FILE",
+        help="CA that must have signed the other side's certificate, PEM; turns TLS on for an edge (default: none)",
+    )
+
+
+def add_insecure(parser: argparse.ArgumentParser) -> None:
+    """Add --insecure, for services."""
+    parser.add_argument(
+        "--insecure",
+        action="store_true",
+        help="serve whoever reaches an address that is not loopback, without key or TLS (default: off)",
+    )
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import stat
 from pathlib import Path
+from typing import BinaryIO
+
+log = logging.getLogger(__name__)
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
@@ -38,3 +43,10 @@ def cache_directory() -> Path:
         return (Path(base) if base else Path.home() / ".cache") / "neurosurgeon"
     except RuntimeError as exc:
         raise OSError(f"no cache directory: {exc}") from exc
+
+
+def warn_if_others_can_read(file: BinaryIO, path: Path) -> None:
+    """Say so where a file with a secret is readable by more than its owner."""
+    mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    if mode & (stat.S_IRGRP | stat.S_IROTH):
+        log.warning("%s holds a secret and is readable by others (mode %o): chmod 600 %s", path, mode, path)

@@ -27,6 +27,11 @@ def bytes_to_mb(size_bytes: float) -> float:
     return size_bytes / BYTES_PER_MB
 
 
+def mb_to_bytes(size_mb: float) -> int:
+    """Return MB as bytes."""
+    return round(size_mb * BYTES_PER_MB)
+
+
 def s_to_ms(duration_s: float) -> float:
     """Return seconds as milliseconds."""
     return duration_s * MS_PER_S

@@ -35,7 +35,7 @@ def emulated_link(rate_mbit: float, rtt_ms: float) -> Iterator[None]:
 
 def on_cloud_side(arguments: Sequence[str]) -> ServiceProcess:
     """Return a cloud script as a process on the far side of the link."""
-    return ServiceProcess([*arguments, "-i", CLOUD_IP], services=2, prefix=[str(TOOL), "cloud"])
+    return ServiceProcess([*arguments, "-i", CLOUD_IP, "--insecure"], services=2, prefix=[str(TOOL), "cloud"])
 
 
 def on_edge_side(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,11 +29,11 @@ LATENCIES = Latencies(MODEL, "forest", [1.0, 2.0], [0.5, 1.5], [2.0, 3.0], ["fea
 class Cloud:
     """A server in threads of this process, and what it observed."""
 
-    def __init__(self, engine: CloudEngine) -> None:
+    def __init__(self, engine: CloudEngine, **options: Any) -> None:
         self.events: list[CloudEvent] = []
         self.listener = listen(LOOPBACK, 0)
         self.address: tuple[str, int] = self.listener.getsockname()
-        self.server = CloudServer(self.listener, engine, lambda event, sock: self.events.append(event))
+        self.server = CloudServer(self.listener, engine, lambda event, sock: self.events.append(event), **options)
         self.serving = threading.Thread(target=self.server.serve)
         self.serving.start()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -59,15 +59,15 @@ def pair(wires: tuple[socket.socket, socket.socket]) -> tuple[Connection, Connec
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[[CloudEngine], Cloud]]:
+def start() -> Iterator[Callable[..., Cloud]]:
     """Start clouds that end with the test. Both sides compute with one thread, and so make the same bits."""
     from tests.net.clouds import Cloud
 
     threads = torch.get_num_threads()
     clouds: list[Cloud] = []
 
-    def start_one(engine: CloudEngine) -> Cloud:
-        clouds.append(Cloud(engine))
+    def start_one(engine: CloudEngine, **options: Any) -> Cloud:
+        clouds.append(Cloud(engine, **options))
         return clouds[-1]
 
     yield start_one

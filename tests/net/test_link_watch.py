@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from net import link_watch
+from net.access import Access
 from net.bandwidth import Echo, LinkEstimate, LinkSource
 from net.link_watch import KEPT_PINGS, LinkWatch
 from utils.errors import ConnectError
@@ -36,11 +37,11 @@ def measures(monkeypatch: pytest.MonkeyPatch, *estimates: LinkEstimate, echo: Ec
     asked: list[str] = []
     left = iter(estimates)
 
-    def measure(host: str, port: int) -> LinkEstimate:
+    def measure(host: str, port: int, access: Access) -> LinkEstimate:
         asked.append("probe")
         return next(left)
 
-    def ping(host: str, port: int) -> Echo:
+    def ping(host: str, port: int, access: Access) -> Echo:
         asked.append("ping")
         assert echo
         return echo
@@ -128,7 +129,7 @@ def test_load_follows_smoothly(clock: Clock) -> None:
 def test_a_service_that_is_away_is_said_once_and_the_value_kept(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def away(host: str, port: int) -> LinkEstimate:
+    def away(host: str, port: int, access: Access) -> LinkEstimate:
         raise ConnectError("nobody there")
 
     monkeypatch.setattr(link_watch, "measure_link", away)
@@ -142,7 +143,7 @@ def test_a_service_that_is_away_is_said_once_and_the_value_kept(
 def test_the_link_is_measured_in_the_background_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = threading.Event()
 
-    def measure(host: str, port: int) -> LinkEstimate:
+    def measure(host: str, port: int, access: Access) -> LinkEstimate:
         measured.set()
         return LinkEstimate(7e6, 1.0)
 

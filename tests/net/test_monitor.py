@@ -17,7 +17,7 @@ import pytest
 from net import monitor_client, monitor_server
 from net.bandwidth import MAX_RATE_BYTES_PER_S, LinkEstimate, LinkSource
 from net.framing import HEAD_UNIT
-from net.messages import Hello, Message, Ping, Pong, Prepare, Probe, Samples
+from net.messages import ErrorReply, Hello, Message, Ping, Pong, Prepare, Probe, Samples
 from net.monitor_client import estimate_link, last_link, links_file, measure_link, remember_link
 from net.monitor_server import MAX_PROBE_BYTES, MAX_SAMPLES, CloudLoad, MonitorServer, receive_probe
 from net.transport import Connection, connect
@@ -205,6 +205,8 @@ def test_clients_beyond_the_limit_are_closed(listener: socket.socket, monkeypatc
     serving = threading.Thread(target=MonitorServer(listener).serve)
     serving.start()
     with say_hello(listener.getsockname()), connect(*listener.getsockname()) as refused:
+        refused.send(Hello.of())
+        assert isinstance(refused.receive(JOIN_S).message, ErrorReply)
         with pytest.raises(PeerGoneError):
             refused.receive(JOIN_S)
     listener.shutdown(socket.SHUT_RDWR)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from models.zoo import Cut, Network, model_graph
-from net import server, transport
+from net import door, server, transport, wire
+from net.door import Door, DoorLimits
 from net.events import CloudEvent
 from net.framing import HEAD_UNIT
 from net.messages import ErrorReply, Hello, Pong, Prepare, Ready, Reply
@@ -39,6 +40,7 @@ from tests.net.conftest import JOIN_S
 from tests.net.test_transport import frame_of, reset
 from utils.cloud_engine import CloudEngine, CloudResult, Deliver
 from utils.errors import (
+    BusyError,
     ConnectError,
     GraphError,
     NetworkError,
@@ -210,7 +212,7 @@ def test_a_stranger_is_sent_away_and_the_next_edge_served(cloud: Cloud, network:
 
 
 def test_a_silent_stranger_is_sent_away(cloud: Cloud, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "HELLO_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(door, "INTRODUCTION_S", 0.02)
     with socket.create_connection(cloud.address, JOIN_S) as stranger:
         assert stranger.recv(1) == b""
     monkeypatch.undo()
@@ -220,7 +222,7 @@ def test_a_silent_stranger_is_sent_away(cloud: Cloud, network: Network, monkeypa
 def test_an_edge_that_stops_in_the_middle_of_a_frame_is_sent_away(
     cloud: Cloud, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "HEAD_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(wire, "HEAD_TIMEOUT_S", 0.02)
     with socket.create_connection(cloud.address, JOIN_S) as stranger:
         stranger.sendall(HELLO[:100])
         assert stranger.recv(1) == b""
@@ -256,10 +258,10 @@ def test_an_edge_that_does_not_wait_for_its_answer_harms_nobody(
     assert_serves(cloud, network)
 
 
-def test_edges_beyond_the_limit_are_closed(cloud: Cloud, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "MAX_CONNECTIONS", 1)
+def test_edges_beyond_the_limit_hear_that_the_cloud_is_busy(start: Callable[..., Cloud], network: Network) -> None:
+    cloud = start(CloudEngine("cpu", 1, {}), door=Door(limits=DoorLimits(max_connections=1)))
     with cloud.edge() as edge:
-        with pytest.raises(PeerGoneError):
+        with pytest.raises(BusyError):
             cloud.edge()
         assert_answers(edge, network)
 

@@ -15,8 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from net import transport
+from net import transport, wire
+from net.access import Access
 from net.framing import HEAD_UNIT, PREFIX, SMALL_LIMITS, Kind, Limits, pack_frame
+from net.memory import BodyMemory
 from net.messages import Hello, Message, Ping, Prepare, Request, kind_of
 from net.pickling import pack_header, pack_tensor
 from net.transport import Connection, Received, connect, listen
@@ -330,7 +332,7 @@ def test_closing_twice_is_fine(pair: Pair) -> None:
 @pytest.fixture
 def no_body_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail a test in which memory is set aside for a body."""
-    monkeypatch.setattr(Connection, "_body_memory", lambda self, length: pytest.fail(f"{length} bytes were set aside"))
+    monkeypatch.setattr(BodyMemory, "take", lambda self, length: pytest.fail(f"{length} bytes were set aside"))
 
 
 def head_of(specs: Any, *lengths: int, values: Any = tuple(REQUEST)) -> bytes:
@@ -390,7 +392,7 @@ def test_a_silent_peer_meets_the_deadline(pair: Pair) -> None:
 
 
 def test_a_head_that_does_not_end_meets_the_deadline(wires: Wires, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "HEAD_TIMEOUT_S", NOW_S)
+    monkeypatch.setattr(wire, "HEAD_TIMEOUT_S", NOW_S)
     wires[0].sendall(frame_of(REQUEST, [])[:100])
     with pytest.raises(DeadlineError):
         Connection(wires[1]).receive(WAIT_S)
@@ -408,8 +410,10 @@ def test_a_peer_that_trickles_does_not_push_its_deadline_away(
     wires: Wires, monkeypatch: pytest.MonkeyPatch, tensors: list[Tensor]
 ) -> None:
     seconds = iter(range(10_000))  # a clock that shows a second more at every look
-    monkeypatch.setattr(transport, "time", SimpleNamespace(monotonic=lambda: float(next(seconds))))
-    monkeypatch.setattr(transport, "HEAD_TIMEOUT_S", 5.0 if not tensors else 1e6)
+    clock = SimpleNamespace(monotonic=lambda: float(next(seconds)))
+    monkeypatch.setattr(transport, "time", clock)
+    monkeypatch.setattr(wire, "time", clock)
+    monkeypatch.setattr(wire, "HEAD_TIMEOUT_S", 5.0 if not tensors else 1e6)
     wires[0].sendall(frame_of(REQUEST, tensors))
     with trickling(wires[1]) as sock:
         connection = Connection(sock)
@@ -486,4 +490,4 @@ def test_an_unknown_host_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_listening_on_another_machines_address_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="cannot listen on 192.0.2.1"):
-        listen("192.0.2.1", 0)
+        listen("192.0.2.1", 0, Access(insecure=True))
