@@ -20,7 +20,7 @@ from models.zoo import (
     canonical_name,
     check_point,
     check_pretrained,
-    load_network,
+    check_weights_file,
 )
 from net.access import Access, access_of_edge
 from net.bandwidth import LinkEstimate
@@ -123,7 +123,7 @@ def check_given(args: argparse.Namespace) -> None:
     if args.point is not None:
         check_point(args.type, args.point)
     if args.weights:
-        load_network(args.type, weights_of(args), args.device)
+        check_weights_file(args.type, args.weights)
 
 
 def weights_of(args: argparse.Namespace) -> WeightsSource:
@@ -190,10 +190,10 @@ def cloud_of(args: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
 
 def document_of(outcome: Outcome, args: argparse.Namespace, link: LinkEstimate | None) -> dict[str, Any]:
     """Return the JSON interface's object."""
-    network, candidate = outcome.network, outcome.candidate
+    half, candidate = outcome.half, outcome.candidate
     document = {
-        "model": network.name,
-        "layers": len(network.graph.layers),
+        "model": half.name,
+        "layers": len(half.graph.layers),
         "partition_point": candidate.point,
         "partition_layer": candidate.layer,
         "device": args.device,
@@ -206,7 +206,7 @@ def document_of(outcome: Outcome, args: argparse.Namespace, link: LinkEstimate |
         "predictor": {"edge": outcome.plan.edge.source, "cloud": outcome.plan.cloud.source},
         "measured": outcome.measured.as_dict(),
         "sent_bytes": outcome.runs[-1].sent_bytes,
-        "weights_digest": network.weights_digest,
+        "weights_digest": half.weights_digest,
         "output": output_document(outcome.runs[-1].output, outcome.guesses),
     }
     if outcome.max_abs_diff is not None:

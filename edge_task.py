@@ -17,7 +17,8 @@ from tqdm import tqdm
 from deployment import Candidate, SplitPlan, plan_split
 from models.cuts import pack_nodes
 from models.graph import LayerGraph
-from models.zoo import Network, WeightsSource, imagenet_labels, load_network, model_graph
+from models.halves import EdgeHalf, load_edge_half
+from models.zoo import Network, WeightsSource, build_network, imagenet_labels, load_network, model_graph
 from net.bandwidth import LinkEstimate, LinkSource
 from net.breaker import Breaker
 from net.messages import Prepare, Request
@@ -79,7 +80,7 @@ class Run:
 class Outcome:
     """A finished task: the plan, every run of it, and the answer."""
 
-    network: Network
+    half: EdgeHalf
     plan: SplitPlan
     candidate: Candidate
     runs: Sequence[Run]
@@ -89,9 +90,9 @@ class Outcome:
     @property
     def where(self) -> str:
         """Where its layers ran: "edge", "cloud" or "split"."""
-        if self.candidate.point == len(self.network.graph.layers):
+        if self.half.is_whole:
             return "edge"
-        return "split" if self.candidate.point else "cloud"
+        return "split" if len(self.half.edge_nodes) > 1 else "cloud"
 
     @property
     def measured(self) -> StageTimes:
@@ -141,8 +142,8 @@ def run_with_cloud(task: Task, session: EdgeSession, link: LinkEstimate, show: E
     plan = plan_task(task, session, link, corrections, keys)
     candidate = plan.best if task.point is None else plan.candidates[task.point]
     show.plan(plan.best, candidate)
-    network = prepare(task, session, plan.edge_nodes(candidate), show)
-    outcome = infer(task, network, plan, candidate, session, show)
+    half = prepare(task, session, plan.edge_nodes(candidate), show)
+    outcome = infer(task, half, plan, candidate, session, show)
     if task.learns:
         learn(corrections, keys, link, outcome)
     show_outcome(outcome, show)
@@ -170,8 +171,8 @@ def run_here(task: Task, show: EdgeReport) -> Outcome:
     """Run the whole network on this machine."""
     graph = model_graph(task.model)
     plan = plan_alone(graph, edge_latencies(task, graph))
-    network = load_network(task.model, task.weights, task.device)
-    outcome = infer(task, network, plan, plan.best, None, show)
+    half = load_edge_half(task.model, task.weights, task.device, plan.edge_nodes(plan.best))
+    outcome = infer(task, half, plan, plan.best, None, show)
     show_outcome(outcome, show)
     return outcome
 
@@ -184,22 +185,22 @@ def plan_alone(graph: LayerGraph, edge: LayerLatencies) -> SplitPlan:
 
 
 def infer(
-    task: Task, network: Network, plan: SplitPlan, candidate: Candidate, session: EdgeSession | None, show: EdgeReport
+    task: Task, half: EdgeHalf, plan: SplitPlan, candidate: Candidate, session: EdgeSession | None, show: EdgeReport
 ) -> Outcome:
     """Run a task as planned, as often as it says; ``session`` may be None where nothing crosses."""
-    edge_nodes = plan.edge_nodes(candidate)
     tensor = random_input() if task.pixels is None else image_input(task.pixels)
-    runs = [run_once(session, network, edge_nodes, tensor, show)]
+    runs = [run_once(session, half, tensor, show)]
     show.finished()
     if task.repeat > 1:  # the first run was cold: it is shown, and does not count
         turns = tqdm(range(task.repeat), desc="repeat", unit="run", disable=None)
-        runs = [run_once(session, network, edge_nodes, tensor, None) for _ in turns]
-    labels = imagenet_labels() if network.knows_imagenet else None
+        runs = [run_once(session, half, tensor, None) for _ in turns]
+    labels = imagenet_labels() if half.knows_imagenet else None
     guesses = top_guesses(runs[-1].output, labels)
     difference = None
     if task.verify:
-        difference = (runs[-1].output - run_whole(network, tensor)).abs().max().item()
-    return Outcome(network, plan, candidate, runs, guesses, difference)
+        whole = load_network(task.model, task.weights, task.device)
+        difference = (runs[-1].output - run_whole(whole, tensor)).abs().max().item()
+    return Outcome(half, plan, candidate, runs, guesses, difference)
 
 
 def plan_task(
@@ -250,7 +251,7 @@ def edge_latencies(task: Task, graph: LayerGraph) -> LayerLatencies:
     """Return what the model's layers take on this machine, predicted or measured."""
     if task.predictor == "measured":
         use_threads(task.threads or dataset_threads("edge", task.device))
-        network = load_network(task.model, task.weights, task.device)
+        network = build_network(task.model, task.weights, task.device)  # and not kept: most of it may not be needed
         return measured_latencies(network, as_network_input(random_input(), task.device))
     predictor = find_predictor("edge", task.device, task.predictor, task.edge_config)
     threads = use_threads(task.threads or predictor.threads)
@@ -290,47 +291,44 @@ def warn_of_other_machines(predictor: LatencyPredictor, machine: Mapping[str, An
         )
 
 
-def prepare(task: Task, session: EdgeSession, edge_nodes: frozenset[int], show: EdgeReport) -> Network:
-    """Return the network; where anything crosses, the cloud gets its half ready in the same time."""
+def prepare(task: Task, session: EdgeSession, edge_nodes: frozenset[int], show: EdgeReport) -> EdgeHalf:
+    """Return the edge's half; where anything crosses, the cloud gets its own ready in the same time."""
     graph = model_graph(task.model)
     crosses = len(edge_nodes) < len(graph.nodes)
     if crosses:
         session.ask_to_prepare(Prepare(task.model, pack_nodes(graph, edge_nodes), graph.digest))
-    network = load_network(task.model, task.weights, task.device)
-    network.split(edge_nodes)
+    half = load_edge_half(task.model, task.weights, task.device, edge_nodes)
     if crosses:
-        session.wait_until_ready(network.weights_digest)
+        session.wait_until_ready(half.weights_digest)
         show.prepared()
-    return network
+    return half
 
 
-def request_of(network: Network, edge_nodes: frozenset[int]) -> Request:
+def request_of(network: Network | EdgeHalf, edge_nodes: frozenset[int]) -> Request:
     """Return the message that asks the cloud for its half of a cut."""
     graph = network.graph
     return Request(network.name, pack_nodes(graph, edge_nodes), graph.digest, network.weights_digest)
 
 
-def run_once(
-    session: EdgeSession | None, network: Network, edge_nodes: frozenset[int], tensor: Tensor, show: EdgeReport | None
-) -> Run:
+def run_once(session: EdgeSession | None, half: EdgeHalf, tensor: Tensor, show: EdgeReport | None) -> Run:
     """Run one inference; ``show`` gets its lines as they become true."""
-    half = run_half(network.split(edge_nodes).edge, [tensor], network.device)
+    result = run_half(half.module, [tensor], half.device)
     if show:
-        show.edge_done(network.name, half.latency_ms)
-    if session is None or len(edge_nodes) == len(network.graph.nodes):
-        return Run(half.tensors[0], stage_times(half.latency_ms, None), 0)
+        show.edge_done(half.name, result.latency_ms)
+    if session is None or half.is_whole:
+        return Run(result.tensors[0], stage_times(result.latency_ms, None), 0)
     on_sent = show.sent if show else lambda: None
-    remote = session.infer(request_of(network, edge_nodes), half.tensors, on_sent)
-    check_crossing([network.graph.output], remote.tensors)
-    times = stage_times(half.latency_ms, remote)
+    remote = session.infer(request_of(half, half.edge_nodes), result.tensors, on_sent)
+    check_crossing([half.graph.output], remote.tensors)
+    times = stage_times(result.latency_ms, remote)
     if show:
-        show.cloud_done(network.name, times)
+        show.cloud_done(half.name, times)
     return Run(remote.tensors[0], times, remote.sent_bytes)
 
 
 def show_outcome(outcome: Outcome, show: EdgeReport) -> None:
     """Print the answer and the figures behind the contract's lines."""
-    show.answer(outcome.guesses, outcome.network.source.seeded)
+    show.answer(outcome.guesses, outcome.half.source.seeded)
     show.comparison(outcome.candidate.stages, outcome.measured, len(outcome.runs))
     show.where(outcome.where)
     if len(outcome.runs) > 1:

@@ -72,7 +72,7 @@ def test_both_sides_print_the_contract_lines_in_order(script: str, tmp_path: Pat
         log.open("w") as file,
         ServiceProcess([script, "-p", "0", "--monitor-port", "0"], services=2, stdout=file) as cloud,
     ):
-        command = [sys.executable, "edge_api.py", "-t", "alex_net", "--point", "3", "-p", str(cloud.ports[0])]
+        command = [sys.executable, "edge_api.py", "-t", "alex_net", "--point", "1", "-p", str(cloud.ports[0])]
         command += ["--monitor-port", str(cloud.ports[1]), "--input", str(photo)]
         edge = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
     assert masked(edge.stdout).startswith((GOLDEN / "edge.txt").read_text())
