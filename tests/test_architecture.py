@@ -102,10 +102,10 @@ def test_models_import_torch_and_the_foundations_only(module: str) -> None:
     assert others <= uses(module, *FOUNDATIONS)
 
 
-@pytest.mark.parametrize("module", [*FOUNDATIONS, "utils.timing", "utils.cli"])
+@pytest.mark.parametrize("module", [*FOUNDATIONS, "utils.timing", "utils.logs", "utils.cli"])
 def test_the_foundations_import_nothing_above_them(module: str) -> None:
     assert not uses(module, "models", "net", "predictor", "deployment")
-    assert uses(module, "utils") <= uses(module, *FOUNDATIONS)
+    assert uses(module, "utils") <= uses(module, *FOUNDATIONS, "utils.logs")
 
 
 @pytest.mark.parametrize("module", modules("utils"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import logging
 import os
 import re
 import signal
@@ -20,10 +19,12 @@ from types import FrameType, TracebackType
 from typing import IO, Any, NoReturn
 
 from utils.errors import NetworkError, NeurosurgeonError, UsageError
+from utils.logs import LEVELS, is_warning, start_logging
 
 DEFAULT_IP, DEFAULT_PORT, DEFAULT_MONITOR_PORT = "127.0.0.1", 9999, 9922
 EXIT_INTERRUPTED = 130
 START_TIMEOUT_S = 60.0  # a cold import of torch on a small board
+KEPT_LOG_LINES = 10_000  # of a service that runs for weeks
 STOP_TIMEOUT_S = 15.0  # a service finishes what runs, within 10 s
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,6 +41,10 @@ def base_parser(prog: str, description: str | None) -> Parser:
     """Return a parser with what every command has."""
     parser = Parser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--debug", action="store_true", help="show tracebacks and debug logs (default: off)")
+    parser.add_argument(
+        "--log-level", choices=LEVELS, default="info", help="what is logged; debug: every task, too (default: info)"
+    )
+    parser.add_argument("--log-json", action="store_true", help="log JSON, one object a line (default: text)")
     return parser
 
 
@@ -223,11 +228,7 @@ def run_main(
 ) -> int:
     """Parse, run, and turn errors into one line on stderr and an exit code."""
     args = parser.parse_args(argv)
-    logging.basicConfig(
-        level=logging.DEBUG if args.debug else logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s"
-    )
-    for library in ("matplotlib", "PIL"):
-        logging.getLogger(library).setLevel(logging.WARNING)
+    start_logging("debug" if args.debug else args.log_level, as_json=args.log_json)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without Chinese shows escapes, and goes on
     try:
@@ -327,12 +328,13 @@ class ServiceProcess:
         assert self.process.stderr is not None  # noqa: S101  # a pipe, as asked for
         for line in self.process.stderr:
             self.log.append(line.rstrip())
+            del self.log[:-KEPT_LOG_LINES]
             found = _LISTENING.search(line)
             if found:
                 self.ports.append(int(found[1]))
                 if len(self.ports) == self._services:
                     self._ready.set()
-            elif line.startswith(("WARNING", "ERROR")):
+            elif is_warning(line):
                 sys.stderr.write(line)
         self._ready.set()
 

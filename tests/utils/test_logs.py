@@ -1,0 +1,56 @@
+"""Log lines: one for each event, whatever is in it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+import pytest
+
+from utils.logs import JsonLine, TextLine, is_warning
+
+FORMATTERS = [TextLine("%(levelname)s %(message)s"), JsonLine()]
+
+
+def record(message: str, level: int = logging.WARNING, **fields: object) -> logging.LogRecord:
+    made = logging.LogRecord("net.server", level, __file__, 1, message, (), None)
+    made.__dict__.update(fields)
+    return made
+
+
+@pytest.mark.parametrize("formatter", FORMATTERS)
+def test_what_a_peer_sends_stays_on_its_line(formatter: logging.Formatter) -> None:
+    line = formatter.format(record("no model 'x\nERROR all is lost\r\u2028'"))
+    assert len(line.splitlines()) == 1 or isinstance(formatter, TextLine)
+    assert "\n" not in line and "\r" not in line
+
+
+@pytest.mark.parametrize("formatter", FORMATTERS)
+def test_warnings_are_told_from_the_rest(formatter: logging.Formatter) -> None:
+    assert is_warning(formatter.format(record("careful")))
+    assert is_warning(formatter.format(record("broken", logging.ERROR)))
+    assert not is_warning(formatter.format(record("listening", logging.INFO)))
+
+
+def test_a_json_line_has_the_fields_of_its_event_and_no_others() -> None:
+    line = json.loads(JsonLine().format(record("answered", peer="127.0.0.1:1", task="ab", payload=b"secret")))
+    assert line.pop("time").endswith("+00:00")
+    assert line == {
+        "level": "WARNING",
+        "logger": "net.server",
+        "message": "answered",
+        "peer": "127.0.0.1:1",
+        "task": "ab",
+    }
+
+
+def test_a_traceback_stays_inside_the_object() -> None:
+    try:
+        raise ValueError("broken")
+    except ValueError:
+        failed = record("it failed")
+        failed.exc_info = sys.exc_info()
+    line = JsonLine().format(failed)
+    assert "\n" not in line
+    assert "ValueError: broken" in json.loads(line)["traceback"]
