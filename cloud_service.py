@@ -33,11 +33,13 @@ from utils.cli import (
     end_with_parent,
     listening_line,
     non_negative_float,
+    port_number,
     positive_int,
     run_main,
     stop_event,
     worker_count,
 )
+from utils.metrics import Metrics, PrometheusMetrics
 from utils.units import mb_to_bytes
 
 if TYPE_CHECKING:  # a busy port is reported before torch is imported
@@ -61,6 +63,11 @@ def cloud_parser(prog: str, description: str | None) -> Parser:
     add_predictor_choice(parser, "forest", "linear", "measured", sides=("cloud",))
     _add_engine(parser)
     _add_limits(parser)
+    parser.add_argument(
+        "--metrics-port",
+        type=port_number,
+        help="serve counters for Prometheus on this port of loopback; 0 takes a free one (default: off)",
+    )
     parser.add_argument("--until-stdin-closes", action="store_true", help=argparse.SUPPRESS)
     return parser
 
@@ -181,7 +188,19 @@ def make_engine(args: argparse.Namespace) -> CloudEngine:
     weights = parse_weights(args.weights, args.pretrained)
     threads = args.threads or dataset_threads("cloud", args.device)
     limits = EngineLimits(args.workers, args.max_batch, args.batch_wait_ms, args.max_models, args.max_queue)
-    return CloudEngine(args.device, threads, weights, limits)
+    return CloudEngine(args.device, threads, weights, limits, metrics_of(args))
+
+
+def metrics_of(args: argparse.Namespace) -> Metrics | None:
+    """Return the counters that a command line asks for, and serve them.
+
+    Raises: UsageError, PortBusyError.
+    """
+    if args.metrics_port is None:
+        return None
+    metrics = PrometheusMetrics(args.metrics_port)
+    log.info("metrics at http://127.0.0.1:%d/metrics", metrics.port)
+    return metrics
 
 
 def serve(args: argparse.Namespace, listener: socket.socket, access: Access) -> int:
@@ -197,6 +216,7 @@ def serve(args: argparse.Namespace, listener: socket.socket, access: Access) -> 
     if args.until_stdin_closes:
         end_with_parent(stop)
     monitor = ["-m", "net.monitor_server", "-i", args.ip, "--monitor-port", str(args.monitor_port), *access_flags(args)]
+    monitor += ["--log-level", args.log_level] + ["--log-json"] * args.log_json
     with ServiceProcess(monitor) as bandwidth_service:
         start_listening(listener)
         threading.Thread(target=server.serve, daemon=True).start()

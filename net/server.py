@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 IDLE_TIMEOUT_S = 600.0
 MAX_UNANSWERED = 32  # messages of one edge; more than may wait in the engine, so that an edge hears that it is busy
 HEARTBEAT_S = 1.0  # an edge that has heard nothing for so long is told that the cloud lives
+DELIVERY_S = 1.0  # the last answers reach an edge behind any link, or it is gone
 GRACE_S = 10.0  # a stopping cloud finishes what runs, at most this long
 
 
@@ -113,6 +114,9 @@ class CloudServer:
 
     def _serve_one(self, connection: Connection) -> None:
         peer = connection.peer
+        metrics = self._engine.metrics
+        metrics.connections(1)
+        log.debug("%s connected", peer, extra={"peer": peer})
         try:
             with connection:
                 connection.give_up_after(EDGE_SILENCE_S)
@@ -123,15 +127,18 @@ class CloudServer:
                     )
                 )
         except PeerGoneError as exc:
-            log.debug("%s left: %s", peer, exc)
+            log.debug("%s left: %s", peer, exc, extra={"peer": peer})
         except (NetworkError, OSError) as exc:
-            log.warning("closed the connection of %s: %s", peer, exc)
+            metrics.failed(type(exc).__name__)
+            log.warning("closed the connection of %s: %s", peer, exc, extra=_fields(peer, exc))
         except Exception as exc:
+            metrics.failed(type(exc).__name__)
             log.error(
                 "closed the connection of %s after an error of our own: %r", peer, exc, exc_info=_show_traceback()
             )
         finally:
             self._door.leave(connection)
+            metrics.connections(-1)
             with self._lock:
                 self._threads.discard(threading.current_thread())
 
@@ -192,6 +199,7 @@ class Conversation:
         self._kept = kept
         self._edge_id = hello.edge_id
         self._rules = rules
+        self._counted = (0, 0)  # bytes received and sent, as told to the metrics
         self._latencies = latencies
         self._lines = TaskLines(observe, connection.sock)
         self._outbox: SimpleQueue[_Answer | _Done | None] = SimpleQueue()
@@ -215,6 +223,7 @@ class Conversation:
         except PeerGoneError:
             if stopping.is_set():
                 self._wait_for_answers()
+                self.connection.wait_until_delivered(DELIVERY_S)
             raise
         finally:
             self.break_off()
@@ -287,6 +296,7 @@ class Conversation:
         try:
             while answer := self._next_answer():
                 self._send(answer)
+                self._count_bytes()
                 self.connection.recycle(answer.received)  # not before: an answer may be a view of its question
                 self._places.release()
         except PeerGoneError as exc:
@@ -314,14 +324,14 @@ class Conversation:
         if isinstance(answer, _Done):
             self._send_result(answer)
         elif isinstance(answer.content, Exception):
-            self.connection.send(self._refusal(answer.content), task=number)
+            self.connection.send(self._refusal(answer.content, number), task=number)
         else:
             self.connection.send(answer.content, task=number)
 
     def _send_result(self, done: _Done) -> None:
         received, task, result = done
         if isinstance(result, Exception):
-            self.connection.send(self._refusal(result), task=received.task)
+            self.connection.send(self._refusal(result, received.task), task=received.task)
             self._lines.failed(task.state)
             return
         load = self._engine.load
@@ -335,14 +345,42 @@ class Conversation:
         )
         self.connection.send(reply, result.tensors, received.task)
         self._lines.finished(task.state)
+        self._engine.metrics.answered(
+            task.state.model,
+            receive_ms=reply.receive_ms,
+            queue_ms=reply.queue_ms,
+            compute_ms=reply.compute_ms,
+            cloud_ms=reply.cloud_ms,
+        )
+        if log.isEnabledFor(logging.DEBUG):
+            fields = {"model": task.state.model, "duration_ms": round(reply.cloud_ms, 3)}
+            peer, name = self.connection.peer, self._name_of(received.task)
+            log.debug("answered task %s of %s", name, peer, extra={"peer": peer, "task": name, **fields})
 
-    def _refusal(self, exc: Exception) -> ErrorReply:
+    def _name_of(self, task: int) -> str:
+        """Return what tells a task from others in the log, but does not give its secret id away."""
+        return f"{self._edge_id[:4].hex()}/{task}" if self._edge_id else str(task)
+
+    def _count_bytes(self) -> None:
+        now = (self.connection.received_bytes, self.connection.sent_bytes)
+        self._engine.metrics.transferred(now[0] - self._counted[0], now[1] - self._counted[1])
+        self._counted = now
+
+    def _refusal(self, exc: Exception, task: int) -> ErrorReply:
+        self._engine.metrics.failed(type(exc).__name__)
+        peer = self.connection.peer
+        fields = _fields(peer, exc) | {"task": self._name_of(task)}
         if isinstance(exc, NeurosurgeonError):
             level = logging.DEBUG if isinstance(exc, BusyError) else logging.WARNING  # busy: the edge asks again
-            log.log(level, "refused %s: %s", self.connection.peer, exc)
+            log.log(level, "refused %s: %s", peer, exc, extra=fields)
             return reply_of(exc)
-        log.error("a task of %s failed: %r", self.connection.peer, exc, exc_info=exc if _show_traceback() else None)
+        log.error("a task of %s failed: %r", peer, exc, exc_info=exc if _show_traceback() else None, extra=fields)
         return ErrorReply(str(ErrorCode.INTERNAL), "the task failed in the cloud; its log says why")
+
+
+def _fields(peer: str, exc: Exception) -> dict[str, str]:
+    """Return what a log line tells of an error besides its message."""
+    return {"peer": peer, "error": type(exc).__name__}
 
 
 def _show_traceback() -> bool:

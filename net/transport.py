@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import logging
 import math
 import socket
 import struct
+import sys
+import termios
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -59,6 +62,7 @@ BODY_BASE_S = 10.0  # a body gets this, and its length at the slowest rate that 
 SILENCE_S = 4.0  # a cloud that says nothing for so long is gone: it is told of within 5 s
 EDGE_SILENCE_S = 30.0  # an edge may lose its radio for a while, or answer behind a long queue of its own tensors
 KEEPALIVE_INTERVAL_S = 1
+DELIVERY_CHECK_S = 0.005
 MIN_RATE_BYTES_PER_S = 50_000  # 0.4 Mbit/s; the slowest link of the field's tables is 3G with 1.1
 TIMEVAL = struct.Struct("@ll")  # seconds, microseconds: what SO_RCVTIMEO takes
 ACCEPT_PAUSE_S = 0.05  # out of file descriptors: others must close theirs first
@@ -176,6 +180,13 @@ class Connection:
         """From another thread: let ``receive`` return what has arrived, then end; answers still go out."""
         with contextlib.suppress(OSError):  # already gone
             self.sock.shutdown(socket.SHUT_RD)
+
+    def wait_until_delivered(self, wait_s: float) -> None:
+        """Wait until the peer's machine has all that was sent: closing while it still sends would take it back."""
+        deadline_s = time.monotonic() + wait_s
+        with contextlib.suppress(OSError):  # already gone, or a system that does not tell
+            while _unacknowledged_bytes(self.sock) and time.monotonic() < deadline_s:
+                time.sleep(DELIVERY_CHECK_S)
 
     def break_off(self) -> None:
         """From another thread: end every ``receive`` and ``send`` at once, also one that waits."""
@@ -305,6 +316,15 @@ class Connection:
         if head.kind is Kind.REFUSAL:
             return refused(self.peer, head.header)
         return AccessError(f"{self.peer} wants to prove a key, and we have none", Refusal.NO_KEY_HERE)
+
+
+def _unacknowledged_bytes(sock: socket.socket) -> int:
+    """Return how much of what was sent the peer's machine has not confirmed.
+
+    Raises: OSError: the socket is closed, or the system does not tell.
+    """
+    answer = fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))
+    return int.from_bytes(answer, sys.byteorder)
 
 
 @lru_cache(KEPT_HEADERS)

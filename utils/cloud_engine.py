@@ -22,6 +22,7 @@ from utils.errors import BusyError, NeurosurgeonError
 from utils.fair_queue import FairQueue, QueueFullError
 from utils.inference_utils import allows_batches, check_crossing, check_device, run_half, use_threads
 from utils.load import Load, LoadMeter
+from utils.metrics import Metrics
 from utils.timing import now_ms
 from utils.units import MS_PER_S
 
@@ -82,9 +83,15 @@ class CloudEngine:
     """
 
     def __init__(
-        self, device: str, threads: int, weights: Mapping[str, WeightsSource], limits: EngineLimits = EngineLimits()
+        self,
+        device: str,
+        threads: int,
+        weights: Mapping[str, WeightsSource],
+        limits: EngineLimits = EngineLimits(),
+        metrics: Metrics | None = None,
     ) -> None:
         check_device(device)
+        self.metrics = metrics or Metrics()
         self._graphs = {name: model_graph(name) for name in ZOO}  # now: later, tracing interrupts what runs
         self._tracing = threading.Lock()
         self._may_run = threading.Event()
@@ -235,6 +242,7 @@ class CloudEngine:
         batch = [item, *self._companions(item)] if self._max_batch > 1 and self._batches(item.cut) else [item]
         with self._lock:
             self._meter.started(len(batch))
+        self.metrics.batch(len(batch))
         start_ms = now_ms()
         results = run_batch(batch, self.device, start_ms)
         end_ms = now_ms()
