@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.own_models import register_files
 from models.sources import parse_weights
 from models.zoo import canonical_name, model_graph
 from net.access import Access, access_of_cloud
@@ -27,6 +28,7 @@ from utils.cli import (
     StopEvent,
     add_device,
     add_insecure,
+    add_model_files,
     add_predictor_choice,
     add_weights,
     address_parser,
@@ -59,6 +61,7 @@ def cloud_parser(prog: str, description: str | None) -> Parser:
     """Return the parser of a cloud's command line."""
     parser = address_parser(prog, description, monitor_port=True)
     add_device(parser)
+    add_model_files(parser)
     add_weights(parser)
     add_predictor_choice(parser, "forest", "linear", "measured", sides=("cloud",))
     _add_engine(parser)
@@ -167,7 +170,7 @@ def latency_source(engine: CloudEngine, name: str, path: Path | None) -> Callabl
     def latencies(model: str) -> Latencies:
         if name == "measured":
             network = engine.network(model)
-            tensor = as_network_input(random_input(), engine.device)
+            tensor = as_network_input(random_input(network.graph.input.shape), engine.device)
             known = engine.submit_job(lambda: measured_latencies(network, tensor))()
         else:
             known = find_predictor("cloud", engine.device, name, path).predict(model_graph(canonical_name(model)))
@@ -185,6 +188,7 @@ def make_engine(args: argparse.Namespace) -> CloudEngine:
     from predictor.predictor_utils import dataset_threads
     from utils.cloud_engine import CloudEngine, EngineLimits
 
+    register_files(args.model_file)
     weights = parse_weights(args.weights, args.pretrained)
     threads = args.threads or dataset_threads("cloud", args.device)
     limits = EngineLimits(args.workers, args.max_batch, args.batch_wait_ms, args.max_models, args.max_queue)

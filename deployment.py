@@ -15,19 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.graph import LayerGraph
-from models.zoo import canonical_name, model_graph
+from models.sources import chosen_model
+from models.zoo import model_graph
 from predictor.chain_search import Objective, best_point, chain_candidates, cost_ms
 from predictor.latencies import Interval, LayerLatencies
 from predictor.predictor_utils import find_predictor
 from predictor.transfer import WARM, Sender, transfer_time_ms
 from utils.cli import (
+    add_model,
     add_objective,
     add_predictor_choice,
     base_parser,
     non_negative_float,
     positive_float,
     run_main,
-    typed,
 )
 from utils.timing import StageTimes, now_ms
 from utils.units import mb_per_s_to_bytes_per_s, s_to_ms
@@ -129,9 +130,7 @@ def plan_split(
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = base_parser("deployment.py", __doc__)
-    parser.add_argument(
-        "-t", "--type", type=typed(canonical_name), required=True, metavar="MODEL", help="model to plan"
-    )
+    add_model(parser, "plan")
     parser.add_argument(
         "-b", "--bandwidth", type=positive_float, required=True, help="uplink rate, MB/s (1 MB = 10^6 bytes)"
     )
@@ -147,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     from utils import report
 
-    graph = model_graph(args.type)
+    graph = model_graph(chosen_model(args.type, args.model_file, args.input_size))
     edge = find_predictor("edge", name=args.predictor, path=args.edge_config).predict(graph)
     cloud = find_predictor("cloud", name=args.predictor, path=args.cloud_config).predict(graph)
     rate_bytes_per_s, objective = mb_per_s_to_bytes_per_s(args.bandwidth), Objective(args.objective)

@@ -15,13 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.zoo import (
-    WeightsSource,
-    canonical_name,
-    check_point,
-    check_pretrained,
-    check_weights_file,
-)
+from models.sources import chosen_model
+from models.zoo import WeightsSource, check_point, check_pretrained, check_weights_file, input_size
 from net.access import Access, access_of_edge
 from net.bandwidth import LinkEstimate
 from net.monitor_client import estimate_link, given_or_measured, measure_link
@@ -31,6 +26,7 @@ from utils.cli import (
     ServiceProcess,
     add_device,
     add_link,
+    add_model,
     add_no_correction,
     add_on_cloud_loss,
     add_predictor_choice,
@@ -38,7 +34,6 @@ from utils.cli import (
     non_negative_int,
     positive_int,
     run_main,
-    typed,
 )
 from utils.errors import NetworkError, UsageError
 from utils.images import read_image
@@ -55,7 +50,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = address_parser("edge_api.py", __doc__, monitor_port=True)
     add_device(parser)
-    parser.add_argument("-t", "--type", type=typed(canonical_name), required=True, metavar="MODEL", help="model to run")
+    add_model(parser, "run")
     parser.add_argument(
         "--input", type=Path, metavar="IMAGE", help="image to classify (default: a fixed random tensor)"
     )
@@ -86,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     show = EdgeReport(sys.stderr if args.json else sys.stdout)
-    pixels = read_image(args.input) if args.input else None
+    args.type = chosen_model(args.type, args.model_file, args.input_size)
+    pixels = read_image(args.input, input_size(args.type)) if args.input else None
     check_given(args)
     access = access_of_edge(args)
     with contextlib.ExitStack() as stack:
@@ -181,6 +177,8 @@ def cloud_of(args: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
         command += ["--pretrained"]
     if args.key_file:
         command += ["--key-file", str(args.key_file.absolute())]
+    for file in args.model_file:
+        command += ["--model-file", str(file.resolve())]
     with ServiceProcess(command, services=2) as cloud:
         yield DEFAULT_IP, cloud.ports[0], cloud.ports[1]
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from deployment import Candidate, SplitPlan, plan_split
 from edge_task import StageKeys, Task, cloud_latencies, edge_latencies, request_of, stage_keys
 from models.cuts import pack_nodes
-from models.zoo import Network, WeightsSource, load_network, model_graph
+from models.zoo import Network, WeightsSource, input_size, load_network, model_graph
 from net.bandwidth import LinkEstimate
 from net.link_watch import LinkNow, LinkWatch
 from net.messages import Prepare
@@ -264,7 +264,7 @@ class QueueRun:
             SimpleQueue()
         )  # a slot comes back free, or with a task of a lost cloud
         self._finished: SimpleQueue[tuple[TaskResult, Tensor | None] | None] = SimpleQueue()
-        self._random_input = random_input()
+        self._random_inputs = {name: random_input(model.network.graph.input.shape) for name, model in models.items()}
         self.makespan_ms = 0.0
         self._start_ms = now_ms()
         for _ in range(settings.in_flight):
@@ -300,7 +300,9 @@ class QueueRun:
             now = self._watch.now()
             self._report.show_state(now.link.rate_bytes_per_s, now.queue_ms)
             chosen = self._choose(chooser, now)
-            tensor = image_input(read_image(task.image)) if task.image else self._random_input
+            tensor = self._random_inputs[task.model]
+            if task.image:
+                tensor = image_input(read_image(task.image, input_size(task.model)))
             begun = self._run_edge_half(task, tensor, now, chosen)
         except NeurosurgeonError as exc:
             self._finish(TaskResult(task, error=str(exc)))

@@ -188,7 +188,7 @@ def infer(
     task: Task, half: EdgeHalf, plan: SplitPlan, candidate: Candidate, session: EdgeSession | None, show: EdgeReport
 ) -> Outcome:
     """Run a task as planned, as often as it says; ``session`` may be None where nothing crosses."""
-    tensor = random_input() if task.pixels is None else image_input(task.pixels)
+    tensor = random_input(half.graph.input.shape) if task.pixels is None else image_input(task.pixels)
     runs = [run_once(session, half, tensor, show)]
     show.finished()
     if task.repeat > 1:  # the first run was cold: it is shown, and does not count
@@ -252,7 +252,7 @@ def edge_latencies(task: Task, graph: LayerGraph) -> LayerLatencies:
     if task.predictor == "measured":
         use_threads(task.threads or dataset_threads("edge", task.device))
         network = build_network(task.model, task.weights, task.device)  # and not kept: most of it may not be needed
-        return measured_latencies(network, as_network_input(random_input(), task.device))
+        return measured_latencies(network, as_network_input(random_input(graph.input.shape), task.device))
     predictor = find_predictor("edge", task.device, task.predictor, task.edge_config)
     threads = use_threads(task.threads or predictor.threads)
     warn_of_other_machines(predictor, {"device": task.device, "threads": threads}, "edge")

@@ -13,19 +13,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from models.zoo import WeightsSource, canonical_name, load_network
+from models.sources import chosen_model
+from models.zoo import WeightsSource, input_size, load_network
 from predictor.predictor_utils import config_path, load_predictor
 from utils import report
-from utils.cli import add_device, base_parser, run_main, typed
+from utils.cli import add_device, add_model, base_parser, run_main
 from utils.excel_utils import save_tables
 from utils.inference_utils import check_device, load_image, random_input, show_features, use_threads
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = base_parser("layers_api.py", __doc__)
-    parser.add_argument(
-        "-t", "--type", type=typed(canonical_name), required=True, metavar="MODEL", help="model to study"
-    )
+    add_model(parser, "study")
     add_device(parser)
     parser.add_argument("--input", type=Path, metavar="IMAGE", help="image to run on (default: a fixed random tensor)")
     parser.add_argument("--excel", type=Path, metavar="FILE.xlsx", help="save the table")
@@ -36,8 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     check_device(args.device)
     use_threads(args.threads or load_predictor(config_path("edge")).threads)
-    network = load_network(args.type, WeightsSource(), args.device)
-    tensor = load_image(args.input) if args.input else random_input()
+    name = chosen_model(args.type, args.model_file, args.input_size)
+    network = load_network(name, WeightsSource(), args.device)
+    tensor = load_image(args.input, input_size(name)) if args.input else random_input(network.graph.input.shape)
     features = show_features(network, tensor, lambda layers: tqdm(layers, unit="layer", disable=None))
     rows = [dataclasses.asdict(feature) for feature in features]
     if args.json:

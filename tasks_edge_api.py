@@ -18,8 +18,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from models.own_models import register_files
 from models.sources import parse_weights
-from models.zoo import ZOO, canonical_name
+from models.zoo import ZOO
 from net.access import access_of_edge
 from net.link_watch import LinkWatch
 from net.monitor_client import estimate_link, given_or_measured
@@ -31,6 +32,7 @@ from utils.cli import (
     EXIT_INTERRUPTED,
     add_device,
     add_link,
+    add_model_files,
     add_no_correction,
     add_objective,
     add_on_cloud_loss,
@@ -40,7 +42,6 @@ from utils.cli import (
     positive_float,
     positive_int,
     run_main,
-    typed,
 )
 from utils.errors import NeurosurgeonError
 from utils.queue_report import QueueReport, print_summary
@@ -76,12 +77,12 @@ def queue_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-t",
         "--type",
-        type=typed(canonical_name),
         nargs="+",
         default=list(ZOO),
         metavar="MODEL",
-        help="models of random tasks, and in turn of --input-dir (default: all)",
+        help="models of random tasks, and in turn of --input-dir (default: the four classic ones)",
     )
+    add_model_files(parser)
     add_weights(parser)
     add_link(parser)
     parser.add_argument(
@@ -117,6 +118,7 @@ def queue_parser() -> argparse.ArgumentParser:
 
 def _run(args: argparse.Namespace) -> int:
     out = sys.stderr if args.json else sys.stdout
+    register_files(args.model_file)
     tasks, settings = tasks_of(args), settings_of(args)
     access = access_of_edge(args)
     open_session = partial(EdgeSession.open, args.ip, args.port, new_edge_id(), access)

@@ -67,16 +67,17 @@ def check_cut(graph: LayerGraph, edge_nodes: Collection[int]) -> None:
 def graph_digest(graph: LayerGraph) -> str:
     """Return 128 bits of SHA-256 over all that a network computes but for its weights.
 
-    These are, node by node, the operation with its settings and constants, what it reads, its kind, and the shape
-    and type of what it makes.
+    These are, one by one, the operations with their settings and constants, what they read, and the shape and type of
+    what they make.
     """
     operations = [node for node in graph.program.nodes if node.op != "output"]
     positions = {node: f"%{index}" for index, node in enumerate(operations)}
     root = graph.program.owning_module
     total = hashlib.sha256()
-    for node, operation in zip(graph.nodes, operations, strict=True):
+    for operation in operations:
         arguments = _map_reads((operation.args, operation.kwargs), positions)
-        total.update(f"{node.kind} {_operation(operation, root)} {arguments} {node.output}\n".encode())
+        made = operation.meta.get("spec", NO_TENSOR)
+        total.update(f"{_operation(operation, root)} {arguments} {made}\n".encode())
     return total.hexdigest()[:DIGEST_HEX_CHARS]
 
 

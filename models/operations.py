@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import fx, nn
 
-from models.shapes import ACTIVATIONS, TensorSpec, pair
+from models.shapes import ACTIVATIONS, TensorSpec, function_name, pair
 
 
 class LayerKind(StrEnum):
@@ -32,6 +32,10 @@ class LayerKind(StrEnum):
     DROPOUT = "dropout"
     FLATTEN = "flatten"
     SHUFFLE = "shuffle"  # makes a transposed tensor dense
+    MATMUL = "matmul"  # product of matrices, or of many pairs of them; a linear layer on many tokens
+    LAYER_NORM = "layer_norm"
+    SOFTMAX = "softmax"
+    ATTENTION = "attention"  # projections, softmax and all, in one operation
     VIEW = "view"  # looks at a tensor in another way, or at a part of it: nothing is computed or moved
     BLOCK = "block"  # a layer of several nodes
     OTHER = "other"  # traced and cut like any other, but nothing predicts it
@@ -72,23 +76,22 @@ def describe(
     if output is None or not reads:
         return Operation(LayerKind.VIEW, {}, 0)
     call = Call(module, node.args, node.kwargs, reads, output)
-    describer = _DESCRIBERS.get(_function_name(node)) if module is None else _module_describer(module)
+    describer = _DESCRIBERS.get(function_name(node)) if module is None else _module_describer(module)
     return (describer or _elementwise(LayerKind.OTHER, 1))(call)
 
 
-def _function_name(node: fx.Node) -> str:
-    """Return the name that a function has alike in torch, as a method and as an operator."""
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-
-
 def _module_describer(module: nn.Module) -> Describer | None:
+    if type(module).__name__ == "StochasticDepth":
+        return _DESCRIBERS["identity"]
     return next((_DESCRIBERS[base] for base in type(module).__mro__ if base in _DESCRIBERS), None)
 
 
 def _plane(spec: TensorSpec) -> dict[str, int]:
-    """Return feature-map width and channels; a flat tensor has width 1."""
+    """Return feature-map width and channels; of tokens (N, L, C), the width of a map with as many positions."""
     if len(spec.shape) == 4:
-        return {"HW": spec.shape[-1], "Cin": spec.shape[1]}
+        return {"HW": round(math.sqrt(math.prod(spec.shape[2:]))), "Cin": spec.shape[1]}
+    if len(spec.shape) == 3:
+        return {"HW": round(math.sqrt(spec.shape[1])), "Cin": spec.shape[2]}
     return {"HW": 1, "Cin": spec.numel}
 
 
@@ -99,26 +102,96 @@ def _argument(call: Call, position: int, name: str, default: Any) -> Any:
     return call.args[position] if len(call.args) > position else call.kwargs.get(name, default)
 
 
+def _shape(call: Call, position: int, name: str) -> tuple[int, ...]:
+    """Return the shape of a tensor argument; an empty one where there is none."""
+    value = _argument(call, position, name, None)
+    if isinstance(value, fx.Node):
+        return value.meta["spec"].shape if "spec" in value.meta else ()
+    return tuple(value.shape) if value is not None else ()
+
+
 def _conv(call: Call) -> Operation:
-    module, output = call.module, call.output
-    groups = module.groups
+    weight = _shape(call, 1, "weight")  # (Cout, Cin / groups, kernel, kernel)
+    groups = _argument(call, 6, "groups", 1)
+    padding = _argument(call, 4, "padding", 0)
+    plane = _plane(call.reads[0])
     params = {
-        **_plane(call.reads[0]),
-        "kernel": round(math.sqrt(math.prod(pair(module.kernel_size)))),
-        "stride": pair(module.stride)[0],
-        "padding": pair(module.padding)[0] if not isinstance(module.padding, str) else 0,
-        "Cout": module.out_channels,
+        **plane,
+        "kernel": round(math.sqrt(math.prod(weight[2:]))),
+        "stride": pair(_argument(call, 3, "stride", 1))[0],
+        "padding": pair(padding)[0] if not isinstance(padding, str) else 0,
+        "Cout": weight[0],
         "groups": groups,
-        "bias": int(module.bias is not None),
+        "bias": int(bool(_shape(call, 2, "bias"))),
     }
-    kind = LayerKind.DW_CONV if groups == module.in_channels and groups > 1 else LayerKind.CONV
-    return Operation(kind, params, 2 * output.numel * module.weight[0].numel())
+    kind = LayerKind.DW_CONV if groups == plane["Cin"] and groups > 1 else LayerKind.CONV
+    return Operation(kind, params, 2 * call.output.numel * math.prod(weight[1:]))
 
 
 def _linear(call: Call) -> Operation:
-    module = call.module
-    params = {"in_features": module.in_features, "out_features": module.out_features}
-    return Operation(LayerKind.LINEAR, params, 2 * call.output.numel * module.in_features)
+    outputs, inputs = _shape(call, 1, "weight")
+    if call.reads[0].numel == inputs:
+        return Operation(LayerKind.LINEAR, {"in_features": inputs, "out_features": outputs}, 2 * inputs * outputs)
+    return _product(1, call.output.numel // outputs, inputs, outputs)
+
+
+def _product(batch: int, rows: int, inner: int, columns: int) -> Operation:
+    """Describe ``batch`` products of (rows, inner) with (inner, columns)."""
+    params = {"batch": batch, "rows": rows, "inner": inner, "columns": columns}
+    return Operation(LayerKind.MATMUL, params, 2 * batch * rows * inner * columns)
+
+
+def _matmul(call: Call) -> Operation:
+    first = call.reads[0].shape
+    rows, inner = (first[-2] if len(first) > 1 else 1), first[-1]
+    columns = call.output.shape[-1]
+    return _product(max(call.output.numel // (rows * columns), 1), rows, inner, columns)
+
+
+def _einsum(call: Call) -> Operation:
+    """Describe a sum of products of two tensors as products of matrices."""
+    terms, _, result = str(call.args[0]).replace(" ", "").partition("->")
+    first, _, second = terms.partition(",")
+    if len(call.reads) != 2 or "." in terms or "," in second:
+        return _elementwise(LayerKind.OTHER, 1)(call)
+    sizes = dict(zip(first + second, (*call.reads[0].shape, *call.reads[1].shape), strict=True))
+    groups = {"batch": set(first) & set(second) & set(result), "inner": set(first) & set(second) - set(result)}
+    groups |= {"rows": set(first) - set(second), "columns": set(second) - set(first)}
+    return _product(*(math.prod(sizes[axis] for axis in groups[name]) for name in PRODUCT_COLUMNS))
+
+
+PRODUCT_COLUMNS = ("batch", "rows", "inner", "columns")
+
+
+def _rows(kind: LayerKind, flops_per_element: int) -> Describer:
+    """Describe what works on each row of the last dimension by itself."""
+
+    def describe(call: Call) -> Operation:
+        width = call.reads[0].shape[-1]
+        params = {"rows": call.reads[0].numel // width, "width": width}
+        return Operation(kind, params, flops_per_element * call.output.numel)
+
+    return describe
+
+
+def _attention(call: Call) -> Operation:
+    """Describe a `MultiheadAttention` of tokens (N, L, C) on themselves."""
+    tokens = call.reads[0].shape[1 if call.module.batch_first else 0]
+    return attention(call.reads[0].numel, tokens, call.module.embed_dim, call.module.num_heads)
+
+
+def _window_attention(call: Call) -> Operation:
+    """Describe torchvision's attention inside windows of a map (N, H, W, C), padded to whole windows."""
+    window = call.args[4]
+    batch, *plane, width = call.reads[0].shape
+    padded = [-(-size // side) * side for size, side in zip(plane, window, strict=True)]
+    return attention(batch * math.prod(padded) * width, math.prod(window), width, call.args[5])
+
+
+def attention(elements: int, tokens: int, width: int, heads: int) -> Operation:
+    """Describe attention of groups of ``tokens`` among themselves: four projections, scores, and their use."""
+    params = {"groups": elements // (tokens * width), "tokens": tokens, "width": width, "heads": heads}
+    return Operation(LayerKind.ATTENTION, params, elements * (8 * width + 4 * tokens))
 
 
 def _maxpool(call: Call) -> Operation:
@@ -146,6 +219,12 @@ def _adaptive_avgpool(call: Call) -> Operation:
     return Operation(
         LayerKind.AVGPOOL, {**plane, "output": output, "kernel": -(-plane["HW"] // output)}, call.reads[0].numel
     )
+
+
+def _mean(call: Call) -> Operation:
+    """Describe a mean: over the feature map it is a pool."""
+    is_pool = len(call.reads[0].shape) == 4 and call.output.numel == math.prod(call.reads[0].shape[:2])
+    return (_adaptive_avgpool if is_pool else _elementwise(LayerKind.OTHER, 1))(call)
 
 
 def _activation(name: str) -> Describer:
@@ -184,10 +263,17 @@ def _view(call: Call) -> Operation:
 
 
 def _reshape(call: Call) -> Operation:
-    """Describe a change of shape: of a feature map it moves every element (channels-last), else it is a view."""
-    is_plane = len(call.reads[0].shape) == 4 and len(call.output.shape) < 4
+    """Describe a change of shape: joining channels and positions moves every element (channels-last); else a view."""
+    before, after = call.reads[0].shape, call.output.shape
+    is_plane = len(before) == 4 and (len(after) == 2 or (len(after) == 3 and before[:2] != after[:2]))
     return _elementwise(LayerKind.FLATTEN, 0)(call) if is_plane else _view(call)
 
+
+_VIEWS = (
+    "getitem getattr chunk split tensor_split unbind transpose permute swapaxes movedim unsqueeze squeeze size expand "
+    "detach t narrow select slice alias"
+).split()
+_IDENTITIES = ("dropout", "stochastic_depth", "feature_dropout", "identity")
 
 _DESCRIBERS: dict[type[nn.Module] | str, Describer] = {
     nn.Conv2d: _conv,
@@ -196,21 +282,34 @@ _DESCRIBERS: dict[type[nn.Module] | str, Describer] = {
     nn.AvgPool2d: _avgpool,
     nn.AdaptiveAvgPool2d: _adaptive_avgpool,
     nn.BatchNorm2d: _elementwise(LayerKind.BATCHNORM, 2),
+    nn.LayerNorm: _rows(LayerKind.LAYER_NORM, 8),
+    nn.Softmax: _rows(LayerKind.SOFTMAX, 5),
+    nn.MultiheadAttention: _attention,
     nn.Dropout: _elementwise(LayerKind.DROPOUT, 0),
     nn.Identity: _elementwise(LayerKind.DROPOUT, 0),
     nn.Flatten: _reshape,
     **{module: _activation(name) for name, module in _ACTIVATION_MODULES.items()},
     **{function: _activation(name) for name in ACTIVATION_NAMES for function in (name, name + "_")},
+    "conv2d": _conv,
+    "linear": _linear,
     "max_pool2d": _maxpool,
     "avg_pool2d": _avgpool,
     "adaptive_avg_pool2d": _adaptive_avgpool,
-    "mean": _adaptive_avgpool,  # over the feature map
+    "mean": _mean,
+    "batch_norm": _elementwise(LayerKind.BATCHNORM, 2),
+    "layer_norm": _rows(LayerKind.LAYER_NORM, 8),
+    "softmax": _rows(LayerKind.SOFTMAX, 5),
+    "einsum": _einsum,
+    "shifted_window_attention": _window_attention,
     "cat": _concat,
     "concat": _concat,
     "contiguous": _elementwise(LayerKind.SHUFFLE, 0),
-    **dict.fromkeys(("add", "iadd", "add_"), _sum_or_product(LayerKind.ADD)),
-    **dict.fromkeys(("mul", "imul", "mul_"), _sum_or_product(LayerKind.MULTIPLY)),
-    **dict.fromkeys(("dropout", "stochastic_depth"), _elementwise(LayerKind.DROPOUT, 0)),
+    "clone": _elementwise(LayerKind.SHUFFLE, 0),
+    **dict.fromkeys(("matmul", "bmm", "mm"), _matmul),
+    **dict.fromkeys(("pad", "roll"), _elementwise(LayerKind.SHUFFLE, 0)),
+    **dict.fromkeys(("add", "iadd", "add_", "sub", "isub", "rsub"), _sum_or_product(LayerKind.ADD)),
+    **dict.fromkeys(("mul", "imul", "mul_", "truediv", "div", "itruediv"), _sum_or_product(LayerKind.MULTIPLY)),
+    **dict.fromkeys(_IDENTITIES, _elementwise(LayerKind.DROPOUT, 0)),
     **dict.fromkeys(("flatten", "reshape", "view"), _reshape),
-    **dict.fromkeys(("getitem", "getattr", "chunk", "transpose", "permute", "unsqueeze", "squeeze", "size"), _view),
+    **dict.fromkeys(_VIEWS, _view),
 }

@@ -17,7 +17,7 @@ from torch import fx, nn
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh)
 ADDITIONS = (operator.add, operator.iadd, torch.add)
-SHAPE_PRESERVING = (nn.BatchNorm2d, nn.Dropout, nn.Identity, *ACTIVATIONS)
+SHAPE_PRESERVING = (nn.BatchNorm2d, nn.LayerNorm, nn.Dropout, nn.Identity, *ACTIVATIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +46,29 @@ class TensorSpec:
 NO_TENSOR = TensorSpec((0,))  # a size, or a tuple of parts
 
 
+def function_name(node: fx.Node) -> str:
+    """Return the name that a function has alike in torch, as a method, as an operator, and as torch.export sees it."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return name if node.op == "call_module" else name.split(".")[0]
+
+
 class ShapeRecorder(fx.Interpreter):
-    """Runs a program on meta tensors and keeps a `TensorSpec` of every result in its node's ``meta["spec"]``."""
+    """Runs a program on meta tensors and keeps what it makes.
+
+    The `TensorSpec` of a tensor goes to its node's ``meta["spec"]``, any other result to ``meta["value"]``.
+    """
+
+    current = "the input"  # what runs, for whoever catches an error
+
+    def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Fetch an attribute; a tensor, without its data."""
+        value = super().get_attr(target, args, kwargs)
+        return value.to("meta") if isinstance(value, torch.Tensor) else value
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a module, unless its output's shape is known."""
-        shape = _output_shape(self.fetch_attr(target), args[0].shape)
+        is_usual = len(args) == 1 and isinstance(args[0], torch.Tensor) and not kwargs
+        shape = _output_shape(self.fetch_attr(target), args[0].shape) if is_usual else None
         return super().call_module(target, args, kwargs) if shape is None else args[0].new_empty(shape)
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -63,9 +80,12 @@ class ShapeRecorder(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """Run a node and keep its result's description."""
+        self.current = str(n.target) if n.op == "call_module" else n.name
         result = super().run_node(n)
         if isinstance(result, torch.Tensor):
             n.meta["spec"] = TensorSpec(tuple(result.shape), str(result.dtype).removeprefix("torch."))
+        else:
+            n.meta["value"] = result
         return result
 
 
@@ -74,12 +94,16 @@ def _output_shape(module: nn.Module, shape: Sequence[int]) -> Sequence[int] | No
     if isinstance(module, SHAPE_PRESERVING):
         return shape
     if isinstance(module, nn.Linear):
+        if shape[-1] != module.in_features:
+            raise ValueError(f"{shape[-1]} values where {module.in_features} are expected")
         return (*shape[:-1], module.out_features)
     if len(shape) != 4:
         return None
     if isinstance(module, nn.AdaptiveAvgPool2d) and None not in pair(module.output_size):
         return (*shape[:2], *pair(module.output_size))
     if isinstance(module, nn.Conv2d) and not isinstance(module.padding, str):
+        if shape[1] != module.in_channels:
+            raise ValueError(f"{shape[1]} channels where {module.in_channels} are expected")
         return (shape[0], module.out_channels, *_window_planes(module, shape))
     if isinstance(module, nn.MaxPool2d) and not (module.ceil_mode or module.return_indices):
         return (*shape[:2], *_window_planes(module, shape))
@@ -90,7 +114,10 @@ def _window_planes(module: Any, shape: Sequence[int]) -> list[int]:
     """Return height and width behind a sliding window."""
     sizes = (pair(value) for value in (module.kernel_size, module.stride, module.padding, module.dilation))
     windows = zip(shape[2:], *sizes, strict=True)
-    return [(size + 2 * pad - step * (kernel - 1) - 1) // stride + 1 for size, kernel, stride, pad, step in windows]
+    planes = [(size + 2 * pad - step * (kernel - 1) - 1) // stride + 1 for size, kernel, stride, pad, step in windows]
+    if min(planes) < 1:
+        raise ValueError(f"a window of {module.kernel_size} is larger than its input of {tuple(shape[2:])}")
+    return planes
 
 
 def pair(value: Any) -> tuple[int, int]:

@@ -7,18 +7,21 @@ the same bits on every machine. A digest of the weights, not their origin, tells
 from __future__ import annotations
 
 import hashlib
-import importlib
 import math
 import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from utils.errors import PartitionError, UnknownModelError, WeightsError
+from models.names import ZOO as ZOO
+from models.names import build_module, is_own, torchvision_name, torchvision_weights
+from models.names import canonical_name as canonical_name
+from models.names import input_size as input_size
+from utils.errors import PartitionError, WeightsError
 
 if TYPE_CHECKING:  # torch takes a second to import; names and spelling checks must not wait for it
     from torch import Tensor, nn
@@ -28,57 +31,30 @@ if TYPE_CHECKING:  # torch takes a second to import; names and spelling checks m
 
 INPUT_SHAPE = (1, 3, 224, 224)
 MAX_CUTS = 64  # halves that a network keeps; they share its weights, and each has a few KB of code for every node
+TRAINING_HEADS = {"aux1", "aux2", "AuxLogits"}  # of GoogLeNet and Inception, in their checkpoints
 DIGEST_HEX_CHARS = 32  # 128 bits: enough to tell weights apart, short enough to read
+MAX_GRAPHS = 256  # kept; a peer can ask for every network in every size
 
 
-@dataclass(frozen=True, slots=True)
-class ZooEntry:
-    """Where an architecture lives, its partition points, and torchvision's name and weights enum, if any."""
-
-    module: str
-    class_name: str
-    layers: int  # known without building it, so that a wrong point is told at once; a test compares
-    torchvision_name: str | None = None
-    torchvision_weights: str | None = None
-
-
-ZOO: Mapping[str, ZooEntry] = {
-    "alex_net": ZooEntry("models.AlexNet", "AlexNet", 22, "alexnet", "AlexNet_Weights"),
-    "vgg_net": ZooEntry("models.VggNet", "VggNet", 53, "vgg16_bn", "VGG16_BN_Weights"),
-    "le_net": ZooEntry("models.LeNet", "LeNet", 12),
-    "mobile_net": ZooEntry("models.MobileNet", "MobileNet", 23, "mobilenet_v2", "MobileNet_V2_Weights"),
-}
-ALIASES = {"alexnet": "alex_net", "vggnet": "vgg_net", "lenet": "le_net", "mobilenet": "mobile_net"}
-
-
-def canonical_name(name: str) -> str:
-    """Return the model's one name; ``mobilenet`` and ``mobile_net`` are the same.
-
-    Raises: UnknownModelError: there is no such model; the message lists those that exist.
-    """
-    canonical = ALIASES.get(name, name)
-    if canonical not in ZOO:
-        raise UnknownModelError(f"unknown model {name!r}: choose from {', '.join(ZOO)}")
-    return canonical
-
-
-@cache
 def model_graph(name: str) -> LayerGraph:
-    """Return the layer graph of a model, traced once per process and without weights."""
+    """Return the layer graph of a model, traced once per process and without weights.
+
+    Raises: UnknownModelError; TraceError: it cannot become a graph; InputSizeError: it takes no such images.
+    """
+    return _model_graph(canonical_name(name))
+
+
+@lru_cache(MAX_GRAPHS)
+def _model_graph(name: str) -> LayerGraph:
     from models.graph import trace
 
-    return trace(skeleton(name), name, INPUT_SHAPE)
+    size = input_size(name)
+    return trace(skeleton(name), name, (1, 3, size, size))
 
 
 def skeleton(name: str) -> nn.Module:
-    """Build the architecture on the meta device: shapes without memory."""
-    import torch
-
-    entry = ZOO[canonical_name(name)]
-    architecture = getattr(importlib.import_module(entry.module), entry.class_name)
-    with torch.device("meta"):
-        model: nn.Module = architecture()
-    return model.eval()
+    """Build the architecture, its parameters on the meta device: shapes without memory; the user's own in full."""
+    return build_module(canonical_name(name))
 
 
 # ---------------------------------------------------------------- networks ready to run
@@ -144,11 +120,9 @@ class Network:
         return made
 
     def _make_cut(self, edge_nodes: frozenset[int]) -> Cut:
-        from models.cuts import check_cut
         from models.graph import cut
 
-        check_cut(self.graph, edge_nodes)
-        crossing = tuple(node.output for node in self.graph.crossing(edge_nodes))
+        crossing = tuple(output for node in self.graph.crossing(edge_nodes) for output in node.outputs)
         return Cut(*cut(self.module, self.graph, edge_nodes), crossing)
 
 
@@ -157,7 +131,8 @@ def check_point(name: str, point: int) -> None:
 
     Raises: PartitionError.
     """
-    layers = ZOO[canonical_name(name)].layers
+    name = canonical_name(name)
+    layers = ZOO[name].layers if name in ZOO else len(model_graph(name).layers)
     if not 0 <= point <= layers:
         raise PartitionError(f"partition point {point} is outside {name}: choose 0 (all in the cloud) to {layers}")
 
@@ -184,14 +159,21 @@ def build_network(name: str, source: WeightsSource = WeightsSource(), device: st
     graph = model_graph(name)
     model = skeleton(name)
     state, knows_imagenet = _load_state(name, model, source)
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict(_of_this_version(state, model), assign=True)
     model.requires_grad_(False)
-    digest = weights_digest(state)
+    digest = weights_digest({**graph.attributes(model), **state})
     with torch.inference_mode():
         model = fold_batch_norms(model, graph).to(device)
         if device == "cpu":
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Network(name, model.eval(), graph, digest, device, source, knows_imagenet)
+
+
+def _of_this_version(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters that say of which version of their modules they are, as a module expects of its own."""
+    stamped = OrderedDict(state)
+    stamped._metadata = getattr(state, "_metadata", model.state_dict()._metadata)  # type: ignore[attr-defined]
+    return stamped
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
@@ -213,13 +195,22 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 def _load_state(name: str, model: nn.Module, source: WeightsSource) -> tuple[dict[str, Tensor], bool]:
     """Return the parameters, and whether they are torchvision's."""
     if source.file is not None:
-        state = read_weights_file(source.file)
+        state = _without_training_heads(read_weights_file(source.file), model)
         check_fit(model, state, f"{source.file} does not fit {name}")
-        state = {key: value for key, value in state.items() if key in model.state_dict()}
+        counters = {key: value for key, value in model.state_dict().items() if key.endswith("num_batches_tracked")}
+        state = {key: value for key, value in {**counters, **state}.items() if key in model.state_dict()}
         return _as_float32(state), _is_official_checkpoint(name, source.file)
     if source.pretrained:
-        return _as_float32(_pretrained_state(name)), True
+        return _as_float32(_without_training_heads(_pretrained_state(name), model)), True
+    if is_own(name):  # its function has given it weights
+        return dict(model.state_dict()), False
     return seeded_state(name, model), False
+
+
+def _without_training_heads(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return a checkpoint without the parameters of heads that only training uses, and the model leaves out."""
+    own = {key.split(".")[0] for key in model.state_dict()}
+    return {key: value for key, value in state.items() if key.split(".")[0] not in TRAINING_HEADS - own}
 
 
 def read_weights_file(path: Path) -> dict[str, Tensor]:
@@ -289,7 +280,8 @@ def check_weights_file(name: str, path: Path) -> None:
 
     Raises: WeightsError.
     """
-    check_fit(skeleton(name), read_weights_file(path), f"{path} does not fit {name}")
+    model = skeleton(name)
+    check_fit(model, _without_training_heads(read_weights_file(path), model), f"{path} does not fit {name}")
 
 
 def check_pretrained(name: str) -> None:
@@ -297,9 +289,9 @@ def check_pretrained(name: str) -> None:
 
     Raises: WeightsError: names the models that it has weights for.
     """
-    if ZOO[name].torchvision_weights is None:
-        trained = ", ".join(known for known, candidate in ZOO.items() if candidate.torchvision_weights)
-        raise WeightsError(f"torchvision has no pretrained weights for {name}; it has them for {trained}")
+    if torchvision_name(name) is None:
+        trained = ", ".join(known for known, candidate in ZOO.items() if candidate.torchvision_name)
+        raise WeightsError(f"torchvision has no pretrained weights for {name}; it has them for {trained} and its own")
 
 
 def model_of_weights(path: Path) -> str:
@@ -321,16 +313,10 @@ def _as_float32(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
-def _torchvision_weights(name: str) -> Any:
-    from models.torchvision_compat import import_torchvision
-
-    check_pretrained(name)
-    return getattr(import_torchvision(), str(ZOO[name].torchvision_weights)).DEFAULT
-
-
 def _pretrained_state(name: str) -> dict[str, Tensor]:
     """Return torchvision's checkpoint from the local cache, or download it."""
-    weights = _torchvision_weights(name)
+    check_pretrained(name)
+    weights = torchvision_weights(name)
     try:
         state: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as exc:
@@ -343,12 +329,17 @@ def _pretrained_state(name: str) -> dict[str, Tensor]:
 
 def _is_official_checkpoint(name: str, path: Path) -> bool:
     """Return whether the file is torchvision's: its name ends in the start of its own SHA-256, as theirs do."""
-    entry = ZOO[name]
-    stamp = re.search(r"^(.+)-([0-9a-f]{8})\.pth$", path.name)
-    if entry.torchvision_name is None or stamp is None or stamp[1].split("-")[0] != entry.torchvision_name:
+    known = torchvision_name(name)
+    stamp = re.search(r"^(.+)-([0-9a-f]{8,10})\.pth$", path.name)
+    if known is None or stamp is None or not _squashed(stamp[1]).startswith(_squashed(known)):
         return False
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest().startswith(stamp[2])
+
+
+def _squashed(name: str) -> str:
+    """Return a name as its files spell it, more or less: shufflenet_v2_x0_5 is in shufflenetv2_x0.5-f707e7126e.pth."""
+    return re.sub(r"[^a-z0-9]", "", name)
 
 
 def seeded_state(name: str, model: nn.Module) -> dict[str, Tensor]:
@@ -361,24 +352,30 @@ def seeded_state(name: str, model: nn.Module) -> dict[str, Tensor]:
     import torch
     from torch import nn
 
-    norms = {path for path, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    norm_types = (nn.BatchNorm2d, nn.LayerNorm)
+    norms = {path for path, module in model.named_modules() if isinstance(module, norm_types)}
     fan_in = {
         f"{path}.{leaf}": module.weight[0].numel()
         for path, module in model.named_modules()
         if isinstance(module, nn.Conv2d | nn.Linear)
         for leaf in ("weight", "bias")
     }
+    parameters = {key for key, _ in model.named_parameters()}
     state: dict[str, Tensor] = {}
-    for key, meta in model.state_dict().items():
-        owner, leaf = key.rsplit(".", 1)
+    for key, built in model.state_dict().items():
+        owner, _, leaf = key.rpartition(".")
         if leaf == "num_batches_tracked":
             state[key] = torch.zeros((), dtype=torch.int64)
         elif owner in norms:
             centre = 1.0 if leaf in ("weight", "running_var") else 0.0
-            state[key] = _uniform(f"{name}.{key}", meta.shape, centre, 0.25)
-        else:
+            state[key] = _uniform(f"{name}.{key}", built.shape, centre, 0.25)
+        elif key in fan_in:
             bound = math.sqrt(6.0 / fan_in[key]) if leaf == "weight" else 1.0 / math.sqrt(fan_in[key])
-            state[key] = _uniform(f"{name}.{key}", meta.shape, 0.0, bound)
+            state[key] = _uniform(f"{name}.{key}", built.shape, 0.0, bound)
+        elif key in parameters:  # tokens, positions, scales, and projections of attention
+            state[key] = _uniform(f"{name}.{key}", built.shape, 0.0, 1.0 / math.sqrt(built.shape[-1]))
+        else:  # a table of indices, computed when the network was built
+            state[key] = built.clone()
     return state
 
 

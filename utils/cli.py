@@ -106,6 +106,38 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_model(parser: argparse.ArgumentParser, purpose: str) -> None:
+    """Add -t, --model-file and --input-size, for `models.sources.chosen_model`."""
+    parser.add_argument(
+        "-t",
+        "--type",
+        required=True,
+        metavar="MODEL",
+        help=f"model to {purpose}: alex_net, vgg_net, le_net, mobile_net, any classification network of torchvision by "
+        "its own name, or FILE:FUNCTION of a --model-file",
+    )
+    add_model_files(parser)
+    parser.add_argument(
+        "--input-size",
+        type=positive_int,
+        metavar="PIXELS",
+        help="side of the square image that the network takes (default: the one it was trained for, mostly 224)",
+    )
+
+
+def add_model_files(parser: argparse.ArgumentParser) -> None:
+    """Add --model-file."""
+    parser.add_argument(
+        "--model-file",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE.py",
+        help="Python file with functions that return modules, known as FILE:FUNCTION; it is run; may be repeated "
+        "(default: none)",
+    )
+
+
 def add_predictor_choice(
     parser: argparse.ArgumentParser, *choices: str, sides: Sequence[str] = ("edge", "cloud")
 ) -> None:

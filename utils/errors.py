@@ -8,6 +8,8 @@ NeurosurgeonError                 1   something failed
 │   ├── PartitionError                no such partition point, or no such cut
 │   ├── GraphError                    the two sides hold different networks under one name
 │   ├── NonFiniteError                a tensor holds NaN or infinite values
+│   ├── TraceError                    the module cannot become a graph
+│   ├── InputSizeError                the network cannot take an input of this size
 │   ├── DeviceError                   the device is not there
 │   └── DataSetError                  a data set or predictor file is malformed
 ├── PlanningError                 1   no plan can be made
@@ -64,6 +66,14 @@ class GraphError(UsageError):
 
 class NonFiniteError(UsageError):
     """A tensor for the cloud holds NaN or infinite values."""
+
+
+class TraceError(UsageError):
+    """The module cannot become a graph; the message names the operation and what to do."""
+
+
+class InputSizeError(UsageError):
+    """The network cannot take an input of this size; the message names the layer."""
 
 
 class DeviceError(UsageError):

@@ -11,18 +11,18 @@ from PIL import Image, UnidentifiedImageError
 from utils.errors import InputError
 
 # torchvision's evaluation transform for the classic networks (its ImageClassification preset).
-RESIZE_TO, CROP_TO = 256, 224
+RESIZE_TO, CROP_TO = 256, 224  # for other crops, in proportion
 MAX_ASPECT = 100  # scaled to 256, a longer strip would take gigabytes
 MEAN = np.array((0.485, 0.456, 0.406), dtype=np.float32)
 STD = np.array((0.229, 0.224, 0.225), dtype=np.float32)
 
 
-def read_image(path: Path) -> NDArray[np.float32]:
-    """Return an image resized, cropped and normalised, (224, 224, 3) float32.
+def read_image(path: Path, size: int = CROP_TO) -> NDArray[np.float32]:
+    """Return an image resized, cropped and normalised, (size, size, 3) float32.
 
     Raises: InputError: the file is missing or no image.
     """
-    pixels = np.asarray(_resize_and_crop(_decode(path)), dtype=np.float32)  # (224, 224, 3)
+    pixels = np.asarray(_resize_and_crop(_decode(path), size), dtype=np.float32)  # (size, size, 3)
     pixels = pixels / np.float32(255)
     normalised: NDArray[np.float32] = (pixels - MEAN) / STD
     return normalised
@@ -41,12 +41,13 @@ def _decode(path: Path) -> Image.Image:
         raise InputError(f"input {path} cannot be read as an image: pass a JPEG, PNG or similar") from exc
 
 
-def _resize_and_crop(image: Image.Image) -> Image.Image:
-    """Return the centre of the image, scaled so that its shorter side is 256."""
+def _resize_and_crop(image: Image.Image, crop: int) -> Image.Image:
+    """Return the centre of the image, scaled so that its shorter side is a seventh longer."""
     short, long = sorted(image.size)
     if long > MAX_ASPECT * short:
         raise InputError(f"an image of {image.width}x{image.height} has no sensible centre: crop it first")
-    width, height = (RESIZE_TO * side // short for side in image.size)
+    resized = round(crop * RESIZE_TO / CROP_TO)
+    width, height = (resized * side // short for side in image.size)
     image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - CROP_TO) / 2), round((height - CROP_TO) / 2)
-    return image.crop((left, top, left + CROP_TO, top + CROP_TO))
+    left, top = round((width - crop) / 2), round((height - crop) / 2)
+    return image.crop((left, top, left + crop, top + crop))

@@ -47,24 +47,24 @@ def use_threads(threads: int) -> int:
     return min(threads, cores)
 
 
-def load_image(path: Path) -> Tensor:
-    """Return an image file as a network's input.
+def load_image(path: Path, size: int = INPUT_SHAPE[-1]) -> Tensor:
+    """Return an image file as a network's input, (1, 3, size, size) float32.
 
     Raises: InputError: the file is missing or no image.
     """
-    return image_input(read_image(path))
+    return image_input(read_image(path, size))
 
 
 def image_input(pixels: NDArray[np.float32]) -> Tensor:
-    """Return normalised pixels (224, 224, 3) as (1, 3, 224, 224) float32, channels-last as images are."""
+    """Return normalised pixels (H, W, 3) as (1, 3, H, W) float32, channels-last as images are."""
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
-def random_input() -> Tensor:
-    """Return the input that stands in for an image, (1, 3, 224, 224) float32, the same on every run."""
+def random_input(shape: Sequence[int] = INPUT_SHAPE) -> Tensor:
+    """Return the input that stands in for an image, of ``shape``, float32, the same on every run."""
     generator = np.random.Generator(np.random.PCG64(RANDOM_INPUT_SEED))
-    values = torch.from_numpy(generator.standard_normal(INPUT_SHAPE, dtype=np.float32))
-    return values.contiguous(memory_format=torch.channels_last)
+    values = torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
+    return as_network_input(values, "cpu")
 
 
 # ---------------------------------------------------------------- running
@@ -79,10 +79,13 @@ class HalfResult:
 
 
 def run_half(module: nn.Module, tensors: Sequence[Tensor], device: str = "cpu") -> HalfResult:
-    """Run one half on tensors in host memory; the copies to and from a GPU are part of its latency."""
+    """Run one half on tensors in host memory; the copies to and from a GPU are part of its latency.
+
+    Tensors keep their order of memory: another one would be another sum, with other last bits.
+    """
     start_ms = now_ms()
     with torch.inference_mode():
-        outputs = module(*(as_network_input(tensor, device) for tensor in tensors))
+        outputs = module(*(tensor.to(device) for tensor in tensors))
     outputs = tuple(output.cpu() for output in outputs)
     synchronise(device)
     return HalfResult(outputs, now_ms() - start_ms)

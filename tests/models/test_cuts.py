@@ -66,11 +66,10 @@ def test_what_is_no_tensor_cannot_cross() -> None:
             return first + second
 
     graph = trace(Halves(), "halves", SHAPE)
-    names = [node.name for node in graph.nodes]
-    assert names[:2] == ["x", "chunk"]
-    with pytest.raises(PartitionError, match="what chunk makes is no tensor"):
-        check_cut(graph, {0, 1})
-    check_cut(graph, {0, 1, 2, 3})
+    assert [node.name for node in graph.nodes] == ["x", "getitem", "getitem#2", "add"]
+    assert [node.name for node in graph.crossing({0, 1})] == ["x", "getitem"]
+    for edge_nodes in closed_sets(graph):
+        check_cut(graph, edge_nodes)
 
 
 def test_a_network_keeps_halves_but_not_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
