@@ -97,7 +97,7 @@ class QueueModel:
         """Return the plan for the link of the moment; while nothing changes, the same one."""
         queue_ms = round(now.queue_ms, QUEUE_DIGITS) if settings.hears_load else 0.0
         edge, transfer, cloud = (round(corrections.factor(key), FACTOR_DIGITS) for key in self.keys)
-        known = (now.link.rate_bytes_per_s, now.link.rtt_ms, queue_ms, edge, transfer, cloud)
+        known = (now.link.rate_bytes_per_s, now.link.exchange_ms, queue_ms, edge, transfer, cloud)
         if known != self._known:
             self._known = known
             self._plan = plan_split(
@@ -105,7 +105,7 @@ class QueueModel:
                 self._edge.scaled(edge),
                 self._cloud.scaled(cloud),
                 now.link.rate_bytes_per_s,
-                now.link.rtt_ms,
+                now.link.exchange_ms,
                 transfer,
                 queue_ms=queue_ms,
                 objective=settings.objective,

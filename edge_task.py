@@ -213,7 +213,7 @@ def plan_task(
     state = session.send_state()
     sender = WARM if task.repeat > 1 else Sender(*state) if state else IDLE
     factor = corrections.factor(keys.transfer)
-    return plan_split(graph, edge, cloud, link.rate_bytes_per_s, link.rtt_ms, factor, sender=sender)
+    return plan_split(graph, edge, cloud, link.rate_bytes_per_s, link.exchange_ms, factor, sender=sender)
 
 
 class StageKeys(NamedTuple):

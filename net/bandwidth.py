@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from utils.units import BYTES_PER_MB
+from utils.units import BYTES_PER_MB, s_to_ms
 
 GAP_FACTOR = 4.0  # an interval this many times the median one is a pause of the sender, not of the link
 MIN_GAP_US = 1_000  # shorter pauses cannot be told from scheduling
 MAX_RATE_BYTES_PER_S = 20_000.0 * BYTES_PER_MB  # faster than a memory copy: too few samples to tell
+DEFAULT_ERROR = 0.1  # of a rate about whose error nothing is known
+NORMAL_MAD = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
+SMALLEST_ERROR = 0.01  # clocks, and links that are never quite steady
+PING_BYTES = 512 + 52  # a frame's head, and TCP's
+MIN_PIECE = 8  # packets; fewer tell of jitter more than of the link
+PIECES = 3  # of each train: their median forgives one that met other traffic
+BURST_DROP = 0.8  # a rate that falls below this share of the first one was that of a token bucket's burst
+
+Arrivals = tuple[Sequence[int], Sequence[int]]  # times (us, ascending) and sizes (bytes) of a train's packets, (n,)
 
 
 class LinkSource(StrEnum):
@@ -24,23 +34,53 @@ class LinkSource(StrEnum):
     GIVEN = "given"
 
 
+class ProbeMethod(StrEnum):
+    """How a probe measured the rate."""
+
+    UDP_TRAIN = "udp train"
+    TCP_BURST = "tcp burst"
+
+
 @dataclass(frozen=True, slots=True)
 class LinkEstimate:
-    """The uplink as the edge sees it."""
+    """The link as the edge sees it; rates are those of TCP's payload."""
 
     rate_bytes_per_s: float
     rtt_ms: float
     source: LinkSource = LinkSource.PROBE
     age_s: float = 0.0
     queue_ms: float = 0.0  # what a task waits in the cloud behind it, of late
+    host_ms: float = 0.0  # what an exchange takes beyond the network's round trip: waking up, reading
+    error: float = DEFAULT_ERROR  # of the rate: one standard deviation, relative
+    method: ProbeMethod | None = None
+    down_bytes_per_s: float | None = None  # the other way, where it was asked for
+    probe_bytes: int = 0  # what measuring it cost
+
+    @property
+    def exchange_ms(self) -> float:
+        """How long a question and its answer take, their bytes apart: what tasks wait for."""
+        return self.rtt_ms + self.host_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A rate, and how sure it is."""
+
+    bytes_per_s: float
+    error: float = DEFAULT_ERROR  # one standard deviation, relative
 
 
 @dataclass(frozen=True, slots=True)
 class Echo:
-    """What pings tell: the round trip, and what a task waits in the cloud of late."""
+    """What pings tell: how long an exchange takes, and what a task waits in the cloud of late."""
 
-    rtt_ms: float
+    exchange_ms: float
     queue_ms: float
+
+    def rtt_ms(self, up_bytes_per_s: float, down_bytes_per_s: float) -> float:
+        """Return the round trip of nothing: at 1 Mbit/s a ping's own bytes take 9 ms both ways."""
+        bytes_ms = s_to_ms(PING_BYTES / up_bytes_per_s + PING_BYTES / down_bytes_per_s)
+        return max(self.exchange_ms - bytes_ms, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +131,54 @@ def probe_rate_bytes_per_s(burst: Burst, size_bytes: int, elapsed_ms: float, rtt
     return min(burst.rate_bytes_per_s, _rate_bytes_per_s(size_bytes, round((elapsed_ms - rtt_ms) * 1_000)))
 
 
+def train_rate(trains: Sequence[Arrivals]) -> Rate | None:
+    """Return the rate at which trains of packets left the link's bottleneck; None where too few arrived.
+
+    Packets that wait in one queue leave it at the link's rate (packet trains: Jain and Routhier, 1986). A token bucket
+    lets a burst pass faster: only what follows counts, and a train that it let pass whole does not count at all.
+    """
+    steady = [steady_part(train) for train in trains if len(train[0]) > MIN_PIECE]
+    if not steady:
+        return None
+    slowest = min(_rate_of(*train) for train in steady)
+    kept = [train for train in steady if _rate_of(*train) * BURST_DROP <= slowest]
+    rates = [_rate_of(*piece) for train in kept for piece in _pieces(train)]
+    middle = statistics.median(rates)
+    deviation = statistics.median(abs(rate - middle) for rate in rates) / middle if len(rates) > 1 else DEFAULT_ERROR
+    return Rate(middle, max(SMALLEST_ERROR, NORMAL_MAD * deviation / math.sqrt(len(rates))))
+
+
+def steady_part(train: Arrivals) -> Arrivals:
+    """Return a train without the burst that a token bucket let pass first.
+
+    The knee is where most has come beyond what an even flow would have brought.
+    """
+    times_us, sizes_bytes = train
+    come_bytes = list(itertools.accumulate(sizes_bytes))
+    span_us = max(times_us[-1] - times_us[0], 1)
+    even = (come_bytes[-1] - come_bytes[0]) / span_us
+    beyond = [come - even * (time - times_us[0]) for come, time in zip(come_bytes, times_us, strict=True)]
+    knee = max(range(1, len(times_us)), key=beyond.__getitem__)
+    after = times_us[knee:], sizes_bytes[knee:]
+    if len(after[0]) <= MIN_PIECE:
+        return train
+    before = times_us[: knee + 1], sizes_bytes[: knee + 1]
+    return after if _rate_of(*after) < BURST_DROP * _rate_of(*before) else train
+
+
+def _pieces(train: Arrivals) -> Iterator[Arrivals]:
+    """Yield parts of a train that share their ends: the first packet of each only starts the clock."""
+    times_us, sizes_bytes = train
+    gaps = len(times_us) - 1
+    count = max(1, min(PIECES, gaps // MIN_PIECE))
+    ends = [round(index * gaps / count) for index in range(count + 1)]
+    for start, end in itertools.pairwise(ends):
+        yield times_us[start : end + 1], sizes_bytes[start : end + 1]
+
+
+def _rate_of(times_us: Sequence[int], sizes_bytes: Sequence[int]) -> float:
+    return _rate_bytes_per_s(sum(sizes_bytes[1:]), times_us[-1] - times_us[0])
+
+
 def _rate_bytes_per_s(size_bytes: int, duration_us: int) -> float:
     return min(size_bytes * 1e6 / max(duration_us, 1), MAX_RATE_BYTES_PER_S)
-
-
-def round_trip_ms(samples_ms: Sequence[float]) -> float:
-    """Return the RTT (ms) from a few exchanges; the median forgives a slow one."""
-    return statistics.median(samples_ms)

@@ -54,6 +54,10 @@ class Kind(IntEnum):
     SAMPLES = 10
     ASK_LATENCIES = 11
     LATENCIES = 12
+    ASK_TICKET = 20
+    TICKET = 21
+    TRAIN = 22
+    ASK_TRAIN = 23
     KEY_START = 128  # from here on the header is no pickle: 32 raw bytes of the handshake in net.keys
     KEY_CHALLENGE = 129
     KEY_PROOF = 130

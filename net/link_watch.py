@@ -67,7 +67,7 @@ class LinkWatch:
         self._link = first
         self._since_ms = now_ms() - s_to_ms(first.age_s)
         self._rates: deque[float] = deque(maxlen=KEPT_TRANSFERS)
-        self._pings_ms: deque[float] = deque([first.rtt_ms], maxlen=KEPT_PINGS)
+        self._pings_ms: deque[float] = deque([first.exchange_ms], maxlen=KEPT_PINGS)
         self._queue_ms = 0.0
         self._gain = random.uniform(*LOAD_GAIN)  # noqa: S311  # no secret
         self._is_away = False
@@ -120,10 +120,12 @@ class LinkWatch:
             self._is_away = True
             return
         self._is_away = False
+        rate = self._link.rate_bytes_per_s
+        exchange_ms = told.rtt_ms(rate, rate) if isinstance(told, Echo) else told.exchange_ms
         with self._lock:
-            self._pings_ms.append(told.rtt_ms)
+            self._pings_ms.append(exchange_ms)
             if self._link.source is not LinkSource.GIVEN:
-                self._link = replace(self._link, rtt_ms=min(self._pings_ms))
+                self._link = replace(self._link, rtt_ms=max(min(self._pings_ms) - self._link.host_ms, 0.0))
         self.saw_load(told.queue_ms)
 
     def _set_rate(self, rate_bytes_per_s: float, source: LinkSource) -> None:

@@ -13,7 +13,7 @@
 
 At any time the cloud may answer `ErrorReply` instead. When it has had nothing to say for a second it sends a `Pong`,
 so that an edge can tell a cloud that computes from one that is gone. The bandwidth service speaks Hello, Ping, Pong,
-Probe and Samples on a port of its own.
+Probe and Samples on a port of its own, and AskTicket, Ticket, Train and AskTrain for datagrams (`net.trains`).
 """
 
 from __future__ import annotations
@@ -177,8 +177,50 @@ class Samples(NamedTuple):
     sizes_bytes: list[int]
 
 
+class AskTicket(NamedTuple):
+    """Ask for a place at the service's UDP port."""
+
+
+class Ticket(NamedTuple):
+    """The UDP port of the service, and the cookie that every datagram to it begins with."""
+
+    udp_port: int
+    cookie: bytes
+
+
+class Train(NamedTuple):
+    """Announce a train of datagrams by UDP; the answer is `Samples`, of those that arrived."""
+
+    number: int
+    packets: int
+
+
+class AskTrain(NamedTuple):
+    """Ask for a train of datagrams, and prove with the nonce of the service's last datagram where they shall go."""
+
+    nonce: bytes
+    number: int
+    packets: int
+    size_bytes: int
+
+
 Message = (
-    Hello | AskLatencies | Latencies | Prepare | Ready | Request | Reply | ErrorReply | Ping | Pong | Probe | Samples
+    Hello
+    | AskLatencies
+    | Latencies
+    | Prepare
+    | Ready
+    | Request
+    | Reply
+    | ErrorReply
+    | Ping
+    | Pong
+    | Probe
+    | Samples
+    | AskTicket
+    | Ticket
+    | Train
+    | AskTrain
 )
 _CLASSES: dict[Kind, type[Any]] = {
     Kind.HELLO: Hello,
@@ -193,6 +235,10 @@ _CLASSES: dict[Kind, type[Any]] = {
     Kind.SAMPLES: Samples,
     Kind.ASK_LATENCIES: AskLatencies,
     Kind.LATENCIES: Latencies,
+    Kind.ASK_TICKET: AskTicket,
+    Kind.TICKET: Ticket,
+    Kind.TRAIN: Train,
+    Kind.ASK_TRAIN: AskTrain,
 }
 _KINDS = {cls: kind for kind, cls in _CLASSES.items()}
 _FIELD_TYPES = {

@@ -1,71 +1,58 @@
 """Measure uplink rate and RTT against the bandwidth service; bounded in bytes and in time.
 
-A probe has 16 KB on the slowest links and 4 MB, three times, on the fastest; no probe takes more than 2 s.
+A measurement costs at most 200 KB, and as much again with --duplex; no part of it takes more than 3 s.
 
-python -m net.monitor_client -i 127.0.0.1 --monitor-port 9922 [--json]
+python -m net.monitor_client -i 127.0.0.1 --monitor-port 9922 [--duplex] [--json]
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import logging
 import math
-import socket
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from net.access import OPEN, Access, access_of_edge
-from net.bandwidth import (
-    Burst,
-    Echo,
-    LinkEstimate,
-    LinkSource,
-    gap_free_burst,
-    probe_rate_bytes_per_s,
-    round_trip_ms,
-)
+from net.bandwidth import Echo, LinkEstimate, LinkSource
 from net.framing import HEADER_LIMITS
-from net.messages import ErrorReply, Hello, Message, Ping, Pong, Probe, Samples, error_of
 from net.net_utils import format_address, format_rate
-from net.transport import Connection, connect
+from net.probe import LinkProbe
+from net.transport import connect
 from utils.cli import address_parser, run_main
-from utils.errors import AccessError, DeadlineError, NetworkError, ProtocolError
+from utils.errors import AccessError, NetworkError
 from utils.files import cache_directory, replace_file
 from utils.timing import now_ms
 from utils.units import bytes_per_s_to_mb_per_s, mb_per_s_to_bytes_per_s
 
 log = logging.getLogger(__name__)
 
-Answer = TypeVar("Answer", Hello, Pong, Samples)
 
-PINGS = 5
-ANSWER_TIMEOUT_S = 1.0  # with the connect before it, a missing or silent service is reported within 2 s
-PROBE_TIMEOUT_S = 2.0
-# A first probe that a 1 Mbit/s link carries in an eighth of a second; larger ones only where they pass quickly.
-PROBE_BYTES = (16_384, 131_072, 1_048_576, 4_194_304)
-ENOUGH_BURST_US = 8_000  # this long a burst is measured to about a percent
-SLOW_PROBE_MS, SLOW_BURST_US = 250.0, 80_000  # a probe that took this long is enough: time is bounded
-REPEATS = 2  # with the first, three: the median forgives a reader that woke late
+def measure_link(
+    host: str, port: int, access: Access = OPEN, *, use_udp: bool = True, duplex: bool = False
+) -> LinkEstimate:
+    """Return rate and RTT of the link to the bandwidth service at ``host``.
 
-
-def measure_link(host: str, port: int, access: Access = OPEN) -> LinkEstimate:
-    """Return rate and RTT of the uplink to the bandwidth service at ``host``.
-
+    Args:   use_udp: False: by TCP alone. duplex: measure the way from the service, too.
     Raises: NetworkError: no service there, or it stopped answering.
     """
     with connect(host, port, HEADER_LIMITS, access) as connection:
-        _use_loss_based_congestion_control(connection.sock)
-        _exchange(connection, Hello.of(), Hello)
-        echo = _echo(connection)
-        rate_bytes_per_s = statistics.median(_probe_rates(connection, echo.rtt_ms))
-    return LinkEstimate(rate_bytes_per_s, echo.rtt_ms, queue_ms=echo.queue_ms)
+        found = LinkProbe(connection).measure(use_udp=use_udp, duplex=duplex)
+    return LinkEstimate(
+        found.up.bytes_per_s,
+        found.rtt_ms,
+        queue_ms=found.queue_ms,
+        host_ms=found.host_ms,
+        error=found.up.error,
+        method=found.method,
+        down_bytes_per_s=found.down.bytes_per_s if found.down else None,
+        probe_bytes=found.size_bytes,
+    )
 
 
 def ping_link(host: str, port: int, access: Access = OPEN) -> Echo:
@@ -74,85 +61,7 @@ def ping_link(host: str, port: int, access: Access = OPEN) -> Echo:
     Raises: NetworkError: no service there, or it stopped answering.
     """
     with connect(host, port, HEADER_LIMITS, access) as connection:
-        _exchange(connection, Hello.of(), Hello)
-        return _echo(connection)
-
-
-def _echo(connection: Connection) -> Echo:
-    pings = [_ping(connection, sequence) for sequence in range(PINGS)]
-    return Echo(round_trip_ms([echo.rtt_ms for echo in pings]), pings[-1].queue_ms)
-
-
-def _probe_rates(connection: Connection, rtt_ms: float) -> list[float]:
-    """Return the rates that probes tell of, in bytes/s: one on a slow link, three of a good size on a fast one."""
-    rates: list[float] = []
-    for size_bytes in PROBE_BYTES:
-        start_ms = now_ms()
-        try:
-            burst, rate_bytes_per_s = _probe(connection, size_bytes, rtt_ms)
-        except DeadlineError:
-            if not rates:
-                raise
-            return rates[-1:]  # the link let a small probe pass at once, and holds the larger one back
-        rates.append(rate_bytes_per_s)
-        if now_ms() - start_ms > SLOW_PROBE_MS or burst.duration_us > SLOW_BURST_US:
-            return [rate_bytes_per_s]
-        if burst.duration_us >= ENOUGH_BURST_US and size_bytes > PROBE_BYTES[0]:
-            break
-    return [rate_bytes_per_s, *(_probe(connection, size_bytes, rtt_ms)[1] for _ in range(REPEATS))]
-
-
-def _probe(connection: Connection, size_bytes: int, rtt_ms: float) -> tuple[Burst, float]:
-    data = bytes(size_bytes)
-    connection.send(Probe(size_bytes))
-    start_ms = now_ms()
-    connection.send_raw(data)
-    samples = _receive(connection, Samples, PROBE_TIMEOUT_S)
-    elapsed_ms = now_ms() - start_ms
-    check_samples(samples, size_bytes)
-    burst = gap_free_burst(samples.times_us, samples.sizes_bytes)
-    return burst, probe_rate_bytes_per_s(burst, size_bytes, elapsed_ms, rtt_ms)
-
-
-def check_samples(samples: Samples, size_bytes: int) -> None:
-    """Refuse samples that cannot be those of a probe of ``size_bytes``.
-
-    Raises: ProtocolError.
-    """
-    times_us, sizes_bytes = samples
-    numbers = all(type(value) is int and value >= 0 for value in (*times_us, *sizes_bytes))
-    if not (numbers and len(times_us) == len(sizes_bytes) and sum(sizes_bytes) == size_bytes):
-        raise ProtocolError("the bandwidth service sent samples that do not add up to the probe")
-    if any(after < before for before, after in itertools.pairwise(times_us)):
-        raise ProtocolError("the bandwidth service sent samples whose times run backwards")
-
-
-def _ping(connection: Connection, sequence: int) -> Echo:
-    start_ms = now_ms()
-    pong = _exchange(connection, Ping(sequence), Pong)
-    return Echo(now_ms() - start_ms, pong.load_queue_ms)
-
-
-def _exchange(connection: Connection, message: Message, answer: type[Answer]) -> Answer:
-    connection.send(message)
-    return _receive(connection, answer)
-
-
-def _receive(connection: Connection, expected: type[Answer], wait_s: float = ANSWER_TIMEOUT_S) -> Answer:
-    message = connection.receive(wait_s).message
-    if isinstance(message, ErrorReply):
-        raise error_of(message)
-    if not isinstance(message, expected):
-        raise ProtocolError(f"{connection.peer} sent {type(message).__name__} in place of {expected.__name__}")
-    return message
-
-
-def _use_loss_based_congestion_control(sock: socket.socket) -> None:
-    """Pacing (bbr) would spread a probe over the round trip; reno sends windows at link rate."""
-    try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
-    except (OSError, AttributeError):  # not this system, or not allowed: the default is used
-        log.debug("congestion control of the probe stays the system's")
+        return LinkProbe(connection).echo()
 
 
 # ---------------------------------------------------------------- the last value, for when the service is away
@@ -228,18 +137,43 @@ def estimate_link(host: str, port: int, access: Access = OPEN) -> LinkEstimate:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = address_parser("monitor_client.py", __doc__, port=False, monitor_port=True)
+    parser.add_argument("--duplex", action="store_true", help="measure both ways (default: the uplink)")
+    parser.add_argument("--no-udp", action="store_true", help="measure by TCP alone (default: by UDP where it passes)")
     parser.add_argument("--json", action="store_true", help="print one JSON object (default: a line)")
     return run_main(parser, argv, _run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    estimate = measure_link(args.ip, args.monitor_port, access_of_edge(args))
-    if args.json:
-        rate = bytes_per_s_to_mb_per_s(estimate.rate_bytes_per_s)
-        print(json.dumps({"bandwidth_mb_per_s": rate, "rtt_ms": estimate.rtt_ms}))
-    else:
-        print(f"uplink {format_rate(estimate.rate_bytes_per_s)}, RTT {estimate.rtt_ms:.3f} ms")
+    start_ms = now_ms()
+    estimate = measure_link(
+        args.ip, args.monitor_port, access_of_edge(args), use_udp=not args.no_udp, duplex=args.duplex
+    )
+    print(json.dumps(document_of(estimate, now_ms() - start_ms)) if args.json else line_of(estimate))
     return 0
+
+
+def document_of(estimate: LinkEstimate, took_ms: float) -> dict[str, Any]:
+    """Return a measurement as a JSON object."""
+    down = estimate.down_bytes_per_s
+    return {
+        "bandwidth_mb_per_s": bytes_per_s_to_mb_per_s(estimate.rate_bytes_per_s),
+        "downlink_mb_per_s": bytes_per_s_to_mb_per_s(down) if down else None,
+        "rtt_ms": estimate.rtt_ms,
+        "host_ms": estimate.host_ms,
+        "relative_error": estimate.error,
+        "method": estimate.method,
+        "age_s": estimate.age_s,
+        "probe_bytes": estimate.probe_bytes,
+        "probe_ms": took_ms,
+    }
+
+
+def line_of(estimate: LinkEstimate) -> str:
+    """Return a measurement for people."""
+    line = f"uplink {format_rate(estimate.rate_bytes_per_s)} +-{100 * estimate.error:.0f} % by {estimate.method}"
+    if estimate.down_bytes_per_s:
+        line += f", downlink {format_rate(estimate.down_bytes_per_s)}"
+    return f"{line}, RTT {estimate.rtt_ms:.3f} ms"
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python -m net.monitor_server -i 127.0.0.1 --monitor-port 9922
 
-It blocks in accept and read, never spins; every probe is bounded in bytes and time, and connections in number.
+It blocks in accept and read, never spins; every probe is bounded in bytes and time, and connections in number. UDP
+trains come to the port of the same number; see `net.trains` for who may send and get them.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from net.access import access_of_cloud
+from net.datagrams import MAX_DATAGRAM_BYTES, Datagrams
 from net.door import Door, DoorLimits
-from net.messages import Hello, Ping, Pong, Probe, Samples
+from net.messages import AskTicket, AskTrain, Hello, Message, Ping, Pong, Probe, Samples, Ticket, Train
 from net.net_utils import format_address
+from net.trains import MAX_TRAIN_PACKETS, Guest, TrainDesk
 from net.transport import Connection, listen, stop_accepting
 from utils.cli import add_insecure, address_parser, end_with_parent, listening_line, run_main, stop_event
 from utils.errors import DeadlineError, NetworkError, PeerGoneError, ProtocolError
@@ -62,6 +65,7 @@ class MonitorServer:
         self.load = CloudLoad()
         self._listener = listener
         self._door = door or Door(limits=DoorLimits(MAX_CONNECTIONS))
+        self._desk: TrainDesk | None = None
 
     def take_line(self, line: str) -> None:
         """Keep the load that the cloud tells; any other line is ignored."""
@@ -69,14 +73,21 @@ class MonitorServer:
 
     def serve(self) -> None:
         """Accept connections until `stop_accepting`."""
+        address = self._listener.getsockname()
+        datagrams = Datagrams.bound(address, self._listener.family)
+        if datagrams:
+            self._desk = TrainDesk(datagrams, address[1])
+            threading.Thread(target=self._desk.serve, name="datagrams", daemon=True).start()
         for connection in self._door.visitors(self._listener):
             threading.Thread(target=self._serve_one, args=(connection,), daemon=True).start()
+        if datagrams:
+            datagrams.close()
 
     def _serve_one(self, connection: Connection) -> None:
         try:
             with connection:
                 self._door.let_in(connection)
-                serve_probes(connection, lambda: self.load)
+                ProbeService(connection, lambda: self.load, self._desk).serve()
         except (PeerGoneError, DeadlineError) as exc:
             log.debug("probe ended: %s", exc)
         except (NetworkError, OSError) as exc:
@@ -85,21 +96,54 @@ class MonitorServer:
             self._door.leave(connection)
 
 
-def serve_probes(connection: Connection, load: Callable[[], CloudLoad]) -> None:
-    """Answer a client that was let in until it leaves; with each ping it hears the load of the moment.
+class ProbeService:
+    """Answers one client that was let in."""
 
-    Raises: NetworkError: the client left, idled, or broke the protocol.
-    """
-    scratch = memoryview(bytearray(READ_BYTES))
-    connection.send(Hello.of(service="bandwidth"))
-    while True:
-        match connection.receive(IDLE_TIMEOUT_S).message:
+    def __init__(self, connection: Connection, load: Callable[[], CloudLoad], desk: TrainDesk | None = None) -> None:
+        self._connection = connection
+        self._load = load
+        self._desk = desk
+        self._guest = desk.admit() if desk else None
+        self._scratch = memoryview(bytearray(READ_BYTES))
+
+    def serve(self) -> None:
+        """Serve the client until it leaves; with each ping it hears the load of the moment.
+
+        Raises: NetworkError: the client left, idled, or broke the protocol.
+        """
+        connection = self._connection
+        try:
+            connection.send(Hello.of(service="bandwidth", trains=self._desk is not None))
+            while True:
+                self._answer(connection.receive(IDLE_TIMEOUT_S).message)
+        finally:
+            if self._desk and self._guest:
+                self._desk.dismiss(self._guest)
+
+    def _answer(self, message: Message) -> None:
+        match message:
             case Ping(sequence):
-                connection.send(Pong(sequence, *load()))
+                self._connection.send(Pong(sequence, *self._load()))
             case Probe(size_bytes) if 0 < size_bytes <= MAX_PROBE_BYTES:
-                connection.send(receive_probe(connection, size_bytes, scratch))
-            case other:
-                raise ProtocolError(f"{connection.peer} sent {type(other).__name__}, which this service does not serve")
+                self._connection.send(receive_probe(self._connection, size_bytes, self._scratch))
+            case AskTicket() | Train() | AskTrain() if self._desk and self._guest:
+                self._answer_datagrams(message, self._desk, self._guest)
+            case _:
+                raise ProtocolError(f"{self._connection.peer} sent {message!s:.80}, which this service does not serve")
+
+    def _answer_datagrams(self, message: AskTicket | Train | AskTrain, desk: TrainDesk, guest: Guest) -> None:
+        match message:
+            case AskTicket():
+                self._connection.send(Ticket(desk.port, guest.cookie))
+            case Train(number, packets) if 0 < number < 2**32 and 0 < packets <= MAX_TRAIN_PACKETS:
+                self._connection.send(guest.expect(number, packets).wait())
+            case AskTrain(nonce, number, packets, size_bytes) if (
+                0 < number < 2**32 and 0 < packets <= MAX_TRAIN_PACKETS and 0 < size_bytes <= MAX_DATAGRAM_BYTES
+            ):
+                if not desk.send_train(guest, nonce, number, packets, size_bytes):
+                    log.warning("%s asked for a train with a wrong nonce, and gets none", self._connection.peer)
+            case _:
+                raise ProtocolError(f"{self._connection.peer} asked for a train outside the limits: {message}")
 
 
 def receive_probe(connection: Connection, size_bytes: int, scratch: memoryview) -> Samples:

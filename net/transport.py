@@ -278,6 +278,17 @@ class Connection:
             return None
         return send_state(data, name.partition(b"\0")[0].decode(errors="replace"))
 
+    def segment_bytes(self) -> int:
+        """Return how many bytes of payload a packet carries."""
+        return self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+
+    def send_windows_at_once(self) -> None:
+        """Take a congestion control that does not pace: bbr would spread a probe over the round trip."""
+        try:
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+        except (OSError, AttributeError):  # not this system, or not allowed: the default is used
+            log.debug("congestion control of the probe stays the system's")
+
     def recycle(self, received: Received) -> None:
         """Use a message's memory for later ones, from any thread, once; its tensors must not be read any more.
 

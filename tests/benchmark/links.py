@@ -12,6 +12,7 @@ from pathlib import Path
 from utils.cli import ROOT, ServiceProcess
 
 CLOUD_IP = "10.77.0.2"
+ATTEMPTS = 3
 TOOL = Path(os.environ.get("LINK_TOOL", ROOT.parent / "shared" / "tools" / "link"))
 
 
@@ -23,10 +24,13 @@ def why_not() -> str | None:
 
 
 @contextmanager
-def emulated_link(rate_mbit: float, rtt_ms: float) -> Iterator[None]:
+def emulated_link(rate_mbit: float, rtt_ms: float, loss_ppm: int = 0) -> Iterator[None]:
     """Join the two namespaces for as long as the block runs."""
-    subprocess.run([TOOL, "down"], check=False, capture_output=True)
-    subprocess.run([TOOL, "up", str(rate_mbit), str(rtt_ms)], check=True)
+    for attempt in range(ATTEMPTS):  # on a busy machine the tool may look for its devices before they are there
+        subprocess.run([TOOL, "down"], check=False, capture_output=True)
+        up = [TOOL, "up", str(rate_mbit), str(rtt_ms), str(loss_ppm)]
+        if subprocess.run(up, check=attempt == ATTEMPTS - 1).returncode == 0:
+            break
     try:
         yield
     finally:

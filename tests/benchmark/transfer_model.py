@@ -69,7 +69,7 @@ def hello_ms(connection: Connection) -> float:
 
 def transfer_ms(connection: Connection, tensor: torch.Tensor) -> float:
     start_ms = now_ms()
-    connection.send(Request("model", 0, "0" * 16), [tensor])
+    connection.send(Request("model", b"", "0" * 16, "0" * 16), [tensor])
     received = connection.receive(WAIT_S)
     assert isinstance(received.message, Reply)
     connection.recycle(received)

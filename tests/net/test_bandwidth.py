@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 from net.bandwidth import (
     MAX_RATE_BYTES_PER_S,
     MIN_GAP_US,
+    MIN_PIECE,
+    SMALLEST_ERROR,
     Burst,
+    Echo,
     LinkEstimate,
     LinkSource,
     gap_free_burst,
     probe_rate_bytes_per_s,
-    round_trip_ms,
+    train_rate,
 )
 
 SEGMENT = 1_250  # bytes; one in 100 us is 12.5 MB/s, a link of 100 Mbit/s
@@ -114,8 +117,73 @@ def test_an_answer_faster_than_the_rtt_leaves_the_burst() -> None:
     assert probe_rate_bytes_per_s(Burst(1_250, 100), 1_250, elapsed_ms=1.0, rtt_ms=2.0) == pytest.approx(RATE)
 
 
-def test_the_rtt_forgives_a_slow_exchange() -> None:
-    assert round_trip_ms([1.0, 1.2, 90.0, 1.1, 0.9]) == 1.1
+def test_a_pings_own_bytes_are_no_round_trip() -> None:
+    slow = 125_000.0  # bytes/s: 1 Mbit/s
+    assert Echo(29.024, 0.0).rtt_ms(slow, slow) == pytest.approx(20.0)
+    assert Echo(1.0, 0.0).rtt_ms(slow, slow) == 0.0
+    assert LinkEstimate(slow, 20.0, host_ms=0.5).exchange_ms == 20.5
+
+
+# ---------------------------------------------------------------- trains of packets
+
+PACKET = 1_500
+GAP_US = 120  # 12.5 MB/s
+
+
+def train(packets: int, gap_us: float = GAP_US, start_us: float = 0) -> tuple[list[int], list[int]]:
+    """Return a train that left the bottleneck at an even pace."""
+    return [round(start_us + gap_us * index) for index in range(packets)], [PACKET] * packets
+
+
+def joined(*trains: tuple[list[int], list[int]]) -> tuple[list[int], list[int]]:
+    return list(itertools.chain(*(times for times, _ in trains))), list(
+        itertools.chain(*(sizes for _, sizes in trains))
+    )
+
+
+def test_an_even_train_reads_the_link_rate() -> None:
+    rate = train_rate([train(20), train(76)])
+    assert rate is not None
+    assert rate.bytes_per_s == pytest.approx(RATE)
+    assert rate.error == SMALLEST_ERROR
+
+
+def test_lost_packets_leave_the_rate() -> None:
+    times_us, sizes_bytes = train(43)  # the queue had room for no more of 76
+    rate = train_rate([(times_us, sizes_bytes)])
+    assert rate is not None and rate.bytes_per_s == pytest.approx(RATE)
+
+
+@pytest.mark.parametrize("burst", [3, 6, 11, 21, 43])
+def test_the_burst_of_a_token_bucket_does_not_count(burst: int) -> None:
+    fast_us = 24  # 500 Mbit/s
+    behind = joined(train(burst, fast_us), train(76 - burst, GAP_US, fast_us * burst + GAP_US))
+    first = train(20, fast_us) if burst > 20 else behind  # a bucket that lets all of the first train pass
+    rate = train_rate([first, behind])
+    assert rate is not None and rate.bytes_per_s == pytest.approx(RATE, rel=0.02)
+
+
+def test_one_pause_in_a_train_is_forgiven() -> None:
+    paused = joined(train(40), train(36, GAP_US, 40 * GAP_US + 20_000))
+    rate = train_rate([train(20), paused])
+    assert rate is not None and rate.bytes_per_s == pytest.approx(RATE, rel=0.01)
+    assert rate.error >= SMALLEST_ERROR
+
+
+def test_too_few_packets_tell_nothing() -> None:
+    assert train_rate([]) is None
+    assert train_rate([([], []), train(MIN_PIECE)]) is None
+    assert train_rate([train(MIN_PIECE + 1)]) is not None
+
+
+@given(st.lists(samples, min_size=1, max_size=3))
+def test_any_train_gives_a_rate_within_bounds(trains: list[list[tuple[int, int]]]) -> None:
+    arrivals = []
+    for packets in trains:
+        gaps_us, sizes_bytes = zip(*packets, strict=True)
+        arrivals.append((list(itertools.accumulate(gaps_us)), sizes_bytes))
+    rate = train_rate(arrivals)
+    assert rate is None or (0 < rate.bytes_per_s <= MAX_RATE_BYTES_PER_S and rate.error >= SMALLEST_ERROR)
 
 
 def test_an_estimate_is_measured_now_unless_it_says_otherwise() -> None:

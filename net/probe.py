@@ -1,0 +1,302 @@
+"""One measurement of a link over one connection to the bandwidth service: round trip, then rate.
+
+The rate by UDP trains: packets that wait in the link's queue leave it at the link's rate, and the kernel tells when
+each arrived. Where UDP is blocked, or the link is faster than this process sends, by TCP's first windows.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import statistics
+import time
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+from net.bandwidth import (
+    Arrivals,
+    Burst,
+    Echo,
+    ProbeMethod,
+    Rate,
+    gap_free_burst,
+    probe_rate_bytes_per_s,
+    train_rate,
+)
+from net.datagrams import (
+    HEADER,
+    IP_UDP_BYTES,
+    KEPT,
+    KNOCK,
+    MAX_DATAGRAM_BYTES,
+    NONCE_BYTES,
+    Datagrams,
+    pack_datagram,
+    unpack_datagram,
+)
+from net.messages import AskTicket, AskTrain, ErrorReply, Hello, Message, Ping, Pong, Probe, Samples, Ticket, Train, error_of
+from net.trains import QUIET_S, TRAIN_TIMEOUT_S, Collector
+from net.transport import Connection
+from utils.errors import ConnectError, DeadlineError, ProtocolError
+from utils.timing import now_ms
+from utils.units import s_to_ms
+
+log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer", Hello, Pong, Samples, Ticket)
+
+PINGS = 5
+ANSWER_TIMEOUT_S = 1.0  # with the connect before it, a missing or silent service is reported within 2 s
+PROBE_TIMEOUT_S = TRAIN_TIMEOUT_S + ANSWER_TIMEOUT_S
+TCP_IP_BYTES = 52  # headers of a packet, with time stamps
+# By UDP, 141 KB at most: a short train, then one that outlasts a token bucket's burst, but not long.
+FIRST_PACKETS, FEWEST_PACKETS, MOST_PACKETS = 20, 30, 76
+TRAIN_S = 0.5
+SENDER_SHARE = 0.7  # a rate this close to the one at which a train left is the sender's, not the link's
+# By TCP, 147 KB: a probe that a 1 Mbit/s link carries in an eighth of a second, and a larger one where that was quick.
+PROBE_BYTES = (16_384, 131_072)
+SLOW_PROBE_MS = 250.0
+KNOCKS, HOPELESS_KNOCKS, KNOCK_WAIT_S = 5, 2, 0.4
+KNOCK_REST = NONCE_BYTES + KEPT.size
+KNOCK_BYTES = HEADER.size + KNOCK_REST + IP_UDP_BYTES  # the answer is as long
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What a measurement found."""
+
+    up: Rate
+    down: Rate | None
+    method: ProbeMethod
+    rtt_ms: float
+    host_ms: float  # what an exchange takes beyond it
+    queue_ms: float
+    size_bytes: int  # that crossed, both ways
+
+
+class _Knock(NamedTuple):
+    """The answer to a knock."""
+
+    nonce: bytes
+    rtt_ms: float
+
+
+class _ByUdp(NamedTuple):
+    """What UDP told, if anything."""
+
+    up: Rate | None = None
+    down: Rate | None = None
+    rtt_ms: float = math.inf
+    outran: bool = False  # the link may be faster: the train did not leave much faster than it arrived
+
+
+class LinkProbe:
+    """Measures by one connection, on which nothing has been said yet.
+
+    Raises: NetworkError: the service left, fell silent, or is none.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._datagram_bytes = 0
+        self._trains = itertools.count(1)
+        connection.send_windows_at_once()
+        self._serves_trains = self._exchange(Hello.of(), Hello).capabilities.get("trains") is True
+
+    def echo(self) -> Echo:
+        """Return how long an exchange takes, and the cloud's load, for a few bytes."""
+        pings = [self._ping(sequence) for sequence in range(PINGS)]
+        return Echo(statistics.median(echo.exchange_ms for echo in pings), pings[-1].queue_ms)
+
+    def measure(self, *, use_udp: bool = True, duplex: bool = False) -> Probed:
+        """Return rate and RTT; ``duplex``: of both ways."""
+        echo, by_udp = self.echo(), _ByUdp()
+        if use_udp and self._serves_trains:
+            by_udp = self._measure_by_udp(duplex)
+        up, method, down = by_udp.up, ProbeMethod.UDP_TRAIN, by_udp.down
+        if up is None or by_udp.outran:
+            burst = self._burst_rate(echo.exchange_ms)
+            if up is None or burst.bytes_per_s > up.bytes_per_s:
+                up, method = burst, ProbeMethod.TCP_BURST
+        exchange_ms = echo.rtt_ms(up.bytes_per_s, (down or up).bytes_per_s)
+        rtt_ms = min(exchange_ms, by_udp.rtt_ms)
+        return Probed(up, down, method, rtt_ms, exchange_ms - rtt_ms, echo.queue_ms, self._size_bytes())
+
+    # ------------------------------------------------------------ by UDP
+
+    def _measure_by_udp(self, duplex: bool) -> _ByUdp:
+        ticket = self._exchange(AskTicket(), Ticket)
+        host = self._connection.sock.getpeername()[0]
+        found = _ByUdp()
+        try:
+            with Datagrams.connected(host, ticket.udp_port) as datagrams:
+                knock_ms = self._shortest_knock_ms(datagrams, ticket.cookie)
+                found = found if knock_ms is None else self._rate_up(datagrams, ticket)
+                if found.up and knock_ms is not None:
+                    down = self._rate_down(datagrams, ticket) if duplex else None
+                    bytes_ms = 2 * s_to_ms(KNOCK_BYTES / found.up.bytes_per_s)
+                    found = found._replace(down=down, rtt_ms=max(knock_ms - bytes_ms, 0.0))
+        except (ConnectError, OverflowError) as exc:  # no way there, or no port
+            log.debug("%s", exc)
+        if not found.up:
+            log.info("no rate by UDP to %s: measuring by TCP", self._connection.peer)
+        return found
+
+    def _rate_up(self, datagrams: Datagrams, ticket: Ticket) -> _ByUdp:
+        """Return the uplink's rate, where enough packets arrive, and whether the link may be faster."""
+        trains: list[Arrivals] = []
+        packets, rate, outran = FIRST_PACKETS, None, False
+        for _ in range(2):
+            number = next(self._trains)
+            self._connection.send(Train(number, packets))
+            sending_s = datagrams.send_train(ticket.cookie, number, packets, self._packet_bytes())
+            self._datagram_bytes += packets * (self._packet_bytes() + IP_UDP_BYTES)
+            samples = self._receive(Samples, PROBE_TIMEOUT_S)
+            check_samples(samples, packets * self._packet_bytes(), is_whole=False)
+            trains.append(self._on_the_wire(samples))
+            rate = train_rate(trains)
+            if rate is None:
+                return _ByUdp()
+            outran = sending_s * rate.bytes_per_s > SENDER_SHARE * packets * (self._packet_bytes() + IP_UDP_BYTES)
+            packets = self._second_train(rate)
+        return _ByUdp(self._as_payload(rate) if rate else None, outran=outran)
+
+    def _rate_down(self, datagrams: Datagrams, ticket: Ticket) -> Rate | None:
+        trains: list[Arrivals] = []
+        packets = FIRST_PACKETS
+        for _ in range(2):
+            knock = self._knock(datagrams, ticket.cookie, 0)
+            if knock is None:
+                break
+            collector = Collector(next(self._trains), packets)
+            self._connection.send(AskTrain(knock.nonce, collector.number, packets, self._packet_bytes()))
+            trains.append(self._on_the_wire(self._collect(datagrams, ticket.cookie, collector)))
+            self._datagram_bytes += len(trains[-1][0]) * (self._packet_bytes() + IP_UDP_BYTES)
+            rate = train_rate(trains)
+            if rate is None:
+                break
+            packets = self._second_train(rate)
+        rate = train_rate(trains) if trains else None
+        if rate is None:
+            log.info("UDP from %s is blocked: only the uplink is measured", self._connection.peer)
+        return self._as_payload(rate) if rate else None
+
+    def _shortest_knock_ms(self, datagrams: Datagrams, cookie: bytes) -> float | None:
+        """Return the round trip of a knock; None where UDP is blocked: the first ones had no answer."""
+        answered_ms: list[float] = []
+        for sequence in range(1, KNOCKS + 1):
+            knock = self._knock(datagrams, cookie, sequence)
+            answered_ms += [knock.rtt_ms] if knock else []
+            if sequence >= HOPELESS_KNOCKS and not answered_ms:
+                return None
+        return min(answered_ms)
+
+    def _knock(self, datagrams: Datagrams, cookie: bytes, sequence: int) -> _Knock | None:
+        """Return what the service answers by UDP; None where nothing came."""
+        start_ns, deadline_s = time.time_ns(), time.monotonic() + KNOCK_WAIT_S
+        datagrams.send(pack_datagram(cookie, KNOCK, sequence, KNOCK_BYTES - IP_UDP_BYTES))
+        self._datagram_bytes += KNOCK_BYTES
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            arrival = datagrams.receive(left_s)
+            answer = unpack_datagram(arrival.data) if arrival else None
+            if arrival and answer and answer[:3] == (cookie, KNOCK, sequence) and len(answer.rest) == KNOCK_REST:
+                self._datagram_bytes += len(arrival.data) + IP_UDP_BYTES
+                (kept_ns,) = KEPT.unpack(answer.rest[NONCE_BYTES:])
+                return _Knock(answer.rest[:NONCE_BYTES], max(arrival.time_ns - start_ns - kept_ns, 0) / 1e6)
+        return None
+
+    def _collect(self, datagrams: Datagrams, cookie: bytes, collector: Collector) -> Samples:
+        deadline_s, wait_s = time.monotonic() + TRAIN_TIMEOUT_S, ANSWER_TIMEOUT_S
+        while not collector.is_complete and time.monotonic() < deadline_s:
+            arrival = datagrams.receive(wait_s)
+            if arrival is None:
+                break
+            wait_s = QUIET_S
+            datagram = unpack_datagram(arrival.data)
+            if datagram and datagram.cookie == cookie:
+                collector.take(datagram, arrival)
+        return collector.samples()
+
+    def _packet_bytes(self) -> int:
+        """Return the payload of a datagram as long as TCP's packets on this path."""
+        return min(self._connection.segment_bytes() + TCP_IP_BYTES - IP_UDP_BYTES, MAX_DATAGRAM_BYTES)
+
+    def _second_train(self, rate: Rate) -> int:
+        """Return the packets of a train that takes no longer than `TRAIN_S`, within bounds."""
+        packets = round(TRAIN_S * rate.bytes_per_s / (self._packet_bytes() + IP_UDP_BYTES))
+        return max(FEWEST_PACKETS, min(packets, MOST_PACKETS))
+
+    def _on_the_wire(self, samples: Samples) -> Arrivals:
+        return samples.times_us, [size + IP_UDP_BYTES for size in samples.sizes_bytes]
+
+    def _payload_share(self) -> float:
+        segment = self._connection.segment_bytes()
+        return segment / (segment + TCP_IP_BYTES)
+
+    def _as_payload(self, rate: Rate) -> Rate:
+        """Return the rate of TCP's payload on a link that carries packets at ``rate``."""
+        return Rate(rate.bytes_per_s * self._payload_share(), rate.error)
+
+    # ------------------------------------------------------------ by TCP
+
+    def _burst_rate(self, rtt_ms: float) -> Rate:
+        rates: list[float] = []
+        for size_bytes in PROBE_BYTES:
+            start_ms = now_ms()
+            try:
+                rates.append(self._burst(size_bytes, rtt_ms))
+            except DeadlineError:
+                if not rates:
+                    raise
+                break  # the link let a small probe pass at once, and holds the larger one back
+            if now_ms() - start_ms > SLOW_PROBE_MS:
+                break
+        return Rate(rates[-1])
+
+    def _burst(self, size_bytes: int, rtt_ms: float) -> float:
+        self._connection.send(Probe(size_bytes))
+        start_ms = now_ms()
+        self._connection.send_raw(bytes(size_bytes))
+        samples = self._receive(Samples, PROBE_TIMEOUT_S)
+        elapsed_ms = now_ms() - start_ms
+        check_samples(samples, size_bytes)
+        burst: Burst = gap_free_burst(samples.times_us, samples.sizes_bytes)
+        return probe_rate_bytes_per_s(burst, size_bytes, elapsed_ms, rtt_ms)
+
+    # ------------------------------------------------------------ exchanges
+
+    def _ping(self, sequence: int) -> Echo:
+        start_ms = now_ms()
+        pong = self._exchange(Ping(sequence), Pong)
+        return Echo(now_ms() - start_ms, pong.load_queue_ms)
+
+    def _exchange(self, message: Message, answer: type[Answer]) -> Answer:
+        self._connection.send(message)
+        return self._receive(answer)
+
+    def _receive(self, expected: type[Answer], wait_s: float | None = None) -> Answer:
+        message = self._connection.receive(wait_s or ANSWER_TIMEOUT_S).message
+        if not isinstance(message, expected):
+            raise ProtocolError(
+                f"{self._connection.peer} sent {type(message).__name__} in place of {expected.__name__}"
+            )
+        return message
+
+    def _size_bytes(self) -> int:
+        return self._datagram_bytes + self._connection.sent_bytes + self._connection.received_bytes
+
+
+def check_samples(samples: Samples, size_bytes: int, *, is_whole: bool = True) -> None:
+    """Refuse samples that cannot be those of a probe of ``size_bytes``, or of a part of it.
+
+    Raises: ProtocolError.
+    """
+    times_us, sizes_bytes = samples
+    numbers = all(type(value) is int and value >= 0 for value in (*times_us, *sizes_bytes))
+    arrived_bytes = sum(sizes_bytes) if numbers else -1
+    adds_up = arrived_bytes == size_bytes if is_whole else 0 <= arrived_bytes <= size_bytes
+    if not (adds_up and len(times_us) == len(sizes_bytes)):
+        raise ProtocolError("the bandwidth service sent samples that do not add up to the probe")
+    if any(after < before for before, after in itertools.pairwise(times_us)):
+        raise ProtocolError("the bandwidth service sent samples whose times run backwards")

@@ -1,0 +1,251 @@
+"""UDP beside the monitor connection: trains arrive, and nobody gets more than he sent who has not proved himself."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from net import probe, trains
+from net.bandwidth import ProbeMethod
+from net.datagrams import (
+    COOKIE_BYTES,
+    KNOCK,
+    MAX_DATAGRAM_BYTES,
+    NONCE_BYTES,
+    Arrival,
+    Datagram,
+    Datagrams,
+    pack_datagram,
+    unpack_datagram,
+)
+from net.messages import AskTicket, AskTrain, Hello, Ping, Pong, Samples, Ticket, Train
+from net.monitor_client import measure_link
+from net.monitor_server import MonitorServer
+from net.probe import KNOCK_BYTES, LinkProbe
+from net.trains import MAX_TRAIN_PACKETS, Collector, Guest
+from net.transport import Connection, connect
+from tests.net.conftest import JOIN_S, LOOPBACK
+from utils.errors import PeerGoneError
+
+Address = tuple[str, int]
+COOKIE = bytes(range(COOKIE_BYTES))
+
+
+@pytest.fixture
+def service(listener: socket.socket) -> Iterator[Address]:
+    """The address of a running bandwidth service."""
+    serving = threading.Thread(target=MonitorServer(listener).serve)
+    serving.start()
+    yield listener.getsockname()
+    listener.shutdown(socket.SHUT_RDWR)
+    serving.join(JOIN_S)
+
+
+@pytest.fixture
+def ticket(service: Address) -> Iterator[tuple[Connection, Ticket]]:
+    """A connection on which both sides have said hello, and its ticket."""
+    with connect(*service) as connection:
+        connection.send(Hello.of())
+        hello = connection.receive(JOIN_S).message
+        assert isinstance(hello, Hello) and hello.capabilities["trains"] is True
+        connection.send(AskTicket())
+        ticket = connection.receive(JOIN_S).message
+        assert isinstance(ticket, Ticket)
+        yield connection, ticket
+
+
+def knock(datagrams: Datagrams, cookie: bytes, size_bytes: int = KNOCK_BYTES) -> Arrival | None:
+    datagrams.send(pack_datagram(cookie, KNOCK, 0, size_bytes))
+    return datagrams.receive(0.2)
+
+
+# ---------------------------------------------------------------- datagrams
+
+
+@pytest.mark.parametrize("size", [0, 24, 64, MAX_DATAGRAM_BYTES])
+def test_a_datagram_says_what_was_packed(size: int) -> None:
+    data = pack_datagram(COOKIE, 7, 41, size)
+    assert len(data) == max(size, 24)
+    assert unpack_datagram(data) == Datagram(COOKIE, 7, 41, bytes(max(size, 24) - 24))
+
+
+def test_a_strangers_datagram_says_nothing() -> None:
+    assert unpack_datagram(b"") is None and unpack_datagram(bytes(23)) is None
+
+
+def test_a_train_counts_each_of_its_packets_once() -> None:
+    collector = Collector(3, 2)
+    for train, sequence, time_ns in ((3, 1, 5_000), (3, 1, 9_000), (2, 0, 1_000), (3, 2, 1_000), (3, 0, 2_000)):
+        collector.take(Datagram(COOKIE, train, sequence, b""), Arrival(bytes(100), time_ns, None))
+    assert collector.is_complete
+    assert collector.wait() == Samples([0, 3], [100, 100])
+
+
+def test_what_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trains, "FIRST_WAIT_S", 0.01)
+    assert Collector(1, 10).wait() == Samples([], [])
+
+
+def test_a_nonce_serves_once_and_only_the_last() -> None:
+    guest = Guest()
+    first, second = guest.knocked("here"), guest.knocked("there")
+    assert guest.proven_address(first) is None
+    assert guest.proven_address(second) is None  # a wrong one spends it
+    third = guest.knocked("there")
+    assert guest.proven_address(third) == "there"
+    assert guest.proven_address(third) is None
+
+
+# ---------------------------------------------------------------- the service
+
+
+def test_a_train_is_told_packet_by_packet(ticket: tuple[Connection, Ticket]) -> None:
+    connection, (port, cookie) = ticket
+    with Datagrams.connected(LOOPBACK, port) as datagrams:
+        for number in (1, 2):
+            connection.send(Train(number, 10))
+            datagrams.send_train(cookie, number, 10, 1000)
+            samples = connection.receive(JOIN_S).message
+            assert isinstance(samples, Samples)
+            assert samples.sizes_bytes == [1000] * 10
+            assert samples.times_us == sorted(samples.times_us) and samples.times_us[0] == 0
+
+
+def test_a_train_comes_only_for_a_nonce_that_went_through_udp(ticket: tuple[Connection, Ticket]) -> None:
+    connection, (port, cookie) = ticket
+    with Datagrams.connected(LOOPBACK, port) as datagrams:
+        connection.send(AskTrain(secrets.token_bytes(NONCE_BYTES), 1, 10, 1000))
+        connection.send(Ping(1))
+        assert isinstance(connection.receive(JOIN_S).message, Pong)  # the service goes on
+        assert datagrams.receive(0.05) is None
+        arrival = knock(datagrams, cookie)
+        answer = unpack_datagram(arrival.data) if arrival else None
+        assert answer is not None
+        connection.send(AskTrain(answer.rest[:NONCE_BYTES], 5, 3, 1000))
+        arrivals = [datagrams.receive(JOIN_S) for _ in range(3)]
+    assert [unpack_datagram(one.data).sequence for one in arrivals if one] == [0, 1, 2]  # type: ignore[union-attr]
+
+
+def test_a_false_address_gets_no_train(ticket: tuple[Connection, Ticket]) -> None:
+    """Somebody with a ticket knocks in another's name: the nonce goes there, and without it nothing follows."""
+    connection, (port, cookie) = ticket
+    with Datagrams.connected(LOOPBACK, port) as victim:
+        arrival = knock(victim, cookie)
+        assert arrival is not None and len(arrival.data) <= KNOCK_BYTES
+        connection.send(AskTrain(bytes(NONCE_BYTES), 1, MAX_TRAIN_PACKETS, MAX_DATAGRAM_BYTES))
+        connection.send(Ping(1))
+        connection.receive(JOIN_S)
+        assert victim.receive(0.05) is None
+
+
+def test_a_kernel_that_cuts_no_datagrams_gets_them_one_by_one(
+    ticket: tuple[Connection, Ticket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection, (port, cookie) = ticket
+    monkeypatch.setattr("net.datagrams.UDP_SEGMENT", 60_000)  # no such option
+    with Datagrams.connected(LOOPBACK, port) as datagrams:
+        connection.send(Train(1, 50))
+        datagrams.send_train(cookie, 1, 50, MAX_DATAGRAM_BYTES)
+        samples = connection.receive(JOIN_S).message
+    assert isinstance(samples, Samples) and samples.sizes_bytes == [MAX_DATAGRAM_BYTES] * 50
+
+
+@pytest.mark.parametrize("size", [1, 23, 24, 47])
+def test_no_answer_is_longer_than_its_question(ticket: tuple[Connection, Ticket], size: int) -> None:
+    _, (port, cookie) = ticket
+    with Datagrams.connected(LOOPBACK, port) as datagrams:
+        datagrams.send(pack_datagram(cookie, KNOCK, 0)[:size].ljust(size, b"\0"))
+        assert datagrams.receive(0.05) is None
+
+
+def test_datagrams_without_a_cookie_are_not_answered(service: Address) -> None:
+    with Datagrams.connected(*service) as datagrams:
+        for cookie in (bytes(COOKIE_BYTES), secrets.token_bytes(COOKIE_BYTES)):
+            assert knock(datagrams, cookie) is None
+
+
+def test_a_cookie_ends_with_its_connection(service: Address) -> None:
+    with connect(*service) as connection:
+        connection.send(Hello.of())
+        connection.receive(JOIN_S)
+        connection.send(AskTicket())
+        ticket = connection.receive(JOIN_S).message
+        assert isinstance(ticket, Ticket)
+    with Datagrams.connected(*service) as datagrams:
+        for _ in range(50):  # until the service has seen the end
+            if knock(datagrams, ticket.cookie) is None:
+                return
+    pytest.fail("the cookie outlived its connection")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Train(0, 10),
+        Train(1, MAX_TRAIN_PACKETS + 1),
+        Train(-1, 10),
+        Train(2**40, 1),
+        AskTrain(bytes(NONCE_BYTES), 1, 10**9, 1000),
+        AskTrain(bytes(NONCE_BYTES), 1, 1, MAX_DATAGRAM_BYTES + 1),
+        AskTrain(bytes(NONCE_BYTES), 0, 1, 1),
+    ],
+)
+def test_trains_outside_the_limits_are_refused(ticket: tuple[Connection, Ticket], message: Train | AskTrain) -> None:
+    connection, _ = ticket
+    connection.send(message)
+    with pytest.raises(PeerGoneError):
+        connection.receive(JOIN_S)
+
+
+# ---------------------------------------------------------------- the client
+
+
+def test_both_ways_are_measured(service: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "SENDER_SHARE", float("inf"))  # loopback is as fast as the sender
+    link = measure_link(*service, duplex=True)
+    assert link.method is ProbeMethod.UDP_TRAIN
+    assert link.rate_bytes_per_s > 0 and link.down_bytes_per_s
+    assert link.probe_bytes < 2 * 200_000
+
+
+def test_a_measurement_costs_at_most_200_kb(service: Address) -> None:
+    assert measure_link(*service, use_udp=False).probe_bytes <= 200_000
+
+
+def test_where_udp_is_blocked_tcp_measures(
+    service: Address, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(probe, "KNOCK_WAIT_S", 0.01)
+    monkeypatch.setattr(Datagrams, "send", lambda *arguments: True)  # swallowed on the way
+    link = measure_link(*service, duplex=True)
+    assert (link.method, link.down_bytes_per_s) == (ProbeMethod.TCP_BURST, None)
+    assert "no rate by UDP" in caplog.text
+
+
+def test_trains_that_are_lost_are_replaced_by_tcp(service: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small datagrams pass, large ones do not."""
+    monkeypatch.setattr(trains, "FIRST_WAIT_S", 0.01)
+    monkeypatch.setattr(Datagrams, "send_train", lambda *arguments: 1e-5)
+    assert measure_link(*service).method is ProbeMethod.TCP_BURST
+
+
+def test_a_service_without_udp_is_measured_by_tcp(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Datagrams, "bound", lambda *arguments: None)
+    serving = threading.Thread(target=MonitorServer(listener).serve)
+    serving.start()
+    assert measure_link(*listener.getsockname()).method is ProbeMethod.TCP_BURST
+    listener.shutdown(socket.SHUT_RDWR)
+    serving.join(JOIN_S)
+
+
+def test_an_older_service_is_measured_by_tcp(service: Address) -> None:
+    with connect(*service) as connection:
+        measuring = LinkProbe(connection)
+        measuring._serves_trains = False
+        assert measuring.measure().method is ProbeMethod.TCP_BURST
