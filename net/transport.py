@@ -428,6 +428,13 @@ def bind(host: str, port: int, access: Access = OPEN) -> socket.socket:
     return sock
 
 
+def ephemeral_port(host: str) -> int:
+    """Return a port that is free now, for a program that cannot choose one itself."""
+    with bind(host, 0) as sock:
+        port: int = sock.getsockname()[1]
+    return port
+
+
 def start_listening(sock: socket.socket) -> None:
     """Let a bound socket take connections.
 

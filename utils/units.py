@@ -22,6 +22,11 @@ def bytes_per_s_to_mbit_per_s(rate_bytes_per_s: float) -> float:
     return rate_bytes_per_s * BITS_PER_BYTE / BYTES_PER_MB
 
 
+def bits_per_s_to_bytes_per_s(rate_bits_per_s: float) -> float:
+    """Return bit/s as bytes/s."""
+    return rate_bits_per_s / BITS_PER_BYTE
+
+
 def bytes_to_mb(size_bytes: float) -> float:
     """Return bytes as MB."""
     return size_bytes / BYTES_PER_MB

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from net import monitor_client, monitor_server, probe
+from net import monitor_client, monitor_server, monitor_test, probe
 from net.bandwidth import MAX_RATE_BYTES_PER_S, LinkEstimate, LinkSource
 from net.framing import HEAD_UNIT
 from net.messages import ErrorReply, Hello, Message, Ping, Pong, Prepare, Probe, Samples
@@ -330,6 +330,36 @@ def test_the_self_test_passes() -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("bandwidth monitor works: uplink ")
+
+
+FAKE_IPERF3 = """#!/bin/sh
+case "$*" in
+*-s*) echo "Server listening on 1"; sleep 10 ;;
+*) echo '{"end": {"sum_received": {"bits_per_second": 8e9}}}' ;;
+esac
+"""
+
+
+def test_iperf3_is_a_cross_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = tmp_path / "iperf3"
+    program.write_text(FAKE_IPERF3)
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert monitor_test.main(["--compare-iperf3"]) == 0
+    assert "iperf3: uplink 1000 MB/s (8000 Mbit/s); the monitor differs by " in capsys.readouterr().out
+    program.write_text("#!/bin/sh\necho nonsense listening\n")
+    assert monitor_test.main(["--compare-iperf3"]) == NetworkError.exit_code
+    assert "iperf3 failed: nonsense" in capsys.readouterr().err
+
+
+def test_without_iperf3_it_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert monitor_test.main(["--compare-iperf3"]) == UsageError.exit_code
+    assert "iperf3 is not installed" in capsys.readouterr().err
 
 
 def test_the_client_starts_without_torch() -> None:
