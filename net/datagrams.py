@@ -23,6 +23,7 @@ from utils.errors import ConnectError
 
 log = logging.getLogger(__name__)
 
+VERSION = 1
 HEADER = struct.Struct("!16sII")
 KEPT = struct.Struct("!Q")
 COOKIE_BYTES = NONCE_BYTES = 16

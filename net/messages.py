@@ -178,7 +178,9 @@ class Samples(NamedTuple):
 
 
 class AskTicket(NamedTuple):
-    """Ask for a place at the service's UDP port."""
+    """Ask for a place at the service's UDP port, for datagrams of a version (`net.datagrams`)."""
+
+    version: int
 
 
 class Ticket(NamedTuple):

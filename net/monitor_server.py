@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from net.access import access_of_cloud
-from net.datagrams import MAX_DATAGRAM_BYTES, Datagrams
+from net.datagrams import MAX_DATAGRAM_BYTES, VERSION, Datagrams
 from net.door import Door, DoorLimits
 from net.messages import AskTicket, AskTrain, Hello, Message, Ping, Pong, Probe, Samples, Ticket, Train
 from net.net_utils import format_address
@@ -128,12 +128,13 @@ class ProbeService:
                 self._connection.send(receive_probe(self._connection, size_bytes, self._scratch))
             case AskTicket() | Train() | AskTrain() if self._desk and self._guest:
                 self._answer_datagrams(message, self._desk, self._guest)
-            case _:
-                raise ProtocolError(f"{self._connection.peer} sent {message!s:.80}, which this service does not serve")
+            case other:
+                name = type(other).__name__
+                raise ProtocolError(f"{self._connection.peer} sent {name}, which this service does not serve")
 
     def _answer_datagrams(self, message: AskTicket | Train | AskTrain, desk: TrainDesk, guest: Guest) -> None:
         match message:
-            case AskTicket():
+            case AskTicket(version) if version == VERSION:
                 self._connection.send(Ticket(desk.port, guest.cookie))
             case Train(number, packets) if 0 < number < 2**32 and 0 < packets <= MAX_TRAIN_PACKETS:
                 self._connection.send(guest.expect(number, packets).wait())

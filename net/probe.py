@@ -31,11 +31,23 @@ from net.datagrams import (
     KNOCK,
     MAX_DATAGRAM_BYTES,
     NONCE_BYTES,
+    VERSION,
     Datagrams,
     pack_datagram,
     unpack_datagram,
 )
-from net.messages import AskTicket, AskTrain, ErrorReply, Hello, Message, Ping, Pong, Probe, Samples, Ticket, Train, error_of
+from net.messages import (
+    AskTicket,
+    AskTrain,
+    Hello,
+    Message,
+    Ping,
+    Pong,
+    Probe,
+    Samples,
+    Ticket,
+    Train,
+)
 from net.trains import QUIET_S, TRAIN_TIMEOUT_S, Collector
 from net.transport import Connection
 from utils.errors import ConnectError, DeadlineError, ProtocolError
@@ -126,7 +138,7 @@ class LinkProbe:
     # ------------------------------------------------------------ by UDP
 
     def _measure_by_udp(self, duplex: bool) -> _ByUdp:
-        ticket = self._exchange(AskTicket(), Ticket)
+        ticket = self._exchange(AskTicket(VERSION), Ticket)
         host = self._connection.sock.getpeername()[0]
         found = _ByUdp()
         try:

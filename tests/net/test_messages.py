@@ -9,6 +9,8 @@ import pytest
 from net.framing import RAW_KINDS, WIRE_VERSION, Kind
 from net.messages import (
     AskLatencies,
+    AskTicket,
+    AskTrain,
     ErrorCode,
     ErrorReply,
     Hello,
@@ -22,6 +24,8 @@ from net.messages import (
     Reply,
     Request,
     Samples,
+    Ticket,
+    Train,
     error_of,
     kind_of,
     message_of,
@@ -55,6 +59,10 @@ MESSAGES: dict[Kind, Message] = {
     Kind.SAMPLES: Samples([0, 10], [100, 200]),
     Kind.ASK_LATENCIES: AskLatencies("le_net", "89abcdef"),
     Kind.LATENCIES: Latencies("le_net", "forest", [1.0, 2.5], [0.5, 2.0], [1.5, 3.0], ["features.0"]),
+    Kind.ASK_TICKET: AskTicket(1),
+    Kind.TICKET: Ticket(9922, bytes(16)),
+    Kind.TRAIN: Train(1, 20),
+    Kind.ASK_TRAIN: AskTrain(bytes(16), 1, 20, 1472),
 }
 every_message = pytest.mark.parametrize("message", MESSAGES.values(), ids=lambda message: type(message).__name__)
 

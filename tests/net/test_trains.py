@@ -17,6 +17,7 @@ from net.datagrams import (
     KNOCK,
     MAX_DATAGRAM_BYTES,
     NONCE_BYTES,
+    VERSION,
     Arrival,
     Datagram,
     Datagrams,
@@ -53,7 +54,7 @@ def ticket(service: Address) -> Iterator[tuple[Connection, Ticket]]:
         connection.send(Hello.of())
         hello = connection.receive(JOIN_S).message
         assert isinstance(hello, Hello) and hello.capabilities["trains"] is True
-        connection.send(AskTicket())
+        connection.send(AskTicket(VERSION))
         ticket = connection.receive(JOIN_S).message
         assert isinstance(ticket, Ticket)
         yield connection, ticket
@@ -173,7 +174,7 @@ def test_a_cookie_ends_with_its_connection(service: Address) -> None:
     with connect(*service) as connection:
         connection.send(Hello.of())
         connection.receive(JOIN_S)
-        connection.send(AskTicket())
+        connection.send(AskTicket(VERSION))
         ticket = connection.receive(JOIN_S).message
         assert isinstance(ticket, Ticket)
     with Datagrams.connected(*service) as datagrams:
