@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -199,6 +200,7 @@ class Conversation:
         self._kept = kept
         self._edge_id = hello.edge_id
         self._rules = rules
+        self._recent: deque[bytes] = deque(maxlen=MAX_UNANSWERED)  # ids of tasks
         self._counted = (0, 0)  # bytes received and sent, as told to the metrics
         self._latencies = latencies
         self._lines = TaskLines(observe, connection.sock)
@@ -224,6 +226,9 @@ class Conversation:
             if stopping.is_set():
                 self._wait_for_answers()
                 self.connection.wait_until_delivered(DELIVERY_S)
+            raise
+        except ProtocolError:
+            self._kept.forget(self._recent)  # their bytes may have been mixed up, too
             raise
         finally:
             self.break_off()
@@ -285,7 +290,9 @@ class Conversation:
 
         compute = partial(self._engine.submit, self, network.split(edge_nodes), received.tensors)
         if self._edge_id and received.task:
-            self._kept.submit(task_id(self._edge_id, received.task), request, compute, deliver)
+            key = task_id(self._edge_id, received.task)
+            self._recent.append(key)
+            self._kept.submit(key, request, compute, deliver)
         else:  # a task without an id of its own
             compute(deliver)
         self._lines.arrived(task.state)  # while the half already runs

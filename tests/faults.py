@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import logging
 import random
 import socket
@@ -20,10 +21,12 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from enum import StrEnum
+from pathlib import Path
 from types import TracebackType
 
 from net.net_utils import format_address
 from net.transport import accepted, listen, stop_accepting
+from predictor.predictor_utils import config_path
 from utils.cli import address_parser, end_with_parent, listening_line, port_number, run_main, stop_event
 
 log = logging.getLogger(__name__)
@@ -213,6 +216,15 @@ class _Pair:
 def _corrupted(data: bytes) -> bytes:
     where = len(data) // 3
     return data[:where] + bytes([data[where] ^ 0x40]) + data[where + 1 :]
+
+
+def write_slow_edge(path: Path, factor: float = 1_000.0) -> Path:
+    """Write parameters of an edge so slow that every task goes to the cloud whole; for --edge-config."""
+    parameters = json.loads(config_path("edge").read_text())
+    for kind in parameters["kinds"].values():
+        kind["coefficients_ms"] = [factor * value for value in kind["coefficients_ms"]]
+    path.write_text(json.dumps(parameters))
+    return path
 
 
 def main(argv: Sequence[str] | None = None) -> int:

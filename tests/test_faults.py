@@ -6,7 +6,8 @@ import json
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,31 +16,63 @@ import edge_api
 import tasks_edge_api
 from models.zoo import load_network
 from tests import faults
-from tests.faults import BREAKING, Fault, FaultProxy
+from tests.faults import BREAKING, Fault, FaultProxy, write_slow_edge
 from tests.test_tasks_scripts import Edge
 from utils.cli import ServiceProcess
 from utils.inference_utils import random_input, run_whole
 from utils.report import output_digest
 
-MODEL = "alex_net"
-CUT = ["-t", MODEL, "--bandwidth", "10000", "--rtt", "0.01", "--no-correction"]  # so good a link that all crosses
+MODEL = "le_net"
+LINK = ["-t", MODEL, "--bandwidth", "1000", "--rtt", "0.1", "--no-correction"]
 
 
 def digest() -> str:
     return output_digest(run_whole(load_network(MODEL), random_input()))
 
 
-def run_queue(port: int, capsys: pytest.CaptureFixture[str], tasks: int, *flags: str, code: int = 0) -> dict[str, Any]:
-    arguments = ["-p", str(port), "--monitor-port", "1", "--tasks", str(tasks), *CUT, "--no-load-feedback", *flags]
-    assert tasks_edge_api.main([*arguments, "--json"]) == code
-    document: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return document
+RunQueue = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def slow_edge(tmp_path: Path) -> list[str]:
+    """The flags of an edge that believes to be so slow that it sends every task."""
+    return [*LINK, "--edge-config", str(write_slow_edge(tmp_path / "slow.json"))]
+
+
+@pytest.fixture
+def run_queue(slow_edge: list[str], capsys: pytest.CaptureFixture[str]) -> RunQueue:
+    """Run a queue in this process, and return its document."""
+
+    def run(port: int, tasks: int, *flags: str, code: int = 0) -> dict[str, Any]:
+        arguments = ["-p", str(port), "--monitor-port", "1", "--tasks", str(tasks), *slow_edge, *flags]
+        assert tasks_edge_api.main([*arguments, "--json"]) == code
+        document: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return document
+
+    return run
 
 
 def assert_all_right(document: dict[str, Any], tasks: int) -> None:
     assert sorted(task["id"] for task in document["tasks"]) == list(range(1, tasks + 1))
     assert [task["error"] for task in document["tasks"]] == [None] * tasks
     assert {task["output_digest"] for task in document["tasks"]} == {digest()}
+
+
+@pytest.fixture(scope="module")
+def key_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A secret: with it, and with TLS, changed bytes are told from others. TCP itself does not always."""
+    file = tmp_path_factory.mktemp("key") / "key"
+    file.write_text("0123456789abcdef" * 4)
+    file.chmod(0o600)
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def keyed_cloud(key_file: str) -> Iterator[ServiceProcess]:
+    """A running cloud that wants the key."""
+    command = ["cloud_api.py", "-p", "0", "--monitor-port", "0", "--key-file", key_file]
+    with ServiceProcess(command, services=2) as process:
+        yield process
 
 
 @pytest.fixture
@@ -118,46 +151,55 @@ def test_a_broken_connection_brings_half_at_most(fault: Fault, echo: int) -> Non
 # ---------------------------------------------------------------- queues
 
 
-@pytest.mark.parametrize("fault", [Fault.DELAY, Fault.CUT, Fault.RESET, Fault.TRICKLE, Fault.DUPLICATE])
+@pytest.mark.parametrize("fault", [Fault.DELAY, Fault.CUT, Fault.RESET, Fault.TRICKLE])
 @pytest.mark.parametrize("how", ["local", "retry"])
 def test_a_queue_gets_every_answer_whatever_the_network_does(
-    fault: Fault, how: str, proxy: FaultProxy, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    fault: Fault, how: str, proxy: FaultProxy, run_queue: RunQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(faults, "DELAY_S", 0.01)
     proxy.after_bytes = 1_500_000  # of every connection: its third task
     proxy.set_faults(1.0, [fault])
-    document = run_queue(proxy.port, capsys, 12, "--on-cloud-loss", how, "--in-flight", "2")
+    document = run_queue(proxy.port, 12, "--on-cloud-loss", how, "--in-flight", "2")
     assert_all_right(document, 12)
     assert proxy.happened[fault] >= 1
     if how == "retry":
         assert {task["where"] for task in document["tasks"]} <= {"cloud", "split"}
 
 
+@pytest.mark.parametrize("fault", [Fault.DUPLICATE, Fault.CORRUPT])
+@pytest.mark.parametrize("how", ["local", "retry"])
+def test_with_a_key_no_changed_byte_makes_a_wrong_answer(
+    fault: Fault, how: str, keyed_cloud: ServiceProcess, key_file: str, run_queue: RunQueue
+) -> None:
+    with FaultProxy(keyed_cloud.ports[0], [fault], after_bytes=1_500_000) as proxy:
+        flags = ["--on-cloud-loss", how, "--in-flight", "2", "--key-file", key_file]
+        assert_all_right(run_queue(proxy.port, 12, *flags), 12)
+        assert proxy.happened[fault] >= 1
+
+
 def test_a_cloud_that_falls_silent_is_done_without(
-    proxy: FaultProxy, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    proxy: FaultProxy, run_queue: RunQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("net.session.SILENCE_S", 1.5)  # the cloud gives a sign of life every second
     proxy.after_bytes = 700_000
     proxy.set_faults(1.0, [Fault.BLACKHOLE])
-    document = run_queue(proxy.port, capsys, 12)
+    document = run_queue(proxy.port, 12)
     assert_all_right(document, 12)
     assert "edge" in {task["where"] for task in document["tasks"]}
 
 
-def test_without_a_cloud_to_fall_back_from_tasks_fail_with_the_reason(
-    proxy: FaultProxy, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_cloud_to_fall_back_from_tasks_fail_with_the_reason(proxy: FaultProxy, run_queue: RunQueue) -> None:
     proxy.after_bytes = 700_000
     proxy.set_faults(1.0, [Fault.RESET])
-    document = run_queue(proxy.port, capsys, 6, "--on-cloud-loss", "fail", "--in-flight", "1", code=1)
+    document = run_queue(proxy.port, 6, "--on-cloud-loss", "fail", "--in-flight", "1", code=1)
     errors = [task["error"] for task in document["tasks"] if task["error"]]
     assert errors and all("the cloud is lost" in error for error in errors)
 
 
-def test_a_queue_goes_back_to_a_cloud_that_is_back() -> None:
+def test_a_queue_goes_back_to_a_cloud_that_is_back(slow_edge: list[str]) -> None:
     command = ["tasks_cloud_api.py", "--monitor-port", "0", "-p"]
     with ServiceProcess([*command, "0"], services=2) as first:
-        edge = Edge([first.ports[0], 1], "--tasks", "100000", "--no-load-feedback", *CUT)
+        edge = Edge([first.ports[0], 1], "--tasks", "100000", *slow_edge)
         wait_for_answer(edge, "cloud")
         first.process.kill()
         wait_for_answer(edge, "edge")
@@ -182,8 +224,8 @@ def wait_for_answer(edge: Edge, place: str, patience: int = 2000) -> None:
 # ---------------------------------------------------------------- single tasks
 
 
-@pytest.mark.parametrize("fault", [Fault.CUT, Fault.RESET, Fault.DUPLICATE, Fault.BLACKHOLE])
-@pytest.mark.parametrize("after_bytes", [0, 600, 100_000])
+@pytest.mark.parametrize("fault", [Fault.CUT, Fault.RESET, Fault.BLACKHOLE])
+@pytest.mark.parametrize("after_bytes", [600, 100_000])
 def test_a_single_task_is_answered_whatever_happens_once_the_cloud_was_there(
     fault: Fault,
     after_bytes: int,
@@ -192,15 +234,13 @@ def test_a_single_task_is_answered_whatever_happens_once_the_cloud_was_there(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("net.session.SILENCE_S", 1.5)
-    if after_bytes:
-        proxy.after_bytes = after_bytes
-        proxy.set_faults(1.0, [fault])
-    arguments = ["-p", str(proxy.port), "--monitor-port", "1", *CUT, "--point", "0", "--json"]
+    proxy.after_bytes = after_bytes
+    proxy.set_faults(1.0, [fault])
+    arguments = ["-p", str(proxy.port), "--monitor-port", "1", *LINK, "--point", "0", "--json"]
     assert edge_api.main(arguments) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["output"]["digest"] == digest()
-    if after_bytes and fault is not Fault.DUPLICATE:
-        assert document["where"] == "edge"
+    assert document["where"] == "edge"
 
 
 def test_a_task_is_sent_again_and_not_computed_twice(
@@ -208,7 +248,18 @@ def test_a_task_is_sent_again_and_not_computed_twice(
 ) -> None:
     proxy.after_bytes = 100_000
     proxy.set_faults(1.0, [Fault.RESET])
-    command = ["-p", str(proxy.port), "--monitor-port", "1", *CUT, "--point", "0", "--json", "--on-cloud-loss", "retry"]
+    command = [
+        "-p",
+        str(proxy.port),
+        "--monitor-port",
+        "1",
+        *LINK,
+        "--point",
+        "0",
+        "--json",
+        "--on-cloud-loss",
+        "retry",
+    ]
     timer = threading.Timer(0.5, proxy.set_faults, (0.0, []))
     timer.start()
     assert edge_api.main(command) == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from utils.cloud_engine import CloudResult, Deliver
@@ -63,6 +63,13 @@ class KeptAnswers:
         else:
             self._start(key, mine, compute, deliver)
 
+    def forget(self, keys: Iterable[bytes]) -> None:
+        """Keep no answers of these tasks: what was asked may not have been what the edge meant to ask."""
+        with self._lock:
+            for key in keys:
+                self._computing.pop(key, None)
+                self._remove(key)
+
     def _start(self, key: bytes, kept: _Kept, compute: Compute, deliver: Deliver) -> None:
         def done(result: CloudResult | Exception) -> None:
             waiting = self._take_in(key, kept, result)
@@ -86,12 +93,14 @@ class KeptAnswers:
     def _take_in(self, key: bytes, kept: _Kept, result: CloudResult | Exception) -> list[tuple[Compute, Deliver]]:
         """Keep a result, in memory of its own; return who else waits for it."""
         with self._lock:
-            if self._computing.get(key) is kept:
+            is_wanted = self._computing.get(key) is kept
+            if is_wanted:
                 del self._computing[key]
             if isinstance(result, CloudResult):
                 kept.result = result._replace(tensors=tuple(tensor.clone() for tensor in result.tensors))
                 kept.size_bytes = sum(tensor.nbytes for tensor in kept.result.tensors)
                 kept.done_ms = now_ms()
+            if kept.result and is_wanted:
                 self._remove(key)
                 self._done[key] = kept
                 self._size_bytes += kept.size_bytes

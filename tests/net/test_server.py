@@ -570,6 +570,22 @@ def test_a_task_sent_again_over_another_connection_is_not_computed_again(
     assert engine.submitted == 1
 
 
+def test_answers_of_a_connection_that_breaks_the_protocol_are_not_kept(
+    start: Callable[[CloudEngine], Cloud], network: Network
+) -> None:
+    engine = CountingEngine("cpu", 1, {})
+    cloud = start(engine)
+    for _ in range(2):
+        with connect(*cloud.address) as connection:
+            edge = ManyTasks(connection, network, EDGE_ID)
+            edge.send(7)
+            edge.receive(1)
+            connection.send_raw(bytes(HEAD_UNIT))
+            with pytest.raises(PeerGoneError):
+                connection.receive(JOIN_S)
+    assert engine.submitted == 2
+
+
 def test_edges_have_tasks_of_their_own(start: Callable[[CloudEngine], Cloud], network: Network) -> None:
     engine = CountingEngine("cpu", 1, {})
     cloud = start(engine)

@@ -95,6 +95,20 @@ def test_other_tasks_and_other_questions_are_computed() -> None:
     assert [value_of(one) for one in got] == [0.0, 1.0, 2.0, 2.0]
 
 
+@pytest.mark.parametrize("is_done", [True, False])
+def test_what_is_not_to_be_kept_is_computed_again(is_done: bool) -> None:
+    answers, engine, got = KeptAnswers(), Engine(), Got()
+    answers.submit(b"1", "question", engine.compute, got.append)
+    if is_done:
+        engine.asked[0](result(1.0))
+    answers.forget([b"1", b"2"])
+    if not is_done:
+        engine.asked[0](result(1.0))
+    answers.submit(b"1", "question", engine.compute, got.append)
+    engine.asked[1](result(2.0))
+    assert [value_of(one) for one in got] == [1.0, 2.0]
+
+
 def test_answers_are_forgotten_in_time() -> None:
     answers, engine, got = KeptAnswers(kept_s=-1.0), Engine(), Got()
     for _ in range(2):
