@@ -365,13 +365,7 @@ def connect(host: str, port: int, limits: Limits = DEFAULT_LIMITS, access: Acces
 
     Raises: UsageError: the address makes no sense. ConnectError: nobody answers there. AccessError: not let in.
     """
-    try:
-        sock = socket.create_connection((host, port), CONNECT_TIMEOUT_S)
-    except (socket.gaierror, UnicodeError) as exc:
-        raise _unresolved(host) from exc
-    except OSError as exc:
-        reason = "no answer" if isinstance(exc, TimeoutError) else exc.strerror or str(exc)
-        raise ConnectError(f"no service at {format_address((host, port))} ({reason}): is it started there?") from exc
+    sock = _connected(host, port)
     connection = Connection(sock, limits)
     try:
         connection.ask_in(access, host)
@@ -379,6 +373,38 @@ def connect(host: str, port: int, limits: Limits = DEFAULT_LIMITS, access: Acces
         connection.close()
         raise
     return connection
+
+
+def _connected(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_connection((host, port), CONNECT_TIMEOUT_S)
+    except (socket.gaierror, UnicodeError) as exc:
+        raise _unresolved(host) from exc
+    except OSError as exc:
+        reason = "no answer" if isinstance(exc, TimeoutError) else exc.strerror or str(exc)
+        raise ConnectError(f"no service at {format_address((host, port))} ({reason}): is it started there?") from exc
+
+
+def reach(host: str, port: int) -> float:
+    """Return how long a bare connection takes to be made, ms.
+
+    Raises: UsageError: the address makes no sense. ConnectError: nobody answers there.
+    """
+    start_s = time.monotonic()
+    with _connected(host, port):
+        return s_to_ms(time.monotonic() - start_s)
+
+
+def resolve(host: str, port: int) -> list[str]:
+    """Return the addresses of a name.
+
+    Raises: UsageError: it has none.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as exc:
+        raise _unresolved(host) from exc
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 def _unresolved(host: str) -> UsageError:

@@ -12,10 +12,16 @@ from utils.cli import ServiceProcess
 
 
 @pytest.fixture(scope="session")
-def cloud() -> Iterator[ServiceProcess]:
+def cloud_process() -> Iterator[ServiceProcess]:
     """A running cloud_api.py on free ports of loopback: ``ports[0]`` for tasks, ``ports[1]`` for bandwidth."""
     with ServiceProcess(["cloud_api.py", "-p", "0", "--monitor-port", "0"], services=2) as process:
         yield process
+
+
+@pytest.fixture(scope="session")
+def cloud(cloud_process: ServiceProcess) -> ServiceProcess:
+    """The running cloud; some tests have another one under this name."""
+    return cloud_process
 
 
 @pytest.fixture
