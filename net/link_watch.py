@@ -2,6 +2,7 @@
 
 A probe costs bytes, and shares the link with tensors. So none is sent while tensors tell the rate themselves: the
 cloud says how long each took to arrive. Pings go out every time; they bring the round trip, and the cloud's load.
+`net.rate_filter` joins what probes and tensors say; a probe that surprises it is followed by another one at once.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import random
-import statistics
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -18,8 +18,9 @@ from dataclasses import dataclass, replace
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from net.access import OPEN, Access
-from net.bandwidth import Echo, LinkEstimate, LinkSource
+from net.bandwidth import Echo, LinkEstimate, LinkSource, ProbeMethod, Rate
 from net.monitor_client import measure_link, ping_link
+from net.rate_filter import RateFilter, transfer_rate
 from utils.errors import NetworkError
 from utils.timing import now_ms
 from utils.units import MS_PER_S, s_to_ms
@@ -28,9 +29,9 @@ log = logging.getLogger(__name__)
 
 INTERVAL_S = 1.0
 STALE_INTERVALS = 3
-KEPT_TRANSFERS = 3  # their median is the rate: one that met other traffic does not count
-KEPT_PINGS = 10  # the shortest is the round trip: the others waited behind tensors
+KEPT_PINGS = 5  # the shortest is the round trip: the others waited behind tensors
 MIN_TRANSFER_BYTES, MIN_TRANSFER_MS = 65_536, 2.0  # shorter ones tell of clocks and wake-ups
+UNSURE = 0.5  # the relative error of a rate from another day
 LOAD_GAIN = (0.2, 0.5)  # of each new load; drawn for each edge, so that edges do not swing together
 
 
@@ -66,7 +67,8 @@ class LinkWatch:
         self._lock = threading.Lock()
         self._link = first
         self._since_ms = now_ms() - s_to_ms(first.age_s)
-        self._rates: deque[float] = deque(maxlen=KEPT_TRANSFERS)
+        self._filter = RateFilter(Rate(first.rate_bytes_per_s, max(first.error, UNSURE if first.age_s else 0.0)))
+        self._udp_is_blocked = first.method is ProbeMethod.TCP_BURST
         self._pings_ms: deque[float] = deque([first.exchange_ms], maxlen=KEPT_PINGS)
         self._queue_ms = 0.0
         self._gain = random.uniform(*LOAD_GAIN)  # noqa: S311  # no secret
@@ -94,8 +96,9 @@ class LinkWatch:
         if size_bytes < MIN_TRANSFER_BYTES or not MIN_TRANSFER_MS <= receive_ms < math.inf:
             return
         with self._lock:
-            self._rates.append(size_bytes / receive_ms * MS_PER_S)
-            self._set_rate(statistics.median(self._rates), LinkSource.TRANSFERS)
+            seen = transfer_rate(size_bytes, receive_ms, self._link.rtt_ms)
+            self._filter.saw_transfer(seen, self._since_last_s())
+            self._set_rate(LinkSource.TRANSFERS)
 
     def saw_load(self, queue_ms: float) -> None:
         """Take in what tasks wait in the cloud of late."""
@@ -105,30 +108,46 @@ class LinkWatch:
 
     def refresh(self) -> None:
         """Ask the bandwidth service once; where it is away, what is known grows old."""
-        is_told_by_tensors = self._is_sending() or self.now().link.source is LinkSource.GIVEN
         try:
-            if is_told_by_tensors:
-                told: Echo | LinkEstimate = ping_link(*self._service)
+            if self._is_sending() or self._link.source is LinkSource.GIVEN:
+                self._saw_echo(ping_link(*self._service))
             else:
-                told = measured = measure_link(*self._service)
-                with self._lock:
-                    self._rates.clear()
-                    self._set_rate(measured.rate_bytes_per_s, LinkSource.PROBE)
+                self._probe()
+                if self._filter.doubts:
+                    self._probe()
         except NetworkError as exc:
             if not self._is_away:
                 log.warning("the bandwidth is no longer measured: %s", exc)
             self._is_away = True
-            return
-        self._is_away = False
-        rate = self._link.rate_bytes_per_s
-        exchange_ms = told.rtt_ms(rate, rate) if isinstance(told, Echo) else told.exchange_ms
-        with self._lock:
-            self._pings_ms.append(exchange_ms)
-            if self._link.source is not LinkSource.GIVEN:
-                self._link = replace(self._link, rtt_ms=max(min(self._pings_ms) - self._link.host_ms, 0.0))
-        self.saw_load(told.queue_ms)
+        else:
+            self._is_away = False
 
-    def _set_rate(self, rate_bytes_per_s: float, source: LinkSource) -> None:
+    def _probe(self) -> None:
+        measured = measure_link(*self._service, use_udp=not self._udp_is_blocked)
+        self._udp_is_blocked = measured.method is ProbeMethod.TCP_BURST
+        with self._lock:
+            self._filter.saw_probe(Rate(measured.rate_bytes_per_s, measured.error), self._since_last_s())
+            self._set_rate(LinkSource.PROBE)
+            self._link = replace(self._link, host_ms=measured.host_ms, method=measured.method)
+            self._saw_exchange(measured.exchange_ms)
+        self.saw_load(measured.queue_ms)
+
+    def _saw_echo(self, echo: Echo) -> None:
+        with self._lock:
+            rate_bytes_per_s = self._link.rate_bytes_per_s
+            self._saw_exchange(echo.rtt_ms(rate_bytes_per_s, rate_bytes_per_s))
+        self.saw_load(echo.queue_ms)
+
+    def _saw_exchange(self, exchange_ms: float) -> None:
+        self._pings_ms.append(exchange_ms)
         if self._link.source is not LinkSource.GIVEN:
-            self._link = replace(self._link, rate_bytes_per_s=rate_bytes_per_s, source=source)
+            self._link = replace(self._link, rtt_ms=max(min(self._pings_ms) - self._link.host_ms, 0.0))
+
+    def _since_last_s(self) -> float:
+        return (now_ms() - self._since_ms) / MS_PER_S
+
+    def _set_rate(self, source: LinkSource) -> None:
+        if self._link.source is not LinkSource.GIVEN:
+            rate = self._filter.rate
+            self._link = replace(self._link, rate_bytes_per_s=rate.bytes_per_s, error=rate.error, source=source)
             self._since_ms = now_ms()

@@ -89,7 +89,7 @@ def run(link: tuple[float, float], true_mbit: float, tcp: bool, loss: int = 0, b
     flags = ["--tcp"] if tcp else []
     module = [sys.executable, "-m", "tests.benchmark.probe"]
     with emulated_link(rate_mbit, rtt_ms, loss), beside or contextlib.nullcontext():
-        server = ["-m", "net.monitor_server", "-i", CLOUD_IP, "--monitor-port", "0"]
+        server = ["-m", "net.monitor_server", "-i", CLOUD_IP, "--monitor-port", "0", "--insecure"]
         with ServiceProcess(server, prefix=[str(TOOL), "cloud"]) as service:
             command = [TOOL, "edge", *module, "--measure", str(service.ports[0]), *flags]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)

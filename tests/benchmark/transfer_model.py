@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from net.access import Access
 from net.messages import Hello, Reply, Request
 from net.transport import Connection, accepted, connect, listen
 from predictor.transfer import FRAME_BYTES, IDLE, Sender, transfer_time_ms
@@ -40,7 +41,7 @@ REPEATS, SHORT_S = 5, 0.2  # shorter transfers are repeated, each on a connectio
 def serve() -> None:
     """Answer requests, one connection after the other, on the far side of the link."""
     reply_tensor = torch.zeros(1, CLASSES)
-    for sock, _ in accepted(listen(CLOUD_IP, PORT)):
+    for sock, _ in accepted(listen(CLOUD_IP, PORT, Access(insecure=True))):
         with Connection(sock) as connection:
             while answer(connection, reply_tensor):
                 pass
@@ -111,8 +112,8 @@ def run(rate_mbit: float, rtt_ms: float, congestion_control: str) -> list[list[f
     module = [sys.executable, "-m", "tests.benchmark.transfer_model"]
     with emulated_link(rate_mbit, rtt_ms):
         server = subprocess.Popen([TOOL, "cloud", *module, "--serve"])
-        time.sleep(3 * SETTLE_S)
-        while subprocess.run([TOOL, "cloud", "ss", "-Hltn", f"sport = :{PORT}"], capture_output=True).stdout == b"":
+        listening = [TOOL, "cloud", "ss", "-Hltn", f"sport = :{PORT}"]
+        while server.poll() is None and not subprocess.run(listening, capture_output=True, check=True).stdout:
             time.sleep(SETTLE_S)
         measuring = [*module, f"{rate_mbit:g},{rtt_ms:g}", "--measure", "--congestion-control", congestion_control]
         done = subprocess.run([TOOL, "edge", *measuring], stdout=subprocess.PIPE, text=True, check=True)

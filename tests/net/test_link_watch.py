@@ -8,7 +8,7 @@ import pytest
 
 from net import link_watch
 from net.access import Access
-from net.bandwidth import PING_BYTES, Echo, LinkEstimate, LinkSource
+from net.bandwidth import PING_BYTES, Echo, LinkEstimate, LinkSource, ProbeMethod
 from net.link_watch import KEPT_PINGS, LinkWatch
 from utils.errors import ConnectError
 
@@ -37,8 +37,8 @@ def measures(monkeypatch: pytest.MonkeyPatch, *estimates: LinkEstimate, echo: Ec
     asked: list[str] = []
     left = iter(estimates)
 
-    def measure(host: str, port: int, access: Access) -> LinkEstimate:
-        asked.append("probe")
+    def measure(host: str, port: int, access: Access, *, use_udp: bool) -> LinkEstimate:
+        asked.append("probe" if use_udp else "probe without UDP")
         return next(left)
 
     def ping(host: str, port: int, access: Access) -> Echo:
@@ -53,10 +53,12 @@ def measures(monkeypatch: pytest.MonkeyPatch, *estimates: LinkEstimate, echo: Ec
 
 def test_a_measurement_is_the_newest_estimate_and_grows_old(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = LinkWatch("cloud", 1, FIRST)
-    measures(monkeypatch, LinkEstimate(3e6, 10.0))
+    asked = measures(monkeypatch, *[LinkEstimate(3e6, 10.0, error=0.01)] * 2)
     watch.refresh()
+    assert asked == ["probe", "probe"]  # the first one surprised
     now = watch.now()
-    assert (now.link.rate_bytes_per_s, now.link.rtt_ms, now.link.age_s, now.is_stale) == (3e6, 10.0, 0.0, False)
+    assert (now.link.rate_bytes_per_s, now.link.rtt_ms) == (pytest.approx(3e6), 10.0)
+    assert (now.link.age_s, now.is_stale) == (0.0, False)
     clock.ms += 2900
     assert (watch.now().link.age_s, watch.now().is_stale) == (pytest.approx(2.9), False)
     clock.ms += 200
@@ -79,12 +81,20 @@ def test_what_the_user_says_stays(clock: Clock, monkeypatch: pytest.MonkeyPatch)
     assert asked == ["ping"]
 
 
-def test_the_median_of_the_last_transfers_is_the_rate(clock: Clock) -> None:
+def test_two_transfers_that_agree_are_the_rate(clock: Clock) -> None:
     watch = LinkWatch("cloud", 1, FIRST)
-    for receive_ms in (100.0, 50.0, 1000.0):
-        watch.saw_transfer(200_000, receive_ms)
-    assert watch.now().link.rate_bytes_per_s == pytest.approx(2e6)
+    for receive_ms in (500.0, 100.0, 100.0):
+        watch.saw_transfer(1_000_000, receive_ms)
+    assert watch.now().link.rate_bytes_per_s == pytest.approx(10e6)
     assert watch.now().link.source is LinkSource.TRANSFERS
+
+
+def test_where_udp_is_blocked_it_is_left_out(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = LinkWatch("cloud", 1, FIRST)
+    asked = measures(monkeypatch, *[LinkEstimate(1e6, 10.0, method=ProbeMethod.TCP_BURST)] * 2)
+    watch.refresh()
+    watch.refresh()
+    assert asked == ["probe", "probe without UDP"]
 
 
 @pytest.mark.parametrize(("size_bytes", "receive_ms"), [(1000, 10.0), (10**6, 0.1), (10**6, float("nan"))])
@@ -129,7 +139,7 @@ def test_load_follows_smoothly(clock: Clock) -> None:
 def test_a_service_that_is_away_is_said_once_and_the_value_kept(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def away(host: str, port: int, access: Access) -> LinkEstimate:
+    def away(host: str, port: int, access: Access, *, use_udp: bool) -> LinkEstimate:
         raise ConnectError("nobody there")
 
     monkeypatch.setattr(link_watch, "measure_link", away)
@@ -143,7 +153,7 @@ def test_a_service_that_is_away_is_said_once_and_the_value_kept(
 def test_the_link_is_measured_in_the_background_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = threading.Event()
 
-    def measure(host: str, port: int, access: Access) -> LinkEstimate:
+    def measure(host: str, port: int, access: Access, *, use_udp: bool) -> LinkEstimate:
         measured.set()
         return LinkEstimate(7e6, 1.0)
 
