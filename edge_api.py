@@ -21,6 +21,7 @@ from net.access import Access, access_of_edge
 from net.bandwidth import LinkEstimate
 from net.monitor_client import estimate_link, given_or_measured, measure_link
 from net.session import EdgeSession, OnCloudLoss, new_edge_id
+from net.shaper import add_shaping, shaped
 from utils.cli import (
     DEFAULT_IP,
     ServiceProcess,
@@ -61,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--point", type=non_negative_int, help="force this partition point (default: the best one)")
     add_on_cloud_loss(parser)
     add_link(parser)
+    add_shaping(parser)
     add_predictor_choice(parser, "forest", "linear", "measured")
     add_no_correction(parser)
     parser.add_argument(
@@ -87,6 +89,9 @@ def _run(args: argparse.Namespace) -> int:
     access = access_of_edge(args)
     with contextlib.ExitStack() as stack:
         host, port, monitor_port = stack.enter_context(cloud_of(args))
+        network = stack.enter_context(shaped(host, (port, monitor_port), args.shape, args.trace))
+        network.begin()
+        host = network.host
         reopen = partial(EdgeSession.open, host, port, new_edge_id() if args.repeat == 1 else None, access)
         session = stack.enter_context(reopen())
         link = link_of(args, session, host, monitor_port, access)

@@ -12,7 +12,7 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -25,6 +25,7 @@ from net.access import access_of_edge
 from net.link_watch import LinkWatch
 from net.monitor_client import estimate_link, given_or_measured
 from net.session import EdgeSession, OnCloudLoss, new_edge_id
+from net.shaper import add_shaping, shaped
 from net.stream import PATIENCE_S, TaskStream
 from predictor.chain_search import Objective
 from predictor.flow_shop import Schedule
@@ -85,6 +86,7 @@ def queue_parser() -> argparse.ArgumentParser:
     add_model_files(parser)
     add_weights(parser)
     add_link(parser)
+    add_shaping(parser)
     parser.add_argument(
         "--monitor-interval",
         type=positive_float,
@@ -117,6 +119,12 @@ def queue_parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
+    with shaped(args.ip, (args.port, args.monitor_port), args.shape, args.trace) as cloud:
+        args.ip = cloud.host
+        return _run_queue(args, cloud.begin)
+
+
+def _run_queue(args: argparse.Namespace, begin_trace: Callable[[], None]) -> int:
     out = sys.stderr if args.json else sys.stdout
     register_files(args.model_file)
     tasks, settings = tasks_of(args), settings_of(args)
@@ -144,6 +152,7 @@ def _run(args: argparse.Namespace) -> int:
         QueueReport(ordered, out) as report,
     ):
         report.start()
+        begin_trace()
         run = QueueRun(settings, models, stream, watch, report)
         results = run.run(ordered, interrupted.is_set)
     summary = summarise(

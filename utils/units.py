@@ -27,6 +27,11 @@ def bits_per_s_to_bytes_per_s(rate_bits_per_s: float) -> float:
     return rate_bits_per_s / BITS_PER_BYTE
 
 
+def mbit_per_s_to_bytes_per_s(rate_mbit_per_s: float) -> float:
+    """Return Mbit/s as bytes/s."""
+    return rate_mbit_per_s * BYTES_PER_MB / BITS_PER_BYTE
+
+
 def bytes_to_mb(size_bytes: float) -> float:
     """Return bytes as MB."""
     return size_bytes / BYTES_PER_MB

@@ -1,0 +1,128 @@
+"""The relay that imitates a slow network: everything arrives, both ways, and bad descriptions are refused."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import edge_api
+import tasks_edge_api
+from net.monitor_client import measure_link
+from net.shaper import CHUNK_S, MAX_CHUNK_BYTES, SEGMENT_BYTES, Lane, Relay, Weather, shape_of, shaped
+from net.traces import Condition, Trace
+from net.transport import listen, stop_accepting
+from tests.net.conftest import JOIN_S, LOOPBACK
+from utils.cli import ServiceProcess
+from utils.errors import UsageError
+
+FAST = Trace([Condition(0.0, 1000.0, 0.2)])
+
+
+@pytest.fixture
+def echo(listener: socket.socket) -> Iterator[tuple[str, int]]:
+    """The address of a service that sends back all that it gets, then closes."""
+
+    def serve() -> None:
+        with listener.accept()[0] as peer:
+            peer.settimeout(JOIN_S)
+            while data := peer.recv(65_536):
+                peer.sendall(data)
+
+    serving = threading.Thread(target=serve)
+    serving.start()
+    yield listener.getsockname()
+    serving.join(JOIN_S)
+
+
+def test_what_goes_through_comes_back_whole(echo: tuple[str, int]) -> None:
+    relay = Relay(echo, Lane(Weather(FAST)), Lane(Weather(FAST)))
+    data = bytes(range(256)) * 2_000
+    with listen(LOOPBACK, 0) as listener, socket.create_connection(listener.getsockname(), JOIN_S) as near:
+        serving = threading.Thread(target=relay.serve_tcp, args=(listener,))
+        serving.start()
+        sending = threading.Thread(target=lambda: (near.sendall(data), near.shutdown(socket.SHUT_WR)))
+        sending.start()
+        received = bytearray()
+        while chunk := near.recv(65_536):
+            received += chunk
+        sending.join(JOIN_S)
+        stop_accepting(listener)
+        serving.join(JOIN_S)
+    relay.up.close()
+    relay.down.close()
+    assert received == data
+
+
+def test_a_chunk_is_a_packet_at_least() -> None:
+    sizes = []
+    for rate_mbit in (0.1, 80.0, 1e5):
+        lane = Lane(Weather(Trace([Condition(0.0, rate_mbit, 0.0)])))
+        sizes.append(lane.chunk_bytes())
+        lane.close()
+    assert sizes == [SEGMENT_BYTES, round(10e6 * CHUNK_S), MAX_CHUNK_BYTES]
+
+
+def test_a_full_queue_drops_datagrams_alone() -> None:
+    lane = Lane(Weather(Trace([Condition(0.0, 1e4, 0.0)])))
+    delivered: list[str] = []
+    first_s = lane.send(50_000_000, lambda: delivered.append("first"))  # 40 ms
+    assert lane.send(125_000, lambda: delivered.append("datagram"), may_drop=True) == first_s
+    assert lane.send(125_000, lambda: delivered.append("stream")) == pytest.approx(first_s + 1e-4)
+    lane.close()
+    assert delivered == ["first", "stream"]
+
+
+def test_a_trace_waits_until_it_is_begun() -> None:
+    weather = Weather(Trace([Condition(0.0, 1.0, 0.0), Condition(1e-9, 2.0, 0.0)]))
+    assert weather.now().rate_mbit == 1.0
+    weather.begin()
+    assert weather.now().rate_mbit == 2.0
+
+
+def test_a_service_is_measured_through_the_relay() -> None:
+    with ServiceProcess(["-m", "net.monitor_server", "--monitor-port", "0"]) as service:
+        port = service.ports[0]
+        with shaped(LOOPBACK, (port ^ 1, port), "40,20", None) as cloud:
+            link = measure_link(cloud.host, port, duplex=True)
+    assert cloud.host != LOOPBACK
+    assert link.rate_bytes_per_s == pytest.approx(5e6, rel=0.5)  # the machine may be busy
+    assert link.rtt_ms >= 20.0
+
+
+def test_without_a_shape_the_cloud_is_where_it_was() -> None:
+    with shaped("cloud", (1, 2), None, None) as cloud:
+        assert cloud.host == "cloud"
+        cloud.begin()
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(("text", "condition"), [("20", (20.0, 0.0)), ("0.5,100", (0.5, 100.0))])
+def test_a_shape_is_a_rate_and_perhaps_a_round_trip(text: str, condition: tuple[float, float]) -> None:
+    assert shape_of(text)[1:] == condition
+
+
+@pytest.mark.parametrize("text", ["", "fast", "20,", "20;10", "0", "-1", "nan", "inf", "20,-1", "20,nan", "20,60000"])
+def test_a_shape_that_makes_no_sense_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="needed|is not MBIT"):
+        shape_of(text)
+
+
+@pytest.mark.parametrize("script", [edge_api, tasks_edge_api])
+def test_scripts_refuse_in_one_line(script: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["-t", "le_net"]
+    for flags in (["--shape", "0"], ["--shape", "20", "--trace", "x.csv"]):
+        with pytest.raises(SystemExit) as raised:
+            script.main([*model, *flags])  # type: ignore[attr-defined]
+        assert raised.value.code == UsageError.exit_code
+    path = tmp_path / "unsorted.csv"
+    path.write_text("1,20,10\n0,20,10\n")
+    assert script.main([*model, "--trace", str(path)]) == UsageError.exit_code  # type: ignore[attr-defined]
+    lines = capsys.readouterr().err.splitlines()
+    assert "sort the lines by time" in lines[-1]
