@@ -141,7 +141,7 @@ def run_with_cloud(task: Task, session: EdgeSession, link: LinkEstimate, show: E
     corrections = Corrections.load() if task.learns else Corrections()
     plan = plan_task(task, session, link, corrections, keys)
     candidate = plan.best if task.point is None else plan.candidates[task.point]
-    show.plan(plan.best, candidate)
+    show.plan(plan, candidate)
     half = prepare(task, session, plan.edge_nodes(candidate), show)
     outcome = infer(task, half, plan, candidate, session, show)
     if task.learns:

@@ -128,7 +128,7 @@ class LayerGraph:
     def block_points(self) -> tuple[int, ...]:
         """The partition points at which one tensor crosses, and the last one: where a chain of blocks can be cut."""
         last = len(self.layers)
-        return (*(point for point in range(last) if self._crossing_counts[point] == 1), last)
+        return (*(point for point in range(last) if self.crossing_counts[point] == 1), last)
 
     def crossing(self, edge_nodes: Collection[int]) -> tuple[Node, ...]:
         """Return the nodes on the edge whose tensors the other side reads, each once."""
@@ -168,7 +168,8 @@ class LayerGraph:
         return self._sums_at_points(node.output_bytes for node in self.nodes)
 
     @cached_property
-    def _crossing_counts(self) -> tuple[int, ...]:
+    def crossing_counts(self) -> tuple[int, ...]:
+        """Tensors that cross at every partition point, (layers + 1,)."""
         return self._sums_at_points(len(node.outputs) for node in self.nodes)
 
     @cached_property

@@ -102,6 +102,20 @@ class DagSearch:
         self.ends = _single_passages(last_reader)  # (blocks,): nodes behind which theirs is the only tensor alive
         self._network = _FlowNetwork(self.reads, self.readers, self.ends)
 
+    @property
+    def has_interior(self) -> bool:
+        """Whether any cut goes through a block, and not between two."""
+        return bool(self._network.interior.size)
+
+    def crossing(self, edge_nodes: Collection[int]) -> list[int]:
+        """Return the nodes on the edge whose tensors are read in the cloud."""
+        start = self.ends[self.block_of(edge_nodes)]
+        return [
+            node
+            for node in sorted(edge_nodes)
+            if node >= start and any(reader not in edge_nodes for reader in self.readers[node])
+        ]
+
     def block_of(self, edge_nodes: Collection[int]) -> int:
         """Return the block that a cut goes through, or begins with: that of the last end on the edge."""
         return sum(end in edge_nodes for end in self.ends) - 1
@@ -137,7 +151,7 @@ class DagSearch:
 
     def inner_cuts(self, costs: DagCosts, below_ms: float) -> list[DagCut]:
         """Return the best cut inside each block, of those that cost less than ``below_ms``; cheapest first."""
-        if not self._network.interior.size or below_ms < NEGLIGIBLE_MS:
+        if not self.has_interior or below_ms < NEGLIGIBLE_MS:
             return []
         on_edge, inner_ms = self._network.solve(costs, below_ms)
         ends = np.array((*self.ends, self.size))

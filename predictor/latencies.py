@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -50,6 +50,12 @@ class LayerLatencies:
         below = [latency - low for latency, low in zip(self.latency_ms[layers], self.low_ms[layers], strict=True)]
         above = [high - latency for latency, high in zip(self.latency_ms[layers], self.high_ms[layers], strict=True)]
         return Interval(max(0.0, total - _joined(below)), total + _joined(above))
+
+    def of(self, layers: Iterable[int]) -> LayerLatencies:
+        """Return the latencies of some layers."""
+        chosen = list(layers)
+        latency, low, high = ([v[layer] for layer in chosen] for v in (self.latency_ms, self.low_ms, self.high_ms))
+        return LayerLatencies(latency, low, high, self.source, self.extrapolated)
 
     def scaled(self, factor: float) -> LayerLatencies:
         """Return the same latencies, all times ``factor``."""

@@ -16,6 +16,7 @@ SEGMENT_BYTES = 1448  # an Ethernet packet less the headers of IP and TCP, with 
 INITIAL_WINDOW_BYTES = 10 * SEGMENT_BYTES  # RFC 6928
 FRAME_BYTES = 512  # the head of a frame (`net.framing`)
 ALIGNMENT_BYTES = 64  # of the tensors in it
+TENSOR_MS = 0.01  # for each tensor of a frame but the first: both ends describe it, and handle a buffer more
 TLS_SHARE = 22 / 16_384  # header, tag and type of every full record (RFC 8446, sec. 5)
 
 

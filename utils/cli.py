@@ -203,6 +203,23 @@ def add_objective(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_strategy(parser: argparse.ArgumentParser) -> None:
+    """Add --strategy and --max-edge-memory."""
+    parser.add_argument(
+        "--strategy",
+        choices=("dads", "neurosurgeon", "chain-of-blocks", "edge-only", "cloud-only"),
+        default="dads",
+        help="where to cut: anywhere (dads), behind any layer in their order (neurosurgeon), where a single tensor "
+        "crosses (chain-of-blocks), or nowhere; of a chain, the first three find the same (default: dads)",
+    )
+    parser.add_argument(
+        "--max-edge-memory",
+        type=positive_float,
+        metavar="MB",
+        help="leave out cuts whose edge half needs more: its parameters, and the tensors alive at once (default: none)",
+    )
+
+
 def end_with_parent(stop: threading.Event, on_line: Callable[[str], None] = lambda line: None) -> None:
     """Set ``stop`` when stdin closes: the parent holds its other end, and however it dies, this process ends.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from utils.errors import UsageError, writing
 from utils.units import bytes_per_s_to_mb_per_s, bytes_to_mb, ms_to_s
 
 if TYPE_CHECKING:
-    from deployment import SplitPlan
+    from deployment import Comparison, SplitPlan
     from utils.queue_tasks import TaskResult
 
 matplotlib.use("Agg")
@@ -20,6 +21,13 @@ matplotlib.use("Agg")
 RATE_COLOUR = "#999999"
 LANES = ("edge", "uplink", "cloud")  # the stages of a task, and the spans of a result
 EDGE_COLOUR, TRANSFER_COLOUR, CLOUD_COLOUR = "#4c9f70", "#e0a030", "#4472a8"
+STRATEGY_STYLES = (  # where strategies agree, the wider line behind is still seen
+    {"color": "#b03030", "linewidth": 1.5, "zorder": 5},
+    {"color": TRANSFER_COLOUR, "linewidth": 4},
+    {"color": "#8a6fb0", "linewidth": 7, "alpha": 0.6},
+    {"color": EDGE_COLOUR, "linewidth": 1.5, "linestyle": "--"},
+    {"color": CLOUD_COLOUR, "linewidth": 1.5, "linestyle": "--"},
+)
 
 
 def plot_plan(path: Path, plan: SplitPlan, bandwidth_mb_per_s: float, rtt_ms: float) -> None:
@@ -89,6 +97,30 @@ def _draw_candidates(axes, plan):
     axes.set_xticks(points, [str(point) for point in points], fontsize=7)
     axes.set_title("partition points")
     axes.legend(fontsize=8)
+
+
+def plot_strategies(path: Path, comparison: Comparison, rtt_ms: float) -> None:
+    """Draw the latency of every strategy over bandwidth; dotted lines where the best cut changes.
+
+    Raises: UsageError: the file cannot be written, or its ending is no known format.
+    """
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
+    rates = [bytes_per_s_to_mb_per_s(rate) for rate in comparison.rates_bytes_per_s]
+    for (strategy, plans), style in zip(comparison.plans.items(), STRATEGY_STYLES, strict=True):
+        totals = [plan.best.stages.total_ms if plan else math.nan for plan in plans]
+        axes.plot(rates, totals, label=str(strategy), **style)
+    for change in comparison.crossovers:
+        axes.axvline(bytes_per_s_to_mb_per_s(change.rate), color=RATE_COLOUR, linewidth=0.8, linestyle=":")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("uplink, MB/s (dotted: the best cut changes)")
+    axes.set_ylabel("predicted latency, ms")
+    axes.set_title(f"{comparison.graph.model}, RTT {rtt_ms:g} ms")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, path)
 
 
 def plot_scatter(path: Path, series: Mapping[str, Sequence[tuple[float, float, str]]]) -> None:

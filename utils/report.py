@@ -15,7 +15,7 @@ from utils.units import bytes_per_s_to_mb_per_s, readable_bytes
 if TYPE_CHECKING:  # the lines before the plan are printed before torch is imported
     from torch import Tensor
 
-    from deployment import Candidate, SplitPlan
+    from deployment import Candidate, Comparison, SplitPlan
     from net.bandwidth import LinkEstimate
     from net.events import CloudEvent
     from utils.inference_utils import Guess, LayerFeature
@@ -54,6 +54,23 @@ def best_line(latency_ms: float, point: int, layer: str) -> str:
     return f"best latency : {latency_ms:.2f} ms , best partition point : {point} - {layer}"
 
 
+def cut_lines(plan: SplitPlan, candidate: Candidate) -> list[str]:
+    """Return what is said of a cut: the contract's line, or for a graph that is no chain the nodes and what crosses."""
+    total_ms = candidate.stages.total_ms
+    if plan.graph.is_chain:
+        return [best_line(total_ms, candidate.point, candidate.layer)]
+    count = len(plan.edge_nodes(candidate))
+    return [
+        f"best latency : {total_ms:.2f} ms , edge nodes : {count} of {len(plan.graph.nodes)}",
+        *(f"crossing tensor : {_tensor_text(tensor)}" for tensor in crossing_documents(plan, candidate)),
+    ]
+
+
+def _tensor_text(tensor: Json) -> str:
+    shape = "x".join(map(str, tensor["shape"]))
+    return f"{tensor['name']} , {shape} {tensor['dtype']} , {readable_bytes(tensor['bytes'])}"
+
+
 class EdgeReport:
     """The edge's lines of one task, on stdout, or on stderr where stdout is kept for JSON."""
 
@@ -68,10 +85,11 @@ class EdgeReport:
         """The link is known."""
         self.say(bandwidth_line(link.rate_bytes_per_s))
 
-    def plan(self, best: Candidate, chosen: Candidate) -> None:
-        """The best partition point is known, and which one is taken."""
-        self.say(best_line(best.stages.total_ms, best.point, best.layer))
-        if chosen is not best:
+    def plan(self, plan: SplitPlan, chosen: Candidate) -> None:
+        """The best cut is known, and which one is taken."""
+        for line in cut_lines(plan, plan.best):
+            self.say(line)
+        if chosen is not plan.best:
             self.say(f"forced partition point : {chosen.point} - {chosen.layer} , {chosen.stages.total_ms:.2f} ms")
         self.say(RULE)
 
@@ -170,6 +188,28 @@ def _candidate_document(candidate: Candidate) -> Json:
     }
 
 
+def crossing_documents(plan: SplitPlan, candidate: Candidate) -> list[Json]:
+    """Return the tensors that cross, each once."""
+    return [
+        {"name": node.name, "shape": list(output.shape), "dtype": output.dtype, "bytes": output.size_bytes}
+        for node in plan.crossing(candidate)
+        for output in node.outputs
+    ]
+
+
+def cut_document(plan: SplitPlan, candidate: Candidate) -> Json:
+    """Return what the JSON interface says of a cut: where it is, what crosses, and what each half has to hold."""
+    memory = plan.memory(candidate)
+    return {
+        "strategy": str(plan.strategy),
+        "edge_nodes": sorted(plan.edge_nodes(candidate)),
+        "crossing": crossing_documents(plan, candidate),
+        "edge_parameter_bytes": memory.parameter_bytes,
+        "edge_activation_bytes": memory.activation_bytes,
+        "cloud_parameter_bytes": plan.cloud_parameter_bytes(candidate),
+    }
+
+
 def plan_document(plan: SplitPlan) -> Json:
     """Return a plan as the JSON interface has it."""
     layers = [
@@ -190,6 +230,7 @@ def plan_document(plan: SplitPlan) -> Json:
         "layers": layers,
         "candidates": [_candidate_document(candidate) for candidate in plan.candidates],
         "best": _candidate_document(plan.best),
+        **cut_document(plan, plan.best),
         "best_interval_ms": list(plan.interval(plan.best)),
         "runner_up": plan.runner_up and _candidate_document(plan.runner_up),
         "too_close_to_call": plan.is_too_close_to_call,
@@ -208,12 +249,22 @@ def print_plan(plan: SplitPlan, bandwidth_mb_per_s: float, rtt_ms: float) -> Non
     for candidate in plan.candidates:
         edge, transfer, cloud, total = candidate.stages.as_dict().values()
         print(
-            f"{candidate.point:>5}  {candidate.layer:<30}{readable_bytes(candidate.crossing_bytes):>11}"
+            f"{candidate.point:>5}  {_shortened(candidate.layer):<30}{readable_bytes(candidate.crossing_bytes):>11}"
             f"{edge:>11.3f}{transfer:>12.3f}{cloud:>11.3f}{total:>12.3f}"
             f"{'  <- best' if candidate is plan.best else ''}"
         )
-    print(best_line(plan.best.stages.total_ms, plan.best.point, plan.best.layer))
+    for line in cut_lines(plan, plan.best):
+        print(line)
+    memory = plan.memory(plan.best)
+    print(
+        f"memory of the edge half : {readable_bytes(memory.parameter_bytes)} of parameters , "
+        f"{readable_bytes(memory.activation_bytes)} of tensors at once"
+    )
     print_confidence(plan)
+
+
+def _shortened(name: str, width: int = 29) -> str:
+    return name if len(name) <= width else f"{name[: width - 1]}…"
 
 
 def print_confidence(plan: SplitPlan) -> None:
@@ -228,6 +279,62 @@ def print_confidence(plan: SplitPlan) -> None:
         if latencies.extrapolated:
             names = ", ".join(latencies.extrapolated)
             print(f"beyond the {side}'s data, so less sure than the interval says : {names}")
+
+
+# ---------------------------------------------------------------- strategies beside each other
+
+
+def comparison_document(comparison: Comparison, rtt_ms: float) -> Json:
+    """Return a comparison as the JSON interface has it; a strategy is missing where no cut of it fits on the edge."""
+    plans = [
+        (rate, plan)
+        for plans in comparison.plans.values()
+        for rate, plan in zip(comparison.rates_bytes_per_s, plans, strict=True)
+        if plan
+    ]
+    return {
+        "model": comparison.graph.model,
+        "rtt_ms": rtt_ms,
+        "strategies": [
+            {
+                "strategy": str(plan.strategy),
+                "mb_per_s": bytes_per_s_to_mb_per_s(rate),
+                **plan.best.stages.as_dict(),
+                "edge_nodes": len(plan.edge_nodes(plan.best)),
+                "crossing_bytes": plan.best.crossing_bytes,
+                "cut": plan.best.layer,
+            }
+            for rate, plan in plans
+        ],
+        "crossovers": [
+            {
+                "mb_per_s": bytes_per_s_to_mb_per_s(change.rate),
+                "edge_nodes_below": len(change.below.edge_nodes(change.below.best)),
+                "edge_nodes_above": len(change.above.edge_nodes(change.above.best)),
+                "cut_below": change.below.best.layer,
+                "cut_above": change.above.best.layer,
+            }
+            for change in comparison.crossovers
+        ],
+    }
+
+
+def print_comparison(comparison: Comparison, rtt_ms: float) -> None:
+    """Print what every strategy takes at every rate, and the rates at which the best cut changes."""
+    nodes = len(comparison.graph.nodes)
+    print(f"{comparison.graph.model}: {nodes} nodes, RTT {rtt_ms:g} ms, predicted latency in ms")
+    print(f"{'MB/s':>10}" + "".join(f"{strategy:>17}" for strategy in comparison.plans))
+    for rate, *plans in zip(comparison.rates_bytes_per_s, *comparison.plans.values(), strict=True):
+        totals = (f"{plan.best.stages.total_ms:.3f}" if plan else "does not fit" for plan in plans)
+        print(f"{bytes_per_s_to_mb_per_s(rate):>10g}" + "".join(f"{total:>17}" for total in totals))
+    for change in comparison.crossovers:
+        below, above = (len(plan.edge_nodes(plan.best)) for plan in (change.below, change.above))
+        print(
+            f"best cut changes at {bytes_per_s_to_mb_per_s(change.rate):.6g} MB/s : {below} of {nodes} nodes on the "
+            f"edge below, {above} above , behind {change.above.best.layer}"
+        )
+    if not comparison.crossovers:
+        print("the best cut is the same at all of these bandwidths")
 
 
 # ---------------------------------------------------------------- the layer study

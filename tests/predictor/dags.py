@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from collections.abc import Collection, Iterator
 
 import numpy as np
@@ -36,6 +37,18 @@ def costs_of(draw: st.DrawFn, size: int, send: st.SearchStrategy[float] = COSTS)
 
     edge, cloud = ([0.0, *values(COSTS)[1:]] for _ in range(2))
     return DagCosts(np.array(edge), np.array(values(send)), np.array(cloud), draw(COSTS))
+
+
+def random_case(seed: int) -> tuple[Reads, DagCosts]:
+    """Return a random graph of 5 to 10 nodes, and costs; the cloud is at least as fast as the edge."""
+    draw = random.Random(seed)
+    size = draw.randint(5, 10)
+    reads = [[], *(sorted({draw.randrange(max(0, node - 4), node) for _ in range(2)}) for node in range(1, size))]
+    read = {index for inputs in reads for index in inputs}
+    reads[-1] = sorted({*reads[-1], *(node for node in range(size - 1) if node not in read)})
+    edge, send = (np.array([draw.expovariate(1) for _ in range(size)]) for _ in range(2))
+    edge[0] = 0
+    return reads, DagCosts(edge, send, edge * draw.choice([0.1, 0.3, 1]))
 
 
 def closed_sets(reads: Reads) -> Iterator[frozenset[int]]:

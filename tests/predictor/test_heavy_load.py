@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 
 from predictor.dag_search import DagCosts, DagSearch
 from predictor.heavy_load import busy_times, shortest_bottleneck
-from tests.predictor.dags import COSTS, Reads, closed_sets, costs_of, dags, stages_of
+from tests.predictor.dags import COSTS, closed_sets, costs_of, dags, random_case, stages_of
 
 APPROXIMATION = 3.0  # of the cheapest cut, where the search begins
 
@@ -26,18 +25,6 @@ def test_the_bottleneck_is_a_cut_and_within_the_bound(data: st.DataObject) -> No
     bottlenecks = {edge: max(stages_of(edge, reads, costs)) for edge in closed_sets(reads)}
     assert cut.cost_ms == pytest.approx(bottlenecks[cut.edge_nodes])
     assert cut.cost_ms <= APPROXIMATION * min(bottlenecks.values()) + 1e-6
-
-
-def random_case(seed: int) -> tuple[Reads, DagCosts]:
-    """Return a random graph of 5 to 10 nodes; the cloud is faster than the edge."""
-    draw = random.Random(seed)
-    size = draw.randint(5, 10)
-    reads = [[], *(sorted({draw.randrange(max(0, node - 4), node) for _ in range(2)}) for node in range(1, size))]
-    read = {index for inputs in reads for index in inputs}
-    reads[-1] = sorted({*reads[-1], *(node for node in range(size - 1) if node not in read)})
-    edge, send = (np.array([draw.expovariate(1) for _ in range(size)]) for _ in range(2))
-    edge[0] = 0
-    return reads, DagCosts(edge, send, edge * draw.choice([0.1, 0.3, 1]))
 
 
 def test_the_bottleneck_is_mostly_the_shortest() -> None:

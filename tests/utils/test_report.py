@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -52,7 +53,7 @@ def report(stream: io.StringIO) -> EdgeReport:
 def test_the_lines_of_a_task_are_those_of_the_contract(report: EdgeReport, stream: io.StringIO) -> None:
     report.bandwidth(LinkEstimate(3259.5787388244685e6, 1.0))
     best = Candidate(0, "None", StageTimes(0.0, 1.07, 9.0), StageTimes(0.0, 1.0, 9.0), 602_112)
-    report.plan(best, best)
+    report.plan(dataclasses.replace(plan_of("alex_net"), best=best), best)
     report.prepared()
     report.edge_done("alex_net", 0.072)
     report.sent()
@@ -74,9 +75,8 @@ def test_the_lines_of_a_task_are_those_of_the_contract(report: EdgeReport, strea
 
 def test_a_forced_point_is_shown_beside_the_best(report: EdgeReport, stream: io.StringIO) -> None:
     best = Candidate(0, "None", StageTimes(0.0, 1.0, 9.0), StageTimes(0.0, 1.0, 9.0), 602_112)
-    report.plan(
-        best, Candidate(3, "features.2 (maxpool)", StageTimes(2.0, 3.0, 7.5), StageTimes(2.0, 2.0, 7.5), 301_056)
-    )
+    forced = Candidate(3, "features.2 (maxpool)", StageTimes(2.0, 3.0, 7.5), StageTimes(2.0, 2.0, 7.5), 301_056)
+    report.plan(dataclasses.replace(plan_of("alex_net"), best=best), forced)
     lines = stream.getvalue().splitlines()
     assert lines[0] == "best latency : 10.00 ms , best partition point : 0 - None"
     assert lines[1] == "forced partition point : 3 - features.2 (maxpool) , 12.50 ms"
