@@ -1,0 +1,122 @@
+"""What a receiver makes of bytes, without sockets: for frames that were mutated, and for a fuzzer."""
+
+from __future__ import annotations
+
+import pickletools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from net.framing import HEAD_UNIT, Buffer, Limits, pack_frame
+from net.memory import BodyMemory
+from net.messages import (
+    AskLatencies,
+    ErrorReply,
+    Hello,
+    Latencies,
+    Message,
+    Ping,
+    Pong,
+    Prepare,
+    Probe,
+    Ready,
+    Reply,
+    Request,
+    Samples,
+    kind_of,
+)
+from net.pickling import ALLOWED_OPCODES, pack_header, pack_tensor, unpack_header
+from net.transport import Connection, Received
+from utils.errors import AccessError, PeerGoneError, ProtocolError
+
+EXPECTED = (ProtocolError, PeerGoneError, AccessError)  # all that bytes of whatever kind may lead to
+LIMITS = Limits(max_body_bytes=1_048_576)
+PLAIN = (dict, list, tuple, str, bytes, int, float, bool, type(None))
+SAMPLES: tuple[tuple[Message, list[torch.Tensor]], ...] = (
+    (Hello.of(device="cpu", threads=2, edge=bytes(16)), []),
+    (AskLatencies("le_net", "0" * 32), []),
+    (Latencies("le_net", "forest", [1.0, 2.5], [0.5, 2.0], [2.0, 3.0], ["features.0"]), []),
+    (Prepare("le_net", b"\7", "0" * 32), []),
+    (Ready("le_net", "0" * 32), []),
+    (Request("le_net", b"\7", "0" * 32, "1" * 32), [torch.rand(1, 3, 4, 5), torch.arange(7, dtype=torch.uint8)]),
+    (Reply(12.5, 10.0, 1.0, 0.5, 3.0, 2.0), [torch.rand(1, 10)]),
+    (ErrorReply("busy", "the cloud is busy", 20.0), []),
+    (Ping(3), []),
+    (Pong(3, 1.0, 2.0), []),
+    (Probe(16_384), []),
+    (Samples([0, 5, 9], [100, 100, 56]), []),
+)
+
+
+class BytesWire:
+    """A wire on which given bytes arrive, and then the end."""
+
+    peer = "memory"
+
+    def __init__(self, data: bytes) -> None:
+        self._data = memoryview(data)
+
+    def read_some(self, view: memoryview, deadline_s: float, fill: bool = False) -> int:
+        """Read what fits."""
+        count = min(len(view), len(self._data))
+        view[:count], self._data = self._data[:count], self._data[count:]
+        return count
+
+    def send(self, pieces: Sequence[Buffer], deadline_s: float) -> None:
+        """Nobody listens."""
+
+
+class BytesConnection(Connection):
+    """A connection on which given bytes arrive."""
+
+    def __init__(self, data: bytes) -> None:
+        self._wire, self.peer, self.limits = BytesWire(data), "memory", LIMITS
+        self._head, self._bodies = memoryview(bytearray(HEAD_UNIT)), BodyMemory()
+
+
+def frames() -> list[bytes]:
+    """Return a valid frame of every kind of message."""
+    return [frame_of(message, tensors) for message, tensors in SAMPLES]
+
+
+def frame_of(message: Message, tensors: Sequence[torch.Tensor]) -> bytes:
+    """Return the bytes of a message."""
+    packed = [pack_tensor(tensor) for tensor in tensors]
+    header = pack_header(tuple(message), [spec for spec, _ in packed])
+    return b"".join(pack_frame(kind_of(message), header, [buffer for _, buffer in packed]))
+
+
+def decode(data: bytes) -> Received | None:
+    """Return the first message in ``data``, checked for consistency; None where it was refused as it should be."""
+    try:
+        received = BytesConnection(data).receive(1.0)
+    except EXPECTED:
+        return None
+    check_plain(tuple(received.message))
+    again = BytesConnection(frame_of(received.message, received.tensors)).receive(1.0)
+    assert repr(again.message) == repr(received.message)  # NaN is equal to nothing
+    for one, other in zip(received.tensors, again.tensors, strict=True):
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)
+        assert one.contiguous().reshape(-1).view(torch.uint8).equal(other.contiguous().reshape(-1).view(torch.uint8))
+    return received
+
+
+def decode_header(data: bytes) -> None:
+    """Load a header, and check with the standard library's own reader that nothing but plain values was made."""
+    try:
+        values = unpack_header(data)
+    except ProtocolError:
+        return
+    assert {opcode.code.encode("latin-1")[0] for opcode, _, _ in pickletools.genops(data)} <= ALLOWED_OPCODES
+    check_plain(values)
+
+
+def check_plain(value: Any) -> None:
+    """Assert that a value holds nothing but plain ones."""
+    assert type(value) in PLAIN
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple):
+        for item in value:
+            check_plain(item)

@@ -1,0 +1,131 @@
+"""Every attack, in small: it harms the naive server, and does nothing to a real cloud, which serves on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.zoo import Network, load_network
+from net.framing import PREFIX
+from net.session import EdgeSession
+from tests.attacks import claims, mutate
+from tests.attacks.decoding import decode, decode_header, frames
+from tests.attacks.knocks import KNOCKS
+from tests.attacks.naive import LENGTH
+from tests.attacks.pickles import ALLOWED_BYTES, ATTACKS, attack_cloud, attack_naive, harm
+from tests.attacks.victims import Victim, naive, wait_until_closed
+from tests.net.clouds import assert_answers
+from utils.cli import ServiceProcess
+
+MUTATED = 3000
+CROWD = 150  # more than may stand at the door
+FRAMES = frames()
+
+
+@pytest.fixture
+def ours(cloud: ServiceProcess, network: Network) -> Iterator[Victim]:
+    """The cloud of all tests, which must serve after every attack."""
+    victim = Victim(cloud)
+    with EdgeSession.open(*victim.address) as edge:
+        assert_answers(edge, network)
+    yield victim
+    with EdgeSession.open(*victim.address) as edge:
+        assert_answers(edge, network)
+
+
+@pytest.fixture(scope="session")
+def network() -> Network:
+    """The edge's own network."""
+    return load_network("le_net")
+
+
+@pytest.mark.parametrize("make", ATTACKS)
+def test_a_pickle_harms_the_naive_server(make: Callable[[Path], bytes]) -> None:
+    with naive() as victim:
+        assert harm(victim, attack_naive, make)
+
+
+@pytest.mark.parametrize("make", ATTACKS)
+def test_a_pickle_does_nothing_to_ours(make: Callable[[Path], bytes], ours: Victim) -> None:
+    assert harm(ours, attack_cloud, make) == set()
+
+
+def test_claims_take_the_naive_servers_memory() -> None:
+    with naive() as victim:
+        before = victim.peak_bytes
+        claims.claim_from_naive(victim, 256 * claims.MIB, 2)
+        assert victim.peak_bytes - before > 10 * ALLOWED_BYTES
+
+
+@pytest.mark.parametrize("frame", claims.LIES.values(), ids=claims.LIES)
+def test_a_lie_about_lengths_ends_the_connection(frame: bytes, ours: Victim) -> None:
+    assert claims.claim_from_cloud(ours, frame, 1) == 1
+
+
+def test_a_hundred_claims_take_no_memory_of_ours(ours: Victim) -> None:
+    ours.forget_peak()
+    before = ours.peak_bytes
+    assert claims.claim_from_cloud(ours, claims.request(256 * claims.MIB), claims.CLAIMS) == claims.CLAIMS
+    assert claims.claim_from_cloud(ours, claims.request(200 * claims.MIB), claims.CLAIMS) >= claims.CLAIMS - 5
+    assert ours.peak_bytes - before < ALLOWED_BYTES
+
+
+@pytest.mark.parametrize("data", KNOCKS.values(), ids=KNOCKS)
+def test_a_stranger_is_shut_out_in_one_line(data: bytes, ours: Victim) -> None:
+    before = len(ours.lines())
+    with ours.connect() as sock:
+        sock.sendall(data)
+        assert wait_until_closed(sock) == b""
+    with ours.connect() as later:  # by its end, what came before has been logged
+        later.sendall(b"?")
+        wait_until_closed(later)
+    assert sum("WARNING" in line for line in ours.lines()[before:]) <= 2
+
+
+def test_the_naive_server_waits_for_a_stranger_for_ever() -> None:
+    with naive() as victim, victim.connect(0.2) as sock:
+        sock.sendall(LENGTH.pack(8)[:4])
+        with pytest.raises(TimeoutError):
+            sock.recv(1)
+
+
+def test_a_crowd_of_strangers_has_few_places(ours: Victim, network: Network) -> None:
+    crowd = [ours.connect() for _ in range(CROWD)]
+    try:
+        with EdgeSession.open(*ours.address) as edge:
+            assert_answers(edge, network)
+        assert [wait_until_closed(stranger) for stranger in crowd[: CROWD // 2]] == [b""] * (CROWD // 2)
+    finally:
+        for stranger in crowd:
+            stranger.close()
+
+
+# ---------------------------------------------------------------- mutations
+
+
+def test_mutated_frames_are_refused_with_a_typed_error_or_consistent() -> None:
+    accepted, refused = mutate.run(MUTATED, seed=1)
+    assert refused > accepted > 0
+
+
+@given(st.sampled_from(FRAMES), st.data())
+def test_a_frame_with_any_bytes_replaced_is_refused_or_consistent(frame: bytes, data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(frame) - 1))
+    decode(frame[:start] + data.draw(st.binary(max_size=64)) + frame[data.draw(st.integers(start, len(frame))) :])
+
+
+@given(st.sampled_from(FRAMES), st.binary(max_size=200))
+def test_any_header_is_refused_or_plain(frame: bytes, header: bytes) -> None:
+    decode_header(header)
+    magic, version, kind, buffers, _, task = PREFIX.unpack_from(frame)
+    head = PREFIX.pack(magic, version, kind, 0, len(header), task) + header
+    decode(head.ljust(512, b"\0"))
+
+
+@given(st.binary(max_size=600))
+def test_any_bytes_at_all_are_refused(data: bytes) -> None:
+    assert decode(data) is None
