@@ -91,7 +91,7 @@ def find_key(path: Path | None) -> bytes | None:
 
 def _checked(data: bytes, what: str) -> bytes:
     key = data.strip()  # an editor's last newline is no part of it
-    if not MIN_KEY_BYTES <= len(key) <= MAX_KEY_BYTES:
+    if len(key) < MIN_KEY_BYTES or len(data) > MAX_KEY_BYTES:
         raise UsageError(
             f"{what} must have {MIN_KEY_BYTES} to {MAX_KEY_BYTES} bytes: make one with `openssl rand -hex 32`"
         )

@@ -50,6 +50,7 @@ class BodyMemory:
     def __init__(self, limit: MemoryLimit = UNLIMITED) -> None:
         self._limit = limit
         self._used_bytes = 0  # by bodies in use and at rest
+        self._is_closed = False
         self._free: list[memoryview] = []  # the last one given back is last: its pages are the warmest
         self._lock = threading.Lock()
 
@@ -72,6 +73,8 @@ class BodyMemory:
     def give_back(self, memory: memoryview) -> None:
         """Take memory back that nobody reads any more; the oldest goes where too much is kept."""
         with self._lock:
+            if self._is_closed:
+                return
             self._free.append(memory)
             if len(self._free) > KEPT:
                 self._drop_oldest()
@@ -79,6 +82,7 @@ class BodyMemory:
     def close(self) -> None:
         """Let go of everything; what is still read somewhere is freed when that ends."""
         with self._lock:
+            self._is_closed = True
             self._free.clear()
             self._release(self._used_bytes)
 

@@ -106,7 +106,7 @@ class TlsWire:
             view = memoryview(piece)
             while view:
                 with self._lock:
-                    count = self._ssl.write(view[:CHUNK_BYTES])
+                    count = self._encrypt(view[:CHUNK_BYTES])
                     is_chunk = self._outgoing.pending >= CHUNK_BYTES
                     encrypted = self._outgoing.read() if is_chunk else b""
                 view = view[count:]
@@ -127,6 +127,12 @@ class TlsWire:
                 else:
                     self._incoming.write_eof()
 
+    def _encrypt(self, view: memoryview) -> int:
+        try:
+            return self._ssl.write(view)
+        except ssl.SSLError as exc:  # the other thread has met the end of TLS already
+            raise PeerGoneError(f"TLS with {self.peer} is over") from exc
+
     def _decrypt(self, view: memoryview) -> int | None:
         """Return how many bytes were decrypted into ``view``, 0 at the end; None where more must come first."""
         done = 0
@@ -142,7 +148,9 @@ class TlsWire:
             except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
                 return done
             except ssl.SSLError as exc:
-                raise _failure(exc, self.peer) from exc
+                if _is_alert(exc):  # TLS 1.3 tells an edge here that its certificate is not accepted
+                    raise _failure(exc, self.peer) from exc
+                raise ProtocolError(f"{self.peer} broke TLS: {_reason(exc)}") from exc
         return done
 
     # ---------------------------------------------------------------- the handshake
@@ -204,12 +212,20 @@ def check_is_tls(data: bytes, peer: str) -> None:
     raise ProtocolError(f"{peer} does not speak TLS: {name_stranger(data)}")
 
 
+def _reason(exc: ssl.SSLError) -> str:
+    return (exc.reason or "unknown reason").replace("_", " ").lower()
+
+
+def _is_alert(exc: ssl.SSLError) -> bool:
+    return "alert" in _reason(exc)
+
+
 def _failure(exc: ssl.SSLError, peer: str) -> NetworkError:
     """Return the error that OpenSSL's stands for, with its reason in words."""
     if isinstance(exc, ssl.SSLCertVerificationError):
         return AccessError(f"the certificate of {peer} is not accepted: {exc.verify_message}")
-    reason = (exc.reason or "unknown reason").replace("_", " ").lower()
-    if "alert" in reason:
+    reason = _reason(exc)
+    if _is_alert(exc):
         return AccessError(f"{peer} does not accept us: {reason} (does it want --tls-cert of its --tls-ca?)")
     if reason == "wrong version number":
         return AccessError(f"{peer} does not speak TLS: leave --tls-ca out, or start it with --tls-cert")

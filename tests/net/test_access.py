@@ -1,0 +1,241 @@
+"""Who may speak, with real certificates: each mode works, and each side refuses who cannot show what it wants."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from net.access import OPEN, Access, is_loopback
+from net.certs import make_ca, make_certificate
+from net.framing import TLS_ALERT, TLS_HANDSHAKE, name_stranger
+from net.messages import Hello, Ping, Request
+from net.tls import cloud_tls, edge_tls
+from net.transport import Connection, bind, connect
+from tests.attacks.impostors import expire
+from tests.net.conftest import JOIN_S, LOOPBACK
+from utils.errors import AccessError, NetworkError, UsageError
+
+KEY, OTHER_KEY = b"k" * 32, b"o" * 32
+REQUEST = Request("le_net", b"\1", "0" * 32, "1" * 32)
+MODES = ["plain", "key", "TLS", "mutual TLS", "TLS and key"]
+Sides = tuple[Access, Access]
+
+pytestmark = pytest.mark.skipif(not shutil.which("openssl"), reason="the openssl command makes the certificates")
+
+
+@pytest.fixture(scope="session")
+def certs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CA, a cloud and an edge; a cloud of another name, and an expired one; and the same of another CA."""
+    directory = tmp_path_factory.mktemp("certs")
+    (directory / "other").mkdir()
+    for place in (directory, directory / "other"):
+        make_ca(place)
+        make_certificate(place, "cloud", [LOOPBACK, "localhost"])
+        make_certificate(place, "edge", ["edge"])
+    make_certificate(directory, "elsewhere", ["cloud.example"])
+    expire(directory, "cloud")
+    return directory
+
+
+def cloud_with(certs: Path, who: str = "cloud", key: bytes | None = None, ca: str | None = None) -> Access:
+    return Access(key, cloud_tls(certs / f"{who}.pem", certs / f"{who}.key", certs / ca if ca else None))
+
+
+def edge_with(certs: Path, who: str | None = None, key: bytes | None = None) -> Access:
+    files = (certs / f"{who}.pem", certs / f"{who}.key") if who else (None, None)
+    return Access(key, edge_tls(certs / "ca.pem", *files))
+
+
+@pytest.fixture
+def sides(certs: Path) -> dict[str, Sides]:
+    """What cloud and edge hold, in each mode that works."""
+    return {
+        "plain": (OPEN, OPEN),
+        "key": (Access(KEY), Access(KEY)),
+        "TLS": (cloud_with(certs), edge_with(certs)),
+        "mutual TLS": (cloud_with(certs, ca="ca.pem"), edge_with(certs, "edge")),
+        "TLS and key": (cloud_with(certs, key=KEY), edge_with(certs, key=KEY)),
+    }
+
+
+def serve(listener: socket.socket, access: Access) -> None:
+    """Let one edge in, and echo what it sends."""
+    with Connection(listener.accept()[0]) as connection:
+        connection.let_in(access, time.monotonic() + JOIN_S)
+        connection.send(Hello.of())
+        while True:
+            received = connection.receive(JOIN_S)
+            connection.send(received.message, received.tensors, received.task)
+
+
+def meet(listener: socket.socket, cloud: Access, edge: Access, host: str = LOOPBACK) -> tuple[str, str]:
+    """Let an edge come to a cloud that does not accept it, or the other way round; return what each says."""
+    with ThreadPoolExecutor(1) as pool:
+        serving: Future[None] = pool.submit(serve, listener, cloud)
+        with pytest.raises(AccessError) as refused:
+            with connect(host, listener.getsockname()[1], access=edge) as connection:
+                connection.send(Hello.of())
+                connection.receive(JOIN_S)
+        assert refused.value.exit_code == 4
+        error = serving.exception(JOIN_S)
+        assert isinstance(error, NetworkError)
+        return str(refused.value), str(error)
+
+
+# ---------------------------------------------------------------- who gets in
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("count", [0, 1, 100, 1_000_003])
+def test_messages_arrive_in_every_mode(mode: str, count: int, sides: dict[str, Sides], listener: socket.socket) -> None:
+    cloud, edge = sides[mode]
+    tensors = [torch.rand(count), torch.arange(7)]
+    with ThreadPoolExecutor(1) as pool:
+        serving = pool.submit(serve, listener, cloud)
+        with connect(*listener.getsockname(), access=edge) as connection:
+            connection.send(Hello.of())
+            connection.receive(JOIN_S)
+            for task in (1, 2):
+                connection.send(REQUEST, tensors, task)
+                received = connection.receive(JOIN_S)
+                assert (received.message, received.task) == (REQUEST, task)
+                assert all(map(torch.equal, received.tensors, tensors))
+        assert isinstance(serving.exception(JOIN_S), NetworkError)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_one_thread_may_send_while_another_receives(
+    mode: str, sides: dict[str, Sides], listener: socket.socket
+) -> None:
+    cloud, edge = sides[mode]
+    count = 50
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(serve, listener, cloud)
+        with connect(*listener.getsockname(), access=edge) as connection:
+            connection.send(Hello.of())
+            connection.receive(JOIN_S)
+            sending = pool.submit(lambda: [connection.send(Ping(number)) for number in range(count)])
+            assert [connection.receive(JOIN_S).message for _ in range(count)] == [Ping(n) for n in range(count)]
+            sending.result(JOIN_S)
+
+
+@pytest.mark.parametrize("mode", MODES[1:])
+def test_what_crosses_cannot_be_read_under_tls_nor_its_frames_taken_for_plain_ones(
+    mode: str, sides: dict[str, Sides], listener: socket.socket, wires: tuple[socket.socket, socket.socket]
+) -> None:
+    _, edge = sides[mode]
+    wires[1].settimeout(JOIN_S)
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(Connection(wires[0]).ask_in, edge, LOOPBACK)
+        first = wires[1].recv(4096)
+        wires[1].close()
+        assert isinstance(asking.exception(JOIN_S), NetworkError)
+    assert (first[:1] == TLS_HANDSHAKE) == ("TLS" in mode)
+    assert KEY not in first
+
+
+# ---------------------------------------------------------------- who does not
+
+
+def test_keys_must_be_there_on_both_sides_and_be_the_same(listener: socket.socket) -> None:
+    assert "--key-file" in meet(listener, Access(KEY), OPEN)[0]
+    assert "it has no key" in meet(listener, OPEN, Access(KEY))[0]
+    assert "another key" in meet(listener, Access(KEY), Access(OTHER_KEY))[0]
+
+
+def test_tls_must_be_there_on_both_sides(certs: Path, listener: socket.socket) -> None:
+    assert "--tls-ca" in meet(listener, cloud_with(certs), OPEN)[0]
+    assert "--tls-ca" in meet(listener, cloud_with(certs), Access(KEY))[0]
+    said, logged = meet(listener, OPEN, edge_with(certs))
+    assert "may not speak TLS" in said and "TLS on a port without it" in logged
+
+
+def test_a_clouds_certificate_must_be_of_the_ca_and_for_its_name(certs: Path, listener: socket.socket) -> None:
+    edge = edge_with(certs)
+    assert "self-signed" in meet(listener, cloud_with(certs / "other", "ca"), edge)[0]
+    assert "unable to get local issuer" in meet(listener, cloud_with(certs / "other"), edge)[0]
+    assert "has expired" in meet(listener, cloud_with(certs, "expired"), edge)[0]
+    assert "not valid for" in meet(listener, cloud_with(certs, "elsewhere"), edge)[0]
+
+
+def test_an_edges_certificate_must_be_of_the_clouds_ca(certs: Path, listener: socket.socket) -> None:
+    cloud = cloud_with(certs, ca="ca.pem")
+    assert "does not accept us" in meet(listener, cloud, edge_with(certs))[0]
+    other = Access(None, edge_tls(certs / "ca.pem", certs / "other/edge.pem", certs / "other/edge.key"))
+    assert "does not accept us" in meet(listener, cloud, other)[0]
+
+
+def test_under_tls_a_key_is_asked_for_all_the_same(certs: Path, listener: socket.socket) -> None:
+    cloud = cloud_with(certs, key=KEY)
+    assert "asks for a key" in meet(listener, cloud, edge_with(certs))[0]
+    assert "another key" in meet(listener, cloud, edge_with(certs, key=OTHER_KEY))[0]
+
+
+# ---------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("make", [cloud_tls, edge_tls])
+def test_files_that_are_missing_or_no_pem_are_named(make: Callable[..., object], certs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nowhere"):
+        make(tmp_path / "nowhere.pem", certs / "cloud.key", certs / "ca.pem")
+    (tmp_path / "text.pem").write_text("no certificate")
+    with pytest.raises(UsageError, match="text.pem"):
+        make(tmp_path / "text.pem", certs / "cloud.key", certs / "ca.pem")
+
+
+def test_a_key_of_another_certificate_is_refused(certs: Path) -> None:
+    with pytest.raises(UsageError, match="fit together"):
+        cloud_tls(certs / "cloud.pem", certs / "edge.key", None)
+
+
+# ---------------------------------------------------------------- addresses
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.8.9.10", "::1", "::ffff:127.0.0.1"])
+def test_loopback_needs_nothing(address: str) -> None:
+    assert is_loopback(address)
+    OPEN.check_exposure(address)
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.0.2.1", "fe80::1%eth0", "::ffff:10.0.0.1"])  # noqa: S104
+def test_any_other_address_needs_a_key_tls_or_a_word(address: str) -> None:
+    assert not is_loopback(address)
+    with pytest.raises(UsageError, match="--key-file.*--tls-cert.*--insecure"):
+        OPEN.check_exposure(address)
+    Access(KEY).check_exposure(address)
+    Access(insecure=True).check_exposure(address)
+
+
+def test_no_socket_is_bound_for_strangers() -> None:
+    with pytest.raises(UsageError, match="reached from other machines"):
+        bind("0.0.0.0", 0)  # noqa: S104
+    with bind("0.0.0.0", 0, Access(KEY)) as sock:  # noqa: S104
+        assert sock.fileno() >= 0
+
+
+def test_a_key_is_never_shown() -> None:
+    assert "k" * 8 not in repr(Access(KEY))
+
+
+# ---------------------------------------------------------------- strangers, by their first bytes
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (b"GET / HT", "an HTTP request"),
+        (TLS_HANDSHAKE + b"\3\1", "TLS on a port without it"),
+        (TLS_ALERT + b"\3\3", "--tls-ca"),
+        (b"\x80\x05}.", "a bare pickle"),
+        (b"\0", "began with"),
+    ],
+)
+def test_a_stranger_is_named(data: bytes, name: str) -> None:
+    assert name in name_stranger(data)
