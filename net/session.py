@@ -114,8 +114,8 @@ class EdgeSession:
         self.close()
 
     def close(self) -> None:
-        """End the conversation; whoever waits for an answer, in another thread, is told that the peer is gone."""
-        self._connection.stop_reading()
+        """End the conversation; whoever sends, or waits for an answer, in another thread is told so at once."""
+        self._connection.break_off()
         self._connection.close()
 
     def send_state(self) -> SendState | None:

@@ -23,7 +23,7 @@ from net.breaker import Breaker
 from net.messages import Pong, Request
 from net.session import REPLY_TIMEOUT_S, EdgeSession, RemoteResult, SentTask
 from net.transport import Received
-from utils.errors import BusyError, ConnectError, DeadlineError, NetworkError, NeurosurgeonError
+from utils.errors import BusyError, ConnectError, DeadlineError, NetworkError, NeurosurgeonError, ProtocolError
 from utils.timing import now_ms
 from utils.units import MS_PER_S, s_to_ms
 
@@ -198,6 +198,8 @@ class TaskStream:
             result = session.result_of(received, sent)
         except BusyError as exc:
             self._send_later(flight, exc.retry_ms)
+        except ProtocolError:
+            raise  # what else comes by this connection is not to be trusted, either
         except NeurosurgeonError as exc:
             self._fail([flight], exc)
         else:

@@ -227,8 +227,10 @@ def end_with_parent(stop: threading.Event, on_line: Callable[[str], None] = lamb
     """
 
     def wait() -> None:
-        for line in sys.stdin.buffer:
-            on_line(line.decode(errors="replace"))
+        # Unbuffered: a thread that waits in a buffer when the interpreter ends makes it abort.
+        with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as lines:
+            for line in lines:
+                on_line(line.decode(errors="replace"))
         stop.set()
 
     threading.Thread(target=wait, daemon=True).start()

@@ -1,23 +1,32 @@
 """A long queue against one cloud: memory, threads, file descriptors and processes of both sides, at the start and end.
 
-python -m tests.benchmark.soak [MINUTES]
+    python -m tests.benchmark.soak [MINUTES [FAULT_RATE]]
+
+With a rate, such as 0.01, a proxy delays, cuts, resets, trickles, repeats or changes so many of the pieces that pass.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
 
+from models.zoo import ZOO, load_network
 from tests.benchmark.common import save
 from tests.benchmark.many_edges import resident_mb
+from tests.faults import Fault
 from utils.cli import ROOT, ServiceProcess
+from utils.inference_utils import random_input, run_whole
 
 DEFAULT_MINUTES = 15.0
 SETTLED_S = 45.0  # networks are loaded, every cut has run
@@ -36,41 +45,59 @@ def resources(pid: int) -> dict[str, float]:
     }
 
 
+@contextmanager
+def cloud_and_port(fault_rate: float, key: Path) -> Iterator[tuple[ServiceProcess, int]]:
+    """Yield a cloud, and the port by which edges reach it: with faults, that of a proxy. Both sides hold a key.
+
+    Without a key, nobody can tell that bytes were changed on the way.
+    """
+    key.write_text(secrets.token_hex(32))
+    key.chmod(0o600)
+    command = ["tasks_cloud_api.py", "-p", "0", "--monitor-port", "0", "--key-file", str(key)]
+    with ServiceProcess(command, services=2) as cloud:
+        if not fault_rate:
+            yield cloud, cloud.ports[0]
+            return
+        faults = ["--rate", str(fault_rate), "--faults", *(fault for fault in Fault if fault is not Fault.BLACKHOLE)]
+        with ServiceProcess(["-m", "tests.faults", "-p", "0", "--to", str(cloud.ports[0]), *faults]) as proxy:
+            yield cloud, proxy.ports[0]
+        print(proxy.log[-1])
+
+
+def top_classes() -> dict[str, int]:
+    """Return the right answer of every model."""
+    return {name: int(run_whole(load_network(name), random_input()).argmax()) for name in ZOO}
+
+
 def main() -> None:
-    minutes = float(sys.argv[1]) if sys.argv[1:] else DEFAULT_MINUTES
+    minutes, fault_rate = (float(text) for text in (sys.argv[1:] + [str(DEFAULT_MINUTES), "0"][len(sys.argv) - 1 :]))
     samples: list[dict[str, dict[str, float]]] = []
-    with ServiceProcess(["tasks_cloud_api.py", "-p", "0", "--monitor-port", "0"], services=2) as cloud:
-        command = [
-            sys.executable,
-            "tasks_edge_api.py",
-            "-p",
-            str(cloud.ports[0]),
-            "--monitor-port",
-            str(cloud.ports[1]),
-        ]
-        edge = subprocess.Popen(
-            [*command, "--tasks", "200000", "--seed", "1", "--json"],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+    with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
+        key = Path(directory) / "key"
+        cloud, port = stack.enter_context(cloud_and_port(fault_rate, key))
+        command = [sys.executable, "tasks_edge_api.py", "-p", str(port), "--monitor-port", str(cloud.ports[1])]
+        command += ["--tasks", "200000", "--seed", "1", "--json", "--key-file", str(key)]
+        edge = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         time.sleep(SETTLED_S)
         for _ in tqdm(range(int(minutes * 60 / SAMPLE_S)), unit="sample", disable=None):
             samples.append({"edge": resources(edge.pid), "cloud": resources(cloud.process.pid)})
             time.sleep(SAMPLE_S)
         edge.send_signal(signal.SIGINT)
         output, _ = edge.communicate()
-    document = json.loads(output)
-    summary, errors = document["summary"]["all"], {task["error"] for task in document["tasks"]} - {None}
-    print(f"{summary['tasks']} tasks, {summary['failed']} failed, in {minutes:g} minutes", *errors, sep="\n    ")
+    document, right = json.loads(output), top_classes()
+    tasks, summary = document["tasks"], document["summary"]["all"]
+    errors = {task["error"] for task in tasks} - {None}
+    wrong = sum(task["top1"] != right[task["model"]] for task in tasks if task["error"] is None)
+    print(f"{len(tasks)} tasks, {summary['failed']} failed, {wrong} wrong, in {minutes:g} minutes; {summary['where']}")
+    print(*errors, sep="\n    ")
     print(f"{'side':<8}{'what':<14}{'first minute':>14}{'last minute':>14}")
     count = int(60 / SAMPLE_S)
     for side in ("edge", "cloud"):
         for what in samples[0][side]:
             first, last = (max(s[side][what] for s in part) for part in (samples[:count], samples[-count:]))
             print(f"{side:<8}{what:<14}{first:>14.0f}{last:>14.0f}")
-    save("soak", {"minutes": minutes, "summary": summary, "errors": sorted(errors), "samples": samples})
+    result = {"minutes": minutes, "fault_rate": fault_rate, "wrong": wrong, "summary": summary}
+    save("soak", {**result, "errors": sorted(errors), "samples": samples})
 
 
 if __name__ == "__main__":

@@ -122,6 +122,15 @@ def test_a_busy_cloud_is_asked_again(listener: socket.socket) -> None:
         assert cloud.tasks == [1, 1, 1]
 
 
+def test_an_answer_that_cannot_be_true_is_a_lost_connection(listener: socket.socket) -> None:
+    def lie(connection: Connection, received: Received) -> None:
+        connection.send(Reply(1e9, 0.0, 0.0, 0.0), [received.tensors[0]], received.task)
+
+    with streaming(listener, lie, reply_to) as (stream, cloud):
+        assert values(submit(stream, 1)) == [2.0]
+        assert cloud.tasks == [1, 1]
+
+
 def test_a_refused_task_fails_alone(listener: socket.socket) -> None:
     def refuse_the_second(connection: Connection, received: Received) -> None:
         if received.task == 2:

@@ -271,3 +271,9 @@ def test_telling_a_service_that_is_gone_is_fine() -> None:
         service.process.wait()
         service.tell("load 1 2")
     service.tell("load 1 2")
+
+
+def test_a_service_that_hears_its_parent_stops_cleanly() -> None:
+    with ServiceProcess(["-m", "net.monitor_server", "--monitor-port", "0"]) as service:
+        service.process.terminate()
+        assert service.process.wait(30) == 0

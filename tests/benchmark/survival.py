@@ -1,0 +1,267 @@
+"""What survives: clouds that are killed or fall silent, edges that are killed while they send, and a stop with tasks.
+
+    python -m tests.benchmark.survival [KILLS [EDGE_KILLS]]
+
+Cloud killed: a queue works on while its cloud is killed at random moments and started again. An answer that the cloud
+was lost with may come later than the edge alone would have made it, by 0.5 s after a kill and 5 s after a silence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.cuts import pack_nodes
+from models.zoo import Network, load_network
+from net.messages import Hello, Reply, Request
+from net.session import EdgeSession, new_edge_id
+from net.transport import Connection, connect
+from tests.benchmark.common import save
+from tests.benchmark.soak import resources
+from tests.faults import write_slow_edge
+from tests.net.test_transport import frame_of
+from utils.cli import ROOT, ServiceProcess
+from utils.errors import NetworkError
+from utils.inference_utils import random_input, run_whole, use_threads
+from utils.report import output_digest
+from utils.timing import now_ms
+from utils.units import MS_PER_S
+
+MODEL = "alex_net"
+KILLS, EDGE_KILLS, SILENCES = 20, 200, 3
+CLOUD = ["tasks_cloud_api.py", "--monitor-port", "0", "-p"]
+IDLE_S = 5.0
+DYING_EDGE = """
+import socket, sys, time
+sock = socket.create_connection(("127.0.0.1", int(sys.argv[1])))
+sock.sendall(open(sys.argv[2], "rb").read())
+print("sent", flush=True)
+time.sleep(60)
+"""
+
+
+def free_port() -> int:
+    """Return a port on which nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
+
+
+# ---------------------------------------------------------------- the cloud dies, or falls silent
+
+
+def start_queue(port: int, directory: Path) -> subprocess.Popen[str]:
+    """Start an edge with an endless queue, one task at a time, each sent to the cloud whole."""
+    command = [sys.executable, "tasks_edge_api.py", "-p", str(port), "--monitor-port", "1", "-t", MODEL]
+    command += ["--tasks", "1000000", "--in-flight", "1", "--bandwidth", "1000", "--rtt", "0.1", "--no-correction"]
+    command += ["--edge-config", str(write_slow_edge(directory / "slow.json")), "--json"]
+    log = directory / "edge.log"
+    with log.open("w") as file:
+        edge = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True)
+    while "start inference tasks" not in log.read_text() and edge.poll() is None:
+        time.sleep(0.05)
+    return edge
+
+
+def lose_clouds(kills: int, number: signal.Signals) -> dict[str, Any]:
+    """Send a signal to the cloud at random moments, so often; return what became of the edge's tasks."""
+    draw, port = random.Random(0), free_port()
+    with tempfile.TemporaryDirectory() as directory:
+        edge: subprocess.Popen[str] | None = None
+        for _ in range(kills):
+            with ServiceProcess([*CLOUD, str(port)], services=2) as cloud:
+                edge = edge or start_queue(port, Path(directory))
+                wait_for_use(cloud)
+                time.sleep(draw.uniform(0.0, 1.0))
+                cloud.process.send_signal(number)
+                if number == signal.SIGSTOP:
+                    time.sleep(6.0)
+                    cloud.process.kill()
+        assert edge is not None
+        time.sleep(1.0)
+        edge.send_signal(signal.SIGINT)
+        output, _ = edge.communicate()
+        if not output:
+            raise RuntimeError((Path(directory) / "edge.log").read_text())
+    return verdict_on(json.loads(output)["tasks"])
+
+
+def wait_for_use(cloud: ServiceProcess) -> None:
+    """Wait until the cloud has computed for 0.3 s more than its start took: an edge uses it."""
+    start_s = cpu_s(cloud.process.pid)
+    while cpu_s(cloud.process.pid) < start_s + 0.3:
+        time.sleep(0.01)
+
+
+def verdict_on(tasks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return how many tasks were answered, rightly, and how long those took that the cloud was lost with."""
+    network = load_network(MODEL)
+    right = set()
+    for threads in (1, 2):  # of the edge, and of the cloud
+        use_threads(threads)
+        right.add(output_digest(run_whole(network, random_input())))
+    lost = [task for task in tasks if task["where"] == "edge" and task["partition_point"] == 0]
+    alone = [task["elapsed_ms"] for task in tasks if task["partition_point"] == len(network.graph.layers)]
+    local_ms = statistics.median(alone) if alone else 0.0
+    return {
+        "tasks": len(tasks),
+        "unanswered": sum(task["error"] is not None for task in tasks),
+        "wrong": sum(task["output_digest"] not in right for task in tasks if task["error"] is None),
+        "in_the_cloud": sum(task["where"] == "cloud" for task in tasks),
+        "lost_with_the_cloud": len(lost),
+        "local_ms": local_ms,
+        "longest_beyond_local_ms": max((task["elapsed_ms"] - local_ms for task in lost), default=None),
+        "longest_of_all_ms": max(task["elapsed_ms"] for task in tasks if task["error"] is None),
+    }
+
+
+# ---------------------------------------------------------------- edges die while they send
+
+
+def cpu_s(pid: int) -> float:
+    """Return the time that a process has computed, s."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def threads_of(pid: int) -> int:
+    """Return how many threads a process has."""
+    return len(os.listdir(f"/proc/{pid}/task"))
+
+
+def kill_edges(kills: int) -> dict[str, Any]:
+    """Kill edges in the middle of a tensor; return what is left of them in the cloud."""
+    request = frame_of(request_of(load_network(MODEL)), [random_input()])
+    with (
+        tempfile.NamedTemporaryFile() as file,
+        ServiceProcess([*CLOUD, "0"], services=2) as cloud,
+    ):
+        file.write(frame_of(Hello.of(edge=new_edge_id()), []) + request[: len(request) // 2])
+        file.flush()
+        pid, freed_ms = cloud.process.pid, []
+        before: dict[str, float] = {}
+        for number in range(kills + 5):
+            if number == 5:  # the first ones make caches
+                before = resources(pid)
+            idle = threads_of(pid)
+            edge = subprocess.Popen(
+                [sys.executable, "-c", DYING_EDGE, str(cloud.ports[0]), file.name], stdout=subprocess.PIPE, text=True
+            )
+            assert edge.stdout and edge.stdout.readline() == "sent\n"
+            while threads_of(pid) < idle + 2:
+                time.sleep(0.0005)
+            start_ms = now_ms()
+            edge.kill()
+            while threads_of(pid) > idle:
+                time.sleep(0.0005)
+            freed_ms.append(now_ms() - start_ms)
+            edge.wait()
+            edge.stdout.close()
+        start_s = cpu_s(pid)
+        time.sleep(IDLE_S)
+        percent = (cpu_s(pid) - start_s) / IDLE_S * 100
+        after = resources(pid)
+    return {
+        "kills": kills,
+        "slot_free_median_ms": statistics.median(freed_ms),
+        "slot_free_longest_ms": max(freed_ms),
+        "idle_cpu_percent": percent,
+        "before": before,
+        "after": after,
+    }
+
+
+# ---------------------------------------------------------------- a stop with tasks in flight
+
+
+def request_of(network: Network) -> Request:
+    """Return the message that asks the cloud for the whole network."""
+    graph = network.graph
+    return Request(network.name, pack_nodes(graph, graph.edge_nodes(0)), graph.digest, network.weights_digest)
+
+
+def stop_with_tasks(edges: int = 2, tasks: int = 10) -> dict[str, Any]:
+    """Ask a cloud to stop while it has tasks of several edges."""
+    network = load_network(MODEL)
+    right = run_whole(network, random_input())
+    with ServiceProcess([*CLOUD, "0"], services=2) as cloud:
+        connections = [connect("127.0.0.1", cloud.ports[0]) for _ in range(edges)]
+        for connection in connections:
+            session = EdgeSession(connection)
+            session.ask_to_prepare(request_of(network).preparation)
+            session.wait_until_ready(network.weights_digest)
+        for connection in connections:
+            for task in range(1, tasks + 1):
+                connection.send(request_of(network), [random_input()], task)
+        for connection in connections:
+            connection.wait_until_delivered(5.0)
+        start_ms = now_ms()
+        cloud.process.terminate()
+        while accepts(cloud.ports[0]):
+            time.sleep(0.002)
+        closed_ms = now_ms() - start_ms
+        answers = [answer for connection in connections for answer in answers_of(connection, tasks)]
+        code = cloud.process.wait()
+        stopped_ms = now_ms() - start_ms
+        for connection in connections:
+            connection.close()
+    return {
+        "answers": len(answers),
+        "wrong": sum(not torch.allclose(answer, right, rtol=1e-4, atol=1e-4) for answer in answers),
+        "accepts_no_more_after_ms": closed_ms,
+        "exit_code": code,
+        "stopped_after_s": stopped_ms / MS_PER_S,
+    }
+
+
+def answers_of(connection: Connection, count: int) -> list[Tensor]:
+    """Return the outputs of so many tasks, or of fewer where the cloud ends before."""
+    outputs: list[Tensor] = []
+    with contextlib.suppress(NetworkError):
+        while len(outputs) < count:
+            received = connection.receive(20.0)
+            outputs += [received.tensors[0].clone()] if isinstance(received.message, Reply) else []
+    return outputs
+
+
+def accepts(port: int) -> bool:
+    """Return whether somebody accepts connections."""
+    try:
+        socket.create_connection(("127.0.0.1", port), 1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def main() -> None:
+    given = [int(text) for text in sys.argv[1:]]
+    kills, edge_kills = (given + [KILLS, EDGE_KILLS][len(given) :])[:2]
+    results: dict[str, Any] = {}
+    for name, run in {
+        "cloud killed": lambda: lose_clouds(kills, signal.SIGKILL),
+        "cloud silent (stopped)": lambda: lose_clouds(min(kills, SILENCES), signal.SIGSTOP),
+        "edge killed while it sends": lambda: kill_edges(edge_kills),
+        "SIGTERM with 20 tasks": stop_with_tasks,
+    }.items():
+        results[name] = run()
+        print(f"{name}:", flush=True)
+        for what, value in results[name].items():
+            print(f"    {what:<28}{value:.1f}" if isinstance(value, float) else f"    {what:<28}{value}", flush=True)
+    save("survival", results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""What a cloud tells of itself: JSON logs and counters, of a process with real tasks."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import cloud_api
+import edge_api
+from tests.utils.test_metrics import scraped
+from utils.cli import ServiceProcess
+
+TASK = ["-t", "le_net", "--point", "0", "--bandwidth", "100"]
+
+
+@pytest.fixture(scope="module")
+def talkative() -> Iterator[ServiceProcess]:
+    """A cloud that logs every event as JSON, and counts where the library is there."""
+    command = ["cloud_api.py", "-p", "0", "--monitor-port", "0", "--log-json", "--log-level", "debug"]
+    if importlib.util.find_spec("prometheus_client"):
+        command += ["--metrics-port", "0"]
+    with ServiceProcess(command, services=2) as process:
+        yield process
+
+
+def events(cloud: ServiceProcess) -> list[dict[str, Any]]:
+    """Return the log, each line of which must be an object."""
+    return [json.loads(line) for line in cloud.log]
+
+
+def run_edge(cloud: ServiceProcess, *flags: str) -> int:
+    address = ["-p", str(cloud.ports[0]), "--monitor-port", str(cloud.ports[1])]
+    return edge_api.main([*TASK, *address, *flags])
+
+
+def test_every_event_is_one_object_with_peer_and_task(
+    talkative: ServiceProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_edge(talkative) == 0
+    answered = wait_for(talkative, "answered task")
+    assert {"time", "level", "logger", "peer", "task", "model", "duration_ms"} <= set(answered)
+    assert re.fullmatch(r"[0-9a-f]{8}/1", answered["task"])
+    assert any("connected" in event["message"] and event["peer"] == answered["peer"] for event in events(talkative))
+    assert all(len(line) < 1_000 for line in talkative.log)  # no payloads
+    capsys.readouterr()
+
+
+def wait_for(cloud: ServiceProcess, text: str) -> dict[str, Any]:
+    """Return the first event with this text."""
+    for _ in range(100_000):
+        for event in events(cloud):
+            if text in event["message"]:
+                return event
+    raise AssertionError(f"no {text!r} in the log")
+
+
+def test_tasks_and_errors_are_counted(talkative: ServiceProcess, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("prometheus_client", reason="prometheus_client is not installed")
+    port = next(
+        int(found[1]) for line in talkative.log if (found := re.search(r"metrics at http://[\d.]+:(\d+)", line))
+    )
+    name = 'neurosurgeon_requests_total{model="le_net"}'
+    before = scraped(port).get(name, 0)
+    assert run_edge(talkative) == 0
+    after = scraped(port)
+    for _ in range(1_000):  # a task is counted when its answer has left
+        if after.get(name, 0) == before + 1:
+            break
+        after = scraped(port)
+    assert after[name] == before + 1
+    assert after['neurosurgeon_bytes_total{direction="received"}'] > 602_112
+    assert after['neurosurgeon_latency_seconds_count{stage="compute"}'] >= 1
+    assert after["neurosurgeon_batch_size_count"] >= 1
+    assert after["process_open_fds"] > 0
+    capsys.readouterr()
+
+
+def test_a_busy_metrics_port_is_one_line(talkative: ServiceProcess, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("prometheus_client", reason="prometheus_client is not installed")
+    busy = str(talkative.ports[1])
+    assert cloud_api.main(["-p", "0", "--monitor-port", "0", "--metrics-port", busy]) == 3
+    error = capsys.readouterr().err
+    assert f"metrics port {busy} is busy" in error
+    assert len(error.strip().splitlines()) == 1
