@@ -25,6 +25,7 @@ from net.shaper import add_shaping, shaped
 from utils.cli import (
     DEFAULT_IP,
     ServiceProcess,
+    add_deadline,
     add_device,
     add_link,
     add_model,
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_on_cloud_loss(parser)
     add_link(parser)
     add_shaping(parser)
+    add_deadline(parser)
     add_predictor_choice(parser, "forest", "linear", "measured")
     add_no_correction(parser)
     parser.add_argument(
@@ -100,6 +102,8 @@ def _run(args: argparse.Namespace) -> int:
         from edge_task import run_task  # torch takes a second: only when the cloud has answered
 
         outcome = run_task(task_of(args, pixels), session, link, show, reopen)
+    if args.deadline_ms:
+        show.deadline(args.deadline_ms, outcome.candidate.stages.total_ms, outcome.measured.total_ms)
     if args.json:
         print_json(document_of(outcome, args, link))
     return 0
@@ -212,6 +216,10 @@ def document_of(outcome: Outcome, args: argparse.Namespace, link: LinkEstimate |
         "weights_digest": half.weights_digest,
         "output": output_document(outcome.runs[-1].output, outcome.guesses),
     }
+    if args.deadline_ms:
+        document["deadline_ms"] = args.deadline_ms
+        document["deadline_in_reach"] = candidate.stages.total_ms <= args.deadline_ms
+        document["deadline_met"] = outcome.measured.total_ms <= args.deadline_ms
     if outcome.max_abs_diff is not None:
         document["max_abs_diff"] = outcome.max_abs_diff
     if len(outcome.runs) > 1:

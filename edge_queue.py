@@ -39,6 +39,7 @@ from utils.timing import StageTimes, now_ms
 log = logging.getLogger(__name__)
 
 QUEUE_DIGITS, FACTOR_DIGITS = 0, 2  # a plan is made anew for changes of a ms, or a percent
+RATE_DIGITS, EXCHANGE_DIGITS = 3, 1  # of the link: a few per mille, and a tenth of a ms
 HORIZON = 40  # tasks of a queue that are thought of together
 RETHINK = 8  # tasks after which they are thought over, in 2 ms; the first time takes 10
 MIN_GAIN = 0.05  # a cut is changed for no less: estimates move by some percent from second to second
@@ -60,6 +61,7 @@ class QueueSettings:
     in_flight: int = 4
     hears_load: bool = True  # False: plan as if the cloud were idle
     on_cloud_loss: OnCloudLoss = OnCloudLoss.LOCAL
+    deadline_ms: float | None = None  # of each task
 
     def chooser(self, tasks: Sequence[QueuedTask]) -> Chooser:
         """Return what chooses the cuts of these tasks."""
@@ -97,15 +99,17 @@ class QueueModel:
         """Return the plan for the link of the moment; while nothing changes, the same one."""
         queue_ms = round(now.queue_ms, QUEUE_DIGITS) if settings.hears_load else 0.0
         edge, transfer, cloud = (round(corrections.factor(key), FACTOR_DIGITS) for key in self.keys)
-        known = (now.link.rate_bytes_per_s, now.link.exchange_ms, queue_ms, edge, transfer, cloud)
+        rate_bytes_per_s = float(f"{now.link.rate_bytes_per_s:.{RATE_DIGITS}g}")
+        exchange_ms = round(now.link.exchange_ms, EXCHANGE_DIGITS)
+        known = (rate_bytes_per_s, exchange_ms, queue_ms, edge, transfer, cloud)
         if known != self._known:
             self._known = known
             self._plan = plan_split(
                 self.network.graph,
                 self._edge.scaled(edge),
                 self._cloud.scaled(cloud),
-                now.link.rate_bytes_per_s,
-                now.link.exchange_ms,
+                rate_bytes_per_s,
+                exchange_ms,
                 transfer,
                 queue_ms=queue_ms,
                 objective=settings.objective,
@@ -175,6 +179,14 @@ def choice(plan: SplitPlan, point: int, under_way: Pipeline) -> Choice:
     """Return what a partition point means for a task that begins now."""
     candidate = plan.candidates[point]
     return Choice(plan, candidate, under_way.with_waits(candidate.stages, candidate.busy))
+
+
+def within(chosen: Choice, deadline_ms: float | None, under_way: Pipeline) -> Choice:
+    """Return what was chosen where it makes the deadline, else the fastest cut: in time, or the best effort."""
+    if deadline_ms is None or chosen.predicted.total_ms <= deadline_ms:
+        return chosen
+    choices = [choice(chosen.plan, point, under_way) for point in range(len(chosen.plan.candidates))]
+    return min(choices, key=lambda other: other.predicted.total_ms)
 
 
 def prepare_models(
@@ -324,7 +336,9 @@ class QueueRun:
                 lambda model: self._models[model].plan(now, self._corrections, self._settings), pipeline
             )
         runs_here = self._settings.on_cloud_loss is OnCloudLoss.LOCAL and not self._stream.takes_tasks
-        return choice(chosen.plan, -1, pipeline) if runs_here else chosen
+        if runs_here:
+            return choice(chosen.plan, -1, pipeline)
+        return within(chosen, self._settings.deadline_ms, pipeline)
 
     def _run_edge_half(self, task: QueuedTask, tensor: Tensor, now: LinkNow, chosen: Choice) -> _Begun:
         model, (plan, candidate, predicted) = self._models[task.model], chosen
@@ -342,6 +356,7 @@ class QueueRun:
             rate_is_stale=now.is_stale,
             best_total_ms=plan.best.stages.total_ms,
             predicted=predicted,
+            deadline_ms=self._settings.deadline_ms,
             measured=StageTimes(half.latency_ms, 0.0, 0.0),
             spans=(self._span(start_ms, now_ms()),),
         )

@@ -31,6 +31,7 @@ from predictor.chain_search import Objective
 from predictor.flow_shop import Schedule
 from utils.cli import (
     EXIT_INTERRUPTED,
+    add_deadline,
     add_device,
     add_link,
     add_model_files,
@@ -87,6 +88,7 @@ def queue_parser() -> argparse.ArgumentParser:
     add_weights(parser)
     add_link(parser)
     add_shaping(parser)
+    add_deadline(parser)
     parser.add_argument(
         "--monitor-interval",
         type=positive_float,
@@ -204,6 +206,7 @@ def settings_of(args: argparse.Namespace) -> QueueSettings:
         schedule=Schedule(args.schedule),
         in_flight=args.in_flight,
         hears_load=not args.no_load_feedback,
+        deadline_ms=args.deadline_ms,
         on_cloud_loss=OnCloudLoss(args.on_cloud_loss),
     )
 

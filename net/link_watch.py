@@ -109,7 +109,7 @@ class LinkWatch:
     def refresh(self) -> None:
         """Ask the bandwidth service once; where it is away, what is known grows old."""
         try:
-            if self._is_sending() or self._link.source is LinkSource.GIVEN:
+            if self._is_told_by_tensors():
                 self._saw_echo(ping_link(*self._service))
             else:
                 self._probe()
@@ -122,8 +122,14 @@ class LinkWatch:
         else:
             self._is_away = False
 
+    def _is_told_by_tensors(self) -> bool:
+        """Whether a probe would only stand in the way: tensors cross, or crossed just now, or nobody asks."""
+        known = self.now().link
+        is_fresh = known.source is LinkSource.TRANSFERS and known.age_s < self._interval_s and not self._filter.doubts
+        return is_fresh or known.source is LinkSource.GIVEN or self._is_sending()
+
     def _probe(self) -> None:
-        measured = measure_link(*self._service, use_udp=not self._udp_is_blocked)
+        measured = measure_link(*self._service, use_udp=not self._udp_is_blocked, quick=True)
         self._udp_is_blocked = measured.method is ProbeMethod.TCP_BURST
         with self._lock:
             self._filter.saw_probe(Rate(measured.rate_bytes_per_s, measured.error), self._since_last_s())

@@ -11,6 +11,7 @@ import logging
 import math
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -63,7 +64,8 @@ ANSWER_TIMEOUT_S = 1.0  # with the connect before it, a missing or silent servic
 PROBE_TIMEOUT_S = TRAIN_TIMEOUT_S + ANSWER_TIMEOUT_S
 TCP_IP_BYTES = 52  # headers of a packet, with time stamps
 # By UDP, 141 KB at most: a short train, then one that outlasts a token bucket's burst, but not long.
-FIRST_PACKETS, FEWEST_PACKETS, MOST_PACKETS = 20, 30, 76
+MOST_PACKETS, QUICK_PACKETS = (20, 76), (12,)
+HOPELESS_PACKETS = 10  # so few in that time: the first train has to be enough
 TRAIN_S = 0.5
 SENDER_SHARE = 0.7  # a rate this close to the one at which a train left is the sender's, not the link's
 # By TCP, 147 KB: a probe that a 1 Mbit/s link carries in an eighth of a second, and a larger one where that was quick.
@@ -121,14 +123,14 @@ class LinkProbe:
         pings = [self._ping(sequence) for sequence in range(PINGS)]
         return Echo(statistics.median(echo.exchange_ms for echo in pings), pings[-1].queue_ms)
 
-    def measure(self, *, use_udp: bool = True, duplex: bool = False) -> Probed:
-        """Return rate and RTT; ``duplex``: of both ways."""
+    def measure(self, *, use_udp: bool = True, duplex: bool = False, quick: bool = False) -> Probed:
+        """Return rate and RTT; ``duplex``: of both ways. ``quick``: by one short train, for a fifth of the bytes."""
         echo, by_udp = self.echo(), _ByUdp()
         if use_udp and self._serves_trains:
-            by_udp = self._measure_by_udp(duplex)
+            by_udp = self._measure_by_udp(duplex, QUICK_PACKETS if quick else MOST_PACKETS)
         up, method, down = by_udp.up, ProbeMethod.UDP_TRAIN, by_udp.down
         if up is None or by_udp.outran:
-            burst = self._burst_rate(echo.exchange_ms)
+            burst = self._burst_rate(echo.exchange_ms, PROBE_BYTES[:1] if quick else PROBE_BYTES)
             if up is None or burst.bytes_per_s > up.bytes_per_s:
                 up, method = burst, ProbeMethod.TCP_BURST
         exchange_ms = echo.rtt_ms(up.bytes_per_s, (down or up).bytes_per_s)
@@ -137,14 +139,14 @@ class LinkProbe:
 
     # ------------------------------------------------------------ by UDP
 
-    def _measure_by_udp(self, duplex: bool) -> _ByUdp:
+    def _measure_by_udp(self, duplex: bool, most_packets: Sequence[int]) -> _ByUdp:
         ticket = self._exchange(AskTicket(VERSION), Ticket)
         host = self._connection.sock.getpeername()[0]
         found = _ByUdp()
         try:
             with Datagrams.connected(host, ticket.udp_port) as datagrams:
                 knock_ms = self._shortest_knock_ms(datagrams, ticket.cookie)
-                found = found if knock_ms is None else self._rate_up(datagrams, ticket)
+                found = found if knock_ms is None else self._rate_up(datagrams, ticket, most_packets)
                 if found.up and knock_ms is not None:
                     down = self._rate_down(datagrams, ticket) if duplex else None
                     bytes_ms = 2 * s_to_ms(KNOCK_BYTES / found.up.bytes_per_s)
@@ -155,11 +157,14 @@ class LinkProbe:
             log.info("no rate by UDP to %s: measuring by TCP", self._connection.peer)
         return found
 
-    def _rate_up(self, datagrams: Datagrams, ticket: Ticket) -> _ByUdp:
+    def _rate_up(self, datagrams: Datagrams, ticket: Ticket, most_packets: Sequence[int]) -> _ByUdp:
         """Return the uplink's rate, where enough packets arrive, and whether the link may be faster."""
         trains: list[Arrivals] = []
-        packets, rate, outran = FIRST_PACKETS, None, False
-        for _ in range(2):
+        rate, outran = None, False
+        for most in most_packets:
+            packets = self._packets(most, rate)
+            if packets < HOPELESS_PACKETS:
+                break
             number = next(self._trains)
             self._connection.send(Train(number, packets))
             sending_s = datagrams.send_train(ticket.cookie, number, packets, self._packet_bytes())
@@ -171,15 +176,15 @@ class LinkProbe:
             if rate is None:
                 return _ByUdp()
             outran = sending_s * rate.bytes_per_s > SENDER_SHARE * packets * (self._packet_bytes() + IP_UDP_BYTES)
-            packets = self._second_train(rate)
         return _ByUdp(self._as_payload(rate) if rate else None, outran=outran)
 
     def _rate_down(self, datagrams: Datagrams, ticket: Ticket) -> Rate | None:
         trains: list[Arrivals] = []
-        packets = FIRST_PACKETS
-        for _ in range(2):
+        rate = None
+        for most in MOST_PACKETS:
+            packets = self._packets(most, rate)
             knock = self._knock(datagrams, ticket.cookie, 0)
-            if knock is None:
+            if knock is None or packets < HOPELESS_PACKETS:
                 break
             collector = Collector(next(self._trains), packets)
             self._connection.send(AskTrain(knock.nonce, collector.number, packets, self._packet_bytes()))
@@ -188,8 +193,6 @@ class LinkProbe:
             rate = train_rate(trains)
             if rate is None:
                 break
-            packets = self._second_train(rate)
-        rate = train_rate(trains) if trains else None
         if rate is None:
             log.info("UDP from %s is blocked: only the uplink is measured", self._connection.peer)
         return self._as_payload(rate) if rate else None
@@ -234,10 +237,11 @@ class LinkProbe:
         """Return the payload of a datagram as long as TCP's packets on this path."""
         return min(self._connection.segment_bytes() + TCP_IP_BYTES - IP_UDP_BYTES, MAX_DATAGRAM_BYTES)
 
-    def _second_train(self, rate: Rate) -> int:
-        """Return the packets of a train that takes no longer than `TRAIN_S`, within bounds."""
-        packets = round(TRAIN_S * rate.bytes_per_s / (self._packet_bytes() + IP_UDP_BYTES))
-        return max(FEWEST_PACKETS, min(packets, MOST_PACKETS))
+    def _packets(self, most: int, rate: Rate | None) -> int:
+        """Return how many packets a train should have: no more than fit into `TRAIN_S`, once the rate is known."""
+        if rate is None:
+            return most
+        return min(most, round(TRAIN_S * rate.bytes_per_s / (self._packet_bytes() + IP_UDP_BYTES)))
 
     def _on_the_wire(self, samples: Samples) -> Arrivals:
         return samples.times_us, [size + IP_UDP_BYTES for size in samples.sizes_bytes]
@@ -252,9 +256,9 @@ class LinkProbe:
 
     # ------------------------------------------------------------ by TCP
 
-    def _burst_rate(self, rtt_ms: float) -> Rate:
+    def _burst_rate(self, rtt_ms: float, sizes_bytes: Sequence[int]) -> Rate:
         rates: list[float] = []
-        for size_bytes in PROBE_BYTES:
+        for size_bytes in sizes_bytes:
             start_ms = now_ms()
             try:
                 rates.append(self._burst(size_bytes, rtt_ms))

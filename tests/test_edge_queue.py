@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from deployment import SplitPlan, plan_split
-from edge_queue import Chooser, QueueModel, QueueRun, QueueSettings, in_order
+from edge_queue import Chooser, QueueModel, QueueRun, QueueSettings, choice, in_order, within
 from edge_task import StageKeys
 from models.zoo import load_network, model_graph
 from net.bandwidth import LinkEstimate, LinkSource
@@ -169,3 +169,14 @@ def test_a_task_that_the_cloud_refuses_fails_alone() -> None:
     results, out = run_queue(stream, 3, in_flight=1)
     assert [result.error for result in sorted(results, key=lambda r: r.task.id)] == ["it broke", None, None]
     assert "task 1 of 3 failed : it broke" in out
+
+
+def test_a_deadline_takes_the_fastest_cut_where_the_chosen_one_is_late() -> None:
+    made = plan()
+    slowest = max(made.candidates, key=lambda candidate: candidate.stages.total_ms)
+    chosen = choice(made, slowest.point, IDLE)
+    late_ms = chosen.predicted.total_ms
+    assert within(chosen, None, IDLE) is chosen
+    assert within(chosen, late_ms, IDLE) is chosen
+    assert within(chosen, late_ms - 1, IDLE).candidate is made.best
+    assert within(chosen, 1e-6, IDLE).candidate is made.best  # the best effort

@@ -411,3 +411,10 @@ def test_a_stranger_gets_one_log_line_and_the_server_lives(
     assert len(lines) == 1
     assert len(cloud.log) - before == 1
     capsys.readouterr()
+
+
+def test_a_deadline_that_no_cut_makes_is_flagged(address: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    result = run_json(capsys, ["-t", "le_net", "--bandwidth", "100", "--rtt", "1", "--deadline-ms", "0.001", *address])
+    assert (result["deadline_ms"], result["deadline_in_reach"], result["deadline_met"]) == (0.001, False, False)
+    result = run_json(capsys, ["-t", "le_net", "--bandwidth", "100", "--rtt", "1", "--deadline-ms", "1e6", *address])
+    assert (result["deadline_in_reach"], result["deadline_met"]) == (True, True)

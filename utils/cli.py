@@ -160,6 +160,15 @@ def add_link(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rtt", type=non_negative_float, help="round-trip time, ms (default: measured)")
 
 
+def add_deadline(parser: argparse.ArgumentParser) -> None:
+    """Add --deadline-ms."""
+    parser.add_argument(
+        "--deadline-ms",
+        type=positive_float,
+        help="time that a task may take; where no cut makes it, the fastest runs, and the task says so (default: none)",
+    )
+
+
 def add_no_correction(parser: argparse.ArgumentParser) -> None:
     """Add --no-correction."""
     parser.add_argument(

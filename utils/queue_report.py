@@ -59,6 +59,9 @@ def _answer_line(result: TaskResult, count: int) -> str:
     parts.append(f"answered by {result.where}")
     if result.retries:
         parts.append(f"retries {result.retries}")
+    if result.deadline_ms is not None:
+        met, effort = "met" if result.is_in_time else "missed", "" if result.is_in_reach else " (no cut makes it)"
+        parts.append(f"deadline {result.deadline_ms:g} ms {met}{effort}")
     return f"task {result.task.id} of {count} : {' , '.join(parts)}"
 
 

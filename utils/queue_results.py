@@ -147,6 +147,9 @@ def _task_document(result: TaskResult) -> Json:
         "top1": result.top1,
         "retries": result.retries,
         "where": result.where if result.is_finished else None,
+        "deadline_ms": result.deadline_ms,
+        "deadline_in_reach": result.is_in_reach if result.deadline_ms and result.is_planned else None,
+        "deadline_met": result.is_in_time if result.deadline_ms else None,
         "error": result.error,
     }
 

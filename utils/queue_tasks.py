@@ -54,7 +54,18 @@ class TaskResult:
     top1: int | None = None
     retries: int = 0
     where: str = "split"  # "edge", "cloud" or "split": where its layers ran, after a loss of the cloud, too
+    deadline_ms: float | None = None  # None: it has no deadline
     error: str | None = None  # one line; None: it has an answer
+
+    @property
+    def is_in_reach(self) -> bool:
+        """Whether it was predicted to make its deadline."""
+        return self.deadline_ms is None or self.predicted.total_ms <= self.deadline_ms
+
+    @property
+    def is_in_time(self) -> bool:
+        """Whether it has an answer that came within its deadline."""
+        return self.is_finished and (self.deadline_ms is None or self.elapsed_ms <= self.deadline_ms)
 
     @property
     def is_finished(self) -> bool:

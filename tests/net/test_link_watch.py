@@ -37,7 +37,7 @@ def measures(monkeypatch: pytest.MonkeyPatch, *estimates: LinkEstimate, echo: Ec
     asked: list[str] = []
     left = iter(estimates)
 
-    def measure(host: str, port: int, access: Access, *, use_udp: bool) -> LinkEstimate:
+    def measure(host: str, port: int, access: Access, *, use_udp: bool, quick: bool) -> LinkEstimate:
         asked.append("probe" if use_udp else "probe without UDP")
         return next(left)
 
@@ -87,6 +87,17 @@ def test_two_transfers_that_agree_are_the_rate(clock: Clock) -> None:
         watch.saw_transfer(1_000_000, receive_ms)
     assert watch.now().link.rate_bytes_per_s == pytest.approx(10e6)
     assert watch.now().link.source is LinkSource.TRANSFERS
+
+
+def test_a_tensor_that_crossed_just_now_is_as_good_as_a_probe(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = LinkWatch("cloud", 1, FIRST)
+    asked = measures(monkeypatch, LinkEstimate(1e6, 20.0), echo=Echo(30.0, 8.0))
+    watch.saw_transfer(1_000_000, 1_000.0)
+    clock.ms += 500
+    watch.refresh()
+    clock.ms += 600
+    watch.refresh()
+    assert asked == ["ping", "probe"]
 
 
 def test_where_udp_is_blocked_it_is_left_out(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +150,7 @@ def test_load_follows_smoothly(clock: Clock) -> None:
 def test_a_service_that_is_away_is_said_once_and_the_value_kept(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def away(host: str, port: int, access: Access, *, use_udp: bool) -> LinkEstimate:
+    def away(host: str, port: int, access: Access, *, use_udp: bool, quick: bool) -> LinkEstimate:
         raise ConnectError("nobody there")
 
     monkeypatch.setattr(link_watch, "measure_link", away)
@@ -153,7 +164,7 @@ def test_a_service_that_is_away_is_said_once_and_the_value_kept(
 def test_the_link_is_measured_in_the_background_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = threading.Event()
 
-    def measure(host: str, port: int, access: Access, *, use_udp: bool) -> LinkEstimate:
+    def measure(host: str, port: int, access: Access, *, use_udp: bool, quick: bool) -> LinkEstimate:
         measured.set()
         return LinkEstimate(7e6, 1.0)
 

@@ -218,6 +218,12 @@ def test_a_measurement_costs_at_most_200_kb(service: Address) -> None:
     assert measure_link(*service, use_udp=False).probe_bytes <= 200_000
 
 
+def test_a_quick_measurement_costs_a_fifth(service: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "SENDER_SHARE", float("inf"))
+    assert measure_link(*service, quick=True).probe_bytes < 30_000
+    assert measure_link(*service, quick=True, use_udp=False).probe_bytes < 30_000
+
+
 def test_where_udp_is_blocked_tcp_measures(
     service: Address, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -213,3 +213,13 @@ def test_the_table_leaves_stdout_to_json(capsys: pytest.CaptureFixture[str]) -> 
     captured = capsys.readouterr()
     assert captured.out == "{}\n"
     assert "measured makespan" in captured.err
+
+
+def test_a_deadline_is_told_with_the_answer() -> None:
+    blocks = [
+        task_block(finished(deadline_ms=deadline_ms, elapsed_ms=12.0), 1) for deadline_ms in (None, 20.0, 11.0, 5.0)
+    ]
+    assert "deadline" not in blocks[0]
+    assert "deadline 20 ms met\n" in blocks[1]
+    assert "deadline 11 ms missed\n" in blocks[2]
+    assert "deadline 5 ms missed (no cut makes it)\n" in blocks[3]

@@ -22,7 +22,7 @@ from utils.timing import STAGE_NAMES, StageTimes
 TASK_KEYS = [
     "id", "model", "image", "partition_point", "partition_layer", "bandwidth_mb_per_s", "bandwidth_age_s",
     "bandwidth_is_stale", "predicted", "measured", "elapsed_ms", "spans_ms", "output_digest", "top1", "retries",
-    "where", "error",
+    "where", "deadline_ms", "deadline_in_reach", "deadline_met", "error",
 ]  # fmt: skip
 
 
@@ -124,6 +124,9 @@ def test_a_document_says_all_of_a_task() -> None:
         "top1": 123,
         "retries": 1,
         "where": "split",
+        "deadline_ms": None,
+        "deadline_in_reach": None,
+        "deadline_met": None,
         "error": None,
     }
 
