@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -32,6 +33,7 @@ from utils.cli import (
     add_no_correction,
     add_on_cloud_loss,
     add_predictor_choice,
+    add_strategy,
     address_parser,
     non_negative_int,
     positive_int,
@@ -39,8 +41,8 @@ from utils.cli import (
 )
 from utils.errors import NetworkError, UsageError
 from utils.images import read_image
-from utils.report import EdgeReport, output_document, print_json
-from utils.units import bytes_per_s_to_mb_per_s
+from utils.report import EdgeReport, cut_document, output_document, print_json
+from utils.units import bytes_per_s_to_mb_per_s, mb_to_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_shaping(parser)
     add_deadline(parser)
     add_predictor_choice(parser, "forest", "linear", "measured")
+    add_strategy(parser)
     add_no_correction(parser)
     parser.add_argument(
         "--local-cloud", action="store_true", help="start a cloud on this machine for this task (default: off)"
@@ -139,6 +142,7 @@ def weights_of(args: argparse.Namespace) -> WeightsSource:
 def task_of(args: argparse.Namespace, pixels: NDArray[np.float32] | None) -> Task:
     """Return the task that the command line describes."""
     from edge_task import Task
+    from predictor.strategies import Strategy
 
     return Task(
         model=args.type,
@@ -154,6 +158,8 @@ def task_of(args: argparse.Namespace, pixels: NDArray[np.float32] | None) -> Tas
         repeat=args.repeat,
         verify=args.verify,
         on_cloud_loss=OnCloudLoss(args.on_cloud_loss),
+        strategy=Strategy(args.strategy),
+        max_edge_bytes=mb_to_bytes(args.max_edge_memory) if args.max_edge_memory else math.inf,
     )
 
 
@@ -203,6 +209,8 @@ def document_of(outcome: Outcome, args: argparse.Namespace, link: LinkEstimate |
         "layers": len(half.graph.layers),
         "partition_point": candidate.point,
         "partition_layer": candidate.layer,
+        **cut_document(outcome.plan, candidate),
+        "edge_parameter_bytes": outcome.half.parameter_bytes,  # those that it really has
         "device": args.device,
         "where": outcome.where,
         "bandwidth_mb_per_s": link and bytes_per_s_to_mb_per_s(link.rate_bytes_per_s),

@@ -28,6 +28,7 @@ from predictor.chain_search import Objective
 from predictor.correction import Corrections
 from predictor.flow_shop import IDLE, Pipeline, Schedule, choose_cuts, makespan_ms, order_of
 from predictor.latencies import LayerLatencies
+from predictor.strategies import Strategy
 from utils.errors import ConnectError, NeurosurgeonError
 from utils.images import read_image
 from utils.inference_utils import HalfResult, check_crossing, image_input, random_input, run_half
@@ -84,7 +85,11 @@ class QueueSettings:
 
 
 class QueueModel:
-    """One model of the queue: its network, and what its layers take on both sides."""
+    """One model of the queue: its network, and what its layers take on both sides.
+
+    A queue cuts behind any layer, in execution order, so that a cut has the same number in every plan; inside the
+    blocks of a graph there may be better ones (`Strategy.DADS`), which only a single task looks for.
+    """
 
     def __init__(self, network: Network, edge: LayerLatencies, cloud: LayerLatencies, keys: StageKeys) -> None:
         self.network = network
@@ -113,6 +118,7 @@ class QueueModel:
                 transfer,
                 queue_ms=queue_ms,
                 objective=settings.objective,
+                strategy=Strategy.NEUROSURGEON,
             )
         return self._plan
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +30,7 @@ from predictor.correction import Corrections
 from predictor.latencies import LayerLatencies
 from predictor.predictor_utils import LatencyPredictor, dataset_threads, find_predictor
 from predictor.profile import measured_latencies
+from predictor.strategies import Strategy
 from predictor.transfer import IDLE, WARM, Sender
 from utils.errors import ConnectError, NetworkError, RemoteError
 from utils.inference_utils import (
@@ -65,6 +68,8 @@ class Task:
     repeat: int = 1
     verify: bool = False
     on_cloud_loss: OnCloudLoss = OnCloudLoss.LOCAL
+    strategy: Strategy = Strategy.DADS
+    max_edge_bytes: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +144,7 @@ def run_with_cloud(task: Task, session: EdgeSession, link: LinkEstimate, show: E
     """
     keys = stage_keys(task, session, link, is_warm=task.repeat > 1)
     corrections = Corrections.load() if task.learns else Corrections()
-    plan = plan_task(task, session, link, corrections, keys)
-    candidate = plan.best if task.point is None else plan.candidates[task.point]
+    plan, candidate = plan_task(task, session, link, corrections, keys)
     show.plan(plan, candidate)
     half = prepare(task, session, plan.edge_nodes(candidate), show)
     outcome = infer(task, half, plan, candidate, session, show)
@@ -205,15 +209,20 @@ def infer(
 
 def plan_task(
     task: Task, session: EdgeSession, link: LinkEstimate, corrections: Corrections, keys: StageKeys
-) -> SplitPlan:
-    """Return the plan for this edge, this cloud, and the link of the moment."""
+) -> tuple[SplitPlan, Candidate]:
+    """Return the plan for this edge, this cloud, and the link of the moment, and the cut to take."""
     graph = model_graph(task.model)
     edge = edge_latencies(task, graph).scaled(corrections.factor(keys.edge))
     cloud = cloud_latencies(task, session, graph).scaled(corrections.factor(keys.cloud))
     state = session.send_state()
     sender = WARM if task.repeat > 1 else Sender(*state) if state else IDLE
     factor = corrections.factor(keys.transfer)
-    return plan_split(graph, edge, cloud, link.rate_bytes_per_s, link.exchange_ms, factor, sender=sender)
+    plan_with = partial(plan_split, graph, edge, cloud, link.rate_bytes_per_s, link.exchange_ms, factor, sender=sender)
+    plan = plan_with(strategy=task.strategy, max_edge_bytes=task.max_edge_bytes)
+    if task.point is None:
+        return plan, plan.best
+    forced = plan_with(strategy=Strategy.NEUROSURGEON).candidates[task.point]  # which has every point
+    return plan, plan.best if plan.edge_nodes(forced) == plan.edge_nodes(plan.best) else forced
 
 
 class StageKeys(NamedTuple):

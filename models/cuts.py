@@ -70,7 +70,7 @@ def graph_digest(graph: LayerGraph) -> str:
     These are, one by one, the operations with their settings and constants, what they read, and the shape and type of
     what they make.
     """
-    operations = [node for node in graph.program.nodes if node.op != "output"]
+    operations = list(graph.program.nodes)
     positions = {node: f"%{index}" for index, node in enumerate(operations)}
     root = graph.program.owning_module
     total = hashlib.sha256()

@@ -31,6 +31,12 @@ class EdgeHalf:
         """Whether nothing is left for the cloud."""
         return len(self.edge_nodes) == len(self.graph.nodes)
 
+    @property
+    def parameter_bytes(self) -> int:
+        """Bytes of its parameters and buffers; shared ones count once."""
+        tensors = {id(tensor): tensor for tensor in (*self.module.parameters(), *self.module.buffers())}
+        return sum(tensor.nbytes for tensor in tensors.values())
+
 
 def load_edge_half(name: str, source: WeightsSource, device: str, edge_nodes: frozenset[int]) -> EdgeHalf:
     """Return the edge's half of a cut; the other parameters are given back.
@@ -48,9 +54,3 @@ def load_edge_half(name: str, source: WeightsSource, device: str, edge_nodes: fr
         source=source,
         knows_imagenet=network.knows_imagenet,
     )
-
-
-def parameter_bytes(module: nn.Module) -> int:
-    """Return the bytes of a module's parameters and buffers; shared ones count once."""
-    tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    return sum(tensor.nbytes for tensor in tensors.values())

@@ -148,7 +148,7 @@ def test_a_bad_task_file_is_one_line(
 
 @pytest.mark.parametrize(
     "flags",
-    [["--in-flight", "0"], ["--tasks", "-1"], ["--tasks", "3", "--input-dir", "."], ["-t", "res_net"]]
+    [["--in-flight", "0"], ["--tasks", "-1"], ["--tasks", "3", "--input-dir", "."]]
     + [["--objective", "fun"], ["--monitor-interval", "0"], ["--schedule", "lifo"]],
 )
 def test_bad_flags_are_one_line(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,6 +156,13 @@ def test_bad_flags_are_one_line(flags: list[str], capsys: pytest.CaptureFixture[
         tasks_edge_api.main(flags)
     assert exit_.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_unknown_model_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tasks_edge_api.main(["-t", "res_net"]) == 2
+    error = capsys.readouterr().err
+    assert "unknown model 'res_net'" in error
+    assert error.count("\n") == 1
 
 
 # ---------------------------------------------------------------- what goes wrong on the way

@@ -182,9 +182,11 @@ class Guess:
 
 
 def top_guesses(output: Tensor, labels: Sequence[str] | None, count: int = 5) -> list[Guess]:
-    """Return the most probable classes of logits (1, classes), best first."""
+    """Return the most probable classes of logits (1, classes), best first; none where the output is something else."""
+    if output.dim() != 2:
+        return []
     probabilities = output.float().softmax(dim=-1)[0]
-    values, indices = probabilities.topk(count)
+    values, indices = probabilities.topk(min(count, len(probabilities)))
     return [
         Guess(index, labels[index] if labels else None, value)
         for index, value in zip(indices.tolist(), values.tolist(), strict=True)

@@ -123,7 +123,9 @@ class EdgeReport:
         self.say(FINISHED)
 
     def answer(self, guesses: Sequence[Guess], seeded: bool) -> None:
-        """The classes that the network proposes."""
+        """The classes that the network proposes; nothing where its output is no such thing."""
+        if not guesses:
+            return
         self.say("top-5 classes (weights of a fixed seed: the classes mean nothing):" if seeded else "top-5 classes:")
         for guess in guesses:
             self.say(f"  {guess.probability:7.2%}  {guess.label or f'class {guess.index}'}")
