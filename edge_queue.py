@@ -389,6 +389,9 @@ class QueueRun:
         check_crossing([begun.model.network.graph.output], remote.tensors)
         self._watch.saw_transfer(remote.sent_bytes, remote.receive_ms)
         self._watch.saw_load(remote.load_queue_ms)
+        if self._settings.in_flight == 1:  # otherwise tensors also wait for each other
+            output_bytes = begun.model.network.graph.output.size_bytes
+            self._watch.saw_exchange(remote.transfer_ms - remote.receive_ms, output_bytes)
         if begun.teaches:
             self._learn(begun.model.keys.cloud, begun.candidate.busy.cloud_ms, remote.compute_ms)
             if self._settings.in_flight == 1:  # otherwise tensors also wait for each other

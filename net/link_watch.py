@@ -18,12 +18,12 @@ from dataclasses import dataclass, replace
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from net.access import OPEN, Access
-from net.bandwidth import Echo, LinkEstimate, LinkSource, ProbeMethod, Rate
+from net.bandwidth import PING_BYTES, Echo, LinkEstimate, LinkSource, ProbeMethod, Rate
 from net.monitor_client import measure_link, ping_link
 from net.rate_filter import RateFilter, transfer_rate
 from utils.errors import NetworkError
 from utils.timing import now_ms
-from utils.units import MS_PER_S, s_to_ms
+from utils.units import MS_PER_S, ms_to_s, s_to_ms
 
 log = logging.getLogger(__name__)
 
@@ -97,8 +97,15 @@ class LinkWatch:
             return
         with self._lock:
             seen = transfer_rate(size_bytes, receive_ms, self._link.rtt_ms)
-            self._filter.saw_transfer(seen, self._since_last_s())
+            self._filter.saw_transfer(seen, self._since_last_s(), ms_to_s(receive_ms))
             self._set_rate(LinkSource.TRANSFERS)
+
+    def saw_exchange(self, exchange_ms: float, reply_bytes: int) -> None:
+        """Take in what a task's round trip took beyond its tensors' way up and its time in the cloud."""
+        with self._lock:
+            reply_ms = s_to_ms((reply_bytes + PING_BYTES) / self._link.rate_bytes_per_s)
+            if 0 <= exchange_ms < math.inf:  # false for NaN, too
+                self._saw_exchange(max(exchange_ms - reply_ms, 0.0))
 
     def saw_load(self, queue_ms: float) -> None:
         """Take in what tasks wait in the cloud of late."""

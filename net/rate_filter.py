@@ -2,7 +2,8 @@
 
 A Kalman filter of the logarithm of the rate, whose noise is the relative error of each sample (a random walk seen with
 noise: Kalman, 1960). A sample that the filter cannot explain is kept aside: the next one that agrees with it, or the
-third in a row on the same side, makes it the new rate; anything else makes it an outlier.
+third in a row on the same side, makes it the new rate; anything else makes it an outlier. What a transfer saw for long
+is no accident: it counts at once.
 
 A probe tells what the link can carry, tensors tell what TCP gets of it: less where packets are lost, or others send.
 What they differ by is learnt while probes say that the link stays as it is, and taken off the probes that follow.
@@ -18,6 +19,7 @@ from net.bandwidth import Rate
 DRIFT = 0.08  # of the logarithm, in a second: by so much a link that nobody touches moves
 SURPRISE = 3.0  # standard deviations that are no chance any more
 ROW = 3  # samples in a row on one side: whatever they say of each other, the rate has changed
+SURE_S = 0.5  # a transfer that took so long has seen the link, and no hiccup
 STEADY = 0.15  # probes that differ by less see the same link
 SHARE_GAIN = 0.5
 SMALLEST_LOG_SHARE = math.log(0.02)
@@ -58,13 +60,13 @@ class RateFilter:
         self._transfers.clear()
         self._take(log_rate + self._log_share, rate.error**2, elapsed_s)
 
-    def saw_transfer(self, rate: Rate, elapsed_s: float) -> None:
-        """Take in the rate at which a tensor crossed."""
+    def saw_transfer(self, rate: Rate, elapsed_s: float, took_s: float = 0.0) -> None:
+        """Take in the rate at which a tensor crossed, and for how long."""
         log_rate = math.log(rate.bytes_per_s)
         self._transfers = [*self._transfers[-8:], log_rate]
-        self._take(log_rate, rate.error**2, elapsed_s)
+        self._take(log_rate, rate.error**2, elapsed_s, is_sure=took_s >= SURE_S)
 
-    def _take(self, log_rate: float, variance: float, elapsed_s: float) -> None:
+    def _take(self, log_rate: float, variance: float, elapsed_s: float, *, is_sure: bool = False) -> None:
         self._variance += DRIFT**2 * max(elapsed_s, 0.0)
         surprise = (log_rate - self._log_rate) / math.sqrt(self._variance + variance)
         if abs(surprise) <= SURPRISE:
@@ -74,18 +76,18 @@ class RateFilter:
         if self._aside and (self._aside[-1][0] > self._log_rate) != (surprise > 0):
             self._aside.clear()  # one above, one below: outliers, both
         self._aside.append((log_rate, variance))
-        self._jump_if_sure()
+        self._jump(is_sure)
 
     def _move(self, log_rate: float, variance: float) -> None:
         gain = self._variance / (self._variance + variance)
         self._log_rate += gain * (log_rate - self._log_rate)
         self._variance *= 1 - gain
 
-    def _jump_if_sure(self) -> None:
-        """Begin anew at the samples that were kept aside, once they agree, or are many."""
+    def _jump(self, is_sure: bool) -> None:
+        """Begin anew at the samples that were kept aside, once they agree, or are many, or the last one is sure."""
         newest, noise = self._aside[-1]
         agree = [log for log, variance in self._aside if abs(log - newest) <= SURPRISE * math.sqrt(variance + noise)]
-        if len(agree) < 2 and len(self._aside) < ROW:
+        if len(agree) < 2 and len(self._aside) < ROW and not is_sure:
             return
         self._log_rate = statistics.fmean(agree)
         self._variance = noise + (statistics.pvariance(agree) if len(agree) > 1 else noise)

@@ -134,6 +134,14 @@ def test_the_shortest_of_the_last_pings_is_the_round_trip(clock: Clock, monkeypa
     assert watch.now().link.rtt_ms == pytest.approx(35.0 - 2 * PING_BYTES / FIRST.rate_bytes_per_s * 1000)
 
 
+def test_tasks_tell_the_round_trip(clock: Clock) -> None:
+    watch = LinkWatch("cloud", 1, FIRST)
+    for _ in range(KEPT_PINGS):
+        watch.saw_exchange(50.0, 4_000)
+    watch.saw_exchange(float("nan"), 4_000)
+    assert watch.now().link.rtt_ms == pytest.approx(50.0 - (4_000 + PING_BYTES) / FIRST.rate_bytes_per_s * 1000)
+
+
 def test_load_follows_smoothly(clock: Clock) -> None:
     watch = LinkWatch("cloud", 1, FIRST)
     watch.saw_load(float("nan"))

@@ -67,6 +67,12 @@ def test_two_that_agree_are_the_new_rate(factor: float) -> None:
     assert known.rate.bytes_per_s == pytest.approx(RATE * factor, rel=0.05)
 
 
+def test_a_long_transfer_counts_at_once() -> None:
+    known = settled()
+    known.saw_transfer(Rate(RATE / 10, 0.05), 1.0, took_s=1.0)
+    assert known.rate.bytes_per_s == pytest.approx(RATE / 10)
+
+
 def test_three_on_one_side_are_a_new_rate_whatever_they_say_of_each_other() -> None:
     known = settled()
     for factor in (100.0, 10.0, 30.0):

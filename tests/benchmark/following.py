@@ -1,0 +1,331 @@
+"""A queue on a moving network: how close the cuts come to those of who knows the network's future.
+
+    python -m tests.benchmark.following [-t MODEL ...] [--trace FILE.csv ...] [--real]
+
+Tasks come every quarter of a second, one at a time. Time is virtual: what a task takes follows from the trace, byte by
+byte, and from the shipped predictors' latencies, the edge's ten times as long, as on a small board; planner, filter and
+hysteresis are the project's own. Probes err by 3 %, the rates that tensors tell by 5 %, one in twenty by a factor of
+two. Compared are
+
+    clairvoyant   the best cut of each task, for the network that it will meet
+    following     what tasks_edge_api.py does; against the clairvoyant's cuts for the same tasks, and against the cuts
+                  of who knows the network at each task's start, but not what will change on its way
+    once a task   a full measurement before each task, which then waits for it
+    at the start  the plan of the first second, for ever
+
+Reaction: from a change that makes another cut pay to the start of the first task with a cut within 5 % of the best;
+ideally the rest of the task that runs, and a second. --real runs tasks_edge_api.py on this machine, through the shaper,
+and compares its totals with those of the same cuts in virtual time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from deployment import SplitPlan, plan_split
+from edge_queue import EXCHANGE_DIGITS, RATE_DIGITS, Chooser
+from models.zoo import ZOO, model_graph
+from net import link_watch
+from net.bandwidth import Echo, LinkEstimate
+from net.link_watch import LinkWatch
+from net.traces import SHAPES, Trace, read_trace
+from predictor.chain_search import Objective
+from predictor.predictor_utils import find_predictor
+from predictor.transfer import frame_bytes
+from tests.benchmark.common import save
+from utils.cli import ROOT, ServiceProcess
+from utils.units import mbit_per_s_to_bytes_per_s
+
+LENGTH_S, PERIOD_S = 30.0, 0.25
+PROBE_BYTES, QUICK_BYTES, PROBE_RTTS = 150_000, 25_000, 14
+PROBE_NOISE, TRANSFER_NOISE, OUTLIERS, OUTLIER_FACTOR = 0.03, 0.05, 0.05, 2.0
+CLOSE = 1.05  # of the best total
+STEP = 1.5  # a rate that changes by this factor at once
+
+
+@dataclass
+class World:
+    """A network over time, and what a model's cuts take on both sides."""
+
+    trace: Trace
+    model: str
+    slowdown: float = 1.0  # of the edge
+
+    def __post_init__(self) -> None:
+        self.graph = model_graph(self.model)
+        self.edge, self.cloud = (find_predictor(side).predict(self.graph) for side in ("edge", "cloud"))
+        self.edge = self.edge.scaled(self.slowdown)
+        self.plans: dict[tuple[float, float], SplitPlan] = {}
+
+    def plan(self, link: LinkEstimate) -> SplitPlan:
+        """Return the plan for a link, as `edge_queue.QueueModel` makes it."""
+        rate, exchange = float(f"{link.rate_bytes_per_s:.{RATE_DIGITS}g}"), round(link.exchange_ms, EXCHANGE_DIGITS)
+        if (rate, exchange) not in self.plans:
+            self.plans[rate, exchange] = plan_split(self.graph, self.edge, self.cloud, rate, exchange)
+        return self.plans[rate, exchange]
+
+    def link(self, time_s: float) -> LinkEstimate:
+        """Return the network at a time."""
+        condition = self.trace.at(time_s)
+        return LinkEstimate(mbit_per_s_to_bytes_per_s(condition.rate_mbit), condition.rtt_ms, error=0.01)
+
+    def crossing_s(self, start_s: float, size_bytes: float) -> float:
+        """Return how long some bytes take from a time on, at the rates that they meet."""
+        time_s, left = start_s, size_bytes
+        changes_s = [condition.time_s for condition in self.trace.conditions if condition.time_s > start_s]
+        for end_s in [*changes_s, float("inf")]:
+            rate = self.link(time_s).rate_bytes_per_s
+            if left <= rate * (end_s - time_s):
+                return time_s + left / rate - start_s
+            left -= rate * (end_s - time_s)
+            time_s = end_s
+        raise AssertionError("the last condition holds for ever")
+
+    def stages_s(self, start_s: float, point: int) -> tuple[float, float, float]:
+        """Return what edge, transfer and cloud take of a task that starts at a time."""
+        candidate = self.plan(self.link(start_s)).candidates[point]
+        edge_s, cloud_s = candidate.busy.edge_ms / 1e3, candidate.busy.cloud_ms / 1e3
+        if not candidate.crossing_bytes:
+            return edge_s, 0.0, 0.0
+        sent_s = start_s + edge_s
+        up_s = self.crossing_s(sent_s, frame_bytes(candidate.crossing_bytes))
+        down_s = frame_bytes(self.graph.output.size_bytes) / self.link(sent_s + up_s).rate_bytes_per_s
+        return edge_s, up_s + down_s + self.link(sent_s).rtt_ms / 1e3, cloud_s
+
+    def total_s(self, start_s: float, point: int) -> float:
+        """Return the latency of a task that starts at a time."""
+        return sum(self.stages_s(start_s, point))
+
+    def best(self, start_s: float) -> tuple[float, int]:
+        """Return the smallest latency of a task that starts at a time, and its cut."""
+        return min((self.total_s(start_s, point), point) for point in range(len(self.graph.layers) + 1))
+
+
+@dataclass
+class Task:
+    """A task that has run."""
+
+    start_s: float
+    point: int
+    total_s: float
+
+
+Strategy = Callable[[float], tuple[int, float]]  # from the time: the cut, and how long choosing it took, s
+
+
+def run(world: World, choose: Strategy, after: Callable[[Task], None] = lambda task: None) -> list[Task]:
+    """Run tasks through a trace."""
+    tasks: list[Task] = []
+    time_s = 0.0
+    while time_s < LENGTH_S:
+        point, choosing_s = choose(time_s)
+        task = Task(time_s, point, choosing_s + world.total_s(time_s + choosing_s, point))
+        tasks.append(task)
+        after(task)
+        time_s = max(time_s + task.total_s, (len(tasks)) * PERIOD_S)
+    return tasks
+
+
+class Follower:
+    """tasks_edge_api.py in virtual time: its watch, its filter, its chooser."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.draw = random.Random(7)
+        self.time_s = 0.0
+        self.is_sending = False
+        self.next_tick_s = link_watch.INTERVAL_S
+        self.chooser = Chooser(Objective.LATENCY, [world.model] * round(LENGTH_S / PERIOD_S + 2))
+        clock = mock.patch.object(link_watch, "now_ms", lambda: self.time_s * 1e3)
+        measuring = mock.patch.object(link_watch, "measure_link", self.measure)
+        pinging = mock.patch.object(link_watch, "ping_link", self.ping)
+        self.patches = [clock, measuring, pinging]
+        for patch in self.patches:
+            patch.start()
+        self.watch = LinkWatch("cloud", 1, world.link(0.0), is_sending=lambda: self.is_sending)
+
+    def close(self) -> None:
+        for patch in self.patches:
+            patch.stop()
+
+    def noisy(self, value: float, noise: float) -> float:
+        return value * 2.718281828 ** self.draw.gauss(0.0, noise)
+
+    def measure(self, *service: object, use_udp: bool, quick: bool) -> LinkEstimate:
+        link = self.world.link(self.time_s)
+        self.time_s += PROBE_RTTS * link.rtt_ms / 1e3 + self.world.crossing_s(self.time_s, QUICK_BYTES)
+        link = self.world.link(self.time_s)
+        return replace(link, rate_bytes_per_s=self.noisy(link.rate_bytes_per_s, PROBE_NOISE), error=0.05)
+
+    def ping(self, *service: object) -> Echo:
+        return Echo(self.world.link(self.time_s).rtt_ms, 0.0)
+
+    def tick_until(self, time_s: float) -> None:
+        """Let the watch do what it does every second; probes run beside tasks, and take their time."""
+        while self.next_tick_s <= time_s:
+            self.time_s = self.next_tick_s
+            self.watch.refresh()
+            self.next_tick_s = max(self.next_tick_s + link_watch.INTERVAL_S, self.time_s)
+        self.time_s = time_s
+
+    def choose(self, time_s: float) -> tuple[int, float]:
+        self.tick_until(time_s)
+        plan = self.world.plan(self.watch.now().link)
+        return self.chooser.choose(lambda model: plan).candidate.point, 0.0
+
+    def after(self, task: Task) -> None:
+        edge_s, transfer_s, _ = self.world.stages_s(task.start_s, task.point)
+        self.tick_until(task.start_s + edge_s)
+        self.is_sending = transfer_s > 0
+        self.tick_until(task.start_s + task.total_s)
+        self.is_sending = False
+        size = self.world.plan(self.world.link(0.0)).candidates[task.point].crossing_bytes
+        if size:
+            rtt_ms = self.world.link(task.start_s + edge_s).rtt_ms
+            self.watch.saw_exchange(rtt_ms + 4_512e3 / self.world.link(self.time_s).rate_bytes_per_s, 4_000)
+            receive_s = self.world.crossing_s(task.start_s + edge_s, frame_bytes(size))
+            factor = OUTLIER_FACTOR ** self.draw.choice((-1, 1)) if self.draw.random() < OUTLIERS else 1.0
+            self.watch.saw_transfer(size, self.noisy(receive_s * 1e3 * factor, TRANSFER_NOISE))
+
+
+def once_a_task(world: World) -> Strategy:
+    """Measure in full, then plan; the task waits."""
+    draw = random.Random(7)
+
+    def choose(time_s: float) -> tuple[int, float]:
+        link = world.link(time_s)
+        choosing_s = PROBE_RTTS * link.rtt_ms / 1e3 + world.crossing_s(time_s, PROBE_BYTES)
+        link = world.link(time_s + choosing_s)
+        seen = replace(link, rate_bytes_per_s=link.rate_bytes_per_s * 2.718281828 ** draw.gauss(0.0, PROBE_NOISE))
+        return world.plan(seen).best.point, choosing_s
+
+    return choose
+
+
+def reactions_s(world: World, tasks: Sequence[Task]) -> list[tuple[float, float]]:
+    """Return, for each step of the trace that makes another cut pay, how long a good cut took, and its fair limit."""
+    found = []
+    ends_s = [*(condition.time_s for condition in world.trace.conditions[2:]), LENGTH_S]
+    for (before, after), end_s in zip(itertools.pairwise(world.trace.conditions), ends_s, strict=True):
+        ratio = after.rate_mbit / before.rate_mbit
+        step_s = after.time_s
+        last = [task for task in tasks if task.start_s < step_s]
+        following = [task for task in tasks if step_s <= task.start_s < end_s]
+        if not (last and following) or 1 / STEP < ratio < STEP:
+            continue
+        if world.total_s(step_s, last[-1].point) <= CLOSE * world.best(step_s)[0]:
+            continue
+        running_s = max(last[-1].start_s + last[-1].total_s - step_s, 0.0)
+        good = [task for task in following if task.total_s <= CLOSE * world.best(task.start_s)[0]]
+        first = following[0]
+        limit_s = 1.0 + max(running_s, 0.0) + max(first.total_s, PERIOD_S)
+        found.append(((good[0].start_s if good else end_s) - step_s, limit_s))
+    return found
+
+
+def changes(tasks: Sequence[Task]) -> int:
+    return sum(before.point != after.point for before, after in itertools.pairwise(tasks))
+
+
+def compare(name: str, trace: Trace, model: str, slowdown: float) -> dict[str, Any]:
+    """Run all strategies on one trace; print and return the figures."""
+    world = World(trace, model, slowdown)
+    follower = Follower(world)
+    runs = {"following": run(world, follower.choose, follower.after)}
+    follower.close()
+    first = world.plan(world.link(0.0)).best.point
+    runs["clairvoyant"] = run(world, lambda time_s: (world.best(time_s)[1], 0.0))
+    runs["once a task"] = run(world, once_a_task(world))
+    runs["at the start"] = run(world, lambda time_s: (first, 0.0))
+    means = {strategy: statistics.fmean(task.total_s for task in tasks) * 1e3 for strategy, tasks in runs.items()}
+    # the same tasks at the same times, each with its best cut: what following lost by its cuts alone
+    own_best = statistics.fmean(world.best(task.start_s)[0] for task in runs["following"]) * 1e3
+    present = [(task.start_s, world.plan(world.link(task.start_s)).best.point) for task in runs["following"]]
+    own_present = statistics.fmean(itertools.starmap(world.total_s, present)) * 1e3
+    reactions = reactions_s(world, runs["following"])
+    row = {
+        "trace": name,
+        "model": model,
+        "mean_ms": means,
+        "to_clairvoyant": means["following"] / own_best,
+        "to_present": means["following"] / own_present,
+        "start_to_clairvoyant": means["at the start"] / means["clairvoyant"],
+        "task_to_clairvoyant": means["once a task"] / means["clairvoyant"],
+        "changes": changes(runs["following"]),
+        "clairvoyant_changes": changes(runs["clairvoyant"]),
+        "reactions_s": reactions,
+    }
+    slowest = max((reaction for reaction, _ in reactions), default=0.0)
+    in_time = sum(reaction <= limit for reaction, limit in reactions)
+    print(
+        f"{name:<14}{model:<12}{means['clairvoyant']:>9.1f}{means['following']:>9.1f}{row['to_clairvoyant']:>8.3f}{row['to_present']:>8.3f}"
+        f"{row['task_to_clairvoyant']:>9.2f}{row['start_to_clairvoyant']:>9.2f}{row['changes']:>9}"
+        f"{row['clairvoyant_changes']:>6}{slowest:>9.2f}{in_time:>5} of {len(reactions)}",
+        flush=True,
+    )
+    return row
+
+
+def run_for_real(path: Path, model: str) -> None:
+    """Run the queue through the shaper on this machine, and print the means of its tasks, and of the same cuts here."""
+    with ServiceProcess(["tasks_cloud_api.py", "-p", "0", "--monitor-port", "0"], services=2) as cloud:
+        flags = ["-p", str(cloud.ports[0]), "--monitor-port", str(cloud.ports[1]), "--in-flight", "1"]
+        command = [sys.executable, "tasks_edge_api.py", *flags, "-t", model, "--tasks", "150", "--json"]
+        done = subprocess.run([*command, "--trace", str(path)], cwd=ROOT, capture_output=True, text=True, check=True)
+    tasks = json.loads(done.stdout)["tasks"]
+    world = World(read_trace(path), model)
+    starts_s = [task["spans_ms"]["edge"][0] / 1e3 for task in tasks]
+    virtual = [world.total_s(start, task["partition_point"]) for start, task in zip(starts_s, tasks, strict=True)]
+    best = [world.best(start)[0] for start in starts_s]
+    measured_ms = statistics.fmean(task["measured"]["total_ms"] for task in tasks)
+    virtual_ms, best_ms = 1e3 * statistics.fmean(virtual), 1e3 * statistics.fmean(best)
+    print(
+        f"{path.stem:<14}{model:<12} for real: {len(tasks)} tasks in {starts_s[-1]:.1f} s, mean {measured_ms:.1f} ms;"
+        f" in virtual time {virtual_ms:.1f} ms, the best cuts {best_ms:.1f} ms: {virtual_ms / best_ms:.3f}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("-t", "--type", nargs="+", default=["alex_net", "vgg_net", "mobile_net"], choices=list(ZOO))
+    parser.add_argument("--trace", type=Path, nargs="+", help="replay these files (default: the shipped ones)")
+    parser.add_argument("--real", action="store_true", help="run tasks_edge_api.py through the shaper instead")
+    parser.add_argument("--slowdown", type=float, default=10.0, help="of the edge (default: 10)")
+    args = parser.parse_args()
+    files = args.trace or [ROOT / "traces" / f"{name}.csv" for name in SHAPES]
+    if args.real:
+        for path, model in itertools.product(files, args.type):
+            run_for_real(path, model)
+        return
+    print(
+        f"{'':<26}{'mean latency, ms':>18}{'to the clairvoyant (now)':>34}{'changes':>9}{'':>6}{'reaction, s':>20}\n"
+        f"{'trace':<14}{'model':<12}{'clairv.':>9}{'follow':>9}{'follow':>8}{'(now)':>8}{'task':>9}{'start':>9}{'follow':>9}"
+        f"{'clairv.':>8}{'slowest':>9}{'in time':>10}"
+    )
+    rows = [
+        compare(path.stem, read_trace(path), model, args.slowdown)
+        for path, model in itertools.product(files, args.type)
+    ]
+    ratios = [row["to_clairvoyant"] for row in rows]
+    present = [row["to_present"] for row in rows]
+    print(
+        f"following: mean {statistics.fmean(ratios):.3f} of the clairvoyant's latency, worst {max(ratios):.3f}; of who "
+        f"knows the present: mean {statistics.fmean(present):.3f}, worst {max(present):.3f}"
+    )
+    save("following", {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()
