@@ -16,7 +16,7 @@ import statistics
 
 from net.bandwidth import Rate
 
-DRIFT = 0.08  # of the logarithm, in a second: by so much a link that nobody touches moves
+DRIFT = 0.2  # of the logarithm, in a second: by so much a link that nobody touches moves
 SURPRISE = 3.0  # standard deviations that are no chance any more
 ROW = 3  # samples in a row on one side: whatever they say of each other, the rate has changed
 SURE_S = 0.5  # a transfer that took so long has seen the link, and no hiccup
