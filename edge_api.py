@@ -106,7 +106,7 @@ def _run(args: argparse.Namespace) -> int:
 
         outcome = run_task(task_of(args, pixels), session, link, show, reopen)
     if args.deadline_ms:
-        show.deadline(args.deadline_ms, outcome.candidate.stages.total_ms, outcome.measured.total_ms)
+        show.deadline(args.deadline_ms, outcome.plan.best.stages.total_ms, outcome.measured.total_ms)
     if args.json:
         print_json(document_of(outcome, args, link))
     return 0
@@ -226,7 +226,7 @@ def document_of(outcome: Outcome, args: argparse.Namespace, link: LinkEstimate |
     }
     if args.deadline_ms:
         document["deadline_ms"] = args.deadline_ms
-        document["deadline_in_reach"] = candidate.stages.total_ms <= args.deadline_ms
+        document["deadline_in_reach"] = outcome.plan.best.stages.total_ms <= args.deadline_ms
         document["deadline_met"] = outcome.measured.total_ms <= args.deadline_ms
     if outcome.max_abs_diff is not None:
         document["max_abs_diff"] = outcome.max_abs_diff

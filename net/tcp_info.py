@@ -20,6 +20,7 @@ class SendState(NamedTuple):
     threshold_bytes: float
     pace_bytes_per_s: float
     burst_bytes: float
+    is_encrypted: bool = False
 
 
 class TcpInfo(NamedTuple):

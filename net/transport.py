@@ -276,7 +276,8 @@ class Connection:
             name = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, NAME_BYTES)
         except (OSError, AttributeError):  # the connection is lost, or this is not Linux
             return None
-        return send_state(data, name.partition(b"\0")[0].decode(errors="replace"))
+        state = send_state(data, name.partition(b"\0")[0].decode(errors="replace"))
+        return state._replace(is_encrypted=self._wire is not self._link) if state else None
 
     def segment_bytes(self) -> int:
         """Return how many bytes of payload a packet carries."""

@@ -93,11 +93,11 @@ class EdgeReport:
             self.say(f"forced partition point : {chosen.point} - {chosen.layer} , {chosen.stages.total_ms:.2f} ms")
         self.say(RULE)
 
-    def deadline(self, deadline_ms: float, predicted_ms: float, measured_ms: float) -> None:
+    def deadline(self, deadline_ms: float, best_ms: float, measured_ms: float) -> None:
         """Whether the task could make its deadline, and whether it did."""
         met, effort = "met" if measured_ms <= deadline_ms else "missed", ""
-        if predicted_ms > deadline_ms:
-            effort = f" (no cut makes it: {predicted_ms:.2f} ms was the best effort)"
+        if best_ms > deadline_ms:
+            effort = f" (no cut makes it: the best was predicted to take {best_ms:.2f} ms)"
         self.say(f"deadline {deadline_ms:g} ms {met}{effort}")
 
     def prepared(self) -> None:

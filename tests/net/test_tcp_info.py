@@ -25,7 +25,7 @@ def tcp_info(**fields: int) -> bytes:
 
 def test_a_window_is_in_bytes_and_knows_its_threshold() -> None:
     state = send_state(tcp_info(window=40, threshold=30), "cubic")
-    assert state == (40 * SEGMENT, 30 * SEGMENT, math.inf, 0.0)
+    assert state == (40 * SEGMENT, 30 * SEGMENT, math.inf, 0.0, False)
     unlimited = send_state(tcp_info(window=10), "reno")
     assert unlimited is not None and unlimited.threshold_bytes == math.inf
 
@@ -40,7 +40,7 @@ def test_silence_halves_the_window_down_to_the_initial_one() -> None:
 
 def test_a_paced_sender_keeps_its_window_and_its_pace() -> None:
     state = send_state(tcp_info(window=80, silent=5_000, pace=10**6, sent=4), "bbr")
-    assert state == (80 * SEGMENT, math.inf, 10**6, 6 * SEGMENT)
+    assert state == (80 * SEGMENT, math.inf, 10**6, 6 * SEGMENT, False)
     later = send_state(tcp_info(window=80, pace=10**6, sent=1_000), "bbr")
     assert later is not None and later.burst_bytes == 0
 

@@ -242,6 +242,23 @@ def test_trains_that_are_lost_are_replaced_by_tcp(service: Address, monkeypatch:
     assert measure_link(*service).method is ProbeMethod.TCP_BURST
 
 
+def test_a_link_that_dies_during_a_probe_is_a_network_error(listener: socket.socket) -> None:
+    def vanish() -> None:
+        with Connection(listener.accept()[0]) as connection:
+            connection.receive(JOIN_S)
+            connection.send(Hello.of(trains=True))
+            for sequence in range(probe.PINGS):
+                connection.receive(JOIN_S)
+                connection.send(Pong(sequence))
+            connection.receive(JOIN_S)  # asks for a ticket, and gets none
+
+    serving = threading.Thread(target=vanish)
+    serving.start()
+    with pytest.raises(PeerGoneError):
+        measure_link(*listener.getsockname())
+    serving.join(JOIN_S)
+
+
 def test_a_service_without_udp_is_measured_by_tcp(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Datagrams, "bound", lambda *arguments: None)
     serving = threading.Thread(target=MonitorServer(listener).serve)
