@@ -97,7 +97,6 @@ def figures_of(size: int, rate: float, rtt_ms: float, congestion_control: str) -
         if congestion_control:
             connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion_control.encode())
         hello_ms(connection)
-        time.sleep(SETTLE_S)
         for warmup in (0, 1):  # the idle transfer itself is the first that warms the connection
             for _ in range(warmup):
                 transfer_ms(connection, tensor)
