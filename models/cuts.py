@@ -1,7 +1,7 @@
 """What two machines must agree on before a tensor is sent: which graph they cut, and where.
 
 A cut travels as a bit mask over the graph's nodes, bit i % 8 of byte i // 8 set where node i is on the edge: 7 bytes
-for VGG-16, 54 for DenseNet-121. A mask means nothing without its graph, so a digest of that travels along.
+for VGG-16, some 50 for DenseNet-121. A mask means nothing without its graph, so a digest of that travels along.
 """
 
 from __future__ import annotations
