@@ -40,6 +40,7 @@ from net.datagrams import (
 from net.messages import (
     AskTicket,
     AskTrain,
+    ErrorReply,
     Hello,
     Message,
     Ping,
@@ -48,6 +49,7 @@ from net.messages import (
     Samples,
     Ticket,
     Train,
+    error_of,
 )
 from net.trains import QUIET_S, TRAIN_TIMEOUT_S, Collector
 from net.transport import Connection
@@ -292,11 +294,12 @@ class LinkProbe:
         return self._receive(answer)
 
     def _receive(self, expected: type[Answer], wait_s: float | None = None) -> Answer:
-        message = self._connection.receive(wait_s or ANSWER_TIMEOUT_S).message
+        connection = self._connection
+        message = connection.receive(wait_s or ANSWER_TIMEOUT_S).message
+        if isinstance(message, ErrorReply):
+            raise error_of(message)
         if not isinstance(message, expected):
-            raise ProtocolError(
-                f"{self._connection.peer} sent {type(message).__name__} in place of {expected.__name__}"
-            )
+            raise ProtocolError(f"{connection.peer} sent {type(message).__name__} in place of {expected.__name__}")
         return message
 
     def _size_bytes(self) -> int:

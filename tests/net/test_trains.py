@@ -24,14 +24,14 @@ from net.datagrams import (
     pack_datagram,
     unpack_datagram,
 )
-from net.messages import AskTicket, AskTrain, Hello, Ping, Pong, Samples, Ticket, Train
+from net.messages import AskTicket, AskTrain, ErrorReply, Hello, Ping, Pong, Samples, Ticket, Train
 from net.monitor_client import measure_link
 from net.monitor_server import MonitorServer
 from net.probe import KNOCK_BYTES, LinkProbe
 from net.trains import MAX_TRAIN_PACKETS, Collector, Guest
 from net.transport import Connection, connect
 from tests.net.conftest import JOIN_S, LOOPBACK
-from utils.errors import PeerGoneError
+from utils.errors import BusyError, PeerGoneError
 
 Address = tuple[str, int]
 COOKIE = bytes(range(COOKIE_BYTES))
@@ -240,6 +240,19 @@ def test_trains_that_are_lost_are_replaced_by_tcp(service: Address, monkeypatch:
     monkeypatch.setattr(trains, "FIRST_WAIT_S", 0.01)
     monkeypatch.setattr(Datagrams, "send_train", lambda *arguments: 1e-5)
     assert measure_link(*service).method is ProbeMethod.TCP_BURST
+
+
+def test_a_service_that_refuses_says_why(listener: socket.socket) -> None:
+    def refuse() -> None:
+        with Connection(listener.accept()[0]) as connection:
+            connection.receive(JOIN_S)
+            connection.send(ErrorReply("busy", "come back later", 5.0))
+
+    serving = threading.Thread(target=refuse)
+    serving.start()
+    with pytest.raises(BusyError, match="come back later"):
+        measure_link(*listener.getsockname())
+    serving.join(JOIN_S)
 
 
 def test_a_link_that_dies_during_a_probe_is_a_network_error(listener: socket.socket) -> None:
