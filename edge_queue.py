@@ -275,7 +275,8 @@ class QueueRun:
         self._watch = watch
         self._report = report
         self._corrections = Corrections.load() if settings.learns else Corrections()
-        self._under_way: dict[int, StageTimes] = {}  # by task: how long it is predicted to keep link and cloud busy
+        self._under_way: set[int] = set()  # tasks without an answer
+        self._pipeline, self._pipeline_ms = IDLE, 0.0  # what link and cloud were still busy with at that time
         self._lock = threading.Lock()
         self._results: list[TaskResult] = []
         self._slots: SimpleQueue[_Begun | None] = (
@@ -328,15 +329,21 @@ class QueueRun:
         if not begun.candidate.crossing_bytes:
             self._finish(replace(begun.known, where="edge"), begun.half.tensors[0])
             return
-        self._under_way[task.id] = replace(begun.candidate.busy, edge_ms=0.0)
+        self._pipeline = self._pipeline_now().after(replace(begun.candidate.busy, edge_ms=0.0))
+        self._under_way.add(task.id)
         request = request_of(begun.model.network, begun.edge_nodes)
         answer = self._stream.submit(task.id, request, begun.half.tensors)
         answer.add_done_callback(partial(self._take_answer, begun))
 
+    def _pipeline_now(self) -> Pipeline:
+        """Return what link and cloud are still busy with, as predicted when each task was sent."""
+        before_ms, self._pipeline_ms = self._pipeline_ms, now_ms()
+        passed = self._pipeline._replace(edge_ms=self._pipeline_ms - before_ms)
+        self._pipeline = passed.from_now() if self._under_way else IDLE
+        return self._pipeline
+
     def _choose(self, chooser: Chooser, now: LinkNow) -> Choice:
-        pipeline = Pipeline()
-        for busy in list(self._under_way.values()):
-            pipeline = pipeline.after(busy)
+        pipeline = self._pipeline_now()
         with self._lock:
             chosen = chooser.choose(
                 lambda model: self._models[model].plan(now, self._corrections, self._settings), pipeline
@@ -421,7 +428,7 @@ class QueueRun:
     # ------------------------------------------------------------ bookkeeping
 
     def _finish(self, result: TaskResult, output: Tensor | None = None) -> None:
-        self._under_way.pop(result.task.id, None)
+        self._under_way.discard(result.task.id)
         if result.spans:
             result = replace(result, elapsed_ms=now_ms() - self._start_ms - result.spans[0].start_ms)
         self._slots.put(None)  # first: the next task need not wait for lines to be printed
