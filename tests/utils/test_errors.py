@@ -8,7 +8,7 @@ import re
 import pytest
 
 from utils import errors
-from utils.errors import NetworkError, NeurosurgeonError, PlanningError, UsageError
+from utils.errors import AccessError, NetworkError, NeurosurgeonError, PlanningError, UsageError
 
 TREE = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, Exception)]
 
@@ -18,7 +18,8 @@ def test_every_error_hangs_on_one_tree() -> None:
 
 
 @pytest.mark.parametrize(
-    ("branch", "code"), [(NeurosurgeonError, 1), (UsageError, 2), (PlanningError, 1), (NetworkError, 3)]
+    ("branch", "code"),
+    [(NeurosurgeonError, 1), (UsageError, 2), (PlanningError, 1), (NetworkError, 3), (AccessError, 4)],
 )
 def test_a_branch_has_the_exit_code_of_the_contract(branch: type[NeurosurgeonError], code: int) -> None:
     assert branch.exit_code == code
@@ -27,7 +28,8 @@ def test_a_branch_has_the_exit_code_of_the_contract(branch: type[NeurosurgeonErr
 @pytest.mark.parametrize("kind", TREE)
 def test_an_error_exits_as_its_branch_does(kind: type[NeurosurgeonError]) -> None:
     branch = next(
-        (top for top in (UsageError, PlanningError, NetworkError) if issubclass(kind, top)), NeurosurgeonError
+        (top for top in (AccessError, UsageError, PlanningError, NetworkError) if issubclass(kind, top)),
+        NeurosurgeonError,
     )
     assert kind.exit_code == branch.exit_code
 
