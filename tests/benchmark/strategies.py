@@ -3,7 +3,9 @@
     python -m tests.benchmark.strategies [RATE_MBIT ...]
 
 Every strategy plans as `edge_api.py` does: with the shipped predictors, the cloud's own word, and a measured link. Then
-all cuts run in turn, in rounds; a latency is the median of its rounds. The edge computes with one thread.
+all cuts run in turn, in rounds; a latency is the median of its rounds. The edge computes with one thread. This machine
+is no small device, so every figure is given for a slower edge, too: of the same runs, the edge's part counts as often as
+that edge is slower.
 
 The best cut is searched among all points at which a single tensor crosses. Left out are those that cannot win: their
 halves, run on this machine without a link (the fastest of some runs, less a tenth), and their bytes at the full rate
@@ -18,7 +20,7 @@ import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from deployment import SplitPlan, plan_split
 from edge_task import Task, cloud_latencies, edge_latencies, request_of
@@ -37,7 +39,8 @@ RATES_MBIT = (1.0, 5.0, 20.0, 100.0)
 RTT_MS = 10.0
 HALF_RUNS = 4
 SAFETY = 0.9  # halves may run this much faster than they ever did when they ran alone
-MIN_ROUNDS, MAX_ROUNDS, BUDGET_MS = 3, 9, 4000.0  # of every cut
+MIN_ROUNDS, MAX_ROUNDS, BUDGET_MS = 3, 7, 1500.0  # of every cut
+SLOWDOWNS = (1.0, 8.0)  # of the edge: this machine, and about a small board
 
 Cut = frozenset[int]
 Json = dict[str, Any]
@@ -46,42 +49,52 @@ Json = dict[str, Any]
 # ---------------------------------------------------------------- on the edge's side of the link
 
 
+class Taken(NamedTuple):
+    """What one task took, ms."""
+
+    edge_ms: float
+    rest_ms: float
+
+    def on(self, slowdown: float) -> float:
+        """Return what it would take with a slower edge, ms."""
+        return slowdown * self.edge_ms + self.rest_ms
+
+
 class Runner:
     """Runs cuts of one network with the cloud, and tells how long each took."""
 
     def __init__(self, network: Network, session: EdgeSession) -> None:
         self.network, self.session = network, session
         self.tensor = random_input(network.graph.input.shape)
-        self.times_ms: dict[Cut, list[float]] = {}
 
-    def run(self, cut: Cut) -> float:
-        """Return what one task took, ms."""
-        start_ms = now_ms()
+    def run(self, cut: Cut) -> Taken:
+        """Run one task."""
         half = run_half(self.network.split(cut).edge, [self.tensor])
+        start_ms = now_ms()
         if len(cut) < len(self.network.graph.nodes):
             self.session.infer(request_of(self.network, cut), half.tensors)
-        return now_ms() - start_ms
+        return Taken(half.latency_ms, now_ms() - start_ms)
 
-    def warm_up(self, cut: Cut) -> float:
-        """Let both sides get ready; return what a task took then, ms."""
+    def warm_up(self, cut: Cut) -> Taken:
+        """Let both sides get ready; return what a task took then."""
         if len(cut) < len(self.network.graph.nodes):
             self.session.ask_to_prepare(request_of(self.network, cut).preparation)
             self.session.wait_until_ready(self.network.weights_digest)
         self.run(cut)
         return self.run(cut)
 
-    def run_all(self, cuts: Mapping[Cut, float]) -> dict[Cut, list[float]]:
-        """Run cuts in turn, in rounds, those that take long less often; return the times of each, ms."""
-        rounds = {cut: max(MIN_ROUNDS, min(MAX_ROUNDS, int(BUDGET_MS / about_ms))) for cut, about_ms in cuts.items()}
-        times_ms: dict[Cut, list[float]] = {cut: [] for cut in cuts}
+    def run_all(self, cuts: Mapping[Cut, Taken]) -> dict[Cut, list[Taken]]:
+        """Run cuts in turn, in rounds, those that take long less often; return what each run took."""
+        rounds = {cut: max(MIN_ROUNDS, min(MAX_ROUNDS, int(BUDGET_MS / sum(about)))) for cut, about in cuts.items()}
+        taken: dict[Cut, list[Taken]] = {cut: [] for cut in cuts}
         for number in range(MAX_ROUNDS):
             for cut in cuts:
                 if number < rounds[cut]:
-                    times_ms[cut].append(self.run(cut))
-        return times_ms
+                    taken[cut].append(self.run(cut))
+        return taken
 
 
-def bounds_ms(network: Network, rate_mbit: float, cloud_threads: int) -> dict[Cut, float]:
+def least_taken(network: Network, rate_mbit: float, cloud_threads: int) -> dict[Cut, Taken]:
     """Return what every cut between blocks takes at least: its halves without a link, and its bytes on the link."""
     graph = network.graph
     tensor = random_input(graph.input.shape)
@@ -93,7 +106,7 @@ def bounds_ms(network: Network, rate_mbit: float, cloud_threads: int) -> dict[Cu
     use_threads(1)
     link_ms = [least_link_ms(graph, cut, rate_mbit) for cut in cuts]
     return {
-        cut: SAFETY * (edge + cloud) + link
+        cut: Taken(SAFETY * edge, SAFETY * cloud + link)
         for cut, edge, cloud, link in zip(cuts, edge_ms, cloud_ms, link_ms, strict=True)
     }
 
@@ -114,48 +127,69 @@ def least_link_ms(graph: LayerGraph, cut: Cut, rate_mbit: float) -> float:
     return RTT_MS + crossing_bytes * 8 / (rate_mbit * 1e6) * 1e3
 
 
-def measure_model(model: str, rate_mbit: float, ports: Sequence[int]) -> Json:
-    """Return the figures of one network on the link of the moment."""
+def measure_model(model: str, rate_mbit: float, ports: Sequence[int]) -> list[Json]:
+    """Return the figures of one network on the link of the moment, for every edge."""
     network = load_network(model)
     graph = network.graph
     with EdgeSession.open(CLOUD_IP, ports[0]) as session:
         plans = make_plans(model, graph, session, ports)
-        chosen = {strategy: plan.edge_nodes(plan.best) for strategy, plan in plans.items()}
         runner = Runner(network, session)
-        about_ms = {cut: runner.warm_up(cut) for cut in dict.fromkeys(chosen.values())}
-        bounds = bounds_ms(network, rate_mbit, session.cloud["threads"])
-        contenders = [cut for cut, bound in bounds.items() if bound < min(about_ms.values())]
-        about_ms |= {cut: runner.warm_up(cut) for cut in contenders if cut not in about_ms}
-        times_ms = runner.run_all(about_ms)
-    medians = {cut: statistics.median(times) for cut, times in times_ms.items()}
-    best = min((cut for cut in medians if cut in bounds), key=medians.__getitem__)
+        chosen = dict.fromkeys(plan.edge_nodes(plan.best) for of_edge in plans.values() for plan in of_edge.values())
+        about = {cut: runner.warm_up(cut) for cut in chosen}
+        least = least_taken(network, rate_mbit, session.cloud["threads"])
+        for slowdown in SLOWDOWNS:
+            limit_ms = min(taken.on(slowdown) for taken in about.values())
+            contenders = [cut for cut, taken in least.items() if taken.on(slowdown) < limit_ms and cut not in about]
+            about |= {cut: runner.warm_up(cut) for cut in contenders}
+        taken = runner.run_all(about)
+    times = [{**describe(graph, cut), "edge_ms_rest_ms": runs} for cut, runs in taken.items()]
+    head = {"model": model, "rate_mbit": rate_mbit, "boundaries": len(least), "runs": times}
+    return [
+        {**head, "slowdown": slowdown, **figures(graph, plans[slowdown], taken, set(least), slowdown)}
+        for slowdown in SLOWDOWNS
+    ]
+
+
+def figures(
+    graph: LayerGraph,
+    plans: Mapping[Strategy, SplitPlan],
+    taken: Mapping[Cut, Sequence[Taken]],
+    boundaries: set[Cut],
+    slowdown: float,
+) -> Json:
+    """Return what the strategies' cuts took with one edge, beside the best cut between blocks."""
+    medians = {cut: statistics.median(run.on(slowdown) for run in runs) for cut, runs in taken.items()}
+    best = min(boundaries & medians.keys(), key=medians.__getitem__)
     return {
-        "model": model,
-        "rate_mbit": rate_mbit,
         "strategies": {
             str(strategy): {
-                **describe(graph, chosen[strategy]),
+                **describe(graph, plan.edge_nodes(plan.best)),
                 "predicted_ms": plan.best.stages.total_ms,
-                "measured_ms": medians[chosen[strategy]],
-                "beyond_best": medians[chosen[strategy]] / medians[best] - 1,
+                "measured_ms": medians[plan.edge_nodes(plan.best)],
+                "beyond_best": medians[plan.edge_nodes(plan.best)] / medians[best] - 1,
             }
             for strategy, plan in plans.items()
         },
         "best": {**describe(graph, best), "measured_ms": medians[best]},
-        "boundaries": len(bounds),
-        "boundaries_measured": sum(cut in bounds for cut in medians),
-        "times_ms": [{**describe(graph, cut), "ms": times} for cut, times in times_ms.items()],
+        "boundaries_measured": len(boundaries & medians.keys()),
     }
 
 
-def make_plans(model: str, graph: LayerGraph, session: EdgeSession, ports: Sequence[int]) -> dict[Strategy, SplitPlan]:
-    """Return the plan of every strategy."""
+def make_plans(
+    model: str, graph: LayerGraph, session: EdgeSession, ports: Sequence[int]
+) -> dict[float, dict[Strategy, SplitPlan]]:
+    """Return the plan of every strategy, for every edge."""
     task = Task(model, WeightsSource(), threads=1)
     link = estimate_link(CLOUD_IP, ports[1])
     edge, cloud = edge_latencies(task, graph), cloud_latencies(task, session, graph)
     return {
-        strategy: plan_split(graph, edge, cloud, link.rate_bytes_per_s, link.rtt_ms, strategy=strategy)
-        for strategy in Strategy
+        slowdown: {
+            strategy: plan_split(
+                graph, edge.scaled(slowdown), cloud, link.rate_bytes_per_s, link.exchange_ms, strategy=strategy
+            )
+            for strategy in Strategy
+        }
+        for slowdown in SLOWDOWNS
     }
 
 
@@ -174,21 +208,21 @@ def describe(graph: LayerGraph, cut: Cut) -> Json:
 
 
 def print_table(rows: Sequence[Json]) -> None:
-    """Print a line for every network, rate and strategy."""
+    """Print a line for every edge, network, rate and strategy."""
     print(f"latency over links of RTT {RTT_MS:g} ms, medians; beyond: of the best cut between blocks, as measured")
-    print(
-        f"{'model':<13}{'Mbit/s':>7}  {'strategy':<17}{'edge nodes':>11}{'predicted':>11}{'measured':>10}{'beyond':>8}"
-    )
+    print(f"{'model':<13}{'Mbit/s':>7}{'edge':>6}  {'strategy':<17}{'edge nodes':>11}", end="")
+    print(f"{'predicted':>11}{'measured':>10}{'beyond':>8}")
     for row in rows:
-        for strategy, figures in row["strategies"].items():
+        share = f"1/{row['slowdown']:g}"
+        name = f"{row['model']:<13}{row['rate_mbit']:>7g}{share:>6}"
+        for strategy, of_cut in row["strategies"].items():
             print(
-                f"{row['model']:<13}{row['rate_mbit']:>7g}  {strategy:<17}"
-                f"{figures['edge_nodes']:>5} of {figures['nodes']:<3}{figures['predicted_ms']:>11.1f}"
-                f"{figures['measured_ms']:>10.1f}{figures['beyond_best']:>8.1%}  {' + '.join(figures['crossing'])}"
+                f"{name}  {strategy:<17}{of_cut['edge_nodes']:>5} of {of_cut['nodes']:<3}"
+                f"{of_cut['predicted_ms']:>11.1f}{of_cut['measured_ms']:>10.1f}{of_cut['beyond_best']:>8.1%}  {' + '.join(of_cut['crossing'])}"
             )
         best = row["best"]
         print(
-            f"{'':<22}best of {row['boundaries']} boundaries, {row['boundaries_measured']} of them measured: "
+            f"{'':<28}best of {row['boundaries']} boundaries, {row['boundaries_measured']} of them measured: "
             f"{best['edge_nodes']} nodes, {best['measured_ms']:.1f} ms"
         )
 
@@ -200,21 +234,21 @@ def plot(rows: Sequence[Json]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    figure, panels = pyplot.subplots(2, 2, figsize=(14, 9), layout="constrained")
-    for axes, model in zip(panels.flat, models, strict=False):
-        of_model = [row for row in rows if row["model"] == model]
+    figure, panels = pyplot.subplots(2, 4, figsize=(22, 9), layout="constrained")
+    shown = [(model, slowdown) for slowdown in SLOWDOWNS for model in MODELS]
+    for axes, (model, slowdown) in zip(panels.flat, shown, strict=True):
+        of_model = [row for row in rows if row["model"] == model and row["slowdown"] == slowdown]
         names = list(of_model[0]["strategies"])
         for position, name in enumerate(names):
             places = [index + (position - len(names) / 2) * 0.16 for index in range(len(of_model))]
-            figures = [row["strategies"][name] for row in of_model]
-            axes.bar(places, [f["measured_ms"] for f in figures], 0.14, label=name)
-            axes.plot(places, [f["predicted_ms"] for f in figures], "k_", markersize=9)
+            of_cuts = [row["strategies"][name] for row in of_model]
+            axes.bar(places, [of_cut["measured_ms"] for of_cut in of_cuts], 0.14, label=name)
+            axes.plot(places, [of_cut["predicted_ms"] for of_cut in of_cuts], "k_", markersize=9)
         axes.set_xticks(range(len(of_model)), [f"{row['rate_mbit']:g}" for row in of_model])
         axes.set_yscale("log")
         axes.set_xlabel("uplink, Mbit/s")
         axes.set_ylabel("latency, ms (bars measured, marks predicted)")
-        axes.set_title(f"{model}, RTT {RTT_MS:g} ms")
+        axes.set_title(f"{model}, RTT {RTT_MS:g} ms" + (f", edge {slowdown:g} times slower" if slowdown > 1 else ""))
     panels[0][0].legend(fontsize=8)
     figure.savefig(RESULTS / "strategies.png", dpi=110)
     pyplot.close(figure)
@@ -247,14 +281,15 @@ def main() -> None:
     if sys.argv[1:2] == ["edge"]:
         rate_mbit, *ports = (float(text) for text in sys.argv[2:])
         use_threads(1)
-        print(json.dumps([measure_model(model, rate_mbit, [int(port) for port in ports]) for model in MODELS]))
+        measured = [measure_model(model, rate_mbit, [int(port) for port in ports]) for model in MODELS]
+        print(json.dumps([row for rows in measured for row in rows]))
         return
     if reason := why_not():
         raise SystemExit(reason)
     for rate_mbit in [float(text) for text in sys.argv[1:]] or RATES_MBIT:
         others = [row for row in kept_rows() if row["rate_mbit"] != rate_mbit]
-        rows = sorted([*others, *measure_rate(rate_mbit)], key=lambda row: row["rate_mbit"])
-        rows.sort(key=lambda row: MODELS.index(row["model"]))
+        rows = [*others, *measure_rate(rate_mbit)]
+        rows.sort(key=lambda row: (row["slowdown"], MODELS.index(row["model"]), row["rate_mbit"]))
         save("strategies", {"rows": rows})
     print_table(kept_rows())
     plot(kept_rows())
