@@ -4,8 +4,8 @@
 
 Every strategy plans as `edge_api.py` does: with the shipped predictors, the cloud's own word, and a measured link. Then
 all cuts run in turn, in rounds; a latency is the median of its rounds. The edge computes with one thread. This machine
-is no small device, so every figure is given for a slower edge, too: of the same runs, the edge's part counts as often as
-that edge is slower.
+is no small device, so every figure is given for a slower edge, too: of the same runs, the part of the edge counts as
+often as that edge is slower.
 
 The best cut is searched among all points at which a single tensor crosses. Left out are those that cannot win: their
 halves, run on this machine without a link (the fastest of some runs, less a tenth), and their bytes at the full rate
@@ -216,10 +216,9 @@ def print_table(rows: Sequence[Json]) -> None:
         share = f"1/{row['slowdown']:g}"
         name = f"{row['model']:<13}{row['rate_mbit']:>7g}{share:>6}"
         for strategy, of_cut in row["strategies"].items():
-            print(
-                f"{name}  {strategy:<17}{of_cut['edge_nodes']:>5} of {of_cut['nodes']:<3}"
-                f"{of_cut['predicted_ms']:>11.1f}{of_cut['measured_ms']:>10.1f}{of_cut['beyond_best']:>8.1%}  {' + '.join(of_cut['crossing'])}"
-            )
+            print(f"{name}  {strategy:<17}{of_cut['edge_nodes']:>5} of {of_cut['nodes']:<3}", end="")
+            print(f"{of_cut['predicted_ms']:>11.1f}{of_cut['measured_ms']:>10.1f}{of_cut['beyond_best']:>8.1%}", end="")
+            print(f"  {' + '.join(of_cut['crossing'])}")
         best = row["best"]
         print(
             f"{'':<28}best of {row['boundaries']} boundaries, {row['boundaries_measured']} of them measured: "
