@@ -18,7 +18,7 @@ from models.zoo import Cut, Network, model_graph
 from net import door, server, transport, wire
 from net.door import Door, DoorLimits
 from net.events import CloudEvent
-from net.framing import HEAD_UNIT
+from net.framing import HEAD_UNIT, WIRE_VERSION
 from net.messages import ErrorReply, Hello, Pong, Prepare, Ready, Reply
 from net.server import CloudServer
 from net.session import EdgeSession
@@ -194,7 +194,8 @@ STRANGERS = {
     "no hello": frame_of(Prepare(MODEL, b"\1\0", OTHER_DIGEST), []),
     "tensors before hello": frame_of(Hello.of(), [torch.ones(3)]),
     "hello, then http": HELLO + b"GET / HTTP/1.1\r\n".ljust(HEAD_UNIT),
-    "hello, then an endless body": HELLO + struct.pack("!4sBBHIIQ", b"NSGN", 1, 4, 1, 0, 0, 2**60).ljust(HEAD_UNIT),
+    "hello, then an endless body": HELLO
+    + struct.pack("!4sBBHIIQ", b"NSGN", WIRE_VERSION, 4, 1, 0, 0, 2**60).ljust(HEAD_UNIT),
 }
 
 

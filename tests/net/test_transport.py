@@ -17,7 +17,7 @@ from torch import Tensor
 
 from net import transport, wire
 from net.access import Access
-from net.framing import HEAD_UNIT, PREFIX, SMALL_LIMITS, Kind, Limits, pack_frame
+from net.framing import HEAD_UNIT, PREFIX, SMALL_LIMITS, WIRE_VERSION, Kind, Limits, pack_frame
 from net.memory import BodyMemory
 from net.messages import Hello, Message, Ping, Prepare, Request, kind_of
 from net.pickling import pack_header, pack_tensor
@@ -338,7 +338,7 @@ def no_body_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def head_of(specs: Any, *lengths: int, values: Any = tuple(REQUEST)) -> bytes:
     """Return the head of a request that claims buffers of these lengths."""
     header = pack_header(values, specs)
-    head = PREFIX.pack(b"NSGN", 1, Kind.REQUEST, len(lengths), len(header), 0)
+    head = PREFIX.pack(b"NSGN", WIRE_VERSION, Kind.REQUEST, len(lengths), len(header), 0)
     return (head + struct.pack(f"!{len(lengths)}Q", *lengths) + header).ljust(HEAD_UNIT, b"\0")
 
 
@@ -347,16 +347,16 @@ def head_of(specs: Any, *lengths: int, values: Any = tuple(REQUEST)) -> bytes:
     [
         (b"GET / HTTP/1.1\r\n".ljust(HEAD_UNIT), "not our protocol"),
         (pickle.dumps(bytes(HEAD_UNIT)), "not our protocol"),
-        (PREFIX.pack(b"NSGN", 2, 1, 0, 0, 0).ljust(HEAD_UNIT), "wire version 2"),
-        (PREFIX.pack(b"NSGN", 1, 99, 0, 0, 0).ljust(HEAD_UNIT), "unknown kind"),
-        (PREFIX.pack(b"NSGN", 1, 4, 0, 2**32 - 1, 0).ljust(HEAD_UNIT), "header of"),
-        (PREFIX.pack(b"NSGN", 1, 4, 2**16 - 1, 0, 0).ljust(HEAD_UNIT), "65535 buffers"),
+        (PREFIX.pack(b"NSGN", 3, 1, 0, 0, 0).ljust(HEAD_UNIT), "wire version 3"),
+        (PREFIX.pack(b"NSGN", WIRE_VERSION, 99, 0, 0, 0).ljust(HEAD_UNIT), "unknown kind"),
+        (PREFIX.pack(b"NSGN", WIRE_VERSION, 4, 0, 2**32 - 1, 0).ljust(HEAD_UNIT), "header of"),
+        (PREFIX.pack(b"NSGN", WIRE_VERSION, 4, 2**16 - 1, 0, 0).ljust(HEAD_UNIT), "65535 buffers"),
         (head_of([("uint8", (2**39,), False)], 2**39), "body of"),
         (head_of([("uint8", (2,), False)], 1), "does not fill"),
         (head_of([], 1), "one description each"),
         (head_of([], values=("task",)), "Request with fields"),
-        (PREFIX.pack(b"NSGN", 1, 1, 0, 5, 0) + b"\x80\x05NR.".ljust(HEAD_UNIT), "not allowed"),
-        (PREFIX.pack(b"NSGN", 1, 1, 0, 5, 0) + b"\x80\x05N\x85.".ljust(HEAD_UNIT), "1 parts"),
+        (PREFIX.pack(b"NSGN", WIRE_VERSION, 1, 0, 5, 0) + b"\x80\x05NR.".ljust(HEAD_UNIT), "not allowed"),
+        (PREFIX.pack(b"NSGN", WIRE_VERSION, 1, 0, 5, 0) + b"\x80\x05N\x85.".ljust(HEAD_UNIT), "1 parts"),
     ],
 )
 @pytest.mark.usefixtures("no_body_memory")
