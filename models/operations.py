@@ -5,6 +5,7 @@ The columns are those of the kind's data set, so that a traced layer and a measu
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple
 from torch import fx, nn
 
 from models.shapes import ACTIVATIONS, TensorSpec, function_name, pair
+
+log = logging.getLogger(__name__)
 
 
 class LayerKind(StrEnum):
@@ -38,7 +41,8 @@ class LayerKind(StrEnum):
     ATTENTION = "attention"  # projections, softmax and all, in one operation
     VIEW = "view"  # looks at a tensor in another way, or at a part of it: nothing is computed or moved
     BLOCK = "block"  # a layer of several nodes
-    OTHER = "other"  # traced and cut like any other, but nothing predicts it
+    WEIGHTED = "weighted"  # any other module with weights: a recurrent layer, a transposed convolution
+    OTHER = "other"  # anything else
 
 
 # Modules by name; functions have the same names. A data set has the name's position.
@@ -77,7 +81,11 @@ def describe(
         return Operation(LayerKind.VIEW, {}, 0)
     call = Call(module, node.args, node.kwargs, reads, output)
     describer = _DESCRIBERS.get(function_name(node)) if module is None else _module_describer(module)
-    return (describer or _elementwise(LayerKind.OTHER, 1))(call)
+    try:
+        return (describer or _other)(call)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:  # called in an unusual way
+        log.debug("%s is described by its size alone: %s", node.name, exc)
+        return _other(call)
 
 
 def _module_describer(module: nn.Module) -> Describer | None:
@@ -132,12 +140,12 @@ def _linear(call: Call) -> Operation:
     outputs, inputs = _shape(call, 1, "weight")
     if call.reads[0].numel == inputs:
         return Operation(LayerKind.LINEAR, {"in_features": inputs, "out_features": outputs}, 2 * inputs * outputs)
-    return _product(1, call.output.numel // outputs, inputs, outputs)
+    return _product(1, call.output.numel // outputs, inputs, outputs, is_linear=True)
 
 
-def _product(batch: int, rows: int, inner: int, columns: int) -> Operation:
-    """Describe ``batch`` products of (rows, inner) with (inner, columns)."""
-    params = {"batch": batch, "rows": rows, "inner": inner, "columns": columns}
+def _product(batch: int, rows: int, inner: int, columns: int, *, is_linear: bool = False) -> Operation:
+    """Describe ``batch`` products of (rows, inner) with (inner, columns), which are the weights of a linear layer."""
+    params = {"batch": batch, "rows": rows, "inner": inner, "columns": columns, "linear": int(is_linear)}
     return Operation(LayerKind.MATMUL, params, 2 * batch * rows * inner * columns)
 
 
@@ -153,7 +161,7 @@ def _einsum(call: Call) -> Operation:
     terms, _, result = str(call.args[0]).replace(" ", "").partition("->")
     first, _, second = terms.partition(",")
     if len(call.reads) != 2 or "." in terms or "," in second:
-        return _elementwise(LayerKind.OTHER, 1)(call)
+        return _other(call)
     sizes = dict(zip(first + second, (*call.reads[0].shape, *call.reads[1].shape), strict=True))
     groups = {"batch": set(first) & set(second) & set(result), "inner": set(first) & set(second) - set(result)}
     groups |= {"rows": set(first) - set(second), "columns": set(second) - set(first)}
@@ -177,7 +185,7 @@ def _rows(kind: LayerKind, flops_per_element: int) -> Describer:
 def _attention(call: Call) -> Operation:
     """Describe a `MultiheadAttention` of tokens (N, L, C) on themselves."""
     tokens = call.reads[0].shape[1 if call.module.batch_first else 0]
-    return attention(call.reads[0].numel, tokens, call.module.embed_dim, call.module.num_heads)
+    return _attention_of(call.reads[0].numel, tokens, call.module.embed_dim, call.module.num_heads, is_windowed=False)
 
 
 def _window_attention(call: Call) -> Operation:
@@ -185,12 +193,14 @@ def _window_attention(call: Call) -> Operation:
     window = call.args[4]
     batch, *plane, width = call.reads[0].shape
     padded = [-(-size // side) * side for size, side in zip(plane, window, strict=True)]
-    return attention(batch * math.prod(padded) * width, math.prod(window), width, call.args[5])
+    elements = batch * math.prod(padded) * width
+    return _attention_of(elements, math.prod(window), width, call.args[5], is_windowed=True)
 
 
-def attention(elements: int, tokens: int, width: int, heads: int) -> Operation:
+def _attention_of(elements: int, tokens: int, width: int, heads: int, *, is_windowed: bool) -> Operation:
     """Describe attention of groups of ``tokens`` among themselves: four projections, scores, and their use."""
     params = {"groups": elements // (tokens * width), "tokens": tokens, "width": width, "heads": heads}
+    params["windowed"] = int(is_windowed)
     return Operation(LayerKind.ATTENTION, params, elements * (8 * width + 4 * tokens))
 
 
@@ -224,7 +234,7 @@ def _adaptive_avgpool(call: Call) -> Operation:
 def _mean(call: Call) -> Operation:
     """Describe a mean: over the feature map it is a pool."""
     is_pool = len(call.reads[0].shape) == 4 and call.output.numel == math.prod(call.reads[0].shape[:2])
-    return (_adaptive_avgpool if is_pool else _elementwise(LayerKind.OTHER, 1))(call)
+    return (_adaptive_avgpool if is_pool else _other)(call)
 
 
 def _activation(name: str) -> Describer:
@@ -241,6 +251,16 @@ def _elementwise(kind: LayerKind, flops_per_element: int) -> Describer:
         return Operation(kind, _plane(call.reads[0]), flops_per_element * call.output.numel)
 
     return describe
+
+
+def _other(call: Call) -> Operation:
+    """Describe what is not known: every weight is used at every position of what is read, in one multiply-add."""
+    weights = sum(value.numel() for value in call.module.parameters()) if call.module is not None else 0
+    if not weights:
+        return _elementwise(LayerKind.OTHER, 1)(call)
+    shape = call.reads[0].shape
+    positions = call.reads[0].numel // (shape[1] if len(shape) > 3 else shape[-1])
+    return Operation(LayerKind.WEIGHTED, _plane(call.reads[0]), 2 * weights * max(positions, 1))
 
 
 def _sum_or_product(kind: LayerKind) -> Describer:
@@ -296,9 +316,9 @@ _DESCRIBERS: dict[type[nn.Module] | str, Describer] = {
     "avg_pool2d": _avgpool,
     "adaptive_avg_pool2d": _adaptive_avgpool,
     "mean": _mean,
-    "batch_norm": _elementwise(LayerKind.BATCHNORM, 2),
-    "layer_norm": _rows(LayerKind.LAYER_NORM, 8),
-    "softmax": _rows(LayerKind.SOFTMAX, 5),
+    **dict.fromkeys(("batch_norm", "_native_batch_norm_legit_no_training"), _elementwise(LayerKind.BATCHNORM, 2)),
+    **dict.fromkeys(("layer_norm", "native_layer_norm"), _rows(LayerKind.LAYER_NORM, 8)),
+    **dict.fromkeys(("softmax", "_softmax"), _rows(LayerKind.SOFTMAX, 5)),
     "einsum": _einsum,
     "shifted_window_attention": _window_attention,
     "cat": _concat,

@@ -81,11 +81,15 @@ def build_own(name: str) -> nn.Module:
 def _run_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise UsageError(f"model file {path} does not exist")
+    from models.torchvision_compat import import_torchvision
+
     spec = importlib.util.spec_from_file_location(f"model_file_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UsageError(f"model file {path} is no Python file: its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     with _one_line(path):
+        if b"torchvision" in path.read_bytes():
+            import_torchvision()  # beside a CPU build of torch, it does not import by itself
         spec.loader.exec_module(module)
     return module
 

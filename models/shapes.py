@@ -52,11 +52,16 @@ def function_name(node: fx.Node) -> str:
     return name if node.op == "call_module" else name.split(".")[0]
 
 
-class ShapeRecorder(fx.Interpreter):
-    """Runs a program on meta tensors and keeps what it makes.
+def keep_result(node: fx.Node, result: Any) -> None:
+    """Keep the `TensorSpec` of a tensor in its node's ``meta["spec"]``, any other result in ``meta["value"]``."""
+    if isinstance(result, torch.Tensor):
+        node.meta["spec"] = TensorSpec(tuple(result.shape), str(result.dtype).removeprefix("torch."))
+    else:
+        node.meta["value"] = result
 
-    The `TensorSpec` of a tensor goes to its node's ``meta["spec"]``, any other result to ``meta["value"]``.
-    """
+
+class ShapeRecorder(fx.Interpreter):
+    """Runs a program on meta tensors, and keeps what each node makes."""
 
     current = "the input"  # what runs, for whoever catches an error
 
@@ -82,10 +87,7 @@ class ShapeRecorder(fx.Interpreter):
         """Run a node and keep its result's description."""
         self.current = str(n.target) if n.op == "call_module" else n.name
         result = super().run_node(n)
-        if isinstance(result, torch.Tensor):
-            n.meta["spec"] = TensorSpec(tuple(result.shape), str(result.dtype).removeprefix("torch."))
-        else:
-            n.meta["value"] = result
+        keep_result(n, result)
         return result
 
 
@@ -122,4 +124,4 @@ def _window_planes(module: Any, shape: Sequence[int]) -> list[int]:
 
 def pair(value: Any) -> tuple[int, int]:
     """Return a size for both directions, given as one number or as two."""
-    return value if isinstance(value, tuple) else (value, value)
+    return (value[0], value[-1]) if isinstance(value, tuple | list) else (value, value)

@@ -11,6 +11,7 @@ import copy
 import logging
 import threading
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from models.shapes import ShapeRecorder, function_name
+from models.shapes import ShapeRecorder, function_name, keep_result
 from utils.errors import InputSizeError, TraceError
 
 log = logging.getLogger(__name__)
@@ -51,8 +52,10 @@ def trace_program(model: nn.Module, name: str, input_shape: tuple[int, ...]) -> 
         except Exception as exc:
             log.debug("torch.export cannot, either: %s", exc)
             raise TraceError(_explanation(name, symbolic)) from exc
+    else:
+        _check_output(traced.graph, name)
+        _record_shapes(traced, name, input_shape)
     _check_output(traced.graph, name)
-    _record_shapes(traced, name, input_shape)
     _separate_in_place(traced, name)
     _drop_dead(traced.graph)
     return traced
@@ -123,17 +126,25 @@ def _symbolic(skeleton: nn.Module) -> fx.GraphModule:
 
 
 def _exported(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
-    """Return the program as torch.export sees it: operators that change nothing in place, parameters as attributes."""
+    """Return the program as torch.export sees it: operators that change nothing in place, parameters as attributes.
+
+    It knows all shapes already.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
         twin = _copy_with(model, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
         image = torch.empty(input_shape)
-    with _ONE_AT_A_TIME, torch.no_grad():
+    with _ONE_AT_A_TIME, torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch.export, about itself
         program: Any = torch.export.export(twin, (image,), strict=False).run_decompositions({}).module()
     for node in program.graph.nodes:
+        made = node.meta.get("val")
         if node.op == "get_attr":
-            _move_to_meta(program, node.target)
+            made = _move_to_meta(program, node.target)
+        elif node.target is torch.ops.aten.view.default:  # a view of this layout in memory; others have to be moved
+            node.target = torch.ops.aten.reshape.default
+        keep_result(node, made)
     output = program.graph.output_node()
     if isinstance(output.args[0], tuple | list) and len(output.args[0]) == 1:
         output.args = (output.args[0][0],)
@@ -141,13 +152,15 @@ def _exported(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
     return fx.GraphModule(program, program.graph)
 
 
-def _move_to_meta(root: nn.Module, target: str) -> None:
+def _move_to_meta(root: nn.Module, target: str) -> Any:
     path, _, leaf = target.rpartition(".")
     owner = root.get_submodule(path)
     value = getattr(owner, leaf)
     if isinstance(value, Tensor):
         empty = torch.empty(value.shape, dtype=value.dtype, device="meta")
-        setattr(owner, leaf, nn.Parameter(empty, False) if isinstance(value, nn.Parameter) else empty)
+        value = nn.Parameter(empty, False) if isinstance(value, nn.Parameter) else empty
+        setattr(owner, leaf, value)
+    return value
 
 
 def _record_shapes(traced: fx.GraphModule, name: str, input_shape: tuple[int, ...]) -> None:

@@ -204,7 +204,7 @@ def _load_state(name: str, model: nn.Module, source: WeightsSource) -> tuple[dic
         return _as_float32(_without_training_heads(_pretrained_state(name), model)), True
     if is_own(name):  # its function has given it weights
         return dict(model.state_dict()), False
-    return seeded_state(name, model), False
+    return seeded_state(name.partition("@")[0], model), False
 
 
 def _without_training_heads(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

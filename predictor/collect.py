@@ -69,15 +69,15 @@ Layer = tuple[LayerKind, Config]
 # ---------------------------------------------------------------- what to measure
 
 
-def blocks(max_bytes: float) -> Iterator[list[Layer]]:
-    """Yield blocks of layers without end, always the same ones; see the top of this file.
+def blocks(max_bytes: float, kinds: Sequence[LayerKind] = tuple(RECIPES)) -> Iterator[list[Layer]]:
+    """Yield blocks of layers of some kinds without end, always the same ones; see the top of this file.
 
     Args: max_bytes: of a block's weights and tensors; a larger block is cut short.
     """
     batch = 0
     while True:
         rng = np.random.default_rng([SEED, batch])
-        drawn = [draw_layer(rng, max_bytes) for _ in range(BATCH_LAYERS)]
+        drawn = [draw_layer(rng, max_bytes, kinds) for _ in range(BATCH_LAYERS)]
         sizes_ms = [_place_ms(layer, rng) for layer in drawn]
         ordered = [drawn[index] for index in np.argsort(sizes_ms, kind="stable")]
         starts = range(0, BATCH_LAYERS, BLOCK_LAYERS)
@@ -242,7 +242,13 @@ def append_rows(path: Path, kind: LayerKind, rows: Iterable[Mapping[str, float |
 # ---------------------------------------------------------------- the collection
 
 
-def collect(directory: Path, device: str, minutes: float, about: Mapping[str, Any]) -> None:
+def collect(
+    directory: Path,
+    device: str,
+    minutes: float,
+    about: Mapping[str, Any],
+    kinds: Sequence[LayerKind] = tuple(RECIPES),
+) -> None:
     """Measure blocks that ``directory`` does not hold yet, until ``minutes`` have been spent on it in all."""
     directory.mkdir(parents=True, exist_ok=True)
     done = {kind: finished_configs(csv_path(directory, kind), kind) for kind in RECIPES}
@@ -252,7 +258,7 @@ def collect(directory: Path, device: str, minutes: float, about: Mapping[str, An
     pace = built(pace_layers(), device)
     bar = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
     with tqdm(total=budget_s, initial=min(spent_s, budget_s), bar_format=bar, disable=None) as progress:
-        for block in blocks(MEMORY_SHARE * memory_bytes()):
+        for block in blocks(MEMORY_SHARE * memory_bytes(), kinds):
             if spent_s >= budget_s:
                 break
             if all(tuple(config.values()) in done[kind] for kind, config in block):
@@ -349,6 +355,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=DEFAULT_MINUTES,
         help=f"time to spend in all, earlier runs included (default: {DEFAULT_MINUTES:g})",
     )
+    parser.add_argument(
+        "--kinds",
+        type=LayerKind,
+        nargs="+",
+        choices=list(RECIPES),
+        default=list(RECIPES),
+        metavar="KIND",
+        help="measure these kinds of layers alone, and leave the rows of others as they are (default: all)",
+    )
     return run_main(parser, argv, _run)
 
 
@@ -363,7 +378,7 @@ def _run(args: argparse.Namespace) -> int:
             for path in [*(csv_path(directory, kind) for kind in COLUMNS), directory / "provenance.json"]:
                 path.unlink(missing_ok=True)
         check_same_machine(directory, about)
-        collect(directory, args.device, args.minutes, about)
+        collect(directory, args.device, args.minutes, about, args.kinds)
     fit_and_save(directory, args.config or parameter_file(args.side, args.device))
     return 0
 

@@ -48,6 +48,10 @@ TREE_COLUMNS: Mapping[LayerKind, tuple[str, ...]] = {
     LayerKind.ADD: ("HW", "Cin", "broadcast"),
     LayerKind.MULTIPLY: ("HW", "Cin", "broadcast"),
     LayerKind.CONCAT: ("HW", "Cin", "inputs"),
+    LayerKind.MATMUL: ("batch", "rows", "inner", "columns", "linear"),
+    LayerKind.LAYER_NORM: ("rows", "width"),
+    LayerKind.SOFTMAX: ("rows", "width"),
+    LayerKind.ATTENTION: ("groups", "tokens", "width", "heads", "windowed"),
 }
 PLANE_COLUMNS = ("HW", "Cin")  # of every other kind
 DEFAULTS = {
@@ -59,6 +63,8 @@ DEFAULTS = {
     "broadcast": 0.0,
     "inputs": 2.0,
     "unexplained": 0.0,
+    "linear": 1.0,
+    "windowed": 0.0,
 }
 SMALLEST_MFLOPS = 1e-3
 
@@ -99,8 +105,8 @@ def tree_matrix(kind: LayerKind, columns: Sequence[Columns], works: Sequence[Wor
 def _tree_features(kind: LayerKind, names: Sequence[str], row: Columns, work: Work) -> list[float]:
     values = {name: _column(kind, row, name) for name in names}
     groups, kernel = values.get("groups", 1.0), values.get("kernel", 1.0)
-    inputs = values.get("Cin", values.get("in_features", 1.0)) / groups
-    outputs = values.get("Cout", values.get("out_features", work.output_channels)) / groups
+    inputs = _first(values, ("Cin", "in_features", "inner", "width"), 1.0) / groups
+    outputs = _first(values, ("Cout", "out_features", "columns"), work.output_channels) / groups
     traffic_bytes = work.input_bytes + work.output_bytes + work.weight_bytes
     return [
         *(_scaled(name, value) for name, value in values.items()),
@@ -115,6 +121,10 @@ def _tree_features(kind: LayerKind, names: Sequence[str], row: Columns, work: Wo
         _power_of_2(inputs),
         _power_of_2(outputs),
     ]
+
+
+def _first(values: Columns, names: Sequence[str], default: float) -> float:
+    return next((values[name] for name in names if name in values), default)
 
 
 def _column(kind: LayerKind, row: Columns, name: str) -> float:

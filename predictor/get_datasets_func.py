@@ -42,6 +42,10 @@ COLUMNS: Mapping[LayerKind, tuple[str, ...]] = {
     LayerKind.DROPOUT: ("HW", "Cin", "latency"),
     LayerKind.FLATTEN: ("HW", "Cin", "latency"),
     LayerKind.SHUFFLE: ("HW", "Cin", "latency"),
+    LayerKind.MATMUL: ("batch", "rows", "inner", "columns", "FLOPs", "latency"),
+    LayerKind.LAYER_NORM: ("rows", "width", "latency"),
+    LayerKind.SOFTMAX: ("rows", "width", "latency"),
+    LayerKind.ATTENTION: ("groups", "tokens", "width", "heads", "FLOPs", "latency"),
 }
 
 

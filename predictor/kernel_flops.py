@@ -11,6 +11,8 @@ from utils.errors import MissingPredictorError
 
 FLOAT_BYTES = 4
 
+TOKEN_KINDS = frozenset({LayerKind.MATMUL, LayerKind.LAYER_NORM, LayerKind.SOFTMAX, LayerKind.ATTENTION})  # (..., C)
+
 Row = Mapping[str, float]
 
 
@@ -28,7 +30,10 @@ class Work:
 def node_work(node: Node) -> Work:
     """Return the work of a traced node."""
     shape = node.output.shape
-    channels = shape[1] if len(shape) > 1 else node.output.numel
+    if node.kind in TOKEN_KINDS or len(shape) == 3:
+        channels = shape[-1]
+    else:
+        channels = shape[1] if len(shape) > 1 else node.output.numel
     return Work(node.flops, node.input_bytes, node.output_bytes, node.weight_bytes, channels)
 
 
@@ -106,6 +111,29 @@ def _flatten(row: Row) -> Work:
     return _floats(0, elements, elements, 0, elements)
 
 
+def _matmul(row: Row) -> Work:
+    batch, rows, inner, columns = (row[name] for name in ("batch", "rows", "inner", "columns"))
+    first, second, outputs = batch * rows * inner, batch * inner * columns, batch * rows * columns
+    flops = 2 * batch * rows * inner * columns
+    if row.get("linear", 1):
+        return _floats(flops, first, outputs, second + columns, columns)
+    return _floats(flops, first + second, outputs, 0, columns)
+
+
+def _rows(flops: int, weights: int) -> Callable[[Row], Work]:
+    def work(row: Row) -> Work:
+        elements = row["rows"] * row["width"]
+        return _floats(flops * elements, elements, elements, weights * row["width"], row["width"])
+
+    return work
+
+
+def _attention(row: Row) -> Work:
+    groups, tokens, width = row["groups"], row["tokens"], row["width"]
+    elements = groups * tokens * width
+    return _floats(elements * (8 * width + 4 * tokens), elements, elements, 4 * width * (width + 1), width)
+
+
 def _floats(flops: float, inputs: float, outputs: float, weights: float, channels: float) -> Work:
     return Work(flops, inputs * FLOAT_BYTES, outputs * FLOAT_BYTES, weights * FLOAT_BYTES, channels)
 
@@ -124,4 +152,8 @@ _WORK: dict[LayerKind, Callable[[Row], Work]] = {
     LayerKind.DROPOUT: _elementwise(0),
     LayerKind.FLATTEN: _flatten,
     LayerKind.SHUFFLE: _elementwise(0),
+    LayerKind.MATMUL: _matmul,
+    LayerKind.LAYER_NORM: _rows(8, 2),
+    LayerKind.SOFTMAX: _rows(5, 0),
+    LayerKind.ATTENTION: _attention,
 }

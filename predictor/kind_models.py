@@ -13,6 +13,7 @@ from predictor.latencies import COVERAGE
 
 HELD_OUT_EVERY = 8  # rows: the fit never sees these; they calibrate the intervals and give the score
 MIN_LATENCY_MS = 1e-4
+UNMEASURED = (0.5, 2.0)  # the interval of a kind without data: a guess, and told as one
 RANGE_MARGIN = 0.5  # of a feature, which is a logarithm to base 2: by this much a layer may leave the data
 
 
@@ -46,6 +47,10 @@ class KindModel:
         """Return latencies (n,), ms, for the features of both models, (n, features)."""
         linear_ms: FloatArray = np.maximum(features @ self.rates, MIN_LATENCY_MS)
         return linear_ms * np.exp(self.forest.predict(tree_features)) if self.forest else linear_ms
+
+    def for_another_kind(self) -> KindModel:
+        """Return the model for layers of a kind without data: the rates alone; each layer is beyond the data."""
+        return KindModel(self.rates, None, UNMEASURED, np.array([np.inf]), np.array([-np.inf]))
 
     def is_beyond(self, tree_features: FloatArray) -> BoolArray:
         """Return for each layer whether a feature leaves the data, (n,)."""

@@ -55,6 +55,15 @@ CONFIG_VERSION = 2
 SIDES = ("edge", "cloud")
 PREDICTORS = ("forest", "linear")
 FREE_KINDS = frozenset({LayerKind.INPUT, LayerKind.VIEW})
+# Whose rates stand in for a kind that was never measured: they know what arithmetic and traffic cost.
+STAND_INS: Mapping[LayerKind, tuple[LayerKind, ...]] = {
+    LayerKind.MATMUL: (LayerKind.CONV, LayerKind.LINEAR),
+    LayerKind.ATTENTION: (LayerKind.MATMUL, LayerKind.CONV, LayerKind.LINEAR),
+    LayerKind.LAYER_NORM: (LayerKind.BATCHNORM, LayerKind.ACTIVATION),
+    LayerKind.SOFTMAX: (LayerKind.ACTIVATION, LayerKind.BATCHNORM),
+    LayerKind.WEIGHTED: (LayerKind.CONV, LayerKind.LINEAR),
+    LayerKind.OTHER: (LayerKind.ACTIVATION, LayerKind.BATCHNORM),
+}
 
 
 # ---------------------------------------------------------------- predictors
@@ -107,12 +116,15 @@ class LatencyPredictor:
         return LayerLatencies(total.tolist(), low.tolist(), high.tolist(), self.name, extrapolated)
 
     def _model(self, kind: LayerKind, node: Node) -> KindModel:
-        if kind not in self.kinds:
+        if kind in self.kinds:
+            return self.kinds[kind]
+        stand_in = next((other for other in STAND_INS.get(kind, ()) if other in self.kinds), None)
+        if stand_in is None:
             raise MissingPredictorError(
                 f"layer {node.name} is of kind {kind}, which has no predictor; there are predictors for "
                 f"{', '.join(sorted(self.kinds))}"
             )
-        return self.kinds[kind]
+        return self.kinds[stand_in].for_another_kind()
 
 
 NodeFeatures = tuple[list[Node], FloatArray, FloatArray]

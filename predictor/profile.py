@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.cutting import LayerStep, Values, layer_steps
 from models.graph import LayerGraph
 from predictor.latencies import COVERAGE, LayerLatencies
 from utils.errors import NeurosurgeonError
@@ -66,24 +67,25 @@ def measured_latencies(network: Profilable, tensor: Tensor) -> LayerLatencies:
 
 def profile_passes(network: Profilable, tensor: Tensor) -> list[list[float]]:
     """Run the network layer by layer, again and again; return what each layer took, (passes, layers), ms."""
-    layers: Sequence[Callable[[Tensor], Tensor]] = list(network.module)  # type: ignore[call-overload]
+    steps, start = layer_steps(network.module, network.graph), network.graph.made_by[0][0]
     with torch.inference_mode():
-        _one_pass(layers, tensor, network.device)  # builds kernels
+        _one_pass(steps, {start: tensor.clone()}, network.device)  # builds kernels
         start_ms = now_ms()
         passes: list[list[float]] = []
         while len(passes) < MIN_PASSES or (now_ms() - start_ms < BUDGET_S * MS_PER_S and len(passes) < MAX_PASSES):
-            passes.append(_one_pass(layers, tensor, network.device))
+            passes.append(_one_pass(steps, {start: tensor.clone()}, network.device))  # the first may work in place
     return passes
 
 
-def _one_pass(layers: Sequence[Callable[[Tensor], Tensor]], tensor: Tensor, device: str) -> list[float]:
+def _one_pass(steps: Sequence[LayerStep], values: Values, device: str) -> list[float]:
     times_ms = []
-    value = tensor.clone()  # the first layer may work in place
-    for layer in layers:
+    for step in steps:
         start_ms = now_ms()
-        value = layer(value)
+        step.apply(values)
         synchronise(device)
         times_ms.append(now_ms() - start_ms)
+        for read in step.last_reads:
+            del values[read]
     return times_ms
 
 

@@ -6,7 +6,8 @@ them follows no habit at all. The sequence is fixed by its seed, so that a colle
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.operations import ACTIVATION_NAMES, LayerKind
+from models.torchvision_compat import import_torchvision
 from predictor.kernel_flops import Work, row_work
 
 MAX_GFLOPS = 5.0  # VGG's largest convolution has 3.7
@@ -202,6 +204,38 @@ def _concat(rng: np.random.Generator) -> Config:
     return {**config, "inputs": min(int(rng.choice([2, 2, 2, 3, 4, 6, 10, 20])), config["Cin"])}
 
 
+def _matmul(rng: np.random.Generator) -> Config:
+    """Draw a linear layer on tokens, or the scores of attention: products of every head, of every window."""
+    if rng.random() < 0.6:
+        inner = _rounded(rng, _log_int(rng, 32, 3072))
+        columns = _rounded(rng, inner * float(rng.choice([0.25, 0.5, 1, 2, 3, 4, 4])))
+        return {"batch": 1, "rows": _log_int(rng, 8, 6000), "inner": inner, "columns": columns, "linear": 1}
+    tokens, head = int(rng.choice([49, 49, 50, 64, 197, _log_int(rng, 8, 1024)])), int(rng.choice([32, 32, 64, 80]))
+    sizes = (tokens, head, tokens) if rng.random() < 0.5 else (tokens, tokens, head)
+    batch = _log_int(rng, 1, 2048)
+    return {"batch": batch, "rows": sizes[0], "inner": sizes[1], "columns": sizes[2], "linear": 0}
+
+
+def _layer_norm(rng: np.random.Generator) -> Config:
+    return {"rows": _log_int(rng, 8, 60_000), "width": _rounded(rng, _log_int(rng, 24, 2048))}
+
+
+def _softmax(rng: np.random.Generator) -> Config:
+    if rng.random() < 0.2:
+        return {"rows": 1, "width": _log_int(rng, 10, 25_000)}
+    return {"rows": _log_int(rng, 8, 200_000), "width": int(rng.choice([49, 50, 64, 197, _log_int(rng, 8, 1024)]))}
+
+
+def _attention(rng: np.random.Generator) -> Config:
+    """Draw attention of all tokens, as in vision transformers, or inside the windows of a map (swin)."""
+    heads = int(rng.choice([3, 4, 6, 8, 12, 16, 24, 32]))
+    if rng.random() < 0.5:
+        tokens, width = int(rng.choice([50, 197, _log_int(rng, 8, 1024)])), heads * int(rng.choice([32, 64, 64, 80]))
+        return {"groups": 1, "tokens": tokens, "width": width, "heads": heads, "windowed": 0}
+    side, windows = int(rng.choice([7, 7, 8])), int(rng.choice([1, 2, 3, 4, 5, 8, 9]))
+    return {"groups": windows**2, "tokens": side**2, "width": 32 * heads, "heads": heads, "windowed": 1}
+
+
 # ---------------------------------------------------------------- building
 
 
@@ -274,6 +308,64 @@ def _build_concat(config: Config) -> Sample:
     return Sample(lambda *tensors: torch.cat(tensors, 1), tuple(parts))
 
 
+def _build_matmul(config: Config) -> Sample:
+    first = _tensor(config["batch"], config["rows"], config["inner"])
+    if config["linear"]:
+        return Sample(_of_module(lambda c: nn.Linear(c["inner"], c["columns"]))(_NO_PLANE | config).run, (first,))
+    return Sample(torch.matmul, (first, _tensor(config["batch"], config["columns"], config["inner"]).mT))
+
+
+def _build_layer_norm(config: Config) -> Sample:
+    norm = _of_module(lambda c: nn.LayerNorm(c["width"]))(_NO_PLANE | config)
+    return Sample(norm.run, (_tensor(1, config["rows"], config["width"]),))
+
+
+def _build_softmax(config: Config) -> Sample:
+    return Sample(partial(torch.softmax, dim=-1), (_tensor(1, config["rows"], config["width"]),))
+
+
+def _build_attention(config: Config) -> Sample:
+    width, heads = config["width"], config["heads"]
+    if not config["windowed"]:
+        module = _of_module(lambda c: _SelfAttention(width, heads))(_NO_PLANE | config).run
+        return Sample(module, (_tensor(1, config["tokens"], width),))
+    side, windows = math.isqrt(config["tokens"]), math.isqrt(config["groups"])
+    module = _of_module(lambda c: _WindowAttention(width, heads, side))(_NO_PLANE | config).run
+    return Sample(module, (torch.full((1, side * windows, side * windows, width), 0.5),))
+
+
+class _SelfAttention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.attention(x, x, x, need_weights=False)[0]
+        return output
+
+
+class _WindowAttention(nn.Module):
+    """Swin's attention, its windows shifted by half as in every second block."""
+
+    def __init__(self, width: int, heads: int, side: int) -> None:
+        super().__init__()
+        self.qkv, self.projection = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.bias = nn.Parameter(torch.empty(1, heads, side * side, side * side))
+        self.heads, self.side = heads, side
+        self.attend = import_torchvision("torchvision.models.swin_transformer").shifted_window_attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        sides = [self.side, self.side]
+        shift = [self.side // 2, self.side // 2]
+        weights = (self.qkv.weight, self.projection.weight, self.bias)
+        biases = {"qkv_bias": self.qkv.bias, "proj_bias": self.projection.bias}
+        output: Tensor = self.attend(x, *weights, sides, self.heads, shift, **biases, training=False)
+        return output
+
+
+_NO_PLANE = {"HW": 1, "Cin": 1}  # what `_of_module` makes an input of, which is not used
+
+
 def _build_shuffle(config: Config) -> Sample:
     channels = max(2, config["Cin"] // 2 * 2)
     value = _tensor(1, channels, config["HW"], config["HW"])
@@ -297,21 +389,24 @@ RECIPES: Mapping[LayerKind, Recipe] = {
     LayerKind.DROPOUT: Recipe(0.01, _plane_or_vector, _of_module(lambda c: nn.Dropout())),
     LayerKind.FLATTEN: Recipe(0.015, _plane, _of_module(lambda c: nn.Flatten())),
     LayerKind.SHUFFLE: Recipe(0.01, _plane, _build_shuffle),
+    LayerKind.MATMUL: Recipe(0.06, _matmul, _build_matmul),
+    LayerKind.LAYER_NORM: Recipe(0.02, _layer_norm, _build_layer_norm),
+    LayerKind.SOFTMAX: Recipe(0.02, _softmax, _build_softmax),
+    LayerKind.ATTENTION: Recipe(0.03, _attention, _build_attention),
 }
 
 
-_KINDS = list(RECIPES)
-_SHARES = np.array([recipe.share for recipe in RECIPES.values()])
-_SHARES /= _SHARES.sum()
-
-
-def draw_layer(rng: np.random.Generator, max_bytes: float) -> tuple[LayerKind, Config]:
+def draw_layer(
+    rng: np.random.Generator, max_bytes: float, kinds: Sequence[LayerKind] = tuple(RECIPES)
+) -> tuple[LayerKind, Config]:
     """Return a random layer of a random kind, not too large to measure.
 
     Args: max_bytes: of one layer's weights and tensors, where memory is short.
     """
+    shares = np.array([RECIPES[kind].share for kind in kinds])
+    shares /= shares.sum()
     while True:
-        kind = _KINDS[rng.choice(len(_KINDS), p=_SHARES)]
+        kind = kinds[rng.choice(len(kinds), p=shares)]
         config = RECIPES[kind].draw(rng)
         is_affordable = rng.random() < LONG_MS / expected_ms(kind, config)
         if is_affordable and is_measurable(row_work(kind, config), max_bytes):

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models.cutting import LayerStep, layer_steps
 from models.shapes import TensorSpec
 from models.zoo import INPUT_SHAPE, Network
 from utils.errors import DeviceError, NonFiniteError, ProtocolError
@@ -210,22 +211,22 @@ class LayerFeature:
 
 
 def show_features(
-    network: Network, tensor: Tensor, progress: Callable[[Sequence[nn.Module]], Sequence[nn.Module]] = lambda x: x
+    network: Network, tensor: Tensor, progress: Callable[[Sequence[LayerStep]], Sequence[LayerStep]] = lambda x: x
 ) -> list[LayerFeature]:
     """Return, layer by layer, the measured latency, output shape, transfer size and accumulated time of a network.
 
-    Each layer is timed alone on the output of the one before it (median of repeated runs). A batch norm that is
+    Each layer is timed alone on what those before it have made (median of repeated runs). A batch norm that is
     folded into its convolution takes no time of its own.
     """
     features: list[LayerFeature] = []
     accumulated_ms = 0.0
-    value = as_network_input(tensor, network.device)
-    layers: Sequence[nn.Module] = list(network.module)  # type: ignore[call-overload]
-    for layer, described in zip(progress(layers), network.graph.layers, strict=True):
+    values = {network.graph.made_by[0][0]: as_network_input(tensor, network.device).clone()}
+    for step in progress(layer_steps(network.module, network.graph)):
+        described = step.layer
         with torch.inference_mode():
-            read = value
-            latency_ms = measure(partial(layer, read), network.device).median_ms
-            value = layer(read)
+            latency_ms = measure(partial(step.apply, values), network.device).median_ms
+        for read in step.last_reads:
+            del values[read]
         accumulated_ms += latency_ms
         features.append(
             LayerFeature(

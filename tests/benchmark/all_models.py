@@ -1,0 +1,135 @@
+"""Every classification network of torchvision: traced, its best cut found, and its halves compared with the whole.
+
+Networks beyond `MOST_GIGAFLOPS` run on meta tensors only: shapes are compared, bits are not.
+
+python -m tests.benchmark.all_models [NAME ...]
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.graph import LayerGraph, cut, trace
+from models.names import canonical_name, input_size, torchvision_names
+from models.tracing import meta_copy
+from models.zoo import build_network, skeleton
+from predictor.dag_search import DagCosts, DagSearch
+from predictor.predictor_utils import find_predictor
+from tests.benchmark.common import save
+from tests.models.cuts_of import random_cuts, split_output
+from utils.inference_utils import random_input, run_whole, use_threads
+from utils.timing import now_ms
+from utils.units import s_to_ms
+
+MOST_GIGAFLOPS = 200.0  # 100 giga multiply-adds; beyond are ViT-H/14 at 518 pixels and RegNet-Y-128GF at 384
+RANDOM_CUTS = 5
+RATE_BYTES_PER_S, RTT_MS = 2.5e6, 10.0  # 20 Mbit/s
+DECISIONS = 30
+HEAD = (
+    f"{'network':<20}{'size':>5}{'traced':>8}{'trace s':>9}{'nodes':>7}{'blocks':>8}{'decide ms':>11}{'halves ms':>11}"
+    f"{'on edge':>9}{'cross':>7}{'edge MB':>9}{'cloud MB':>10}  same output"
+)
+
+
+def main(names: Sequence[str] = ()) -> None:
+    use_threads(2)
+    rows = {}
+    print(HEAD, flush=True)
+    for name in names or torchvision_names():
+        rows[name] = row = examine(name)
+        print(line(name, row), flush=True)
+    equal = sum(row["equal_cuts"] == row["cuts"] and not row["meta_only"] for row in rows.values())
+    meta = sum(row["meta_only"] for row in rows.values())
+    decisions = [row["decision_ms"] for row in rows.values()]
+    print(
+        f"{len(rows)} traced; {equal} give the same bits at every cut tried, {meta} the same shapes on meta tensors; "
+        f"decision median {statistics.median(decisions):.2f} ms, longest {max(decisions):.2f} ms"
+    )
+    save("all_models", {"networks": rows})
+
+
+def line(name: str, row: dict[str, Any]) -> str:
+    """Return a row of the table."""
+    outcome = f"{row['equal_cuts']}/{row['cuts']} cuts{', shapes on meta tensors only' if row['meta_only'] else ''}"
+    return (
+        f"{name:<20}{row['size']:>5}{row['traced_by']:>8}{row['trace_s']:>9.2f}{row['nodes']:>7}{row['blocks']:>8}"
+        f"{row['decision_ms']:>11.2f}{row['halves_ms']:>11.0f}{row['edge_nodes']:>9}{row['crossing']:>7}"
+        f"{row['edge_parameter_mb']:>9.1f}{row['cloud_parameter_mb']:>10.1f}  {outcome}"
+    )
+
+
+def examine(name: str) -> dict[str, Any]:
+    """Return what is to be known of one network."""
+    name = canonical_name(name)
+    architecture = skeleton(name)
+    start_ms = now_ms()
+    graph = trace(architecture, name, (1, 3, input_size(name), input_size(name)))
+    trace_ms = now_ms() - start_ms
+    edge_nodes, decision_ms = best_cut(graph)
+    start_ms = now_ms()
+    cut(meta_copy(architecture), graph, edge_nodes)
+    halves_ms = now_ms() - start_ms
+    meta_only = sum(node.flops for node in graph.nodes) / 1e9 > MOST_GIGAFLOPS
+    cuts = [edge_nodes, *random_cuts(graph, RANDOM_CUTS)]
+    equal = same_shapes(architecture, graph, cuts) if meta_only else same_bits(name, cuts)
+    everything = frozenset(range(len(graph.nodes)))
+    return {
+        "size": graph.input.shape[-1],
+        "traced_by": "fx" if any(node.op == "call_module" for node in graph.program.nodes) else "export",
+        "trace_s": trace_ms / s_to_ms(1),
+        "operations": len(graph.program.nodes),
+        "nodes": len(graph.nodes),
+        "blocks": len(graph.block_points),
+        "decision_ms": decision_ms,
+        "halves_ms": halves_ms,
+        "edge_nodes": len(edge_nodes),
+        "crossing": len(graph.crossing(edge_nodes)) if edge_nodes != everything else 0,
+        "edge_parameter_mb": graph.parameter_bytes(edge_nodes) / 1e6,
+        "cloud_parameter_mb": graph.parameter_bytes(everything - edge_nodes) / 1e6,
+        "meta_only": meta_only,
+        "cuts": len(cuts),
+        "equal_cuts": sum(equal),
+    }
+
+
+def best_cut(graph: LayerGraph) -> tuple[frozenset[int], float]:
+    """Return the minimum cut over a link of 20 Mbit/s, and how long finding it takes with all else known, ms."""
+    search = DagSearch([node.inputs for node in graph.nodes])
+    edge, cloud = (np.array([0.0, *find_predictor(side).predict(graph).latency_ms]) for side in ("edge", "cloud"))
+    send_ms = np.array([s_to_ms(node.output_bytes / RATE_BYTES_PER_S) for node in graph.nodes])
+    times_ms = []
+    for _ in range(DECISIONS):
+        start_ms = now_ms()
+        best = search.best(DagCosts(edge, send_ms, cloud, RTT_MS))
+        times_ms.append(now_ms() - start_ms)
+    return best.edge_nodes, statistics.median(times_ms)
+
+
+def same_bits(name: str, cuts: Iterable[frozenset[int]]) -> Iterator[bool]:
+    """Yield for each cut whether its halves compute what the whole network computes, bit for bit."""
+    network = build_network(name)
+    images = random_input(network.graph.input.shape)
+    whole = run_whole(network, images)
+    for edge_nodes in cuts:
+        output = split_output(network.module, network.graph, edge_nodes, images)
+        yield bool(torch.equal(output, whole) and whole.isfinite().all())
+
+
+def same_shapes(model: nn.Module, graph: LayerGraph, cuts: Iterable[frozenset[int]]) -> Iterator[bool]:
+    """Yield for each cut whether its halves fit together, and make an output of the whole's shape; without data."""
+    empty = meta_copy(model)
+    for edge_nodes in cuts:
+        edge, cloud = cut(empty, graph, edge_nodes)
+        crossing: tuple[Tensor, ...] = edge(torch.empty(graph.input.shape, device="meta"))
+        yield tuple(cloud(*crossing)[0].shape) == graph.output.shape
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,91 @@
+"""Networks of every sort that torchvision has: any cut computes what the whole computes, with what it needs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models.graph import cut
+from models.halves import parameter_bytes
+from models.names import torchvision_names
+from models.operations import LayerKind
+from models.zoo import Network, load_network, model_graph
+from tests.models.cuts_of import over_the_wire, random_cuts, split_output
+from utils.inference_utils import random_input, run_whole
+
+NETWORKS = (
+    "resnet18@64 googlenet@64 densenet121@64 mobilenet_v3_small@64 efficientnet_b0@64 shufflenet_v2_x0_5@64 "
+    "inception_v3@80 regnet_y_400mf@64 convnext_tiny@64 swin_t@64 swin_v2_t@64"
+).split()
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def network(request: pytest.FixtureRequest) -> Network:
+    return load_network.__wrapped__(request.param)  # and not kept: they are many
+
+
+def test_any_cut_computes_what_the_whole_computes(network: Network) -> None:
+    images = random_input(network.graph.input.shape)
+    whole = run_whole(network, images)
+    assert whole.isfinite().all()
+    blocks = [network.graph.edge_nodes(point) for point in network.graph.block_points[::4]]
+    most_tensors = 0
+    for edge_nodes in (*random_cuts(network.graph, 6), *blocks):
+        most_tensors = max(most_tensors, len(network.graph.crossing(edge_nodes)))
+        assert torch.equal(split_output(network.module, network.graph, edge_nodes, images), whole)
+    assert most_tensors > 1
+
+
+def test_halves_hold_what_the_graph_says_they_need(network: Network) -> None:
+    everything = frozenset(range(len(network.graph.nodes)))
+    for edge_nodes in random_cuts(network.graph, 4, seed=1):
+        edge, cloud = cut(network.module, network.graph, edge_nodes)
+        assert network.graph.parameter_bytes(edge_nodes) == parameter_bytes(edge)
+        assert network.graph.parameter_bytes(everything - edge_nodes) == parameter_bytes(cloud)
+
+
+def test_only_operations_that_make_something_are_nodes(network: Network) -> None:
+    for node in network.graph.nodes[1:]:
+        assert node.output_bytes > 0
+        assert node.inputs
+        if node.kind is LayerKind.VIEW:  # a part of a tensor
+            assert node.output.numel < sum(network.graph.nodes[read].output.numel for read in node.inputs)
+    assert not any(node.kind is LayerKind.DROPOUT or node.folded for node in network.graph.nodes)
+    names = [node.name for node in network.graph.nodes]
+    assert len(set(names)) == len(names)
+
+
+def test_one_tensor_crosses_between_blocks(network: Network) -> None:
+    graph = network.graph
+    assert graph.block_points[0] == 0
+    assert graph.block_points[-1] == len(graph.layers)
+    for point in range(len(graph.layers)):
+        assert (len(graph.crossing(graph.edge_nodes(point))) == 1) == (point in graph.block_points)
+    assert not graph.is_chain
+
+
+def test_torchvision_has_eighty_networks() -> None:
+    assert len(torchvision_names()) >= 80
+
+
+def test_the_wire_keeps_the_order_of_memory() -> None:
+    tensor = torch.rand(1, 4, 3, 3).contiguous(memory_format=torch.channels_last)
+    assert over_the_wire(tensor).stride() == tensor.stride()
+
+
+@pytest.mark.parametrize(
+    ("name", "giga_multiply_adds", "million_parameters"),
+    [("resnet18", 1.81, 11.7), ("googlenet", 1.50, 6.6), ("swin_t", 4.49, 28.3), ("vit_h_14", 1016.7, 633.5)],
+)
+def test_flops_and_weights_are_those_that_torchvision_publishes(
+    name: str, giga_multiply_adds: float, million_parameters: float
+) -> None:
+    graph = model_graph(name)
+    assert sum(node.flops for node in graph.nodes) / 2e9 == pytest.approx(giga_multiply_adds, rel=0.01)
+    assert sum(node.weight_bytes for node in graph.nodes) / 4e6 == pytest.approx(million_parameters, rel=0.02)
+
+
+def test_the_largest_networks_are_traced_without_their_weights() -> None:
+    graph = model_graph("regnet_y_128gf")
+    assert graph.input.shape == (1, 3, 384, 384)
+    assert graph.parameter_bytes(range(len(graph.nodes))) > 2.5e9

@@ -1,0 +1,233 @@
+"""The user's own networks: files run once, names that never reach an import, errors in one line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import own_models
+from models.names import canonical_name, input_size, torchvision_names
+from models.own_models import build_own, own_names, register_files
+from models.sources import chosen_model
+from models.zoo import build_network, load_network, model_graph, skeleton
+from utils.errors import InputSizeError, UnknownModelError, UsageError
+from utils.inference_utils import random_input, run_whole
+
+SOURCE = """
+import torch
+from torch import nn
+from torchvision.models import resnet18 as imported
+
+class Residual(nn.Module):
+    def __init__(self, width=8):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, stride=4)
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = torch.relu(self.conv(x) + x)
+        return self.head(x.mean((2, 3)))
+
+def small():
+    return Residual(4)
+
+def needs(width):
+    return Residual(width)
+
+def _hidden():
+    return Residual()
+
+def no_module():
+    return 3
+
+def raises():
+    raise RuntimeError("no such thing")
+"""
+
+
+@pytest.fixture(autouse=True)
+def empty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A process that has run no model file."""
+    monkeypatch.setattr(own_models, "_functions", {})
+    monkeypatch.setattr(own_models, "_files", {})
+    return
+
+
+@pytest.fixture
+def nets(tmp_path: Path) -> Path:
+    path = tmp_path / "nets.py"
+    path.write_text(SOURCE)
+    return path
+
+
+def test_functions_and_modules_without_arguments_have_names(nets: Path) -> None:
+    register_files([nets])
+    assert own_names() == ["nets:Residual", "nets:small", "nets:no_module", "nets:raises"]
+
+
+@pytest.mark.parametrize("name", ["nets:small", "nets.py:small", "small"])
+def test_a_function_is_known_by_file_and_name_or_by_name(nets: Path, name: str) -> None:
+    assert chosen_model(name, [nets], None) == "nets:small"
+
+
+def test_an_own_network_is_split_like_any_other(nets: Path) -> None:
+    name = chosen_model("nets:small", [nets], 32)
+    network = build_network(name)
+    assert network.graph.input.shape == (1, 3, 32, 32)
+    images = random_input(network.graph.input.shape)
+    whole = run_whole(network, images)
+    for point in range(len(network.graph.layers)):
+        halves = network.cut(point)
+        with torch.inference_mode():
+            assert torch.equal(halves.cloud(*halves.edge(images))[0], whole)
+    assert not network.knows_imagenet
+
+
+def test_a_function_keeps_its_weights_and_draws_the_same_every_time(nets: Path) -> None:
+    register_files([nets])
+    assert build_network("nets:small").weights_digest == build_network("nets:small").weights_digest
+    own, drawn = build_own("nets:small").state_dict(), build_network("nets:small")
+    assert torch.equal(own["head.weight"], drawn.module.get_parameter("head.weight"))
+
+
+def test_building_leaves_the_random_numbers_of_the_process_alone(nets: Path) -> None:
+    register_files([nets])
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    skeleton("nets:small")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_file_is_run_once(tmp_path: Path) -> None:
+    path = tmp_path / "once.py"
+    path.write_text(
+        "with open(__file__ + '.runs', 'a') as f: f.write('x')\nfrom torch import nn\ndef net(): return nn.ReLU()\n"
+    )
+    register_files([path])
+    register_files([path, path])
+    assert (tmp_path / "once.py.runs").read_text() == "x"
+
+
+@pytest.mark.parametrize("name", ["os:getcwd", "nets:needs", "nets:_hidden", "nets:imported", "sys.py:exit", "x:y:z"])
+def test_a_name_never_reaches_an_import(nets: Path, name: str) -> None:
+    register_files([nets])
+    before = set(sys.modules)
+    with pytest.raises(UnknownModelError, match="unknown model .*nets:small.*--model-file"):
+        canonical_name(name)
+    assert set(sys.modules) == before
+
+
+def test_without_files_the_flag_is_named() -> None:
+    with pytest.raises(UnknownModelError, match=r"no model file was given \(--model-file FILE.py, on both sides\)"):
+        canonical_name("nets:small")
+
+
+def test_a_name_that_is_also_torchvisions_must_say_which(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("from torch import nn\ndef resnet18(): return nn.Linear(224, 2)\n")
+    register_files([path])
+    with pytest.raises(UsageError, match="resnet18 is in a model file and torchvision's, too: write mine:resnet18"):
+        canonical_name("resnet18")
+    assert canonical_name("mine:resnet18") == "mine:resnet18"
+
+
+def test_a_name_in_two_files_must_say_which(tmp_path: Path) -> None:
+    for stem in ("one", "two"):
+        (tmp_path / f"{stem}.py").write_text("from torch import nn\ndef net(): return nn.ReLU()\n")
+    register_files([tmp_path / "one.py", tmp_path / "two.py"])
+    with pytest.raises(UsageError, match="one:net or two:net"):
+        canonical_name("net")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("import torch\nraise ValueError('gone\\naway')\n", r"bad\.py, line 2: ValueError: gone$"),
+        ("def net(:\n", r"bad\.py, line 1: SyntaxError: "),
+        ("import nothing_of_this_name\n", r"bad\.py, line 1: ModuleNotFoundError: "),
+        ("raise SystemExit(3)\n", r"bad\.py, line 1: SystemExit: 3"),
+        ("x = 3\n", r"bad\.py defines no function"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_told_in_one_line(tmp_path: Path, source: str, said: str) -> None:
+    path = tmp_path / "bad.py"
+    path.write_text(source)
+    with pytest.raises(UsageError, match=said) as caught:
+        register_files([path])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("no_module", "nets:no_module returns a int"), ("raises", r"nets\.py, line \d+: RuntimeError: no such thing")],
+)
+def test_a_function_that_makes_no_module_is_told_in_one_line(nets: Path, name: str, said: str) -> None:
+    register_files([nets])
+    with pytest.raises(UsageError, match=said):
+        model_graph(f"nets:{name}")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"none\.py does not exist"):
+        register_files([tmp_path / "none.py"])
+
+
+# ---------------------------------------------------------------- torchvision's names, and sizes
+
+
+def test_torchvision_names_are_names() -> None:
+    assert {"resnet50", "vit_h_14", "swin_v2_b", "regnet_y_128gf"} <= set(torchvision_names())
+    assert canonical_name("resnet50") == "resnet50"
+    assert canonical_name("alexnet") == "alex_net"  # the classic one
+
+
+@pytest.mark.parametrize("name", ["fasterrcnn_resnet50_fpn", "deeplabv3_resnet50", "r3d_18", "raft_small"])
+def test_other_networks_of_torchvision_are_told_apart(name: str) -> None:
+    with pytest.raises(UnknownModelError, match=f"{name} is no classification network.*one tensor"):
+        canonical_name(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("alex_net", 224), ("resnet50", 224), ("inception_v3", 299), ("efficientnet_b7", 600)]
+)
+def test_the_usual_size_is_that_of_the_weights(name: str, size: int) -> None:
+    assert input_size(name) == size
+    assert canonical_name(f"{name}@{size}") == name
+    assert chosen_model(name, [], 96) == canonical_name(f"{name}@96") == f"{name}@96"
+    assert input_size(f"{name}@96") == 96
+
+
+@pytest.mark.parametrize("size", ["", "0", "-3", "x", "1e3", "99999", "2049"])
+def test_a_size_that_is_none_is_refused(size: str) -> None:
+    with pytest.raises(InputSizeError, match="no size of an image's side: choose 1 to 2048"):
+        canonical_name(f"resnet18@{size}")
+
+
+def test_two_sizes_are_refused() -> None:
+    with pytest.raises(UsageError, match="names a size already"):
+        chosen_model("resnet18@64", [], 96)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("inception_v3@32", "inception_v3@32 cannot take an input of 32x32: .* larger than its input"),
+        ("vit_b_16@100", "vit_b_16 cannot take images of 100x100"),
+        ("le_net@64", "le_net@64 cannot take an input of 64x64: classifier.0: .* where 46656 are expected"),
+        ("alex_net@16", "alex_net@16 cannot take an input of 16x16: features"),
+    ],
+)
+def test_a_size_that_a_network_cannot_take_is_told(name: str, said: str) -> None:
+    with pytest.raises(InputSizeError, match=said):
+        model_graph(name)
+
+
+def test_another_size_has_the_same_weights() -> None:
+    assert load_network("mobile_net@96").weights_digest == load_network("mobile_net").weights_digest

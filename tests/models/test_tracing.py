@@ -1,0 +1,311 @@
+"""Modules as users write them: traced, cut and run, or refused in one line."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.graph import LayerGraph, cut, fold_batch_norms, trace
+from models.halves import parameter_bytes
+from models.operations import LayerKind
+from tests.models.cuts_of import split_output
+from utils.errors import InputSizeError, TraceError
+
+SHAPE = (1, 4, 8, 8)
+INPUT = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
+
+
+def closed_sets(graph: LayerGraph) -> Iterator[frozenset[int]]:
+    """Yield every cut."""
+    others = range(1, len(graph.nodes))
+    for chosen in itertools.chain.from_iterable(
+        itertools.combinations(others, size) for size in range(len(others) + 1)
+    ):
+        edge = frozenset((0, *chosen))
+        if all(read in edge for index in edge for read in graph.nodes[index].inputs):
+            yield edge
+
+
+def traced(model: nn.Module) -> LayerGraph:
+    """Return the graph of a module, all of whose cuts compute what the whole computes."""
+    torch.manual_seed(0)
+    model.eval().requires_grad_(False)
+    graph = trace(model, "own", SHAPE)
+    with torch.inference_mode():
+        whole = model(INPUT.clone())
+    for edge_nodes in closed_sets(graph):
+        assert torch.equal(split_output(model, graph, edge_nodes, INPUT), whole), sorted(edge_nodes)
+    return graph
+
+
+def kinds(graph: LayerGraph) -> list[str]:
+    return [node.kind.value for node in graph.nodes[1:]]
+
+
+class CalledTwice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(self.conv(x))) + x
+
+
+def test_a_module_called_twice_is_two_nodes_with_one_set_of_weights() -> None:
+    graph = traced(CalledTwice())
+    assert [node.name for node in graph.nodes] == ["x", "conv", "conv#2", "norm", "add"]
+    assert graph.parameter_bytes([1]) == graph.parameter_bytes([1, 2]) == 4 * (4 * 4 * 9 + 4)
+    edge, cloud = cut(CalledTwice(), graph, {0, 1})
+    assert parameter_bytes(edge) == graph.parameter_bytes({0, 1})
+    assert parameter_bytes(cloud) == graph.parameter_bytes({2, 3, 4})
+
+
+def test_a_convolution_called_twice_keeps_its_norm() -> None:
+    model = CalledTwice().eval()
+    assert isinstance(fold_batch_norms(model, trace(model, "own", SHAPE)).norm, nn.BatchNorm2d)
+
+
+def test_a_module_with_two_names_is_not_folded() -> None:
+    class Alias(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+            self.second = self.first
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.second(x))
+
+    model = Alias().eval()
+    images = torch.randn(SHAPE)
+    graph = trace(model, "own", SHAPE)
+    whole = fold_batch_norms(model, graph)(images)
+    assert torch.equal(cut(model, graph, {0})[1](images)[0], whole)
+
+
+def test_functions_are_nodes_with_kinds() -> None:
+    class Functions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8, 4, 3, 3))
+            self.scale = nn.Parameter(torch.ones(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = functional.hardswish(functional.conv2d(x, self.weight, padding=1))  # (1, 8, 8, 8)
+            tokens = x.flatten(2).transpose(1, 2)  # (1, 64, 8)
+            tokens = functional.layer_norm(tokens, (8,), self.scale)
+            scores = torch.softmax(tokens @ tokens.mT / 8, dim=-1)
+            return (scores @ tokens).mean(dim=1)
+
+    graph = traced(Functions())
+    expected = "conv activation layer_norm matmul multiply softmax matmul other"
+    assert kinds(graph) == expected.split()
+    conv = graph.nodes[1]
+    assert (conv.flops, conv.weight_bytes, conv.params["Cout"]) == (2 * 8 * 64 * 4 * 9, 4 * 8 * 4 * 9, 8)
+    assert graph.nodes[4].flops == 2 * 64 * 8 * 64
+
+
+def test_sizes_never_cross() -> None:
+    class Sizes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            batch, channels, height, width = x.shape
+            y = torch.relu(x)
+            z = torch.sigmoid(y.mean((2, 3), keepdim=True))
+            return torch.relu(z.expand(batch, channels, height, width) * y).reshape(x.size(0), -1) / (height * width)
+
+    graph = traced(Sizes())
+    relu = next(node for node in graph.nodes if node.name == "relu")
+    assert [node.name for node in graph.crossing({0, relu.index})] == ["relu"]
+
+
+def test_parts_of_a_tensor_cross_by_themselves() -> None:
+    class Parts(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            first, second = x.chunk(2, dim=1)
+            return torch.cat([torch.relu(first), torch.tanh(second), x[:, :1]], dim=1)
+
+    graph = traced(Parts())
+    parts = [node for node in graph.nodes if node.kind is LayerKind.VIEW]
+    assert [part.output.shape[1] for part in parts] == [2, 2, 1]
+
+
+def test_several_tensors_of_one_operation_stay_together() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(8, 6, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens, (hidden, state) = self.lstm(x.flatten(1, 2))
+            return tokens.mean(dim=1) + torch.tanh(hidden[-1]) * state[0]
+
+    graph = traced(Recurrent())
+    lstm = next(node for node in graph.nodes if node.name == "lstm")
+    assert [output.shape for output in lstm.outputs] == [(1, 32, 6), (1, 1, 6), (1, 1, 6)]
+    assert lstm.kind is LayerKind.WEIGHTED
+
+
+def test_what_depends_on_no_input_is_computed_once() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(4, 3))
+            self.register_buffer("index", torch.tensor([0, 2, 1, 1]))
+            self.offset = torch.arange(8.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            bias = torch.tanh(self.table[self.index]).sum(dim=1)
+            return torch.relu(x * bias.view(1, 4, 1, 1)) + self.offset + torch.arange(8)
+
+    graph = traced(Fixed())
+    assert kinds(graph) == ["multiply", "activation", "add", "add"]
+
+
+def test_arguments_with_defaults_keep_them() -> None:
+    class Optional(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor | None = None, scale: float = 2.0) -> Tensor:
+            return torch.relu(x) * scale if mask is None else x * mask
+
+    assert kinds(traced(Optional())) == ["activation", "multiply"]
+
+
+def test_a_decision_that_depends_on_a_shape_is_followed() -> None:
+    class Shapes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(x.shape[1] // 2):
+                x = self.norm(self.conv(x))
+            return x if x.shape[0] > 1 else functional.relu(x)
+
+    graph = traced(Shapes())
+    assert kinds(graph) == ["conv", "batchnorm", "conv", "batchnorm", "activation"]
+    assert graph.parameter_bytes([1]) == graph.parameter_bytes([1, 3])
+
+
+# ---------------------------------------------------------------- in place
+
+
+def test_who_reads_later_reads_what_was_changed() -> None:
+    class Later(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.tanh(x)
+            z = functional.relu(y, inplace=True)
+            return y * 2 + z
+
+    traced(Later())
+
+
+def test_who_reads_before_reads_what_was_there() -> None:
+    class Before(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.relu = nn.ReLU(inplace=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.tanh(x)
+            first = torch.sigmoid(y)
+            return self.relu(y) + first
+
+    traced(Before())
+
+
+def test_a_change_in_place_without_a_reader_is_not_lost() -> None:
+    class Unread(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.tanh(x)
+            y.add_(1)
+            return y * 3
+
+    assert "add" in kinds(traced(Unread()))
+
+
+def test_the_input_is_left_as_it_is() -> None:
+    class First(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.relu(x, inplace=True) + 1
+
+    model = First()
+    edge, _ = cut(model, trace(model, "own", SHAPE), {0, 1, 2, 3})
+    images = INPUT.clone()
+    edge(images)
+    assert torch.equal(images, INPUT)
+
+
+def test_a_part_that_is_changed_in_place_is_refused_where_the_whole_is_read() -> None:
+    class PartOf(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.tanh(x)
+            y[:, :1].add_(1)
+            return y
+
+    with pytest.raises(TraceError, match="own cannot be split: .*in place.*make a new tensor"):
+        trace(PartOf(), "own", SHAPE)
+
+
+# ---------------------------------------------------------------- refused
+
+
+class Decides(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            return torch.relu(x)
+        return x
+
+
+def test_a_decision_that_depends_on_data_is_told_with_its_line() -> None:
+    with pytest.raises(TraceError) as caught:
+        trace(Decides(), "own", SHAPE)
+    said = str(caught.value)
+    assert "own cannot be traced" in said
+    assert f"{__file__}, line" in said
+    assert "`if x.sum() > 0:`" in said
+    assert "torch.where" in said
+    assert "\n" not in said
+
+
+def test_a_shape_that_depends_on_data_is_told_with_its_operation() -> None:
+    class Counts(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[x > 0].sum()
+
+    with pytest.raises(TraceError, match="own cannot be traced: getitem"):
+        trace(Counts(), "own", SHAPE)
+
+
+@pytest.mark.parametrize("results", [lambda x: (x, x + 1), lambda x: {"out": x}], ids=["tuple", "dict"])
+def test_several_results_are_refused(results: object) -> None:
+    class Several(nn.Module):
+        def forward(self, x: Tensor) -> object:
+            return results(torch.relu(x))  # type: ignore[operator]
+
+    with pytest.raises(TraceError, match="own returns a (tuple|dict|immutable_dict).*one tensor"):
+        trace(Several(), "own", SHAPE)
+
+
+def test_a_module_of_two_inputs_is_refused() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x + y
+
+    with pytest.raises(TraceError, match="missing 1 required positional argument: 'y'"):
+        trace(Two(), "own", SHAPE)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.Conv2d(4, 4, 7, stride=4), nn.Conv2d(4, 4, 3)),
+        nn.Sequential(nn.MaxPool2d(5), nn.MaxPool2d(2)),
+        nn.Sequential(nn.Flatten(), nn.Linear(7, 2)),
+    ],
+)
+def test_an_input_of_no_size_for_it_is_told_with_the_layer(model: nn.Module) -> None:
+    with pytest.raises(InputSizeError, match="own cannot take an input of 8x8: 1: "):
+        trace(model, "own", SHAPE)
