@@ -59,6 +59,10 @@ class Candidate:
     crossing_bytes: int
     inside: frozenset[int] | None = None  # the nodes on the edge of a cut that is no partition point
 
+    def is_same_cut(self, other: Candidate) -> bool:
+        """Return whether both leave the same nodes on the edge."""
+        return (self.point, self.inside) == (other.point, other.inside)
+
 
 @dataclass(frozen=True, slots=True)
 class SplitPlan:

@@ -98,7 +98,7 @@ class QueueModel:
         self._cloud = cloud
         self._known: tuple[object, ...] | None = None  # what the last plan was made of
         self._plan: SplitPlan
-        self._points_run: set[int] = set()
+        self._cuts_run: set[frozenset[int]] = set()
 
     def plan(self, now: LinkNow, corrections: Corrections, settings: QueueSettings) -> SplitPlan:
         """Return the plan for the link of the moment; while nothing changes, the same one."""
@@ -122,10 +122,10 @@ class QueueModel:
             )
         return self._plan
 
-    def is_first_run(self, point: int) -> bool:
+    def is_first_run(self, edge_nodes: frozenset[int]) -> bool:
         """Return whether this cut runs for the first time: such a run also builds kernels, and teaches nothing."""
-        is_first = point not in self._points_run
-        self._points_run.add(point)
+        is_first = edge_nodes not in self._cuts_run
+        self._cuts_run.add(edge_nodes)
         return is_first
 
 
@@ -137,8 +137,8 @@ class Chooser:
         self._queue = queue
         self._in_flight = in_flight
         self._position = 0  # in the queue
-        self._points: dict[str, int] = {}  # latency: of each model's last task
-        self._points_ahead: list[int] = []  # throughput: of the tasks since they were last thought over, and after
+        self._last: dict[str, Candidate] = {}  # latency: of each model
+        self._ahead: list[int] = []  # throughput: candidates of the tasks since they were last thought over, and after
 
     def choose(self, plan_of: Callable[[str], SplitPlan], under_way: Pipeline = IDLE) -> Choice:
         """Return how to run the next task.
@@ -152,25 +152,29 @@ class Chooser:
         if self._objective is Objective.THROUGHPUT:
             if self._position % RETHINK == 0:
                 self._think_over(plan_of, under_way)
-            point = self._points_ahead[self._position % RETHINK]
+            index = min(self._ahead[self._position % RETHINK], len(plan.candidates) - 1)
         else:
-            point = self._point_unless_another_pays(plan, under_way)
+            index = self._last_unless_another_pays(plan, under_way)
         self._position += 1
-        return choice(plan, point, under_way)
+        return choice(plan, index, under_way)
 
     def _think_over(self, plan_of: Callable[[str], SplitPlan], under_way: Pipeline) -> None:
         ahead = [plan_of(model).candidates for model in self._queue[self._position :][:HORIZON]]
         busy = {id(candidates): [candidate.busy for candidate in candidates] for candidates in ahead}
         options = [busy[id(candidates)] for candidates in ahead]
-        self._points_ahead = choose_cuts(options, under_way, self._in_flight, self._points_ahead[RETHINK:])
+        known = zip(self._ahead[RETHINK:], options, strict=False)  # a plan may have a cut less than the one before
+        start = [min(index, len(option) - 1) for index, option in known]
+        self._ahead = choose_cuts(options, under_way, self._in_flight, start)
 
-    def _point_unless_another_pays(self, plan: SplitPlan, under_way: Pipeline) -> int:
-        totals_ms = [choice(plan, candidate.point, under_way).predicted.total_ms for candidate in plan.candidates]
-        best = min(range(len(totals_ms)), key=totals_ms.__getitem__)
-        last = self._points.get(plan.graph.model, best)
-        point = best if totals_ms[best] < (1 - MIN_GAIN) * totals_ms[last] else last
-        self._points[plan.graph.model] = point
-        return point
+    def _last_unless_another_pays(self, plan: SplitPlan, under_way: Pipeline) -> int:
+        indices = range(len(plan.candidates))
+        totals_ms = [choice(plan, index, under_way).predicted.total_ms for index in indices]
+        best = min(indices, key=totals_ms.__getitem__)
+        last = self._last.get(plan.graph.model)
+        same = (index for index in indices if last and plan.candidates[index].is_same_cut(last))
+        index = next((index for index in same if totals_ms[best] >= (1 - MIN_GAIN) * totals_ms[index]), best)
+        self._last[plan.graph.model] = plan.candidates[index]
+        return index
 
 
 class Choice(NamedTuple):
@@ -181,9 +185,9 @@ class Choice(NamedTuple):
     predicted: StageTimes  # with the waits for what is under way
 
 
-def choice(plan: SplitPlan, point: int, under_way: Pipeline) -> Choice:
-    """Return what a partition point means for a task that begins now."""
-    candidate = plan.candidates[point]
+def choice(plan: SplitPlan, index: int, under_way: Pipeline) -> Choice:
+    """Return what a candidate means for a task that begins now."""
+    candidate = plan.candidates[index]
     return Choice(plan, candidate, under_way.with_waits(candidate.stages, candidate.busy))
 
 
@@ -356,7 +360,7 @@ class QueueRun:
     def _run_edge_half(self, task: QueuedTask, tensor: Tensor, now: LinkNow, chosen: Choice) -> _Begun:
         model, (plan, candidate, predicted) = self._models[task.model], chosen
         edge_nodes = plan.edge_nodes(candidate)
-        teaches = self._settings.learns and not model.is_first_run(candidate.point)
+        teaches = self._settings.learns and not model.is_first_run(edge_nodes)
         start_ms = now_ms()
         half = run_half(model.network.split(edge_nodes).edge, [tensor], self._settings.device)
         known = TaskResult(

@@ -120,6 +120,10 @@ class DagSearch:
         """Return the block that a cut goes through, or begins with: that of the last end on the edge."""
         return sum(end in edge_nodes for end in self.ends) - 1
 
+    def goes_through_block(self, edge_nodes: Collection[int]) -> bool:
+        """Return whether a cut is none between blocks, nor all on the edge."""
+        return len(edge_nodes) not in (self.ends[self.block_of(edge_nodes)] + 1, self.size)
+
     def best(self, costs: DagCosts) -> DagCut:
         """Return the cheapest cut; of equals, one between blocks, and the one with more in the cloud.
 

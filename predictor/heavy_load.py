@@ -73,8 +73,7 @@ def _best_end(search: DagSearch, costs: DagCosts) -> DagCut:
 def _touched(search: DagSearch, cut: DagCut) -> tuple[int, ...]:
     """Return the block that a cut goes through; both blocks, if it goes between two."""
     block = search.block_of(cut.edge_nodes)
-    is_end = block > 0 and len(cut.edge_nodes) == search.ends[block] + 1
-    return (block - 1, block) if is_end else (block,)
+    return (block,) if search.goes_through_block(cut.edge_nodes) or not block else (block - 1, block)
 
 
 # ---------------------------------------------------------------- walking inside a block

@@ -65,7 +65,7 @@ def inner_cuts(
     if not search.has_interior:
         return []
     if objective is Objective.THROUGHPUT:
-        cuts = [shortest_bottleneck(search, costs).edge_nodes]
+        cuts = [cut for cut in (shortest_bottleneck(search, costs).edge_nodes,) if search.goes_through_block(cut)]
     else:
         end_ms = search.end_costs(costs)
         if max_edge_bytes < math.inf:
@@ -77,7 +77,7 @@ def inner_cuts(
     fitting = [cut for cut in cuts if edge_memory(graph, cut).total_bytes <= max_edge_bytes]
     if len(fitting) < len(cuts):
         fitting += [cut for cut in _priced_cuts(graph, costs) if edge_memory(graph, cut).total_bytes <= max_edge_bytes]
-    return list(dict.fromkeys(fitting))
+    return [cut for cut in dict.fromkeys(fitting) if search.goes_through_block(cut)]
 
 
 def _priced_cuts(graph: LayerGraph, costs: DagCosts) -> set[frozenset[int]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,12 @@ from PIL import Image
 import deployment
 from deployment import SplitPlan, plan_split
 from models.zoo import ZOO, model_graph
+from predictor.chain_search import Objective
 from predictor.latencies import LayerLatencies
 from predictor.predictor_utils import LatencyPredictor, config_path, find_predictor
-from predictor.transfer import transfer_time_ms
-from utils.errors import DataSetError, MissingPredictorError
+from predictor.strategies import Strategy
+from predictor.transfer import TENSOR_MS, transfer_time_ms
+from utils.errors import DataSetError, MissingPredictorError, PlanningError
 
 MB = 1e6
 STAGES = ["edge_ms", "transfer_ms", "cloud_ms", "total_ms"]
@@ -261,3 +265,159 @@ def test_a_wrong_file_is_one_line_and_code_2(
     assert error.startswith("deployment.py: error: ")
     assert arguments[1] in error
     assert error.count("\n") == 1
+
+
+# ---------------------------------------------------------------- networks that are no chains
+
+
+def dag_plan(strategy: Strategy = Strategy.DADS, rate_mb_per_s: float = 10, **settings: Any) -> SplitPlan:
+    """Return a plan of GoogLeNet, cut behind its first inception block or so: an edge ten times as slow as here."""
+    graph = model_graph("googlenet")
+    edge, cloud = (find_predictor(side, name="linear").predict(graph) for side in ("edge", "cloud"))
+    return plan_split(graph, edge.scaled(10), cloud, rate_mb_per_s * MB, 5.0, strategy=strategy, **settings)
+
+
+def total_of(plan: SplitPlan, edge_nodes: frozenset[int], rate_mb_per_s: float, rtt_ms: float = 5.0) -> float:
+    """Return what a cut takes, by definition."""
+    graph = plan.graph
+    whole = len(edge_nodes) == len(graph.nodes)
+    crossing = () if whole else graph.crossing(edge_nodes)
+    size_bytes = sum(node.output_bytes for node in crossing)
+    reply_bytes = graph.output.size_bytes
+    transfer_ms = transfer_time_ms(size_bytes, reply_bytes, rate_mb_per_s * MB, rtt_ms)
+    layers = range(len(graph.layers))
+    return (
+        sum(plan.edge.latency_ms[layer] for layer in layers if layer + 1 in edge_nodes)
+        + sum(plan.cloud.latency_ms[layer] for layer in layers if layer + 1 not in edge_nodes)
+        + (transfer_ms + TENSOR_MS * (len(crossing) - 1) if crossing else 0.0)
+    )
+
+
+@pytest.mark.parametrize("rate", [0.1, 1, 5, 20, 50, 100, 1000])
+def test_dads_is_at_least_as_good_as_every_other_strategy(rate: float) -> None:
+    best_ms = dag_plan(rate_mb_per_s=rate).best.stages.total_ms
+    others = [dag_plan(strategy, rate).best.stages.total_ms for strategy in Strategy]
+    assert best_ms == pytest.approx(min(others), rel=1e-5)
+
+
+@pytest.mark.parametrize("strategy", Strategy)
+def test_every_candidate_takes_what_its_nodes_and_tensors_take(strategy: Strategy) -> None:
+    plan = dag_plan(strategy, 20)
+    for candidate in plan.candidates:
+        edge_nodes = plan.edge_nodes(candidate)
+        assert candidate.point == len(edge_nodes) - 1
+        assert candidate.stages.total_ms == pytest.approx(total_of(plan, edge_nodes, 20))
+    points = [candidate.point for candidate in plan.candidates]
+    assert points == sorted(points)
+
+
+def test_a_better_cut_inside_a_block_is_found() -> None:
+    graph = model_graph("googlenet")
+    size = len(graph.layers)
+    inside = {node.index for node in graph.nodes if node.name.startswith("inception4b.branch2")}
+    before = next(node.index for node in graph.nodes if node.name == "inception4a.cat")
+    edge_nodes = {*range(before + 1), *inside}
+    here = LayerLatencies(*[[0.0 if layer + 1 in edge_nodes else 9.0 for layer in range(size)]] * 3, "x")
+    there = LayerLatencies(*[[9.0 if layer + 1 in edge_nodes else 0.0 for layer in range(size)]] * 3, "x")
+    plan = plan_split(graph, here, there, 1e9, 1.0)
+    assert plan.edge_nodes(plan.best) == edge_nodes
+    assert len(plan.crossing(plan.best)) == 2
+    assert plan.best.layer == " + ".join(node.name for node in plan.crossing(plan.best))
+
+
+def test_cuts_that_do_not_fit_are_no_candidates() -> None:
+    limit = 2 * MB
+    plan = dag_plan(rate_mb_per_s=0.1, max_edge_bytes=limit)
+    assert plan.best.point < len(plan.graph.layers)
+    assert all(plan.memory(candidate).total_bytes <= limit for candidate in plan.candidates)
+    with pytest.raises(PlanningError, match=r"no cut of googlenet .* fits into 1.0 KB"):
+        dag_plan(max_edge_bytes=1000)
+
+
+def test_of_a_chain_the_best_point_that_fits_is_found() -> None:
+    graph = model_graph("alex_net")
+    edge, cloud = (find_predictor(side, name="linear").predict(graph) for side in ("edge", "cloud"))
+    free, limited = (plan_split(graph, edge, cloud, 1e4, 5.0, max_edge_bytes=size) for size in (math.inf, 50 * MB))
+    fitting = [candidate for candidate in free.candidates if free.memory(candidate).total_bytes <= 50 * MB]
+    assert limited.best == min(fitting, key=lambda candidate: candidate.stages.total_ms)
+
+
+def test_for_throughput_the_bottleneck_is_no_longer_than_that_of_any_partition_point() -> None:
+    plan = dag_plan(rate_mb_per_s=20, objective=Objective.THROUGHPUT)
+    points = dag_plan(Strategy.NEUROSURGEON, 20, objective=Objective.THROUGHPUT)
+    assert plan.best.busy.longest_ms <= points.best.busy.longest_ms * (1 + 1e-9)
+
+
+def test_a_cut_of_a_graph_is_printed_with_its_nodes_and_every_tensor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert deployment.main(["-t", "googlenet", "-b", "1000", "--predictor", "linear", "--strategy", "cloud-only"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(re.fullmatch(r"best latency : \d+\.\d\d ms , edge nodes : 1 of \d+", line) for line in lines)
+    assert "crossing tensor : x , 1x3x224x224 float32 , 602.1 KB" in lines
+
+
+def test_json_says_where_a_graph_is_cut_and_what_each_half_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["-t", "resnet18", "-b", "9999", "--predictor", "linear", "--strategy", "chain-of-blocks"]
+    document = run_json(capsys, *command)
+    graph = model_graph("resnet18")
+    nodes = document["edge_nodes"]
+    assert document["strategy"] == "chain-of-blocks"
+    assert nodes == list(range(document["best"]["point"] + 1))
+    assert sum(tensor["bytes"] for tensor in document["crossing"]) == document["best"]["crossing_bytes"]
+    assert all(list(tensor) == ["name", "shape", "dtype", "bytes"] for tensor in document["crossing"])
+    held = document["edge_parameter_bytes"] + document["cloud_parameter_bytes"]
+    assert held == graph.parameter_bytes(range(len(graph.nodes)))
+
+
+# ---------------------------------------------------------------- strategies beside each other
+
+
+def test_strategies_are_compared_in_a_table_and_a_plot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["-t", "resnet18", "--predictor", "linear", "--compare", "-b", "0.1,10,1000", "--excel", "table.xlsx"]
+    assert deployment.main(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["MB/s", *Strategy]
+    assert [line.split()[0] for line in lines[2:5]] == ["0.1", "10", "1000"]
+    assert any(line.startswith("best cut changes at ") for line in lines)
+    assert load_workbook("table.xlsx").sheetnames == ["strategies", "crossovers"]
+    with Image.open("resnet18-strategies.png") as image:
+        assert image.format == "PNG"
+
+
+def test_at_a_crossover_the_cuts_below_and_above_take_the_same() -> None:
+    def plan_at(rate_bytes_per_s: float, strategy: Strategy) -> SplitPlan:
+        return dag_plan(strategy, rate_bytes_per_s / MB)
+
+    comparison = deployment.compare(model_graph("googlenet"), plan_at, [1e5, 1e9])
+    assert comparison.crossovers
+    for change in comparison.crossovers:
+        below, above = (
+            total_of(plan, plan.edge_nodes(plan.best), change.rate / MB) for plan in (change.below, change.above)
+        )
+        assert below == pytest.approx(above, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--compare", "-b", "1"], "--compare needs two bandwidths or more"),
+        (["-b", "1,2"], "--compare needs two bandwidths or more"),
+        (["--compare", "-b", "1,2", "--graph", "cut.svg"], "leave --compare out"),
+        (["-b", "1", "--graph", "cut.jpeg"], "cannot draw cut.jpeg"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line_and_code_2(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert deployment.main(["-t", "le_net", "--predictor", "linear", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_limit_of_memory_that_nothing_fits_is_one_line_and_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert deployment.main(["-t", "le_net", "-b", "1", "--predictor", "linear", "--max-edge-memory", "0.1"]) == 1
+    assert "fits into 100.0 KB on the edge" in capsys.readouterr().err

@@ -71,6 +71,8 @@ def test_with_a_limit_what_is_found_fits_and_is_mostly_the_best_that_does() -> N
     assert np.mean(exact) >= 0.9
 
 
-def test_for_throughput_there_is_one_inner_cut() -> None:
-    costs = DagCosts(*np.random.default_rng(1).exponential(1, (3, len(READS))))
-    assert len(inner_cuts(DIAMOND, costs, Objective.THROUGHPUT)) == 1
+def test_for_throughput_there_is_at_most_one_inner_cut() -> None:
+    draw = np.random.default_rng(1)
+    cases = [DagCosts(*draw.exponential(1, (3, len(READS)))) for _ in range(20)]
+    found = [inner_cuts(DIAMOND, costs, Objective.THROUGHPUT) for costs in cases]
+    assert {len(cuts) for cuts in found} == {0, 1}
