@@ -33,9 +33,14 @@ class EdgeHalf:
 
     @property
     def parameter_bytes(self) -> int:
-        """Bytes of its parameters and buffers; shared ones count once."""
-        tensors = {id(tensor): tensor for tensor in (*self.module.parameters(), *self.module.buffers())}
-        return sum(tensor.nbytes for tensor in tensors.values())
+        """Bytes of its parameters and buffers."""
+        return parameter_bytes(self.module)
+
+
+def parameter_bytes(module: nn.Module) -> int:
+    """Return the bytes of a module's parameters and buffers; shared ones count once."""
+    tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def load_edge_half(name: str, source: WeightsSource, device: str, edge_nodes: frozenset[int]) -> EdgeHalf:
