@@ -14,8 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from utils.errors import PlanningError
 
@@ -231,6 +229,9 @@ class _FlowNetwork:
 
         The first is (interior,), the second (blocks,), ms. Blocks that cost more than ``bound_ms`` may be cut badly.
         """
+        from scipy.sparse import csr_array  # 0.2 s, for which a chain need not wait
+        from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+
         edge_ms, cloud_ms = costs.edge_ms[self.interior], costs.cloud_ms[self.interior]
         gain_ms = cloud_ms - edge_ms
         lost_ms = np.concatenate(

@@ -13,7 +13,6 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from predictor.dag_search import DagCosts, DagCut, DagSearch, Floats
 
@@ -103,6 +102,8 @@ class _Block:
     """The nodes between two ends, (m,), what each of them needs there, and what cuts among them cost."""
 
     def __init__(self, search: DagSearch, costs: DagCosts, block: int) -> None:
+        from scipy.sparse import csr_array
+
         start, end = (*search.ends, search.size)[block : block + 2]
         self.nodes = range(start + 1, end)
         self.needs = np.eye(len(self.nodes), dtype=np.bool_)  # [node, what is on the edge if it is]
