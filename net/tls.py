@@ -91,12 +91,13 @@ class TlsWire:
         Raises: AccessError: one side does not accept the other. NetworkError.
         """
         self.peer = wire.peer
+        self._is_edge = host is not None
         self._wire = wire
         self._lock = threading.Lock()
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._ssl = tls.context.wrap_bio(self._incoming, self._outgoing, host is None, host)
         self._encrypted = memoryview(bytearray(CHUNK_BYTES))
-        self._shake_hands(is_edge=host is not None, deadline_s=deadline_s)
+        self._shake_hands(deadline_s)
         shown = self._ssl.getpeercert(binary_form=True) if host is not None else None
         self.certificate_digest = hashlib.sha256(shown).digest() if shown else tls.certificate_digest
 
@@ -149,13 +150,13 @@ class TlsWire:
                 return done
             except ssl.SSLError as exc:
                 if _is_alert(exc):  # TLS 1.3 tells an edge here that its certificate is not accepted
-                    raise _failure(exc, self.peer) from exc
+                    raise self._failure(exc) from exc
                 raise ProtocolError(f"{self.peer} broke TLS: {_reason(exc)}") from exc
         return done
 
     # ---------------------------------------------------------------- the handshake
 
-    def _shake_hands(self, *, is_edge: bool, deadline_s: float) -> None:
+    def _shake_hands(self, deadline_s: float) -> None:
         first = True
         while True:
             try:
@@ -164,36 +165,48 @@ class TlsWire:
             except ssl.SSLWantReadError:
                 self._flush(deadline_s)
             except ssl.SSLError as exc:
-                self._say_why(is_edge, deadline_s)
-                raise _failure(exc, self.peer) from exc
-            self._read_handshake(is_edge, first, deadline_s)
+                self._say_why(deadline_s)
+                raise self._failure(exc) from exc
+            self._read_handshake(first, deadline_s)
             first = False
         self._flush(deadline_s)
 
-    def _read_handshake(self, is_edge: bool, first: bool, deadline_s: float) -> None:
+    def _read_handshake(self, first: bool, deadline_s: float) -> None:
         try:
             count = self._wire.read_some(self._encrypted, deadline_s)
             if not count:
                 raise PeerGoneError(f"{self.peer} left in the TLS handshake")
         except PeerGoneError as exc:
-            if is_edge:
+            if self._is_edge:
                 raise AccessError(
                     f"{self.peer} ended the TLS handshake: it may not speak TLS "
                     "(leave --tls-ca out, or start it with --tls-cert)"
                 ) from exc
             raise
         data = self._encrypted[:count]
-        if first and not is_edge and data[:1] != TLS_HANDSHAKE:
+        if first and not self._is_edge and data[:1] != TLS_HANDSHAKE:
             check_is_tls(bytes(data[:8]), self.peer)
         self._incoming.write(data)
 
-    def _say_why(self, is_edge: bool, deadline_s: float) -> None:
+    def _say_why(self, deadline_s: float) -> None:
         """Send the alert; a cloud then waits for the edge to leave, as closing at once could destroy it on its way."""
         with contextlib.suppress(NetworkError):
             self._flush(deadline_s)
             linger_s = min(deadline_s, time.monotonic() + LINGER_S)
-            while not is_edge and self._wire.read_some(self._encrypted, linger_s):
+            while not self._is_edge and self._wire.read_some(self._encrypted, linger_s):
                 pass
+
+    def _failure(self, exc: ssl.SSLError) -> AccessError:
+        """Return the error that OpenSSL's stands for, with its reason in words."""
+        if isinstance(exc, ssl.SSLCertVerificationError):
+            return AccessError(f"the certificate of {self.peer} is not accepted: {exc.verify_message}")
+        reason = _reason(exc)
+        if _is_alert(exc):
+            hint = " (does it want --tls-cert and --tls-key, signed by its --tls-ca?)" if self._is_edge else ""
+            return AccessError(f"{self.peer} does not accept us: {reason}{hint}")
+        if reason == "wrong version number":
+            return AccessError(f"{self.peer} does not speak TLS: leave --tls-ca out, or start it with --tls-cert")
+        return AccessError(f"no TLS with {self.peer}: {reason}")
 
     def _flush(self, deadline_s: float) -> None:
         with self._lock:
@@ -218,15 +231,3 @@ def _reason(exc: ssl.SSLError) -> str:
 
 def _is_alert(exc: ssl.SSLError) -> bool:
     return "alert" in _reason(exc)
-
-
-def _failure(exc: ssl.SSLError, peer: str) -> NetworkError:
-    """Return the error that OpenSSL's stands for, with its reason in words."""
-    if isinstance(exc, ssl.SSLCertVerificationError):
-        return AccessError(f"the certificate of {peer} is not accepted: {exc.verify_message}")
-    reason = _reason(exc)
-    if _is_alert(exc):
-        return AccessError(f"{peer} does not accept us: {reason} (does it want --tls-cert of its --tls-ca?)")
-    if reason == "wrong version number":
-        return AccessError(f"{peer} does not speak TLS: leave --tls-ca out, or start it with --tls-cert")
-    return AccessError(f"no TLS with {peer}: {reason}")

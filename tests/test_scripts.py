@@ -204,6 +204,9 @@ BAD_EDGE_INPUTS: dict[str, tuple[list[str], str]] = {
     "negative point": (["-t", "le_net", "--point", "-1"], "-1"),
     "zero bandwidth": (["-t", "le_net", "--bandwidth", "0"], "not a number above 0"),
     "bandwidth nan": (["-t", "le_net", "--bandwidth", "nan"], "not a number above 0"),
+    "missing key": (["-t", "le_net", "--key-file", "no_such.key"], "cannot read the key file no_such.key"),
+    "missing CA": (["-t", "le_net", "--tls-ca", "no_such.pem"], "cannot read no_such.pem"),
+    "certificate without CA": (["-t", "le_net", "--tls-cert", "a.pem", "--tls-key", "a.key"], "--tls-ca"),
     "zero repeats": (["-t", "le_net", "--repeat", "0"], "at least 1"),
     "missing predictors": (["-t", "le_net", "--edge-config", "no_such.json"], "no_such.json"),
 }
@@ -233,6 +236,10 @@ BAD_CLOUD_INPUTS = {
     "-p": ["70000", "http"],
     "-d": ["tpu"],
     "--weights": ["no_such.pth"],
+    "-i": ["0.0.0.0"],  # noqa: S104  # without key, TLS or --insecure
+    "--key-file": ["no_such.key"],
+    "--max-frame-mb": ["0", "-1", "all"],
+    "--max-strangers": ["0", "few"],
 }
 
 

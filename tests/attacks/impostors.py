@@ -100,8 +100,7 @@ def against_naive(directory: Path) -> None:
     with naive() as victim, victim.connect() as sock:
         path = directory / "made by a stranger"
         sock.sendall(message(code(path)))
-        sock.settimeout(2.0)
-        wait_until_closed(sock)
+        sock.recv(1)
         print(f"naive server: a stranger's code {'ran' if path.exists() else 'did not run'}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 import time
+from argparse import Namespace
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from net.access import OPEN, Access, is_loopback
+from net.access import OPEN, Access, access_of_cloud, access_of_edge, is_loopback
 from net.certs import make_ca, make_certificate
 from net.framing import TLS_ALERT, TLS_HANDSHAKE, name_stranger
 from net.messages import Hello, Ping, Request
@@ -239,3 +240,32 @@ def test_a_key_is_never_shown() -> None:
 )
 def test_a_stranger_is_named(data: bytes, name: str) -> None:
     assert name in name_stranger(data)
+
+
+# ---------------------------------------------------------------- flags
+
+FLAGS = ("key_file", "tls_cert", "tls_key", "tls_ca")
+
+
+def arguments(**given: Path) -> Namespace:
+    return Namespace(**{flag: given.get(flag) for flag in FLAGS}, insecure=False)
+
+
+@pytest.mark.parametrize("given", [{"tls_cert"}, {"tls_key"}, {"tls_ca"}, {"tls_cert", "tls_ca"}])
+def test_a_cloud_needs_both_halves_of_its_certificate(given: set[str]) -> None:
+    with pytest.raises(UsageError, match="both --tls-cert and --tls-key"):
+        access_of_cloud(arguments(**dict.fromkeys(given, Path("file"))))
+
+
+@pytest.mark.parametrize("given", [{"tls_cert"}, {"tls_key", "tls_ca"}, {"tls_cert", "tls_key"}])
+def test_an_edge_needs_the_ca_of_the_cloud(given: set[str]) -> None:
+    with pytest.raises(UsageError, match="needs --tls-ca"):
+        access_of_edge(arguments(**dict.fromkeys(given, Path("file"))))
+
+
+def test_flags_become_what_a_side_holds(certs: Path, tmp_path: Path) -> None:
+    assert access_of_edge(arguments()) == access_of_cloud(arguments()) == OPEN
+    (tmp_path / "key").write_bytes(KEY)
+    assert access_of_edge(arguments(key_file=tmp_path / "key")).key == KEY
+    assert access_of_edge(arguments(tls_ca=certs / "ca.pem")).tls
+    assert access_of_cloud(arguments(tls_cert=certs / "cloud.pem", tls_key=certs / "cloud.key")).tls

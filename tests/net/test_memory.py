@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from net.memory import KEPT, MAX_SLACK, SMALL_BYTES, BodyMemory
+import pytest
+
+from net.memory import KEPT, MAX_SLACK, SMALL_BYTES, BodyMemory, MemoryLimit
+from utils.errors import BusyError
 
 
 def test_what_is_given_back_is_taken_again() -> None:
@@ -42,3 +45,35 @@ def test_memory_starts_on_a_page_and_can_be_written() -> None:
     memory = BodyMemory().take(1)
     memory[0] = 1
     assert memory[0] == 1
+
+
+# ---------------------------------------------------------------- limits
+
+
+def test_a_connection_and_all_together_may_have_so_much() -> None:
+    limit = MemoryLimit(300_000, 200_000)
+    first, second = BodyMemory(limit), BodyMemory(limit)
+    taken = first.take(150_000)
+    with pytest.raises(BusyError, match="this connection"):
+        first.take(100_000)
+    with pytest.raises(BusyError, match="all connections"):
+        second.take(160_000)
+    second.take(100_000)
+    first.give_back(taken)
+    assert first.take(150_000) is taken
+
+
+def test_memory_at_rest_makes_room_for_a_larger_body() -> None:
+    bodies = BodyMemory(MemoryLimit(300_000, 200_000))
+    bodies.give_back(bodies.take(150_000))
+    assert len(bodies.take(190_000)) >= 190_000
+
+
+def test_a_closed_connection_leaves_its_memory_to_others() -> None:
+    limit = MemoryLimit(200_000, 200_000)
+    for _ in range(3):
+        bodies = BodyMemory(limit)
+        memory = bodies.take(150_000)
+        bodies.close()
+        bodies.give_back(memory)  # its answer was sent too late
+    assert BodyMemory(limit).take(200_000)

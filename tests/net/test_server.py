@@ -20,7 +20,7 @@ from net.door import Door, DoorLimits
 from net.events import CloudEvent
 from net.framing import HEAD_UNIT, WIRE_VERSION
 from net.messages import ErrorReply, Hello, Pong, Prepare, Ready, Reply
-from net.server import CloudServer
+from net.server import CloudServer, Rules
 from net.session import EdgeSession
 from net.transport import Connection, Received, connect
 from tests.net.clouds import (
@@ -45,6 +45,7 @@ from utils.errors import (
     GraphError,
     NetworkError,
     NeurosurgeonError,
+    NonFiniteError,
     PartitionError,
     PeerGoneError,
     RemoteError,
@@ -636,3 +637,20 @@ def test_an_edge_learns_what_layers_take_in_the_cloud(listener: socket.socket) -
 def test_a_cloud_without_latencies_refuses(cloud: Cloud) -> None:
     with cloud.edge() as edge, pytest.raises(RemoteError, match="AskLatencies has no place here"):
         edge.ask_latencies(MODEL, OTHER_DIGEST)
+
+
+# ---------------------------------------------------------------- values that are no numbers
+
+
+def test_a_tensor_with_nan_is_refused_and_the_conversation_goes_on(cloud: Cloud, network: Network) -> None:
+    with cloud.edge() as edge:
+        with pytest.raises(NonFiniteError, match="NaN"):
+            edge.infer(request_at(network, 0), [random_input() * float("nan")])
+        assert_answers(edge, network)
+
+
+def test_a_tensor_with_nan_is_computed_where_that_is_allowed(start: Callable[..., Cloud], network: Network) -> None:
+    cloud = start(CloudEngine("cpu", 1, {}), rules=Rules(allows_nonfinite=True))
+    with cloud.edge() as edge:
+        result = edge.infer(request_at(network, 0), [random_input() * float("nan")])
+        assert result.tensors[0].isnan().any()

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from models.zoo import load_network
-from utils.errors import DeviceError
+from utils.errors import DeviceError, NonFiniteError
 from utils.images import read_image
 from utils.inference_utils import (
     check_device,
+    check_finite,
     load_image,
     random_input,
     show_features,
@@ -94,3 +95,33 @@ def test_the_layer_study_has_a_row_per_layer_that_adds_up() -> None:
         assert feature.latency_ms > 0
         total_ms += feature.latency_ms
         assert feature.accumulated_ms == pytest.approx(total_ms)
+
+
+# ---------------------------------------------------------------- values that are no numbers
+
+FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("place", [0, 77, 1023])
+def test_one_value_that_is_not_finite_is_found(dtype: torch.dtype, value: float, place: int) -> None:
+    tensor = torch.rand(1, 4, 16, 16).to(dtype)
+    check_finite([tensor, torch.empty(0)])
+    tensor.view(-1)[place] = value
+    with pytest.raises(NonFiniteError, match="tensor 1"):
+        check_finite([torch.zeros(3), tensor])
+
+
+def test_infinities_of_both_signs_do_not_cancel_out() -> None:
+    with pytest.raises(NonFiniteError):
+        check_finite([torch.tensor([float("inf"), float("-inf")])])
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_large_values_whose_sum_is_infinite_are_fine(dtype: torch.dtype) -> None:
+    check_finite([torch.full((1000,), torch.finfo(dtype).max, dtype=dtype)])
+
+
+def test_whole_numbers_and_channels_last_are_fine() -> None:
+    check_finite([torch.arange(5), torch.rand(1, 8, 9, 9).contiguous(memory_format=torch.channels_last)])
