@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickletools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from net.transport import Connection, Received
 from utils.errors import AccessError, PeerGoneError, ProtocolError
 
 EXPECTED = (ProtocolError, PeerGoneError, AccessError)  # all that bytes of whatever kind may lead to
+CORPUS = Path(__file__).parent / "corpus.zip"
 LIMITS = Limits(max_body_bytes=1_048_576)
 PLAIN = (dict, list, tuple, str, bytes, int, float, bool, type(None))
 SAMPLES: tuple[tuple[Message, list[torch.Tensor]], ...] = (
@@ -110,6 +112,14 @@ def decode_header(data: bytes) -> None:
         return
     assert {opcode.code.encode("latin-1")[0] for opcode, _, _ in pickletools.genops(data)} <= ALLOWED_OPCODES
     check_plain(values)
+
+
+def decode_input(data: bytes) -> None:
+    """Decode a fuzzer's input: its first byte says whether the rest is a header alone, or a frame."""
+    if data[:1] < b"\x80":
+        decode_header(data[1:])
+    else:
+        decode(data[1:])
 
 
 def check_plain(value: Any) -> None:

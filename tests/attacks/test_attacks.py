@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from models.zoo import Network, load_network
 from net.framing import PREFIX
 from net.session import EdgeSession
 from tests.attacks import claims, mutate
-from tests.attacks.decoding import decode, decode_header, frames
+from tests.attacks.decoding import CORPUS, decode, decode_header, decode_input, frames
 from tests.attacks.knocks import KNOCKS
 from tests.attacks.naive import LENGTH
 from tests.attacks.pickles import ALLOWED_BYTES, ATTACKS, attack_cloud, attack_naive, harm
@@ -110,6 +111,12 @@ def test_a_crowd_of_strangers_has_few_places(ours: Victim, network: Network) -> 
 def test_mutated_frames_are_refused_with_a_typed_error_or_consistent() -> None:
     accepted, refused = mutate.run(MUTATED, seed=1)
     assert refused > accepted > 0
+
+
+def test_what_a_fuzzer_found_is_still_refused_or_consistent() -> None:
+    with ZipFile(CORPUS) as kept:
+        for name in kept.namelist():
+            decode_input(kept.read(name))
 
 
 @given(st.sampled_from(FRAMES), st.data())
