@@ -67,7 +67,7 @@ def exchange(connection: Connection, tensor: torch.Tensor) -> Callable[[], objec
     """Return the call that sends a tensor and waits for its acknowledgement."""
 
     def once() -> None:
-        connection.send(Request("alex_net", 0, "0" * 32), [tensor])
+        connection.send(Request("alex_net", b"\1", "0" * 32, "0" * 32), [tensor])
         connection.receive(WAIT_S)
 
     return once
