@@ -95,6 +95,13 @@ def test_the_schedule_orders_and_predicts() -> None:
     assert predicted["johnson"] <= predicted["fifo"]
 
 
+def test_a_long_queue_begins_at_once() -> None:
+    tasks = [QueuedTask(number, MODEL) for number in range(1, 100_001)]
+    ordered, predicted = in_order(tasks, {MODEL: queue_model()}, LINK, QueueSettings({}, schedule=Schedule.JOHNSON))
+    assert len(ordered) == len(tasks)
+    assert predicted == {}
+
+
 # ---------------------------------------------------------------- a cloud that fails
 
 
