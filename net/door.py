@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -15,7 +16,7 @@ from net.framing import SMALL_LIMITS
 from net.memory import UNLIMITED, MemoryLimit
 from net.messages import Hello, reply_of
 from net.transport import Connection, accepted
-from utils.errors import BusyError, PeerGoneError
+from utils.errors import BusyError, NetworkError, PeerGoneError, VersionError
 
 if TYPE_CHECKING:
     import socket
@@ -75,7 +76,12 @@ class Door:
 
         Raises: AccessError, BusyError: it was turned away, and told so. NetworkError: a stranger it is.
         """
-        hello = connection.let_in(self._access, time.monotonic() + INTRODUCTION_S)
+        try:
+            hello = connection.let_in(self._access, time.monotonic() + INTRODUCTION_S)
+        except VersionError:
+            with contextlib.suppress(NetworkError):
+                connection.send(Hello.of())  # in whose first bytes the other side finds our version
+            raise
         with self._lock:
             self._strangers.pop(connection, None)
             is_full = len(self._known) >= self._limits.max_connections

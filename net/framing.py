@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
-from utils.errors import ProtocolError
+from utils.errors import ProtocolError, VersionError
 from utils.units import readable_bytes
 
 MAGIC = b"NSGN"
@@ -158,7 +158,7 @@ def unpack_prefix(data: Buffer, limits: Limits = DEFAULT_LIMITS) -> Prefix:
     _, version, kind, buffer_count, header_length, task = PREFIX.unpack_from(data)
     check_magic(data)
     if version != WIRE_VERSION:
-        raise ProtocolError(f"the peer speaks wire version {version}, this side {WIRE_VERSION}: update the older one")
+        raise VersionError(f"the peer speaks wire version {version}, this side {WIRE_VERSION}: update the older one")
     known = _KINDS.get(kind)
     if known is None:
         raise ProtocolError(f"unknown kind of frame: {kind}")

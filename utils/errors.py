@@ -20,6 +20,7 @@ NeurosurgeonError                 1   something failed
     ├── PeerGoneError                 the peer closed or reset the connection
     ├── DeadlineError                 the peer was too slow
     ├── ProtocolError                 the peer broke the protocol
+    │   └── VersionError              the peer speaks another version of it
     ├── AccessError               4   not allowed in: key, TLS or certificate
     └── RemoteError                   the peer reported an error of its own
         └── BusyError                 the cloud has too many tasks: ask again later
@@ -116,6 +117,10 @@ class DeadlineError(NetworkError):
 
 class ProtocolError(NetworkError):
     """The peer sent something that the protocol does not allow."""
+
+
+class VersionError(ProtocolError):
+    """The peer speaks another version of the protocol."""
 
 
 class AccessError(NetworkError):

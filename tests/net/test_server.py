@@ -213,6 +213,14 @@ def test_a_stranger_is_sent_away_and_the_next_edge_served(cloud: Cloud, network:
     assert_serves(cloud, network)
 
 
+def test_a_peer_of_another_wire_version_hears_ours(cloud: Cloud, network: Network) -> None:
+    with socket.create_connection(cloud.address, JOIN_S) as stranger:
+        stranger.sendall(HELLO[:4] + b"\x63" + HELLO[5:])
+        told = stranger.recv(HEAD_UNIT, socket.MSG_WAITALL)
+    assert told[:5] == HELLO[:5]
+    assert_serves(cloud, network)
+
+
 def test_a_silent_stranger_is_sent_away(cloud: Cloud, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "INTRODUCTION_S", 0.02)
     with socket.create_connection(cloud.address, JOIN_S) as stranger:
