@@ -345,13 +345,14 @@ def test_a_layer_without_predictor_is_named() -> None:
         linear_predictor({LayerKind.CONV: ONES}).predict(model_graph("alex_net"))
 
 
-def test_an_operation_that_nothing_predicts_is_named() -> None:
+def test_an_operation_that_nobody_has_measured_is_predicted_as_a_like_one_and_flagged() -> None:
     class Odd(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return torch.sin(x)
 
-    with pytest.raises(MissingPredictorError, match="sin is of kind other"):
-        load_predictor(config_path("edge")).predict(trace(Odd(), "odd", (1, 3)))
+    predicted = load_predictor(config_path("edge")).predict(trace(Odd(), "odd", (1, 3)))
+    assert predicted.latency_ms[0] > 0
+    assert list(predicted.extrapolated) == ["sin"]
 
 
 @pytest.mark.parametrize("name", PREDICTORS)
