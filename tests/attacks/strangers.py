@@ -30,7 +30,9 @@ DRIP_S = 0.1
 
 
 def crowd(address: tuple[str, int], count: int, drips: bool, pipe: Pipe) -> None:
-    """Connect ``count`` times; tell when the last connection was closed by the server (s), and how many were not."""
+    """Tell that we are here, and connect ``count`` times; then tell when the last connection had been closed by the
+    server (s from the first), and how many had not."""
+    pipe.send("here")
     start_s = time.monotonic()
     selector = selectors.DefaultSelector()
     for _ in range(count):
@@ -66,6 +68,7 @@ def invade(address: tuple[str, int], count: int, drips: bool, meanwhile: Callabl
     ours, theirs = context.Pipe()
     process = context.Process(target=crowd, args=(address, count, drips, theirs))
     process.start()
+    ours.recv()  # it is there; what its start took from the machine is no part of the attack
     while not ours.poll():
         meanwhile()
     process.join()
