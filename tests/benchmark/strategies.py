@@ -211,14 +211,14 @@ def print_table(rows: Sequence[Json]) -> None:
     """Print a line for every edge, network, rate and strategy."""
     print(f"latency over links of RTT {RTT_MS:g} ms, medians; beyond: of the best cut between blocks, as measured")
     print(f"{'model':<13}{'Mbit/s':>7}{'edge':>6}  {'strategy':<17}{'edge nodes':>11}", end="")
-    print(f"{'predicted':>11}{'measured':>10}{'beyond':>8}")
+    print(f"{'predicted':>11}{'measured':>10}{'beyond':>10}")
     for row in rows:
         share = f"1/{row['slowdown']:g}"
         name = f"{row['model']:<13}{row['rate_mbit']:>7g}{share:>6}"
         for strategy, of_cut in row["strategies"].items():
             print(f"{name}  {strategy:<17}{of_cut['edge_nodes']:>5} of {of_cut['nodes']:<3}", end="")
-            print(f"{of_cut['predicted_ms']:>11.1f}{of_cut['measured_ms']:>10.1f}{of_cut['beyond_best']:>8.1%}", end="")
-            print(f"  {' + '.join(of_cut['crossing'])}")
+            print(f"{of_cut['predicted_ms']:>11.1f}{of_cut['measured_ms']:>10.1f}", end="")
+            print(f"{of_cut['beyond_best']:>10.1%}  {' + '.join(of_cut['crossing'])}")
         best = row["best"]
         print(
             f"{'':<28}best of {row['boundaries']} boundaries, {row['boundaries_measured']} of them measured: "
