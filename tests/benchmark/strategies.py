@@ -17,6 +17,7 @@ Figures of other rates, from earlier runs, are kept in results/strategies.json a
 from __future__ import annotations
 
 import json
+import random
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -88,7 +89,7 @@ class Runner:
         rounds = {cut: max(MIN_ROUNDS, min(MAX_ROUNDS, int(BUDGET_MS / sum(about)))) for cut, about in cuts.items()}
         taken: dict[Cut, list[Taken]] = {cut: [] for cut in cuts}
         for number in range(MAX_ROUNDS):
-            for cut in cuts:
+            for cut in random.sample(list(cuts), len(cuts)):  # each is as often the first after a long wait
                 if number < rounds[cut]:
                     taken[cut].append(self.run(cut))
         return taken
