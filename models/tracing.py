@@ -7,12 +7,14 @@ told with the line that it stands in.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
 import logging
 import threading
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +137,7 @@ def _exported(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
     with FakeTensorMode():
         twin = _copy_with(model, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
         image = torch.empty(input_shape)
-    with _ONE_AT_A_TIME, torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch.export, about itself
+    with _ONE_AT_A_TIME, torch.no_grad(), _silence():
         program: Any = torch.export.export(twin, (image,), strict=False).run_decompositions({}).module()
     for node in program.graph.nodes:
         made = node.meta.get("val")
@@ -150,6 +151,20 @@ def _exported(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
         output.args = (output.args[0][0],)
     program.graph.set_codegen(fx.graph.CodeGen())
     return fx.GraphModule(program, program.graph)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep to itself what torch.export warns of, logs and prints; what matters it raises."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # its loggers have handlers of their own
+    nowhere = io.StringIO()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _move_to_meta(root: nn.Module, target: str) -> Any:

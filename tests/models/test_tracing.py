@@ -259,7 +259,7 @@ class Decides(nn.Module):
         return x
 
 
-def test_a_decision_that_depends_on_data_is_told_with_its_line() -> None:
+def test_a_decision_that_depends_on_data_is_told_with_its_line(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(TraceError) as caught:
         trace(Decides(), "own", SHAPE)
     said = str(caught.value)
@@ -268,6 +268,7 @@ def test_a_decision_that_depends_on_data_is_told_with_its_line() -> None:
     assert "`if x.sum() > 0:`" in said
     assert "torch.where" in said
     assert "\n" not in said
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_shape_that_depends_on_data_is_told_with_its_operation() -> None:
