@@ -70,11 +70,14 @@ def is_closed(sock: object) -> bool:
 
 
 def claim_from_naive(victim: Victim, size_bytes: int, count: int) -> None:
-    """Make claims on the naive server."""
+    """Make claims on the naive server, and wait until it takes no more memory."""
     with contextlib.ExitStack() as stack:
         for _ in range(count):
             stack.enter_context(contextlib.closing(victim.connect())).sendall(LENGTH.pack(size_bytes))
-        time.sleep(SETTLE_S)
+        taken = -1
+        while victim.peak_bytes != taken:
+            taken = victim.peak_bytes
+            time.sleep(SETTLE_S)
 
 
 def main() -> None:
