@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import socket
@@ -107,13 +108,14 @@ def echo() -> Iterator[int]:
 def received(port: int, data: bytes) -> bytes | None:
     """Return what comes back of some bytes; None after a reset."""
     with socket.create_connection(("127.0.0.1", port)) as sock:
-        sock.sendall(data)
-        sock.shutdown(socket.SHUT_WR)
         parts = []
         try:
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
             while part := sock.recv(4096):
                 parts.append(part)
-        except ConnectionResetError:
+        except OSError as exc:  # ENOTCONN: the reset came before the shutdown
+            assert exc.errno in (errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN)
             return None
         return b"".join(parts)
 
