@@ -27,7 +27,10 @@ def replace_file(path: Path, content: str | bytes) -> None:
 
 
 def append_durably(path: Path, text: str) -> None:
-    """Add lines to a file with one write, and put them on disk."""
+    """Add lines to a file with one write, and put them on disk; a new file appears with its first lines in it."""
+    if not path.exists():
+        replace_file(path, text)
+        return
     with path.open("ab", buffering=0) as file:
         file.write(text.encode())
         os.fsync(file.fileno())
