@@ -12,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from models.zoo import Network, load_network
+from net.monitor_server import MonitorServer
 from net.transport import Connection, listen
 from utils.cloud_engine import CloudEngine
 
@@ -43,6 +44,16 @@ def listener() -> Iterator[socket.socket]:
     """A listening socket on a free port."""
     with listen(LOOPBACK, 0) as sock:
         yield sock
+
+
+@pytest.fixture
+def service(listener: socket.socket) -> Iterator[tuple[str, int]]:
+    """The address of a running bandwidth service."""
+    serving = threading.Thread(target=MonitorServer(listener).serve)
+    serving.start()
+    yield listener.getsockname()
+    listener.shutdown(socket.SHUT_RDWR)
+    serving.join(JOIN_S)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,16 +26,6 @@ from utils.cli import ROOT, ServiceProcess
 from utils.errors import ConnectError, DeadlineError, NetworkError, PeerGoneError, UsageError
 
 Address = tuple[str, int]
-
-
-@pytest.fixture
-def service(listener: socket.socket) -> Iterator[Address]:
-    """The address of a running bandwidth service."""
-    serving = threading.Thread(target=MonitorServer(listener).serve)
-    serving.start()
-    yield listener.getsockname()
-    listener.shutdown(socket.SHUT_RDWR)
-    serving.join(JOIN_S)
 
 
 @pytest.fixture

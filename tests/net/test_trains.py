@@ -38,16 +38,6 @@ COOKIE = bytes(range(COOKIE_BYTES))
 
 
 @pytest.fixture
-def service(listener: socket.socket) -> Iterator[Address]:
-    """The address of a running bandwidth service."""
-    serving = threading.Thread(target=MonitorServer(listener).serve)
-    serving.start()
-    yield listener.getsockname()
-    listener.shutdown(socket.SHUT_RDWR)
-    serving.join(JOIN_S)
-
-
-@pytest.fixture
 def ticket(service: Address) -> Iterator[tuple[Connection, Ticket]]:
     """A connection on which both sides have said hello, and its ticket."""
     with connect(*service) as connection:
