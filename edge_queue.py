@@ -243,7 +243,7 @@ def _busy_times(
     tasks: Sequence[QueuedTask], plans: Mapping[str, SplitPlan], settings: QueueSettings
 ) -> list[StageTimes]:
     """Return how long each task is predicted to keep the stages busy, in this order."""
-    chooser, pipeline, busy = settings.chooser(tasks), Pipeline(), []
+    chooser, pipeline, busy = settings.chooser(tasks), IDLE, []
     for _ in tasks:
         busy.append(chooser.choose(plans.__getitem__, pipeline.from_now()).candidate.busy)
         pipeline = pipeline.after(busy[-1], settings.in_flight)
