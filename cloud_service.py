@@ -62,6 +62,12 @@ def cloud_parser(prog: str, description: str | None) -> Parser:
     parser = address_parser(prog, description, monitor_port=True)
     add_device(parser)
     add_model_files(parser)
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        metavar="MODEL",
+        help="serve these models alone, at their usual size, or as MODEL@PIXELS (default: all that an edge may name)",
+    )
     add_weights(parser)
     add_predictor_choice(parser, "forest", "linear", "measured", sides=("cloud",))
     _add_engine(parser)
@@ -183,15 +189,16 @@ def latency_source(engine: CloudEngine, name: str, path: Path | None) -> Callabl
 def make_engine(args: argparse.Namespace) -> CloudEngine:
     """Return the engine that a command line asks for.
 
-    Raises: UsageError: the device, or weights, are not there or do not fit.
+    Raises: UsageError: the device, a model, or weights, are not there or do not fit.
     """
     from predictor.predictor_utils import dataset_threads
     from utils.cloud_engine import CloudEngine, EngineLimits
 
     register_files(args.model_file)
+    models = tuple(dict.fromkeys(canonical_name(name) for name in args.models)) if args.models else None
     weights = parse_weights(args.weights, args.pretrained)
     threads = args.threads or dataset_threads("cloud", args.device)
-    limits = EngineLimits(args.workers, args.max_batch, args.batch_wait_ms, args.max_models, args.max_queue)
+    limits = EngineLimits(args.workers, args.max_batch, args.batch_wait_ms, args.max_models, args.max_queue, models)
     return CloudEngine(args.device, threads, weights, limits, metrics_of(args))
 
 

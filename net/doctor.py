@@ -26,7 +26,7 @@ from net.net_utils import format_rate
 from net.session import EdgeSession
 from net.transport import reach, resolve
 from utils.cli import add_weights, address_parser, run_main, typed
-from utils.errors import AccessError, NetworkError, NeurosurgeonError, RemoteError, WeightsError
+from utils.errors import AccessError, NetworkError, NeurosurgeonError, RemoteError, UnknownModelError, WeightsError
 
 SLOW_CPU = ("DEFAULT", "NO AVX")  # of get_cpu_capability: torch finds none of the vector units of its fast kernels
 
@@ -142,6 +142,8 @@ class Doctor:
                 session.wait_until_ready(network.weights_digest)
             except WeightsError as exc:
                 yield _failed(check, exc, "start both sides with the same --weights or --pretrained")
+            except UnknownModelError as exc:
+                yield _failed(check, exc, "choose what it serves with -t, or add the model to --models at the cloud")
             except NetworkError as exc:
                 finding = _failed(check, exc, "see the log of the cloud")
                 if not isinstance(exc, RemoteError):

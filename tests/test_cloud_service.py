@@ -1,4 +1,4 @@
-"""What a cloud tells of itself: JSON logs and counters, of a process with real tasks."""
+"""What a cloud tells of itself, JSON logs and counters, of a process with real tasks; and which models it serves."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import importlib.util
 import json
 import re
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 import cloud_api
 import edge_api
+import tasks_cloud_api
+from net import doctor
 from tests.utils.test_metrics import scraped
 from utils.cli import ServiceProcess
 
@@ -87,3 +90,29 @@ def test_a_busy_metrics_port_is_one_line(talkative: ServiceProcess, capsys: pyte
     error = capsys.readouterr().err
     assert f"metrics port {busy} is busy" in error
     assert len(error.strip().splitlines()) == 1
+
+
+# ---------------------------------------------------------------- which models it serves
+
+
+@pytest.mark.parametrize("script", [cloud_api, tasks_cloud_api])
+def test_a_model_to_serve_that_does_not_exist_is_one_line(
+    script: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script.main(["-p", "0", "--monitor-port", "0", "--models", "le_net", "no_net"]) == 2
+    error = capsys.readouterr().err
+    assert "unknown model 'no_net'" in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_a_cloud_serves_what_its_command_line_names(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["tasks_cloud_api.py", "-p", "0", "--monitor-port", "0", "--models", "lenet"]
+    with ServiceProcess(command, services=2) as cloud:
+        assert run_edge(cloud) == 0
+        assert run_edge(cloud, "-t", "mobile_net") == 2
+        assert "does not serve 'mobile_net': choose from le_net" in capsys.readouterr().err
+        address = ["-p", str(cloud.ports[0]), "--monitor-port", str(cloud.ports[1])]
+        assert doctor.main([*address, "-t", "mobile_net", "le_net"]) == 2
+        lines = {line[5:27].strip(): line for line in capsys.readouterr().out.splitlines()}
+        assert "-> choose what it serves with -t" in lines["weights of mobile_net"]
+        assert lines["weights of le_net"].startswith("ok")

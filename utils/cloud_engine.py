@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from models.cuts import check_graph_digest
 from models.graph import LayerGraph
 from models.zoo import ZOO, Cut, Network, WeightsSource, build_network, canonical_name, model_graph
-from utils.errors import BusyError, NeurosurgeonError
+from utils.errors import BusyError, NeurosurgeonError, UnknownModelError, UsageError
 from utils.fair_queue import FairQueue, QueueFullError
 from utils.inference_utils import allows_batches, check_crossing, check_device, run_half, use_threads
 from utils.load import Load, LoadMeter
@@ -45,6 +45,7 @@ class EngineLimits:
     batch_wait_ms: float = 0.0  # how long a task waits for others to run with; 0: only for those that already wait
     max_models: int = 16
     max_queue: int = 64  # tasks that wait, of all edges
+    models: tuple[str, ...] | None = None  # that are served; None: every network there is
 
 
 class CloudResult(NamedTuple):
@@ -92,7 +93,8 @@ class CloudEngine:
     ) -> None:
         check_device(device)
         self.metrics = metrics or Metrics()
-        self._graphs = {name: model_graph(name) for name in ZOO}  # now: later, tracing interrupts what runs
+        # Traced now: later, tracing interrupts what runs.
+        self._graphs = {name: model_graph(name) for name in limits.models or ZOO}
         self._tracing = threading.Lock()
         self._may_run = threading.Event()
         self._may_run.set()
@@ -126,7 +128,7 @@ class CloudEngine:
 
         Raises: UnknownModelError, WeightsError.
         """
-        name = canonical_name(name)
+        name = self._served(name)
         self._graph(name)
         return self._networks.get(name)
 
@@ -135,9 +137,19 @@ class CloudEngine:
 
         Raises: UnknownModelError; GraphError: the edge has another one.
         """
-        graph = self._graph(canonical_name(name))
+        graph = self._graph(self._served(name))
         check_graph_digest(graph, digest)
         return graph
+
+    def _served(self, name: str) -> str:
+        """Return the one name of a network that is served here; what a peer names is not built before."""
+        models = self._limits.models
+        if models is None:
+            return canonical_name(name)
+        with suppress(UsageError):
+            if (known := canonical_name(name)) in models:
+                return known
+        raise UnknownModelError(f"this cloud does not serve {name[:64]!r}: choose from {', '.join(models)}")
 
     def _graph(self, name: str) -> LayerGraph:
         """Return a graph; it is traced while no task runs, because tracing patches modules for the whole process."""

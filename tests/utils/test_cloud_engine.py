@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.graph import LayerGraph
 from models.shapes import TensorSpec
-from models.zoo import Cut, Network, load_network
+from models.zoo import Cut, Network, load_network, model_graph
 from utils import cloud_engine
 from utils.cloud_engine import CLIENT_SHARE, CloudEngine, CloudResult, EngineLimits
 from utils.errors import BusyError, NeurosurgeonError, PartitionError, ProtocolError, UnknownModelError
@@ -442,6 +443,41 @@ def test_a_network_that_waits_to_run_lives_on(start: Start, built: list[str]) ->
     gate.open()
     assert edge.result().tensors[0].shape == (1, 1000)
     assert built == ["le_net", "mobile_net"]
+
+
+def test_only_what_is_served_is_built(start: Start, built: list[str], traced: list[str]) -> None:
+    engine = start(models=("resnet18", "mobile_net@64"))
+    assert traced == ["resnet18", "mobile_net@64"]  # before anybody asks
+    for name in (
+        "alex_net",
+        "resnet18@64",
+        "le_net",
+        "vit_h_14",
+        "no_net",
+        "nets:mine",
+        "../x",
+        "le_net@0",
+        "x" * 2000,
+    ):
+        with pytest.raises(UnknownModelError, match=r"does not serve .*: choose from resnet18, mobile_net@64$"):
+            engine.network(name)
+        with pytest.raises(UnknownModelError):
+            engine.graph(name, "0" * 32)
+    assert (len(traced), built) == (2, [])
+    assert engine.network("mobilenet@64").name == "mobile_net@64"
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of all networks that engines trace."""
+    names: list[str] = []
+
+    def trace(name: str) -> LayerGraph:
+        names.append(name)
+        return model_graph(name)
+
+    monkeypatch.setattr(cloud_engine, "model_graph", trace)
+    return names
 
 
 # ---------------------------------------------------------------- load
