@@ -64,6 +64,7 @@ PACE_RUNS = 8  # after each pass of a block; the first ones find its leavings in
 SECONDS_PER_MINUTE = 60.0
 
 Layer = tuple[LayerKind, Config]
+Collection = dict[str, Any]  # as `collection` makes it
 
 
 # ---------------------------------------------------------------- what to measure
@@ -249,10 +250,10 @@ def collect(
     about: Mapping[str, Any],
     kinds: Sequence[LayerKind] = tuple(RECIPES),
 ) -> None:
-    """Measure blocks that ``directory`` does not hold yet, until ``minutes`` have been spent on it in all."""
+    """Measure blocks that ``directory`` does not hold yet, until ``minutes`` have been spent on these kinds in all."""
     directory.mkdir(parents=True, exist_ok=True)
     done = {kind: finished_configs(csv_path(directory, kind), kind) for kind in RECIPES}
-    spent_s = float(read_provenance(directory).get("profiling_s", 0.0))
+    spent_s, others = earlier_collections(directory, kinds)
     budget_s = minutes * SECONDS_PER_MINUTE
     spreads: list[float] = []
     pace = built(pace_layers(), device)
@@ -267,7 +268,7 @@ def collect(
             spreads += _keep(directory, block, measure_block(block, device, pace), done)
             block_s = (now_ms() - start_ms) / MS_PER_S
             spent_s += block_s
-            write_provenance(directory, {**about, "profiling_s": round(spent_s, 1)})
+            write_provenance(directory, about, [*others, collection(about, kinds, spent_s)])
             progress.set_description(f"{sum(map(len, done.values()))} layers")
             progress.update(min(block_s, progress.total - progress.n))
     warn_of_noise(spreads)
@@ -316,9 +317,32 @@ def provenance(side: str, device: str, threads: int) -> dict[str, Any]:
     }
 
 
-def write_provenance(directory: Path, about: Mapping[str, Any]) -> None:
-    """Write where the rows of a directory come from."""
-    replace_file(directory / "provenance.json", json.dumps(about, indent=2) + "\n")
+def collection(about: Mapping[str, Any], kinds: Sequence[LayerKind], spent_s: float) -> Collection:
+    """Return what one collection adds to the provenance: kinds that were measured together, when and for how long."""
+    return {"kinds": list(kinds), "date": about.get("date"), "profiling_s": round(spent_s, 1)}
+
+
+def earlier_collections(directory: Path, kinds: Sequence[LayerKind]) -> tuple[float, list[Collection]]:
+    """Return the seconds already spent on just these kinds together, and the collections of others.
+
+    Raises: DataSetError: the provenance is damaged.
+    """
+    about = read_provenance(directory)
+    here = [kind for kind in RECIPES if csv_path(directory, kind).exists()]
+    known = about.get("collections", [collection(about, here, about.get("profiling_s", 0.0))])  # older files: one
+    try:
+        same = [each for each in known if set(each["kinds"]) == set(kinds)]
+        others = [each for each in known if each["kinds"] and each not in same]
+        return sum(float(each["profiling_s"]) for each in same), others
+    except (KeyError, TypeError, ValueError) as exc:
+        raise DataSetError(f"{directory / 'provenance.json'} has damaged collections: collect with --fresh") from exc
+
+
+def write_provenance(directory: Path, about: Mapping[str, Any], collections: Sequence[Collection]) -> None:
+    """Write where the rows of a directory come from: the machine, and each collection on it."""
+    spent_s = sum(each["profiling_s"] for each in collections)
+    document = {**about, "profiling_s": round(spent_s, 1), "collections": collections}
+    replace_file(directory / "provenance.json", json.dumps(document, indent=2) + "\n")
 
 
 def check_same_machine(directory: Path, about: Mapping[str, Any]) -> None:
@@ -353,7 +377,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--minutes",
         type=positive_float,
         default=DEFAULT_MINUTES,
-        help=f"time to spend in all, earlier runs included (default: {DEFAULT_MINUTES:g})",
+        help=f"time to spend on these kinds together, earlier runs included (default: {DEFAULT_MINUTES:g})",
     )
     parser.add_argument(
         "--kinds",

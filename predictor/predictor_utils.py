@@ -174,7 +174,7 @@ def _kinds_in(directory: Path) -> list[LayerKind]:
 
 
 def read_provenance(directory: Path) -> dict[str, Any]:
-    """Return what the collector wrote about device, threads, versions and date; empty for data without it."""
+    """Return what the collector wrote: device, threads, versions, and its collections; empty for data without it."""
     try:
         provenance = json.loads((directory / "provenance.json").read_text())
     except FileNotFoundError:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,14 @@ from predictor.collect import (
 )
 from predictor.get_datasets_func import COLUMNS, csv_path, load_dataset
 from predictor.kernel_flops import row_work
-from predictor.predictor_utils import load_predictor
+from predictor.predictor_utils import (
+    SIDES,
+    default_directory,
+    load_datasets,
+    load_predictor,
+    parameter_file,
+    read_provenance,
+)
 from predictor.sampling import MAX_GFLOPS, MAX_TENSOR_BYTES, RECIPES, draw_layer, expected_ms
 from utils.cli import ROOT
 from utils.errors import DataSetError
@@ -72,11 +80,11 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def run(monkeypatch: pytest.MonkeyPatch) -> Collect:
     """The function that collects for as long as some blocks take, with a fake clock, and returns the clock."""
 
-    def collect_into(directory: Path, blocks: int = 5, interrupt_after: int | None = None) -> FakeClock:
+    def collect_into(directory: Path, blocks: int = 5, interrupt_after: int | None = None, **kinds: Any) -> FakeClock:
         clock = FakeClock(interrupt_after)
         monkeypatch.setattr(collect, "measure_block", clock)
         try:
-            collect.collect(directory, "cpu", blocks * 6 / 60, {"side": "edge"})
+            collect.collect(directory, "cpu", blocks * 6 / 60, {"side": "edge", "date": "today"}, **kinds)
         except KeyboardInterrupt:
             assert interrupt_after is not None
         return clock
@@ -194,6 +202,49 @@ def test_a_finished_run_measures_nothing_again(tmp_path: Path, run: Collect) -> 
 def test_a_longer_run_goes_on(tmp_path: Path, run: Collect) -> None:
     run(tmp_path)
     assert len(run(tmp_path, 8).measured) == 3
+
+
+TOGETHER = (LayerKind.MATMUL, LayerKind.SOFTMAX)
+
+
+def test_kinds_that_are_added_later_are_a_collection_of_their_own(tmp_path: Path, run: Collect) -> None:
+    run(tmp_path, kinds=(LayerKind.CONV,))
+    before = contents(tmp_path)
+    assert len(run(tmp_path, 3, kinds=TOGETHER).measured) == 3  # what was spent on others is not theirs
+    run(tmp_path, 4, kinds=TOGETHER[::-1])  # goes on
+    provenance = read_provenance(tmp_path)
+    assert provenance["collections"] == [
+        {"kinds": ["conv"], "date": "today", "profiling_s": 30.0},
+        {"kinds": ["softmax", "matmul"], "date": "today", "profiling_s": 24.0},
+    ]
+    assert (provenance["side"], provenance["profiling_s"]) == ("edge", 54.0)
+    assert contents(tmp_path)["conv_lat.csv"] == before["conv_lat.csv"]
+
+
+def test_a_provenance_without_collections_is_of_one(tmp_path: Path, run: Collect) -> None:
+    run(tmp_path, kinds=TOGETHER)
+    (tmp_path / "provenance.json").write_text('{"side": "edge", "date": "long ago", "profiling_s": 30.0}')
+    assert run(tmp_path, kinds=TOGETHER).measured == []
+    run(tmp_path, 1, kinds=(LayerKind.CONV,))
+    assert read_provenance(tmp_path)["collections"] == [
+        {"kinds": ["matmul", "softmax"], "date": "long ago", "profiling_s": 30.0},
+        {"kinds": ["conv"], "date": "today", "profiling_s": 6.0},
+    ]
+
+
+@pytest.mark.parametrize("damage", ["[3]", "[{}]", "3", '[{"kinds": ["conv"], "profiling_s": "x"}]'])
+def test_damaged_collections_are_told(tmp_path: Path, run: Collect, damage: str) -> None:
+    (tmp_path / "provenance.json").write_text(f'{{"collections": {damage}}}')
+    with pytest.raises(DataSetError, match=r"provenance\.json has damaged collections: .*--fresh"):
+        run(tmp_path, kinds=(LayerKind.CONV,))
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_the_shipped_data_tells_of_every_kind_when_it_was_collected(side: str) -> None:
+    directory = default_directory(side, "cpu")
+    collections = read_provenance(directory)["collections"]
+    assert sorted(kind for each in collections for kind in each["kinds"]) == sorted(load_datasets(directory))
+    assert load_predictor(parameter_file(side, "cpu")).provenance["collections"] == collections
 
 
 def test_no_layer_is_written_twice(tmp_path: Path, run: Collect) -> None:
