@@ -1,34 +1,26 @@
-"""A queue of tasks on the edge: each planned for the link of the moment, and edge, uplink and cloud busy at once."""
+"""A queue of tasks on the edge at work: edge, uplink and cloud busy at once, and every task answered exactly once."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from queue import SimpleQueue
-from typing import NamedTuple
 
 from torch import Tensor
-from tqdm import tqdm
 
-from deployment import Candidate, SplitPlan, plan_split
-from edge_task import StageKeys, Task, cloud_latencies, edge_latencies, request_of, stage_keys
-from models.cuts import pack_nodes
-from models.zoo import Network, WeightsSource, input_size, load_network, model_graph
-from net.bandwidth import LinkEstimate
+from deployment import Candidate
+from edge_cuts import Choice, Chooser, QueueModel, QueueSettings, choice, within
+from edge_task import request_of
+from models.zoo import input_size
 from net.link_watch import LinkNow, LinkWatch
-from net.messages import Prepare
-from net.session import EdgeSession, OnCloudLoss
+from net.session import OnCloudLoss
 from net.stream import Answered, TaskStream
-from predictor.chain_search import Objective
 from predictor.correction import Corrections
-from predictor.flow_shop import IDLE, Pipeline, Schedule, choose_cuts, makespan_ms, order_of
-from predictor.latencies import LayerLatencies
-from predictor.strategies import Strategy
+from predictor.flow_shop import IDLE, Pipeline
 from utils.errors import ConnectError, NeurosurgeonError
 from utils.images import read_image
 from utils.inference_utils import HalfResult, check_crossing, image_input, random_input, run_half
@@ -38,219 +30,6 @@ from utils.report import output_digest
 from utils.timing import StageTimes, now_ms
 
 log = logging.getLogger(__name__)
-
-QUEUE_DIGITS, FACTOR_DIGITS = 0, 2  # a plan is made anew for changes of a ms, or a percent
-RATE_DIGITS, EXCHANGE_DIGITS = 3, 1  # of the link: a few per mille, and a tenth of a ms
-MAX_PREDICTED = 2000  # tasks of a queue whose makespan is predicted: some 0.1 ms each
-HORIZON = 40  # tasks of a queue that are thought of together
-RETHINK = 8  # tasks after which they are thought over, in 2 ms; the first time takes 10
-MIN_GAIN = 0.05  # a cut is changed for no less: estimates move by some percent from second to second
-
-
-@dataclass(frozen=True, slots=True)
-class QueueSettings:
-    """How a queue is worked through."""
-
-    weights: Mapping[str, WeightsSource]
-    device: str = "cpu"
-    threads: int | None = None  # None: as many as the edge's predictors were measured with
-    predictor: str = "forest"
-    edge_config: Path | None = None
-    cloud_config: Path | None = None
-    learns: bool = True
-    objective: Objective = Objective.LATENCY
-    schedule: Schedule = Schedule.FIFO
-    in_flight: int = 4
-    hears_load: bool = True  # False: plan as if the cloud were idle
-    on_cloud_loss: OnCloudLoss = OnCloudLoss.LOCAL
-    deadline_ms: float | None = None  # of each task
-
-    def chooser(self, tasks: Sequence[QueuedTask]) -> Chooser:
-        """Return what chooses the cuts of these tasks."""
-        return Chooser(self.objective, [task.model for task in tasks], self.in_flight)
-
-    def task(self, model: str) -> Task:
-        """Return these settings as those of a single task."""
-        return Task(
-            model=model,
-            weights=self.weights.get(model, WeightsSource()),
-            device=self.device,
-            threads=self.threads,
-            predictor=self.predictor,
-            edge_config=self.edge_config,
-            cloud_config=self.cloud_config,
-        )
-
-
-# ---------------------------------------------------------------- models, ready to be planned and run
-
-
-class QueueModel:
-    """One model of the queue: its network, and what its layers take on both sides.
-
-    A queue cuts behind any layer, in execution order, so that a cut has the same number in every plan; inside the
-    blocks of a graph there may be better ones (`Strategy.DADS`), which only a single task looks for.
-    """
-
-    def __init__(self, network: Network, edge: LayerLatencies, cloud: LayerLatencies, keys: StageKeys) -> None:
-        self.network = network
-        self.keys = keys
-        self._edge = edge
-        self._cloud = cloud
-        self._known: tuple[object, ...] | None = None  # what the last plan was made of
-        self._plan: SplitPlan
-        self._cuts_run: set[frozenset[int]] = set()
-
-    def plan(self, now: LinkNow, corrections: Corrections, settings: QueueSettings) -> SplitPlan:
-        """Return the plan for the link of the moment; while nothing changes, the same one."""
-        queue_ms = round(now.queue_ms, QUEUE_DIGITS) if settings.hears_load else 0.0
-        edge, transfer, cloud = (round(corrections.factor(key), FACTOR_DIGITS) for key in self.keys)
-        rate_bytes_per_s = float(f"{now.link.rate_bytes_per_s:.{RATE_DIGITS}g}")
-        exchange_ms = round(now.link.exchange_ms, EXCHANGE_DIGITS)
-        known = (rate_bytes_per_s, exchange_ms, queue_ms, edge, transfer, cloud)
-        if known != self._known:
-            self._known = known
-            self._plan = plan_split(
-                self.network.graph,
-                self._edge.scaled(edge),
-                self._cloud.scaled(cloud),
-                rate_bytes_per_s,
-                exchange_ms,
-                transfer,
-                queue_ms=queue_ms,
-                objective=settings.objective,
-                strategy=Strategy.NEUROSURGEON,
-            )
-        return self._plan
-
-    def is_first_run(self, edge_nodes: frozenset[int]) -> bool:
-        """Return whether this cut runs for the first time: such a run also builds kernels, and teaches nothing."""
-        is_first = edge_nodes not in self._cuts_run
-        self._cuts_run.add(edge_nodes)
-        return is_first
-
-
-class Chooser:
-    """Chooses the cuts of a queue of models, one task after the other."""
-
-    def __init__(self, objective: Objective, queue: Sequence[str], in_flight: int | None = None) -> None:
-        self._objective = objective
-        self._queue = queue
-        self._in_flight = in_flight
-        self._position = 0  # in the queue
-        self._last: dict[str, Candidate] = {}  # latency: of each model
-        self._ahead: list[int] = []  # throughput: candidates of the tasks since they were last thought over, and after
-
-    def choose(self, plan_of: Callable[[str], SplitPlan], under_way: Pipeline = IDLE) -> Choice:
-        """Return how to run the next task.
-
-        For throughput, with the cut with which the tasks ahead are finished first. For latency, with that of the
-        model's last task, unless another pays.
-
-        Args: under_way: what link and cloud are still busy with.
-        """
-        plan = plan_of(self._queue[self._position])
-        if self._objective is Objective.THROUGHPUT:
-            if self._position % RETHINK == 0:
-                self._think_over(plan_of, under_way)
-            index = min(self._ahead[self._position % RETHINK], len(plan.candidates) - 1)
-        else:
-            index = self._last_unless_another_pays(plan, under_way)
-        self._position += 1
-        return choice(plan, index, under_way)
-
-    def _think_over(self, plan_of: Callable[[str], SplitPlan], under_way: Pipeline) -> None:
-        ahead = [plan_of(model).candidates for model in self._queue[self._position :][:HORIZON]]
-        busy = {id(candidates): [candidate.busy for candidate in candidates] for candidates in ahead}
-        options = [busy[id(candidates)] for candidates in ahead]
-        known = zip(self._ahead[RETHINK:], options, strict=False)  # a plan may have a cut less than the one before
-        start = [min(index, len(option) - 1) for index, option in known]
-        self._ahead = choose_cuts(options, under_way, self._in_flight, start)
-
-    def _last_unless_another_pays(self, plan: SplitPlan, under_way: Pipeline) -> int:
-        indices = range(len(plan.candidates))
-        totals_ms = [choice(plan, index, under_way).predicted.total_ms for index in indices]
-        best = min(indices, key=totals_ms.__getitem__)
-        last = self._last.get(plan.graph.model)
-        same = (index for index in indices if last and plan.candidates[index].is_same_cut(last))
-        index = next((index for index in same if totals_ms[best] >= (1 - MIN_GAIN) * totals_ms[index]), best)
-        self._last[plan.graph.model] = plan.candidates[index]
-        return index
-
-
-class Choice(NamedTuple):
-    """A cut for one task."""
-
-    plan: SplitPlan
-    candidate: Candidate
-    predicted: StageTimes  # with the waits for what is under way
-
-
-def choice(plan: SplitPlan, index: int, under_way: Pipeline) -> Choice:
-    """Return what a candidate means for a task that begins now."""
-    candidate = plan.candidates[index]
-    return Choice(plan, candidate, under_way.with_waits(candidate.stages, candidate.busy))
-
-
-def within(chosen: Choice, deadline_ms: float | None, under_way: Pipeline) -> Choice:
-    """Return what was chosen where it makes the deadline, else the fastest cut: in time, or the best effort."""
-    if deadline_ms is None or chosen.predicted.total_ms <= deadline_ms:
-        return chosen
-    choices = [choice(chosen.plan, point, under_way) for point in range(len(chosen.plan.candidates))]
-    return min(choices, key=lambda other: other.predicted.total_ms)
-
-
-def prepare_models(
-    names: Iterable[str], settings: QueueSettings, session: EdgeSession, link: LinkEstimate
-) -> dict[str, QueueModel]:
-    """Return every model of the queue, ready on both sides, with the same weights.
-
-    Raises: WeightsError, NetworkError, PlanningError.
-    """
-    models: dict[str, QueueModel] = {}
-    for name in tqdm(sorted(set(names)), desc="models", unit="model", leave=False, disable=None):
-        task = settings.task(name)
-        graph = model_graph(name)
-        session.ask_to_prepare(Prepare(name, pack_nodes(graph, graph.edge_nodes(0)), graph.digest))
-        network = load_network(name, task.weights, task.device)  # while the cloud does the same
-        session.wait_until_ready(network.weights_digest)
-        edge, cloud = edge_latencies(task, network.graph), cloud_latencies(task, session, network.graph)
-        models[name] = QueueModel(network, edge, cloud, stage_keys(task, session, link, is_warm=True))
-    return models
-
-
-def in_order(
-    tasks: Sequence[QueuedTask], models: Mapping[str, QueueModel], link: LinkEstimate, settings: QueueSettings
-) -> tuple[list[QueuedTask], dict[str, float]]:
-    """Return the tasks in the order of the schedule, and the makespan (ms) that is predicted of every schedule.
-
-    Of a queue longer than `MAX_PREDICTED` none is predicted: it would begin late, and end unlike all predictions.
-    """
-    now, nothing_learnt = LinkNow(link, is_stale=False, queue_ms=0.0), Corrections()
-    plans = {name: model.plan(now, nothing_learnt, settings) for name, model in models.items()}
-    is_long = len(tasks) > MAX_PREDICTED
-    busy = [plans[task.model].best.busy for task in tasks] if is_long else _busy_times(tasks, plans, settings)
-    orders = {schedule: [tasks[index] for index in order_of(schedule, busy)] for schedule in Schedule}
-    predicted = {
-        str(schedule): makespan_ms(_busy_times(ordered, plans, settings), settings.in_flight)
-        for schedule, ordered in orders.items()
-        if not is_long
-    }
-    return orders[settings.schedule], predicted
-
-
-def _busy_times(
-    tasks: Sequence[QueuedTask], plans: Mapping[str, SplitPlan], settings: QueueSettings
-) -> list[StageTimes]:
-    """Return how long each task is predicted to keep the stages busy, in this order."""
-    chooser, pipeline, busy = settings.chooser(tasks), IDLE, []
-    for _ in tasks:
-        busy.append(chooser.choose(plans.__getitem__, pipeline.from_now()).candidate.busy)
-        pipeline = pipeline.after(busy[-1], settings.in_flight)
-    return busy
-
-
-# ---------------------------------------------------------------- the queue at work
 
 
 @dataclass(frozen=True, slots=True)

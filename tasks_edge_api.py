@@ -52,7 +52,7 @@ from utils.queue_tasks import QueuedTask, draw_tasks, read_task_file, tasks_of_d
 from utils.report import print_json
 
 if TYPE_CHECKING:
-    from edge_queue import QueueSettings
+    from edge_cuts import QueueSettings
     from utils.queue_tasks import TaskResult
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,8 @@ def _run_queue(args: argparse.Namespace, begin_trace: Callable[[], None]) -> int
     link = given_or_measured(
         args.bandwidth, args.rtt, session.rtt_ms, lambda: estimate_link(args.ip, args.monitor_port, access)
     )
-    from edge_queue import QueueRun, in_order, prepare_models  # torch takes a second: only when the cloud has answered
+    from edge_cuts import in_order, prepare_models  # torch takes a second: only when the cloud has answered
+    from edge_queue import QueueRun
 
     models = prepare_models((task.model for task in tasks), settings, session, link)
     ordered, predicted_ms = in_order(tasks, models, link, settings)
@@ -188,7 +189,7 @@ def settings_of(args: argparse.Namespace) -> QueueSettings:
 
     Raises: UsageError: weights that are not there or do not fit.
     """
-    from edge_queue import QueueSettings
+    from edge_cuts import QueueSettings
 
     if args.device == "cuda":
         from utils.inference_utils import check_device

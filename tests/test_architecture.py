@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("models", "net", "predictor", "utils")
-SHARED = {"cloud_service", "deployment", "edge_queue", "edge_task"}  # modules that scripts share
+SHARED = {"cloud_service", "deployment", "edge_cuts", "edge_queue", "edge_task"}  # modules that scripts share
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")} - SHARED
 FOUNDATIONS = ("utils.errors", "utils.units")
 

@@ -34,7 +34,7 @@ from typing import Any
 from unittest import mock
 
 from deployment import SplitPlan, plan_split
-from edge_queue import EXCHANGE_DIGITS, RATE_DIGITS, Chooser
+from edge_cuts import EXCHANGE_DIGITS, RATE_DIGITS, Chooser
 from models.zoo import ZOO, model_graph
 from net import link_watch
 from net.bandwidth import Echo, LinkEstimate
@@ -69,7 +69,7 @@ class World:
         self.plans: dict[tuple[float, float], SplitPlan] = {}
 
     def plan(self, link: LinkEstimate) -> SplitPlan:
-        """Return the plan for a link, as `edge_queue.QueueModel` makes it."""
+        """Return the plan for a link, as `edge_cuts.QueueModel` makes it."""
         rate, exchange = float(f"{link.rate_bytes_per_s:.{RATE_DIGITS}g}"), round(link.exchange_ms, EXCHANGE_DIGITS)
         if (rate, exchange) not in self.plans:
             self.plans[rate, exchange] = plan_split(self.graph, self.edge, self.cloud, rate, exchange)
