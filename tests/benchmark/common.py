@@ -36,6 +36,13 @@ def interleaved_medians(
     return {name: statistics.median(values) for name, values in samples.items()}
 
 
+def kept_rows(name: str) -> list[dict[str, Any]]:
+    """Return the rows that earlier runs of a benchmark have written; none where there was no such run."""
+    path = RESULTS / f"{name}.json"
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.is_file() else []
+    return rows
+
+
 def save(name: str, document: Mapping[str, Any]) -> None:
     """Write a benchmark's figures and the machine they come from."""
     RESULTS.mkdir(exist_ok=True)

@@ -42,7 +42,10 @@ def on_cloud_side(arguments: Sequence[str]) -> ServiceProcess:
     return ServiceProcess([*arguments, "-i", CLOUD_IP, "--insecure"], services=2, prefix=[str(TOOL), "cloud"])
 
 
-def on_edge_side(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run a script on the near side of the link to its end."""
+def on_edge_side(arguments: Sequence[str], *, stderr: int | None = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+    """Run a script on the near side of the link to its end.
+
+    Args: stderr: None lets it write where this process does.
+    """
     command = [str(TOOL), "edge", sys.executable, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True, check=False)

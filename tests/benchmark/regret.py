@@ -1,116 +1,273 @@
-"""What the chosen cut costs beyond the best one, by measured halves: four networks, ten bandwidths.
+"""What the chosen cut costs beyond the best one, all run for real over emulated links: six networks, six links.
 
-    python -m tests.benchmark.regret
+    python -m tests.benchmark.regret [--link 3G ...] [-t alex_net ...]
 
-Both halves of every partition point are measured, each side in a process of its own with the threads of its
-predictors, all points in turn, in rounds; a latency is the lower quartile of the rounds, as in the data sets. The
-link's share is the same formula for all. Regret is cost(chosen) / cost(best) - 1.
+Between a cloud_api.py with two threads in one network namespace and an edge with one thread in another, every cut at
+which a single tensor crosses is run (`tests.benchmark.cut_runs`): of the four chains every partition point, of
+ResNet-18 and GoogLeNet every boundary between blocks, and what DADS chooses inside them. A cut is left out only if it
+cannot win: its bytes at the full rate of the link, and a round trip, take longer than another cut did as a whole.
+
+Compared are the choices of
+
+    forest       edge_api.py as it is: shipped predictors, the cloud's word, the link as measured, the transfer model
+    measured     edge_api.py --predictor measured, and a cloud started with the same
+    edge-only    no cut
+    cloud-only   no edge
+    reference    bytes / bandwidth, its features (`tests.benchmark.reference`)
+
+The best of many measured cuts is in part the luckiest. So every other round, of rounds in random order, picks the best
+cut, and the rounds between tell what it, and the chosen ones, take. Regret is chosen / best - 1; where two cuts are as
+good as each other, noise may bring it below 0. Cuts near the best one get more rounds.
+
+Links: up to Wi-Fi the rates that the field plans with (JointDNN, IEEE TMC'19), with round trips as such networks have
+them, up to the 50 ms that the monitor is made for; then 5G, a wire to a data centre nearby, and one to the next room,
+so that there are links on which each of edge-only, a cut and cloud-only should win.
+
+What results/regret.json has is not measured again unless --link or -t name it; so a run that was cut short goes on
+after the last whole link. Tables go to results/regret.xlsx, a plot to results/regret.png.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import subprocess
+import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import numpy as np
+from tqdm import tqdm
 
-from deployment import plan_split
-from models.zoo import ZOO, load_network, model_graph
-from predictor.latencies import LayerLatencies
-from predictor.predictor_utils import SIDES, dataset_threads, find_predictor
-from predictor.profile import profile_passes, summarise
-from predictor.transfer import transfer_time_ms
-from tests.benchmark.common import save
-from utils.cli import ROOT
-from utils.inference_utils import random_input, run_half, use_threads
-from utils.timing import now_ms
+from edge_task import Task
+from models.zoo import WeightsSource, load_network
+from net.bandwidth import LinkEstimate
+from net.monitor_client import estimate_link
+from tests.benchmark.common import RESULTS, kept_rows, save
+from tests.benchmark.cut_runs import SLOWDOWNS, Cut, Json, Link, Runner, Taken, describe, plan_for, score
+from tests.benchmark.links import CLOUD_IP, emulated_link, on_cloud_side, on_edge_side, why_not
+from tests.benchmark.reference import reference_point
+from utils.excel_utils import save_tables
+from utils.inference_utils import use_threads
+from utils.units import bytes_per_s_to_mbit_per_s
 
-ROUNDS = 9
-RATES_MB_PER_S = [float(rate) for rate in np.geomspace(0.1, 100, 10)]
-RTT_MS = 5.0
-GOOD = 0.02
-SOURCES = ("forest", "linear", "measured")
+MODELS = ("alex_net", "vgg_net", "le_net", "mobile_net", "resnet18", "googlenet")
+LINKS = {
+    "3G": Link(1.1, 50.0),
+    "LTE": Link(5.85, 40.0),
+    "Wi-Fi": Link(18.88, 10.0),
+    "5G": Link(50.0, 20.0),
+    "100M": Link(100.0, 5.0),
+    "500M": Link(500.0, 1.0),
+}
+OURS = ("forest", "measured")  # each is the name of predictors, on both sides
+RIVALS = ("edge-only", "cloud-only", "reference")
+GOOD = 0.05
 
 
-def measure_side(side: str) -> dict[str, dict[str, list[float]]]:
-    """Return for every network the latencies (ms) of its halves on one side, by point, and its measured profile."""
-    use_threads(dataset_threads(side, "cpu"))
-    result: dict[str, dict[str, list[float]]] = {}
-    for name in ZOO:
-        network = load_network(name)
-        profile = summarise(profile_passes(network, random_input()))
-        points = range(len(network.graph.layers) + 1)
-        cuts = [network.cut(point) for point in points]
-        inputs = [run_half(cut.edge, [random_input()]).tensors for cut in cuts]
-        times: list[list[float]] = [[] for _ in points]
-        for _ in range(ROUNDS):
-            for point in points:
-                half, tensors = (
-                    (cuts[point].edge, [random_input()]) if side == "edge" else (cuts[point].cloud, inputs[point])
+# ---------------------------------------------------------------- on the edge's side of the link
+
+
+def measure_model(model: str, link: Link, ports: Sequence[int]) -> Json:
+    """Return what was chosen for a network on the link of the moment, and what every run of every cut took.
+
+    Args: ports: of the cloud, its bandwidth service, and the cloud that measures its layers.
+    """
+    port, monitor_port, measured_port = ports
+    network = load_network(model)
+    found = estimate_link(CLOUD_IP, monitor_port)
+    of_source = dict(zip(OURS, (port, measured_port), strict=True))
+    chosen = {slowdown: choices(model, found, of_source, slowdown) for slowdown in SLOWDOWNS}
+    runner = Runner(network, port)
+    taken = runner.run_chosen_and_rivals([cut for cuts in chosen.values() for cut, _ in cuts.values()], link)
+    places = {cut: place for place, cut in enumerate(taken)}
+    return {
+        "model": model,
+        "measured_mbit": bytes_per_s_to_mbit_per_s(found.rate_bytes_per_s),
+        "measured_rtt_ms": found.exchange_ms,
+        "boundaries": len(network.graph.block_points),
+        "cuts": [{**describe(network.graph, cut), "edge_ms_rest_ms": runs} for cut, runs in taken.items()],
+        "choices": [
+            {"slowdown": slowdown, "name": name, "cut": places[cut], "predicted_ms": predicted_ms}
+            for slowdown, cuts in chosen.items()
+            for name, (cut, predicted_ms) in cuts.items()
+        ],
+    }
+
+
+def choices(
+    model: str, link: LinkEstimate, ports: dict[str, int], slowdown: float
+) -> dict[str, tuple[Cut, float | None]]:
+    """Return what each contender chooses for an edge, and what it takes by our prediction, ms."""
+    plans = {
+        name: plan_for(Task(model, WeightsSource(), threads=1, predictor=name), port, link, slowdown)
+        for name, port in ports.items()
+    }
+    graph = next(iter(plans.values())).graph
+    ours = {name: (plan.edge_nodes(plan.best), plan.best.stages.total_ms) for name, plan in plans.items()}
+    points = {
+        "edge-only": len(graph.layers),
+        "cloud-only": 0,
+        "reference": reference_point(graph, link.rate_bytes_per_s, slowdown),
+    }
+    return {**ours, **{name: (graph.edge_nodes(point), None) for name, point in points.items()}}
+
+
+# ---------------------------------------------------------------- what it tells
+
+
+def regrets(measured: Json, slowdown: float) -> Json:
+    """Return the regret of every contender for one network, link and edge."""
+    cuts = measured["cuts"]
+    taken = {frozenset([place]): [Taken(*run) for run in cut["edge_ms_rest_ms"]] for place, cut in enumerate(cuts)}
+    best, latency_ms = score(taken, slowdown)
+    row = {"link": measured["link"], "model": measured["model"], "slowdown": slowdown}
+    row |= {"cuts_run": len(cuts), "boundaries": measured["boundaries"]}
+    row |= {"best": name_of(cuts[min(best)]), "best_ms": latency_ms[best]}
+    for choice in measured["choices"]:
+        if choice["slowdown"] == slowdown:
+            name, cut = choice["name"], frozenset([choice["cut"]])
+            row |= {name: name_of(cuts[choice["cut"]]), f"{name}_ms": latency_ms[cut]}
+            row |= {
+                f"{name}_predicted_ms": choice["predicted_ms"],
+                f"{name}_regret": latency_ms[cut] / latency_ms[best] - 1,
+            }
+    return row
+
+
+def name_of(cut: Json) -> str:
+    """Return what a person calls a cut."""
+    if cut["edge_nodes"] == cut["nodes"]:
+        return "edge"
+    return "cloud" if cut["edge_nodes"] == 1 else " + ".join(cut["crossing"])
+
+
+def summary(rows: Sequence[Json]) -> list[Json]:
+    """Return, for every contender, its regret over all networks and links, and how much faster ours is than it."""
+    found = []
+    for name in (*OURS, *RIVALS):
+        regret = [row[f"{name}_regret"] for row in rows]
+        ratios = [row[f"{name}_ms"] / row[f"{OURS[0]}_ms"] for row in rows]
+        found.append(
+            {
+                "choice of": name,
+                "mean_regret": statistics.fmean(regret),
+                "worst_regret": max(regret),
+                "within_5_percent": sum(value <= GOOD for value in regret),
+                "of": len(regret),
+                "speed_up_of_forest": statistics.geometric_mean(ratios),
+                "largest_speed_up": max(ratios),
+            }
+        )
+    return found
+
+
+def print_tables(rows: Sequence[Json], slowdown: float) -> None:
+    """Print the regret of every contender on every link, and what it comes to."""
+    names = (*OURS, *RIVALS)
+    share = "one thread" if slowdown == 1 else f"{slowdown:g} times slower than one thread here"
+    print(f"\nregret of the chosen cut, an edge of {share}")
+    print(
+        f"{'link':<8}{'model':<12}{'cuts run':>10}{'best, ms':>10}" + "".join(f"{name:>12}" for name in names), end=""
+    )
+    print("  best cut, and ours where it is another")
+    for row in rows:
+        print(f"{row['link']:<8}{row['model']:<12}{row['cuts_run']:>4} of {row['boundaries']:<2}", end="")
+        print(f"{row['best_ms']:>10.1f}" + "".join(f"{row[f'{name}_regret']:>12.1%}" for name in names), end="")
+        others = {row[name] for name in OURS} - {row["best"]}
+        print("  " + ", ".join([row["best"], *sorted(others)]))
+    print(f"{'choice of':<12}{'mean':>9}{'worst':>9}{'within 5 %':>12}{'forest is faster by':>21}{'at most':>9}")
+    for row in summary(rows):
+        print(f"{row['choice of']:<12}{row['mean_regret']:>9.2%}{row['worst_regret']:>9.1%}", end="")
+        print(f"{row['within_5_percent']:>6} of {row['of']:<3}", end="")
+        print(f"{row['speed_up_of_forest']:>20.2f}x{row['largest_speed_up']:>8.1f}x")
+
+
+def plot(rows: Sequence[Json]) -> None:
+    """Draw what each choice takes, in terms of the best cut: a panel for every network and edge."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    styles = {"forest": "o-", "measured": "x--", "reference": "s:", "edge-only": "^:", "cloud-only": "v:"}
+    figure, panels = pyplot.subplots(
+        len(SLOWDOWNS), len(MODELS), figsize=(22, 8), layout="constrained", sharex=True, sharey=True
+    )
+    for of_edge, slowdown in zip(panels, SLOWDOWNS, strict=True):
+        for axes, model in zip(of_edge, MODELS, strict=True):
+            shown = [row for row in rows if (row["model"], row["slowdown"]) == (model, slowdown)]
+            for name, style in styles.items():
+                axes.plot(
+                    [row["link"] for row in shown], [1 + row[f"{name}_regret"] for row in shown], style, label=name
                 )
-                start_ms = now_ms()
-                run_half(half, tensors)
-                times[point].append(now_ms() - start_ms)
-        halves = [float(np.quantile(values, 0.25)) for values in times]
-        halves[0 if side == "edge" else -1] = 0.0  # the empty half
-        result[name] = {"halves": halves, "low": list(profile.low_ms), "profile": list(profile.latency_ms)}
-        result[name]["high"] = list(profile.high_ms)
-    return result
+            axes.set_yscale("log")
+            axes.set_title(model + (f", edge {slowdown:g} times slower" if slowdown > 1 else ""))
+            axes.grid(alpha=0.3)
+        of_edge[0].set_ylabel("latency / that of the best cut")
+    panels[0][0].legend(fontsize=8)
+    figure.savefig(RESULTS / "regret.png", dpi=110)
+    pyplot.close(figure)
 
 
-Measured = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]  # by side, network, and what
+def report(measured: Sequence[Json]) -> None:
+    """Print the tables, and write them."""
+    rows = [regrets(entry, slowdown) for slowdown in SLOWDOWNS for entry in measured]
+    sheets: dict[str, list[Json]] = {}
+    for slowdown in SLOWDOWNS:
+        of_edge = [row for row in rows if row["slowdown"] == slowdown]
+        print_tables(of_edge, slowdown)
+        sheets |= {f"edge 1_{slowdown:g}": of_edge, f"edge 1_{slowdown:g}, together": summary(of_edge)}
+    save_tables(RESULTS / "regret.xlsx", sheets)
+    plot(rows)
 
 
-def regrets(measured: Measured, source: str) -> list[dict[str, object]]:
-    """Return the regret of the cuts that one source of latencies chooses."""
-    rows: list[dict[str, object]] = []
-    for name in ZOO:
-        graph = model_graph(name)
-        edge, cloud = (latencies_of(side, source, measured[side][name], name) for side in SIDES)
-        halves = {side: measured[side][name]["halves"] for side in SIDES}
-        for rate in RATES_MB_PER_S:
-            costs = [
-                edge_ms + transfer_time_ms(crossing, graph.output.size_bytes, rate * 1e6, RTT_MS) + cloud_ms
-                for edge_ms, crossing, cloud_ms in zip(
-                    halves["edge"], graph.crossing_bytes, halves["cloud"], strict=True
-                )
-            ]
-            chosen = plan_split(graph, edge, cloud, rate * 1e6, RTT_MS).best.point
-            best = int(np.argmin(costs))
-            regret = costs[chosen] / costs[best] - 1
-            rows.append({"model": name, "mb_per_s": rate, "chosen": chosen, "best": best, "regret": regret})
-    return rows
+# ---------------------------------------------------------------- both sides
 
 
-def latencies_of(side: str, source: str, measured: Mapping[str, Sequence[float]], name: str) -> LayerLatencies:
-    """Return one side's latencies of one network."""
-    if source == "measured":
-        return LayerLatencies(measured["profile"], measured["low"], measured["high"], source)
-    return find_predictor(side, name=source).predict(model_graph(name))
+def measure_link(name: str, models: Sequence[str]) -> list[Json]:
+    """Return what was measured of some networks on one link."""
+    command = ["cloud_api.py", "-p", "0", "--monitor-port", "0"]
+    with (
+        emulated_link(*LINKS[name]),
+        on_cloud_side(command) as cloud,
+        on_cloud_side([*command, "--predictor", "measured"]) as measuring_cloud,
+    ):
+        ports = [*cloud.ports, measuring_cloud.ports[0]]
+        arguments = ["-m", "tests.benchmark.regret", "edge", name, *map(str, ports), *models]
+        done = on_edge_side(arguments, stderr=None)  # which has the progress bar
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    return [{"link": name, **LINKS[name]._asdict(), **entry} for entry in json.loads(done.stdout)]
+
+
+def run_edge(name: str, arguments: Sequence[str]) -> None:
+    """Measure networks, and print what was found as JSON."""
+    ports, models = [int(port) for port in arguments[:3]], arguments[3:]
+    use_threads(1)
+    turns = tqdm(models, desc=name, unit="network", disable=None)
+    print(json.dumps([measure_model(model, LINKS[name], ports) for model in turns]))
 
 
 def main() -> None:
-    if sys.argv[1:] and sys.argv[1] in SIDES:
-        print(json.dumps(measure_side(sys.argv[1])))
+    if sys.argv[1:2] == ["edge"]:
+        run_edge(sys.argv[2], sys.argv[3:])
         return
-    measured = {}
-    for side in SIDES:
-        command = [sys.executable, "-m", "tests.benchmark.regret", side]
-        output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-        measured[side] = json.loads(output)
-    results = {source: regrets(measured, source) for source in SOURCES}
-    print(f"regret of the chosen cut: {len(ZOO)} networks x {len(RATES_MB_PER_S)} bandwidths, RTT {RTT_MS:g} ms")
-    print(f"{'latencies':<11}{'at most 2 %':>12}{'mean':>9}{'worst':>9}")
-    for source, rows in results.items():
-        values = np.array([row["regret"] for row in rows], dtype=float)
-        print(f"{source:<11}{(values <= GOOD).mean():>12.1%}{values.mean():>9.2%}{values.max():>9.2%}")
-        for row in rows:
-            if float(str(row["regret"])) > GOOD:
-                where = f"{row['model']} at {row['mb_per_s']:.2f} MB/s"
-                print(f"    {where}: point {row['chosen']}, best {row['best']}, {row['regret']:.1%}")
-    save("regret", {"regret": results})
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--link", nargs="+", choices=LINKS, default=[], help="measure these, anew (default: all)")
+    parser.add_argument("-t", "--type", nargs="+", choices=MODELS, default=[], help="networks (default: all)")
+    args = parser.parse_args()
+    if reason := why_not():
+        raise SystemExit(reason)
+    for name in args.link or LINKS:
+        kept = kept_rows("regret")
+        known = set() if args.link or args.type else {row["model"] for row in kept if row["link"] == name}
+        models = [model for model in args.type or MODELS if model not in known]
+        if not models:
+            continue
+        others = [row for row in kept if row["link"] != name or row["model"] not in models]
+        rows = [*others, *measure_link(name, models)]
+        rows.sort(key=lambda row: (MODELS.index(row["model"]), list(LINKS).index(row["link"])))
+        save("regret", {"rows": rows})
+    report(kept_rows("regret"))
 
 
 if __name__ == "__main__":

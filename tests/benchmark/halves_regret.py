@@ -1,0 +1,117 @@
+"""What the chosen cut costs beyond the best one, by measured halves: four networks, ten bandwidths.
+
+    python -m tests.benchmark.halves_regret
+
+Both halves of every partition point are measured, each side in a process of its own with the threads of its
+predictors, all points in turn, in rounds; a latency is the lower quartile of the rounds, as in the data sets. The
+link's share is the same formula for all. Regret is cost(chosen) / cost(best) - 1.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from deployment import plan_split
+from models.zoo import ZOO, load_network, model_graph
+from predictor.latencies import LayerLatencies
+from predictor.predictor_utils import SIDES, dataset_threads, find_predictor
+from predictor.profile import profile_passes, summarise
+from predictor.transfer import transfer_time_ms
+from tests.benchmark.common import save
+from utils.cli import ROOT
+from utils.inference_utils import random_input, run_half, use_threads
+from utils.timing import now_ms
+
+ROUNDS = 9
+RATES_MB_PER_S = [float(rate) for rate in np.geomspace(0.1, 100, 10)]
+RTT_MS = 5.0
+GOOD = 0.02
+SOURCES = ("forest", "linear", "measured")
+
+
+def measure_side(side: str) -> dict[str, dict[str, list[float]]]:
+    """Return for every network the latencies (ms) of its halves on one side, by point, and its measured profile."""
+    use_threads(dataset_threads(side, "cpu"))
+    result: dict[str, dict[str, list[float]]] = {}
+    for name in ZOO:
+        network = load_network(name)
+        profile = summarise(profile_passes(network, random_input()))
+        points = range(len(network.graph.layers) + 1)
+        cuts = [network.cut(point) for point in points]
+        inputs = [run_half(cut.edge, [random_input()]).tensors for cut in cuts]
+        times: list[list[float]] = [[] for _ in points]
+        for _ in range(ROUNDS):
+            for point in points:
+                half, tensors = (
+                    (cuts[point].edge, [random_input()]) if side == "edge" else (cuts[point].cloud, inputs[point])
+                )
+                start_ms = now_ms()
+                run_half(half, tensors)
+                times[point].append(now_ms() - start_ms)
+        halves = [float(np.quantile(values, 0.25)) for values in times]
+        halves[0 if side == "edge" else -1] = 0.0  # the empty half
+        result[name] = {"halves": halves, "low": list(profile.low_ms), "profile": list(profile.latency_ms)}
+        result[name]["high"] = list(profile.high_ms)
+    return result
+
+
+Measured = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]  # by side, network, and what
+
+
+def regrets(measured: Measured, source: str) -> list[dict[str, object]]:
+    """Return the regret of the cuts that one source of latencies chooses."""
+    rows: list[dict[str, object]] = []
+    for name in ZOO:
+        graph = model_graph(name)
+        edge, cloud = (latencies_of(side, source, measured[side][name], name) for side in SIDES)
+        halves = {side: measured[side][name]["halves"] for side in SIDES}
+        for rate in RATES_MB_PER_S:
+            costs = [
+                edge_ms + transfer_time_ms(crossing, graph.output.size_bytes, rate * 1e6, RTT_MS) + cloud_ms
+                for edge_ms, crossing, cloud_ms in zip(
+                    halves["edge"], graph.crossing_bytes, halves["cloud"], strict=True
+                )
+            ]
+            chosen = plan_split(graph, edge, cloud, rate * 1e6, RTT_MS).best.point
+            best = int(np.argmin(costs))
+            regret = costs[chosen] / costs[best] - 1
+            rows.append({"model": name, "mb_per_s": rate, "chosen": chosen, "best": best, "regret": regret})
+    return rows
+
+
+def latencies_of(side: str, source: str, measured: Mapping[str, Sequence[float]], name: str) -> LayerLatencies:
+    """Return one side's latencies of one network."""
+    if source == "measured":
+        return LayerLatencies(measured["profile"], measured["low"], measured["high"], source)
+    return find_predictor(side, name=source).predict(model_graph(name))
+
+
+def main() -> None:
+    if sys.argv[1:] and sys.argv[1] in SIDES:
+        print(json.dumps(measure_side(sys.argv[1])))
+        return
+    measured = {}
+    for side in SIDES:
+        command = [sys.executable, "-m", "tests.benchmark.halves_regret", side]
+        output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        measured[side] = json.loads(output)
+    results = {source: regrets(measured, source) for source in SOURCES}
+    print(f"regret of the chosen cut: {len(ZOO)} networks x {len(RATES_MB_PER_S)} bandwidths, RTT {RTT_MS:g} ms")
+    print(f"{'latencies':<11}{'at most 2 %':>12}{'mean':>9}{'worst':>9}")
+    for source, rows in results.items():
+        values = np.array([row["regret"] for row in rows], dtype=float)
+        print(f"{source:<11}{(values <= GOOD).mean():>12.1%}{values.mean():>9.2%}{values.max():>9.2%}")
+        for row in rows:
+            if float(str(row["regret"])) > GOOD:
+                where = f"{row['model']} at {row['mb_per_s']:.2f} MB/s"
+                print(f"    {where}: point {row['chosen']}, best {row['best']}, {row['regret']:.1%}")
+    save("halves_regret", {"regret": results})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""How the reference implementation chooses a partition point: its features, its regression, its transfer time.
+
+A plain linear regression per kind of layer on the columns of the contract, from this project's data sets, clamped at 0;
+other kinds cost nothing; transfer = bytes / bandwidth, without a round trip or an answer. It is given more than it has:
+a bandwidth that is measured right, batch norms that cost nothing where they are folded, and, of networks that are no
+chain, which it cannot cut at all, every boundary between blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+from sklearn.linear_model import LinearRegression
+
+from models.graph import LayerGraph, Node
+from models.operations import LayerKind
+from predictor.chain_search import best_point, chain_candidates
+from predictor.get_datasets_func import COLUMNS, csv_path, read_rows
+from predictor.predictor_utils import dataset_directory
+from utils.units import s_to_ms
+
+KINDS = tuple(COLUMNS)[:6]  # of the contract
+
+
+def reference_point(graph: LayerGraph, rate_bytes_per_s: float, slowdown: float) -> int:
+    """Return the partition point that it chooses, for an edge that it knows to be slower."""
+    points = graph.block_points
+    edge_ms, cloud_ms = (_between(points, predicted_ms(side, graph)) for side in ("edge", "cloud"))
+    transfer_ms = [s_to_ms(graph.crossing_bytes[point] / rate_bytes_per_s) for point in points]
+    stages = chain_candidates([slowdown * latency for latency in edge_ms], transfer_ms, cloud_ms)
+    return points[best_point(stages, stages)]
+
+
+def _between(points: Sequence[int], latency_ms: Sequence[float]) -> list[float]:
+    return [sum(latency_ms[start:end]) for start, end in pairwise(points)]
+
+
+def predicted_ms(side: str, graph: LayerGraph) -> list[float]:
+    """Return what it predicts for every layer, (L,), ms."""
+    return [sum(_node_ms(side, node) for node in layer.nodes) for layer in graph.layers]
+
+
+def _node_ms(side: str, node: Node) -> float:
+    if node.kind not in KINDS or node.folded:
+        return 0.0
+    values = {**node.params, "FLOPs": node.flops}
+    features = [[values[name] for name in _features(node.kind)]]
+    return max(0.0, float(_regression(side, node.kind).predict(features)[0]))
+
+
+def _features(kind: LayerKind) -> Sequence[str]:
+    return COLUMNS[kind][:-1]
+
+
+@cache
+def _regression(side: str, kind: LayerKind) -> LinearRegression:
+    rows = read_rows(csv_path(dataset_directory(side, "cpu"), kind), kind)
+    features = np.array([[row[name] for name in _features(kind)] for row in rows])
+    return LinearRegression().fit(features, [row["latency"] for row in rows])
