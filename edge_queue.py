@@ -153,6 +153,7 @@ class QueueRun:
             point=candidate.point,
             layer=candidate.layer,
             layers=len(plan.graph.layers),
+            graph=plan.graph,
             rate_bytes_per_s=now.link.rate_bytes_per_s,
             rate_age_s=now.link.age_s,
             rate_is_stale=now.is_stale,

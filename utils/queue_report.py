@@ -14,7 +14,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from utils.queue_results import ALL, GroupSummary, QueueSummary, cuts_text, printable
 from utils.queue_tasks import QueuedTask, TaskResult
-from utils.report import RULE, EdgeReport, bandwidth_line, best_line
+from utils.report import RULE, EdgeReport, bandwidth_line, best_line, graph_cut_lines
 from utils.units import bytes_per_s_to_mb_per_s
 
 START = "===================== start inference tasks ===================== "  # ends in a blank, as in the contract
@@ -36,7 +36,8 @@ def _say_finished(report: EdgeReport, result: TaskResult, count: int) -> None:
     chosen_ms = result.predicted.total_ms
     report.say(bandwidth_line(result.rate_bytes_per_s) + f" (age {result.rate_age_s:.1f} s{_stale(result)})")
     report.say(f"get model type: {model} ")  # ends in a blank, as in the contract
-    report.say(best_line(chosen_ms, result.point, result.layer))
+    for line in _cut_lines(result):
+        report.say(line)
     if 0 < result.best_total_ms < chosen_ms:  # the queue as a whole is faster with another cut
         report.say(f"best latency of this task alone : {result.best_total_ms:.2f} ms")
     report.say(RULE)
@@ -48,6 +49,13 @@ def _say_finished(report: EdgeReport, result: TaskResult, count: int) -> None:
         report.cloud_done(model, result.measured)
     report.say(_answer_line(result, count))
     report.finished()
+
+
+def _cut_lines(result: TaskResult) -> list[str]:
+    total_ms, graph = result.predicted.total_ms, result.graph
+    if graph is None or graph.is_chain:
+        return [best_line(total_ms, result.point, result.layer)]
+    return graph_cut_lines(graph, len(result.edge_nodes), result.crossing, total_ms)
 
 
 def _stale(result: TaskResult) -> str:

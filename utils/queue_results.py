@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from utils.queue_tasks import TaskResult
+from utils.report import tensor_documents
 from utils.timing import STAGE_NAMES
 from utils.units import bytes_per_s_to_mb_per_s, ms_to_s
 
@@ -136,6 +137,8 @@ def _task_document(result: TaskResult) -> Json:
         "image": None if task.image is None else str(task.image),
         "partition_point": result.point if result.is_planned else None,
         "partition_layer": result.layer if result.is_planned else None,
+        "edge_nodes": sorted(result.edge_nodes) if result.is_planned else None,
+        "crossing": tensor_documents(result.crossing) if result.is_planned else None,
         "bandwidth_mb_per_s": bytes_per_s_to_mb_per_s(result.rate_bytes_per_s) if knows_rate else None,
         "bandwidth_age_s": result.rate_age_s if knows_rate else None,
         "bandwidth_is_stale": result.rate_is_stale if knows_rate else None,
@@ -206,6 +209,9 @@ def _task_row(result: TaskResult) -> Json:
     empty = dict.fromkeys(STAGE_NAMES)
     for kind in ("predicted", "measured"):
         row |= {f"{kind}_{name}": value for name, value in (row.pop(kind) or empty).items()}
+    if result.is_planned:
+        row["edge_nodes"] = len(row["edge_nodes"])
+        row["crossing"] = ", ".join(tensor["name"] for tensor in row["crossing"])
     spans = row.pop("spans_ms")
     for name in SPAN_NAMES:
         row[f"{name}_start_ms"], row[f"{name}_end_ms"] = spans.get(name, (None, None))

@@ -7,13 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from models.zoo import ZOO, canonical_name
 from utils.errors import UnknownModelError, UsageError
 from utils.timing import StageTimes
+
+if TYPE_CHECKING:
+    from models.graph import LayerGraph, Node
 
 COMMENT = "#"  # the first character of a line that a task file keeps to itself
 
@@ -42,6 +45,7 @@ class TaskResult:
     point: int = 0
     layer: str = "None"
     layers: int = 0  # of the whole network: point == layers ran on the edge alone; 0: it was not planned
+    graph: LayerGraph | None = None  # of its network
     rate_bytes_per_s: float = 0.0  # of the uplink, as known when the task was planned; 0: it was not known
     rate_age_s: float = 0.0
     rate_is_stale: bool = False
@@ -76,6 +80,16 @@ class TaskResult:
     def is_planned(self) -> bool:
         """Whether a partition point was chosen for it."""
         return self.layers > 0
+
+    @property
+    def edge_nodes(self) -> frozenset[int]:
+        """The nodes of its graph that its cut leaves on the edge."""
+        return self.graph.edge_nodes(self.point) if self.graph else frozenset()
+
+    @property
+    def crossing(self) -> tuple[Node, ...]:
+        """The nodes of its graph whose tensors cross at its cut."""
+        return self.graph.crossing(self.edge_nodes) if self.graph and self.point < self.layers else ()
 
     @property
     def crossed(self) -> bool:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from utils.timing import STAGE_NAMES, StageTimes, Timing
@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # the lines before the plan are printed before torch is impor
     from torch import Tensor
 
     from deployment import Candidate, Comparison, SplitPlan
+    from models.graph import LayerGraph, Node
     from net.bandwidth import LinkEstimate
     from net.events import CloudEvent
     from utils.inference_utils import Guess, LayerFeature
@@ -59,10 +60,14 @@ def cut_lines(plan: SplitPlan, candidate: Candidate) -> list[str]:
     total_ms = candidate.stages.total_ms
     if plan.graph.is_chain:
         return [best_line(total_ms, candidate.point, candidate.layer)]
-    count = len(plan.edge_nodes(candidate))
+    return graph_cut_lines(plan.graph, len(plan.edge_nodes(candidate)), plan.crossing(candidate), total_ms)
+
+
+def graph_cut_lines(graph: LayerGraph, edge_nodes: int, crossing: Iterable[Node], total_ms: float) -> list[str]:
+    """Return what is said of a cut of a graph that is no chain: how many nodes stay on the edge, and what crosses."""
     return [
-        f"best latency : {total_ms:.2f} ms , edge nodes : {count} of {len(plan.graph.nodes)}",
-        *(f"crossing tensor : {_tensor_text(tensor)}" for tensor in crossing_documents(plan, candidate)),
+        f"best latency : {total_ms:.2f} ms , edge nodes : {edge_nodes} of {len(graph.nodes)}",
+        *(f"crossing tensor : {_tensor_text(tensor)}" for tensor in tensor_documents(crossing)),
     ]
 
 
@@ -197,11 +202,11 @@ def _candidate_document(candidate: Candidate) -> Json:
     }
 
 
-def crossing_documents(plan: SplitPlan, candidate: Candidate) -> list[Json]:
-    """Return the tensors that cross, each once."""
+def tensor_documents(nodes: Iterable[Node]) -> list[Json]:
+    """Return the tensors that nodes make, as the JSON interface has those that cross."""
     return [
         {"name": node.name, "shape": list(output.shape), "dtype": output.dtype, "bytes": output.size_bytes}
-        for node in plan.crossing(candidate)
+        for node in nodes
         for output in node.outputs
     ]
 
@@ -212,7 +217,7 @@ def cut_document(plan: SplitPlan, candidate: Candidate) -> Json:
     return {
         "strategy": str(plan.strategy),
         "edge_nodes": sorted(plan.edge_nodes(candidate)),
-        "crossing": crossing_documents(plan, candidate),
+        "crossing": tensor_documents(plan.crossing(candidate)),
         "edge_parameter_bytes": memory.parameter_bytes,
         "edge_activation_bytes": memory.activation_bytes,
         "cloud_parameter_bytes": plan.cloud_parameter_bytes(candidate),

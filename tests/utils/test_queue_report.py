@@ -12,12 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from models.zoo import model_graph
 from tests.utils.queue_samples import failed, finished, queue_of
 from utils.queue_report import QueueReport, print_summary, task_block
 from utils.queue_results import summarise
 from utils.queue_tasks import QueuedTask, TaskResult
 from utils.report import FINISHED, RULE
 from utils.timing import StageTimes
+
+POINTS = {  # of resnet18: what crosses
+    0: ["x , 1x3x224x224 float32 , 602.1 KB"],
+    6: ["maxpool , 1x64x56x56 float32 , 802.8 KB", "layer1.0.conv2 , 1x64x56x56 float32 , 802.8 KB"],
+    49: [],
+}
 
 
 class Terminal(io.StringIO):
@@ -55,6 +62,21 @@ def test_the_lines_of_a_task_are_those_of_the_contract() -> None:
         "task 7 of 40 : top class 123 , answered by cloud\n"
         f"{FINISHED}\n"
     )
+
+
+@pytest.mark.parametrize(("point", "crossing"), POINTS.items())
+def test_of_a_graph_that_is_no_chain_nodes_and_crossing_tensors_are_said(point: int, crossing: list[str]) -> None:
+    graph = model_graph("resnet18")
+    result = finished(1, "resnet18", point=point, layers=len(graph.layers), graph=graph)
+    lines = task_block(result, 1).splitlines()
+    nodes = len(graph.edge_nodes(point))
+    assert lines[2] == f"best latency : 10.00 ms , edge nodes : {nodes} of {len(graph.nodes)}"
+    assert lines[3 : lines.index(RULE)] == [f"crossing tensor : {tensor}" for tensor in crossing]
+
+
+def test_of_a_chain_the_contract_line_is_said() -> None:
+    lines = task_block(finished(1, graph=model_graph("le_net")), 1).splitlines()
+    assert lines[2] == "best latency : 10.00 ms , best partition point : 3 - features.2 (maxpool)"
 
 
 def test_a_task_that_stayed_on_the_edge_says_nothing_of_sending() -> None:

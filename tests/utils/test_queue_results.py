@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openpyxl import load_workbook
 
+from models.zoo import model_graph
 from tests.utils.queue_samples import failed, finished, queue_of
 from utils.excel_utils import save_tables
 from utils.queue_results import QueueSummary, cuts_text, printable, queue_document, queue_sheets, summarise
@@ -20,9 +21,9 @@ from utils.queue_tasks import QueuedTask, TaskResult
 from utils.timing import STAGE_NAMES, StageTimes
 
 TASK_KEYS = [
-    "id", "model", "image", "partition_point", "partition_layer", "bandwidth_mb_per_s", "bandwidth_age_s",
-    "bandwidth_is_stale", "predicted", "measured", "elapsed_ms", "spans_ms", "output_digest", "top1", "retries",
-    "where", "deadline_ms", "deadline_in_reach", "deadline_met", "error",
+    "id", "model", "image", "partition_point", "partition_layer", "edge_nodes", "crossing", "bandwidth_mb_per_s",
+    "bandwidth_age_s", "bandwidth_is_stale", "predicted", "measured", "elapsed_ms", "spans_ms", "output_digest",
+    "top1", "retries", "where", "deadline_ms", "deadline_in_reach", "deadline_met", "error",
 ]  # fmt: skip
 
 
@@ -104,7 +105,8 @@ def test_a_queue_of_which_nothing_finished_has_no_statistics(results: list[TaskR
 
 
 def test_a_document_says_all_of_a_task() -> None:
-    result = finished(7, image=Path("photos/cat.jpg"), rate_is_stale=True, retries=1)
+    graph = model_graph("le_net")
+    result = finished(7, image=Path("photos/cat.jpg"), graph=graph, rate_is_stale=True, retries=1)
     (task,) = queue_document([result], summary_of([result]))["tasks"]
     assert list(task) == TASK_KEYS
     assert task == {
@@ -113,6 +115,8 @@ def test_a_document_says_all_of_a_task() -> None:
         "image": "photos/cat.jpg",
         "partition_point": 3,
         "partition_layer": "features.2 (maxpool)",
+        "edge_nodes": [0, 1, 2, 3],
+        "crossing": [{"name": "features.2", "shape": [1, 6, 112, 112], "dtype": "float32", "bytes": 301056}],
         "bandwidth_mb_per_s": 12.5,
         "bandwidth_age_s": 0.42,
         "bandwidth_is_stale": True,
@@ -178,6 +182,13 @@ def test_every_row_of_a_sheet_has_the_same_flat_columns() -> None:
     for rows in queue_sheets(results, summary_of(results, fifo=1.0)).values():
         assert all(list(row) == list(rows[0]) for row in rows)
         assert not any(isinstance(value, dict | list) for row in rows for value in row.values())
+
+
+def test_a_row_has_the_nodes_of_a_graph_and_the_names_of_what_crosses() -> None:
+    results = [finished(1, "resnet18", point=point, graph=model_graph("resnet18"), layers=49) for point in (9, 49)]
+    inside, whole = queue_sheets(results, summary_of(results))["tasks"]
+    assert (inside["edge_nodes"], inside["crossing"]) == (10, "layer1.0.relu#2, layer1.1.conv1")
+    assert (whole["edge_nodes"], whole["crossing"]) == (len(model_graph("resnet18").nodes), "")
 
 
 def test_a_name_that_excel_refuses_is_saved_without_its_control_characters(tmp_path: Path) -> None:
