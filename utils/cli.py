@@ -14,7 +14,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from select import PIPE_BUF
+from select import PIPE_BUF, select
 from types import FrameType, TracebackType
 from typing import IO, Any, NoReturn
 
@@ -229,7 +229,7 @@ def add_strategy(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def end_with_parent(stop: threading.Event, on_line: Callable[[str], None] = lambda line: None) -> None:
+def end_with_parent(stop: StopEvent, on_line: Callable[[str], None] = lambda line: None) -> None:
     """Set ``stop`` when stdin closes: the parent holds its other end, and however it dies, this process ends.
 
     Args: on_line: takes what the parent tells meanwhile (`ServiceProcess.tell`), from a thread of its own.
@@ -313,10 +313,26 @@ def run_main(
         return NeurosurgeonError.exit_code
 
 
-class StopEvent(threading.Event):
-    """Set by SIGINT or SIGTERM; remembers which."""
+class StopEvent:
+    """Set by SIGINT or SIGTERM, or by any thread; remembers whether it was SIGINT.
 
-    interrupted = False
+    It is a pipe, to which Python writes as soon as a signal comes. With a `threading.Event`, a signal that comes just
+    when its thread begins to wait is lost, or finds the event's own lock taken, and the process never ends.
+    """
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self._reader, self.writer = os.pipe()
+        os.set_blocking(self.writer, False)
+
+    def set(self) -> None:
+        """Let all go on who wait, now or later."""
+        with contextlib.suppress(BlockingIOError):  # it has been set very often
+            os.write(self.writer, b"\0")
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait until it is set, at most so long; return whether it is."""
+        return bool(select([self._reader], [], [], timeout_s)[0])
 
 
 def stop_event(*, ignore_interrupt: bool = False) -> StopEvent:
@@ -326,12 +342,12 @@ def stop_event(*, ignore_interrupt: bool = False) -> StopEvent:
     """
     event = StopEvent()
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def remember(number: int, frame: FrameType | None) -> None:
         event.interrupted = number == signal.SIGINT
-        event.set()
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, signal.SIG_IGN if ignore_interrupt else stop)
+    signal.set_wakeup_fd(event.writer, warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, remember)
+    signal.signal(signal.SIGINT, signal.SIG_IGN if ignore_interrupt else remember)
     return event
 
 

@@ -16,6 +16,7 @@ from utils import cli
 from utils.cli import (
     ROOT,
     ServiceProcess,
+    StopEvent,
     add_device,
     address_parser,
     base_parser,
@@ -236,9 +237,9 @@ def test_the_line_of_a_service_is_the_one_that_is_waited_for() -> None:
 
 
 ECHO = (
-    "import sys, threading\n"
-    "from utils.cli import end_with_parent, listening_line\n"
-    "stop = threading.Event()\n"
+    "import sys\n"
+    "from utils.cli import StopEvent, end_with_parent, listening_line\n"
+    "stop = StopEvent()\n"
     "end_with_parent(stop, lambda line: print(line.strip().upper(), flush=True))\n"
     "print(listening_line('echo', 'x:1'), file=sys.stderr, flush=True)\n"
     "stop.wait()\n"
@@ -277,3 +278,32 @@ def test_a_service_that_hears_its_parent_stops_cleanly() -> None:
     with ServiceProcess(["-m", "net.monitor_server", "--monitor-port", "0"]) as service:
         service.process.terminate()
         assert service.process.wait(30) == 0
+
+
+SIGNALLED = """
+import os, signal
+from utils.cli import stop_event
+for number in range(3_000):
+    stop = stop_event()
+    signal.signal(signal.SIGALRM, lambda number, frame: None)
+    signal.setitimer(signal.ITIMER_REAL, 1e-6 * (number % 60 + 1))  # about when it begins to wait
+    assert stop.wait()
+    os.close(stop.writer)
+    os.close(stop._reader)
+print("ended")
+"""
+
+
+def test_no_moment_is_wrong_for_a_signal_to_stop() -> None:
+    command = [sys.executable, "-c", SIGNALLED]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "ended\n"
+
+
+def test_a_stop_is_for_all_who_wait_and_stays() -> None:
+    stop = StopEvent()
+    assert not stop.wait(0.0)
+    for _ in range(100_000):  # more than a pipe holds
+        stop.set()
+    assert stop.wait()
+    assert stop.wait(0.0)
