@@ -1,15 +1,102 @@
-"""Run every benchmark: `python -m tests.benchmark`. Figures go to results/*.json."""
+"""Run every benchmark that needs neither root nor more than some minutes, each in a process of its own.
+
+    python -m tests.benchmark [--list]
+
+Figures go to results/*.json. --list: what each one measures, and why some are left to be run by themselves.
+"""
 
 from __future__ import annotations
 
-from tests.benchmark import batching, cold_start, decision, execution, overhead, prediction, transport
+import argparse
+import ast
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.cli import ROOT
+
+ROOT_NEEDED = "needs root, and a link emulator that LINK_TOOL names"
 
 
-def main() -> None:
-    for benchmark in (decision, prediction, execution, batching, transport, overhead, cold_start):
-        benchmark.main()
-        print()
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """A module with a ``main``; the first line of its docstring says what it measures."""
+
+    name: str
+    left_out: str | None = None  # why it must be run by itself
+
+    @property
+    def command(self) -> str:
+        """What to type for it alone."""
+        return f"python -m tests.benchmark.{self.name}"
+
+    @property
+    def description(self) -> str:
+        """What it measures."""
+        source = (Path(__file__).parent / f"{self.name}.py").read_text(encoding="utf-8")
+        return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+
+    def run(self) -> bool:
+        """Run it; return whether it came to its end."""
+        return subprocess.run([sys.executable, "-m", f"tests.benchmark.{self.name}"], cwd=ROOT).returncode == 0
+
+
+BENCHMARKS = (
+    Benchmark("decision"),
+    Benchmark("prediction"),
+    Benchmark("execution"),
+    Benchmark("batching"),
+    Benchmark("halves_regret"),
+    Benchmark("transport"),
+    Benchmark("overhead"),
+    Benchmark("safety"),
+    Benchmark("gap"),
+    Benchmark("load"),
+    Benchmark("many_edges"),
+    Benchmark("rate_filter"),
+    Benchmark("following"),
+    Benchmark("cold_start"),
+    Benchmark("all_models", "takes a quarter of an hour"),
+    Benchmark("endurance", "takes eight minutes"),
+    Benchmark("survival", "takes twenty minutes; links that lose everything need root"),
+    Benchmark("soak", "takes a quarter of an hour"),
+    Benchmark("queue", ROOT_NEEDED),
+    Benchmark("probe", ROOT_NEEDED),
+    Benchmark("transfer_model", ROOT_NEEDED),
+    Benchmark("regret", ROOT_NEEDED),
+    Benchmark("strategies", ROOT_NEEDED),
+)
+
+
+def show_list() -> None:
+    """Print the table: what runs, and what does not and why."""
+    print("run by make bench:")
+    for benchmark in BENCHMARKS:
+        if not benchmark.left_out:
+            print(f"  {benchmark.command}\n      {benchmark.description}")
+    print("\nto be run by themselves:")
+    for benchmark in BENCHMARKS:
+        if benchmark.left_out:
+            print(f"  {benchmark.command}   ({benchmark.left_out})\n      {benchmark.description}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmark", description="Run the benchmarks.")
+    parser.add_argument("--list", action="store_true", help="show what there is, and run nothing (default: run)")
+    if parser.parse_args().list:
+        show_list()
+        return 0
+    failed = []
+    for benchmark in BENCHMARKS:
+        if not benchmark.left_out:
+            print(f"== {benchmark.name}: {benchmark.description}", flush=True)
+            failed += [] if benchmark.run() else [benchmark.name]
+            print(flush=True)
+    if failed:
+        print(f"failed: {', '.join(failed)}")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
