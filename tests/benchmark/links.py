@@ -37,6 +37,11 @@ def emulated_link(rate_mbit: float, rtt_ms: float, loss_ppm: int = 0) -> Iterato
         subprocess.run([TOOL, "down"], check=True)
 
 
+def change_link(rate_mbit: float, rtt_ms: float, loss_ppm: int = 0) -> None:
+    """Change the link in place; what is on it is lost."""
+    subprocess.run([TOOL, "set", str(rate_mbit), str(rtt_ms), str(loss_ppm)], check=True)
+
+
 def on_cloud_side(arguments: Sequence[str]) -> ServiceProcess:
     """Return a cloud script as a process on the far side of the link."""
     return ServiceProcess([*arguments, "-i", CLOUD_IP, "--insecure"], services=2, prefix=[str(TOOL), "cloud"])

@@ -1,9 +1,11 @@
 """What survives: clouds that are killed or fall silent, edges that are killed while they send, and a stop with tasks.
 
-    python -m tests.benchmark.survival [KILLS [EDGE_KILLS]]
+    python -m tests.benchmark.survival [KILLS [EDGE_KILLS [SILENCES]]]
 
-Cloud killed: a queue works on while its cloud is killed at random moments and started again. An answer that the cloud
-was lost with may come later than the edge alone would have made it, by 0.5 s after a kill and 5 s after a silence.
+A queue works on while its cloud is killed at random moments and started again; while it is stopped, so that its kernel
+still acknowledges and nothing but the missing heartbeat tells; and while the link loses everything (needs root, and the
+tool that LINK_TOOL names). An answer that the cloud was lost with may come later than the edge alone would have made
+it, by 0.5 s after a kill and 5 s after a silence. A number of 0 leaves its part out.
 """
 
 from __future__ import annotations
@@ -19,18 +21,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from models.cuts import pack_nodes
 from models.zoo import Network, load_network
 from net.messages import Hello, Reply, Request
 from net.session import EdgeSession, new_edge_id
-from net.transport import Connection, connect
+from net.transport import SILENCE_S, Connection, connect
 from tests.benchmark.common import save
+from tests.benchmark.links import CLOUD_IP, TOOL, change_link, emulated_link, on_cloud_side, why_not
 from tests.benchmark.soak import resources
 from tests.faults import write_slow_edge
 from tests.net.test_transport import frame_of
@@ -42,8 +47,11 @@ from utils.timing import now_ms
 from utils.units import MS_PER_S
 
 MODEL = "alex_net"
-KILLS, EDGE_KILLS, SILENCES = 20, 200, 3
-CLOUD = ["tasks_cloud_api.py", "--monitor-port", "0", "-p"]
+KILLS, EDGE_KILLS, SILENCES = 100, 200, 10
+CLOUD = ["tasks_cloud_api.py", "--models", MODEL, "--monitor-port", "0", "-p"]
+LATE_AFTER_KILL_MS, LATE_AFTER_SILENCE_MS = 500.0, 5_000.0  # beyond what the edge alone needs
+SILENT_S = SILENCE_S + 2.0
+LINK = (100.0, 10.0)  # Mbit/s, RTT in ms
 IDLE_S = 5.0
 DYING_EDGE = """
 import socket, sys, time
@@ -63,51 +71,80 @@ def free_port() -> int:
 # ---------------------------------------------------------------- the cloud dies, or falls silent
 
 
-def start_queue(port: int, directory: Path) -> subprocess.Popen[str]:
-    """Start an edge with an endless queue, one task at a time, each sent to the cloud whole."""
-    command = [sys.executable, "tasks_edge_api.py", "-p", str(port), "--monitor-port", "1", "-t", MODEL]
-    command += ["--tasks", "1000000", "--in-flight", "1", "--bandwidth", "1000", "--rtt", "0.1", "--no-correction"]
-    command += ["--edge-config", str(write_slow_edge(directory / "slow.json")), "--json"]
-    log = directory / "edge.log"
-    with log.open("w") as file:
-        edge = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True)
-    while "start inference tasks" not in log.read_text() and edge.poll() is None:
-        time.sleep(0.05)
-    return edge
+class Queue:
+    """An edge process with an endless queue, one task at a time, each sent to the cloud whole."""
 
+    def __init__(self, host: str, port: int, prefix: Sequence[str] = ()) -> None:
+        self._directory = tempfile.TemporaryDirectory()
+        path = Path(self._directory.name)
+        command = [*prefix, sys.executable, "tasks_edge_api.py", "-i", host, "-p", str(port), "--monitor-port", "1"]
+        command += ["-t", MODEL, "--tasks", "1000000", "--in-flight", "1", "--bandwidth", "1000", "--rtt", "0.1"]
+        command += ["--no-correction", "--edge-config", str(write_slow_edge(path / "slow.json")), "--json"]
+        self._log = path / "edge.log"
+        with self._log.open("w") as file:
+            self._edge = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=file, text=True)
+        while "start inference tasks" not in self._log.read_text() and self._edge.poll() is None:
+            time.sleep(0.05)
 
-def lose_clouds(kills: int, number: signal.Signals) -> dict[str, Any]:
-    """Send a signal to the cloud at random moments, so often; return what became of the edge's tasks."""
-    draw, port = random.Random(0), free_port()
-    with tempfile.TemporaryDirectory() as directory:
-        edge: subprocess.Popen[str] | None = None
-        for _ in range(kills):
-            with ServiceProcess([*CLOUD, str(port)], services=2) as cloud:
-                edge = edge or start_queue(port, Path(directory))
-                wait_for_use(cloud)
-                time.sleep(draw.uniform(0.0, 1.0))
-                cloud.process.send_signal(number)
-                if number == signal.SIGSTOP:
-                    time.sleep(6.0)
-                    cloud.process.kill()
-        assert edge is not None
+    def end(self) -> list[dict[str, Any]]:
+        """Stop the queue a second from now; return its tasks."""
         time.sleep(1.0)
-        edge.send_signal(signal.SIGINT)
-        output, _ = edge.communicate()
+        self._edge.send_signal(signal.SIGINT)
+        output, _ = self._edge.communicate()
+        log = self._log.read_text()
+        self._directory.cleanup()
         if not output:
-            raise RuntimeError((Path(directory) / "edge.log").read_text())
-    return verdict_on(json.loads(output)["tasks"])
+            raise RuntimeError(log)
+        tasks: list[dict[str, Any]] = json.loads(output)["tasks"]
+        return tasks
+
+
+def lose_clouds(times: int, number: signal.Signals) -> dict[str, Any]:
+    """Send a signal to the cloud at random moments, so often; return what became of the edge's tasks."""
+    draw, port, start_ms = random.Random(0), free_port(), now_ms()
+    queue: Queue | None = None
+    for _ in tqdm(range(times), desc=number.name, unit="loss", disable=None):
+        with ServiceProcess([*CLOUD, str(port)], services=2) as cloud:
+            queue = queue or Queue("127.0.0.1", port)
+            wait_for_use(cloud)
+            time.sleep(draw.uniform(0.0, 1.0))
+            cloud.process.send_signal(number)
+            if number == signal.SIGSTOP:
+                time.sleep(SILENT_S)
+            cloud.process.kill()
+    assert queue is not None
+    late_ms = LATE_AFTER_SILENCE_MS if number == signal.SIGSTOP else LATE_AFTER_KILL_MS
+    return {"times": times, **verdict_on(queue.end(), late_ms), "took_s": (now_ms() - start_ms) / MS_PER_S}
+
+
+def lose_links(times: int) -> dict[str, Any]:
+    """Let the link lose everything at random moments, so often; return what became of the edge's tasks."""
+    draw, port, start_ms = random.Random(0), free_port(), now_ms()
+    with emulated_link(*LINK), on_cloud_side([*CLOUD, str(port)]) as cloud:
+        queue = Queue(CLOUD_IP, port, [str(TOOL), "edge"])
+        for _ in tqdm(range(times), desc="link lost", unit="loss", disable=None):
+            wait_for_use(cloud)
+            time.sleep(draw.uniform(0.0, 1.0))
+            change_link(*LINK, loss_ppm=1_000_000)
+            time.sleep(SILENT_S)
+            change_link(*LINK)
+        wait_for_use(cloud)
+        tasks = queue.end()
+    return {"times": times, **verdict_on(tasks, LATE_AFTER_SILENCE_MS), "took_s": (now_ms() - start_ms) / MS_PER_S}
 
 
 def wait_for_use(cloud: ServiceProcess) -> None:
-    """Wait until the cloud has computed for 0.3 s more than its start took: an edge uses it."""
+    """Wait until the cloud has computed for another 0.3 s: an edge uses it."""
     start_s = cpu_s(cloud.process.pid)
     while cpu_s(cloud.process.pid) < start_s + 0.3:
         time.sleep(0.01)
 
 
-def verdict_on(tasks: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return how many tasks were answered, rightly, and how long those took that the cloud was lost with."""
+def verdict_on(tasks: list[dict[str, Any]], late_ms: float) -> dict[str, Any]:
+    """Return how many tasks were answered, rightly, and how long those took that the cloud was lost with.
+
+    Args: late_ms: a task that took so much longer than the edge alone is late.
+    """
     network = load_network(MODEL)
     right = set()
     for threads in (1, 2):  # of the edge, and of the cloud
@@ -116,6 +153,7 @@ def verdict_on(tasks: list[dict[str, Any]]) -> dict[str, Any]:
     lost = [task for task in tasks if task["where"] == "edge" and task["partition_point"] == 0]
     alone = [task["elapsed_ms"] for task in tasks if task["partition_point"] == len(network.graph.layers)]
     local_ms = statistics.median(alone) if alone else 0.0
+    elapsed_ms = [task["elapsed_ms"] for task in tasks if task["error"] is None]
     return {
         "tasks": len(tasks),
         "unanswered": sum(task["error"] is not None for task in tasks),
@@ -124,7 +162,8 @@ def verdict_on(tasks: list[dict[str, Any]]) -> dict[str, Any]:
         "lost_with_the_cloud": len(lost),
         "local_ms": local_ms,
         "longest_beyond_local_ms": max((task["elapsed_ms"] - local_ms for task in lost), default=None),
-        "longest_of_all_ms": max(task["elapsed_ms"] for task in tasks if task["error"] is None),
+        "longest_of_all_ms": max(elapsed_ms),
+        "late": sum(time_ms > local_ms + late_ms for time_ms in elapsed_ms),
     }
 
 
@@ -248,14 +287,22 @@ def accepts(port: int) -> bool:
 
 def main() -> None:
     given = [int(text) for text in sys.argv[1:]]
-    kills, edge_kills = (given + [KILLS, EDGE_KILLS][len(given) :])[:2]
+    kills, edge_kills, silences = (given + [KILLS, EDGE_KILLS, SILENCES][len(given) :])[:3]
+    parts: dict[str, tuple[int, Callable[[], dict[str, Any]]]] = {
+        "cloud killed": (kills, lambda: lose_clouds(kills, signal.SIGKILL)),
+        "cloud silent (stopped)": (silences, lambda: lose_clouds(silences, signal.SIGSTOP)),
+        "link silent (everything lost)": (silences, lambda: lose_links(silences)),
+        "edge killed while it sends": (edge_kills, lambda: kill_edges(edge_kills)),
+        "SIGTERM with 20 tasks": (1, stop_with_tasks),
+    }
+    missing = why_not()
+    if missing:
+        print(f"without the link: {missing}")
+        del parts["link silent (everything lost)"]
     results: dict[str, Any] = {}
-    for name, run in {
-        "cloud killed": lambda: lose_clouds(kills, signal.SIGKILL),
-        "cloud silent (stopped)": lambda: lose_clouds(min(kills, SILENCES), signal.SIGSTOP),
-        "edge killed while it sends": lambda: kill_edges(edge_kills),
-        "SIGTERM with 20 tasks": stop_with_tasks,
-    }.items():
+    for name, (times, run) in parts.items():
+        if not times:
+            continue
         results[name] = run()
         print(f"{name}:", flush=True)
         for what, value in results[name].items():
