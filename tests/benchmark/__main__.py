@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.cli import ROOT
+from utils.timing import now_ms
+from utils.units import ms_to_s
 
 ROOT_NEEDED = "needs root, and a link emulator that LINK_TOOL names"
 
@@ -91,8 +93,9 @@ def main() -> int:
     for benchmark in BENCHMARKS:
         if not benchmark.left_out:
             print(f"== {benchmark.name}: {benchmark.description}", flush=True)
+            start_ms = now_ms()
             failed += [] if benchmark.run() else [benchmark.name]
-            print(flush=True)
+            print(f"({ms_to_s(now_ms() - start_ms):.0f} s)\n", flush=True)
     if failed:
         print(f"failed: {', '.join(failed)}")
     return 1 if failed else 0
