@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import socket
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -38,12 +37,14 @@ class TaskState:
 
 
 class TaskLines:
-    """What is shown of a conversation: the events of each task in one group, however many are in flight."""
+    """What is shown of a conversation: the events of each task in one group, however many are in flight.
+
+    One thread at a time tells it.
+    """
 
     def __init__(self, observe: Observer, sock: socket.socket) -> None:
         self._observe = observe
         self._sock = sock
-        self._lock = threading.Lock()
         self._named: tuple[str, bytes] | None = None  # the model and cut that were shown last
         self._open: TaskState | None = None  # its group has begun
         self._held: list[TaskState] = []  # done meanwhile
@@ -54,32 +55,28 @@ class TaskLines:
 
     def prepared(self, model: str, cut: bytes) -> None:
         """The cloud is ready; inside another task's group it is shown with its first task."""
-        with self._lock:
-            if self._open is None:
-                self._name(model, cut)
+        if self._open is None:
+            self._name(model, cut)
 
     def arrived(self, task: TaskState) -> None:
         """A task was taken; it may even be done already."""
-        with self._lock:
-            if self._open is None and not task.ended:
-                self._begin(task)
-                self._open = task
+        if self._open is None and not task.ended:
+            self._begin(task)
+            self._open = task
 
     def finished(self, task: TaskState) -> None:
         """A task's answer has been sent."""
-        with self._lock:
-            task.ended = True
-            if self._open in (None, task):
-                self._finish(task)
-            else:
-                self._held.append(task)
+        task.ended = True
+        if self._open in (None, task):
+            self._finish(task)
+        else:
+            self._held.append(task)
 
     def failed(self, task: TaskState) -> None:
         """A task that was taken has no answer."""
-        with self._lock:
-            task.ended = True
-            if self._open is task:
-                self._close()
+        task.ended = True
+        if self._open is task:
+            self._close()
 
     def _name(self, model: str, cut: bytes) -> None:
         self._named = model, cut

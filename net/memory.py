@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import mmap
 import threading
 
+from net.framing import ALIGNMENT
 from utils.errors import BusyError
 from utils.units import readable_bytes
 
 KEPT = 4  # bodies at rest that are kept; one message at a time needs one, a pipelined stream two or three
 MAX_SLACK = 4  # a body sits in memory at most this many times its size, so a peer cannot pin large memory with small
 SMALL_BYTES = 1_048_576  # below this, slack is no matter
+MIN_BYTES = 4096
+HEAP_BYTES = 65_536  # answers of this size and less may be kept by the thousand, mappings may not
 RETRY_MS = 100.0  # when to ask again for memory that others have
 
 
@@ -55,7 +59,7 @@ class BodyMemory:
         self._lock = threading.Lock()
 
     def take(self, length: int) -> memoryview:
-        """Return at least ``length`` writable bytes that start on a page.
+        """Return at least ``length`` writable bytes that start on a cache line.
 
         Raises: BusyError: there is no memory for them.
         """
@@ -63,12 +67,12 @@ class BodyMemory:
             for index in reversed(range(len(self._free))):
                 if length <= len(self._free[index]) <= max(MAX_SLACK * length, SMALL_BYTES):
                     return self._free.pop(index)
-            size_bytes = max(length, mmap.PAGESIZE)
+            size_bytes = max(length, MIN_BYTES)
             while self._free and self._used_bytes + size_bytes > self._limit.connection_bytes:
                 self._drop_oldest()
             self._limit.reserve(size_bytes, self._used_bytes)
             self._used_bytes += size_bytes
-        return memoryview(mmap.mmap(-1, size_bytes))
+        return _aligned(size_bytes) if size_bytes <= HEAP_BYTES else memoryview(mmap.mmap(-1, size_bytes))
 
     def give_back(self, memory: memoryview) -> None:
         """Take memory back that nobody reads any more; the oldest goes where too much is kept."""
@@ -92,3 +96,10 @@ class BodyMemory:
     def _release(self, size_bytes: int) -> None:
         self._used_bytes -= size_bytes
         self._limit.release(size_bytes)
+
+
+def _aligned(size_bytes: int) -> memoryview:
+    """Return writable memory of the heap that starts on a cache line."""
+    memory = bytearray(size_bytes + ALIGNMENT)
+    start = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % ALIGNMENT
+    return memoryview(memory)[start : start + size_bytes]

@@ -14,13 +14,11 @@ import io
 import math
 import pickle  # noqa: S403  # only behind the opcode allow-list below
 from collections.abc import Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from utils.errors import ProtocolError
 
 if TYPE_CHECKING:  # the bandwidth monitor uses headers without tensors, and must start without torch
-    import torch
     from torch import Tensor
 
 # Every allowed opcode, and how many bytes of argument follow it.
@@ -59,6 +57,18 @@ _STOP = pickle.STOP[0]
 ALLOWED_OPCODES = frozenset({*_SKIP, *_COUNT, *_TUPLES, _STOP})
 MAX_TUPLES = 256  # a request has two, and two for each tensor
 TensorSpec = tuple[str, tuple[int, ...], bool]  # dtype, shape, channels-last
+_DTYPES = {  # by numpy's character for them
+    "f": "float32",
+    "e": "float16",
+    "d": "float64",
+    "B": "uint8",
+    "b": "int8",
+    "h": "int16",
+    "i": "int32",
+    "l": "int64",
+    "q": "int64",
+    "?": "bool",
+}
 MAX_DIMENSIONS = 8
 MAX_SIZE = 2**40  # of one dimension; the buffer's length bounds their product
 ITEM_BYTES = {
@@ -144,27 +154,34 @@ def pack_tensor(tensor: Tensor) -> tuple[TensorSpec, memoryview]:
     A channels-last tensor (N, C, H, W) is sent in its own order and marked as such. A tensor on another device or
     with gaps is copied once.
     """
+    try:
+        array = tensor.numpy()  # right behind a network nothing is in the caches: the fewer calls, the better
+    except (TypeError, RuntimeError):  # it is elsewhere, part of a computation with gradients, or no type of numpy's
+        array, dtype = _host_array(tensor)
+    else:
+        dtype = _DTYPES.get(array.dtype.char) or _refuse(array.dtype)
+    shape, channels_last = array.shape, False
+    if not array.flags.c_contiguous:
+        other = array.transpose(0, 2, 3, 1) if len(shape) == 4 else array
+        channels_last = other.flags.c_contiguous
+        array = other if channels_last else array.copy()
+    flat: Any = array.reshape(-1)
+    return (dtype, shape, channels_last), memoryview(flat).cast("B")
+
+
+def _host_array(tensor: Tensor) -> tuple[Any, str]:
+    """Return a tensor's values as an array, and the name of its type."""
     import torch
 
-    if tensor.requires_grad or not tensor.is_cpu:
-        tensor = tensor.detach().cpu()
-    dtype, shape = _dtype_name(tensor.dtype), tuple(tensor.shape)
-    channels_last = False
-    if not tensor.is_contiguous():
-        channels_last = len(shape) == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-        tensor = tensor.permute(0, 2, 3, 1) if channels_last else tensor.contiguous()
-    if dtype == "bfloat16":  # numpy has no such type; the bytes are the same
-        tensor = tensor.view(torch.int16)
-    array: Any = tensor.numpy().reshape(-1)
-    return (dtype, shape, channels_last), memoryview(array).cast("B")
-
-
-@cache
-def _dtype_name(dtype: torch.dtype) -> str:
-    name = str(dtype).removeprefix("torch.")
+    tensor = tensor.detach().cpu()
+    name = str(tensor.dtype).removeprefix("torch.")
     if name not in ITEM_BYTES:
-        raise ProtocolError(f"tensors of {name} cannot be sent")
-    return name
+        _refuse(name)
+    return (tensor.view(torch.int16) if name == "bfloat16" else tensor).numpy(), name  # the bytes are the same
+
+
+def _refuse(dtype: object) -> NoReturn:
+    raise ProtocolError(f"tensors of {dtype} cannot be sent")
 
 
 def check_tensor_specs(specs: Any, lengths: Sequence[int]) -> None:

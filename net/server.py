@@ -33,7 +33,7 @@ from net.messages import (
 )
 from net.transport import EDGE_SILENCE_S, Connection, Received, stop_accepting
 from utils.cloud_engine import CloudEngine, CloudResult
-from utils.errors import BusyError, NetworkError, NeurosurgeonError, PeerGoneError, ProtocolError, WeightsError
+from utils.errors import BusyError, NetworkError, NeurosurgeonError, PeerGoneError, ProtocolError
 from utils.inference_utils import check_finite
 from utils.kept_answers import KeptAnswers
 from utils.timing import now_ms
@@ -204,7 +204,7 @@ class Conversation:
         self._counted = (0, 0)  # bytes received and sent, as told to the metrics
         self._latencies = latencies
         self._lines = TaskLines(observe, connection.sock)
-        self._outbox: SimpleQueue[_Answer | _Done | None] = SimpleQueue()
+        self._outbox: SimpleQueue[_Answer | _Done | _Task | None] = SimpleQueue()
         self._max_unanswered = MAX_UNANSWERED
         self._places = threading.Semaphore(self._max_unanswered)
         self._is_over = False  # set by the writer: no answer can be sent any more
@@ -271,40 +271,38 @@ class Conversation:
         edge_nodes = unpack_nodes(self._engine.graph(message.model, message.graph_digest), message.edge_nodes)
         network = self._engine.network(message.model)
         network.split(edge_nodes)
-        self._lines.prepared(message.model, message.edge_nodes)
         return Ready(message.model, network.weights_digest)
 
     def _submit(self, request: Request, received: Received) -> None:
         task = _Task(now_ms(), TaskState(request.model, request.edge_nodes))
-        edge_nodes = unpack_nodes(self._engine.graph(request.model, request.graph_digest), request.edge_nodes)
-        network = self._engine.network(request.model)
-        if request.weights_digest != network.weights_digest:
-            raise WeightsError(
-                f"{request.model} has the weights {network.weights_digest} here, not {request.weights_digest}"
-            )
+        cut = self._engine.cut(request, received.specs)
         if not self._rules.allows_nonfinite:
             check_finite(received.tensors)
 
         def deliver(result: CloudResult | Exception) -> None:
             self._outbox.put(_Done(received, task, result))
 
-        compute = partial(self._engine.submit, self, network.split(edge_nodes), received.tensors)
+        compute = partial(self._engine.submit, self, cut, received.tensors)
         if self._edge_id and received.task:
             key = task_id(self._edge_id, received.task)
             self._recent.append(key)
             self._kept.submit(key, request, compute, deliver)
         else:  # a task without an id of its own
             compute(deliver)
-        self._lines.arrived(task.state)  # while the half already runs
+        self._outbox.put(task)  # to be shown while the half already runs
 
     # ---------------------------------------------------------------- answering
 
     def _write(self) -> None:
         try:
             while answer := self._next_answer():
+                if isinstance(answer, _Task):
+                    self._lines.arrived(answer.state)
+                    continue
                 self._send(answer)
                 self._count_bytes()
                 self.connection.recycle(answer.received)  # not before: an answer may be a view of its question
+                self.connection.make_ready()
                 self._places.release()
         except PeerGoneError as exc:
             log.debug("%s left: %s", self.connection.peer, exc)
@@ -317,8 +315,8 @@ class Conversation:
             self._is_over = True
             self._places.release(self._max_unanswered)  # the reader waits for nothing any more
 
-    def _next_answer(self) -> _Answer | _Done | None:
-        """Return what is to be sent next; meanwhile, tell the edge that the cloud lives, and its load."""
+    def _next_answer(self) -> _Answer | _Done | _Task | None:
+        """Return what is to be sent next, or shown; meanwhile, tell the edge that the cloud lives, and its load."""
         while True:
             try:
                 return self._outbox.get(timeout=HEARTBEAT_S)
@@ -334,6 +332,8 @@ class Conversation:
             self.connection.send(self._refusal(answer.content, number), task=number)
         else:
             self.connection.send(answer.content, task=number)
+            if isinstance(answer.received.message, Prepare):
+                self._lines.prepared(answer.received.message.model, answer.received.message.edge_nodes)
 
     def _send_result(self, done: _Done) -> None:
         received, task, result = done

@@ -192,6 +192,7 @@ class EdgeSession:
 
         Raises: NetworkError: the connection is lost, or the cloud has been silent for `SILENCE_S`.
         """
+        self._connection.make_ready()  # while the cloud is busy
         return self._connection.receive(SILENCE_S)
 
     def receive_answer(self, wait_s: float) -> Received:
@@ -219,10 +220,8 @@ class EdgeSession:
             raise ProtocolError(f"{peer} sent {type(reply).__name__}, expected Reply")
         if not 0 <= reply.cloud_ms <= round_trip_ms:  # false for NaN, too
             raise ProtocolError(f"{peer} says that it took {reply.cloud_ms:g} ms of {round_trip_ms:g}")
-        outputs = [tensor.clone() for tensor in received.tensors]
-        self._connection.recycle(received)
         return RemoteResult(
-            tensors=outputs,
+            tensors=received.tensors,
             transfer_ms=round_trip_ms - reply.cloud_ms,
             cloud_ms=reply.cloud_ms,
             compute_ms=reply.compute_ms,

@@ -12,6 +12,7 @@ import struct
 import sys
 import termios
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from types import TracebackType
@@ -19,27 +20,31 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from net.access import OPEN, Access
 from net.framing import (
+    CHANGING,
+    CHANGING_START,
     DEFAULT_LIMITS,
+    FIXED_START,
     HEAD_UNIT,
     RAW_KINDS,
     Buffer,
-    Head,
     Kind,
     Limits,
-    pack_frame,
+    frame_pieces,
+    pack_head,
     split_body,
     unpack_head,
     unpack_prefix,
 )
 from net.keys import Refusal, refused, tell_refusal
 from net.memory import UNLIMITED, BodyMemory, MemoryLimit
-from net.messages import Hello, Message, kind_of, message_of
+from net.messages import Hello, Message, Reply, Request, figures_of, header_values, kind_of, message_of
 from net.net_utils import format_address
 from net.pickling import TensorSpec, check_tensor_specs, pack_header, pack_tensor, unpack_header, unpack_tensor
 from net.tcp_info import SendState, send_state
 from net.wire import HEAD_TIMEOUT_S, Wire, read_all, read_head_unit
 from utils.errors import (
     AccessError,
+    BusyError,
     ConnectError,
     DeadlineError,
     NeurosurgeonError,
@@ -67,7 +72,8 @@ MIN_RATE_BYTES_PER_S = 50_000  # 0.4 Mbit/s; the slowest link of the field's tab
 TIMEVAL = struct.Struct("@ll")  # seconds, microseconds: what SO_RCVTIMEO takes
 ACCEPT_PAUSE_S = 0.05  # out of file descriptors: others must close theirs first
 BACKLOG = 1024  # a crowd of strangers leaves room for an edge; the system may allow less
-KEPT_HEADERS = 64  # parsed ones, of 64 KiB at most; a cloud serves a few models and points at a time
+STREAMED = (Request, Reply)  # one much like the other
+KEPT_HEADS = 64  # known ones; a cloud serves a few models and points at a time
 TCP_INFO_BYTES, NAME_BYTES = 256, 16  # the kernel says less where it knows less
 MAX_PIECES = 64  # pieces for one sendmsg, far below the system's limit (IOV_MAX, 1024)
 
@@ -79,7 +85,25 @@ class Received(NamedTuple):
     tensors: list[Tensor]
     task: int  # the number of the request that it belongs to
     receive_ms: float  # from the first byte to the last
+    specs: tuple[TensorSpec, ...] = ()  # of the tensors
     memory: memoryview | None = None  # where the tensors live
+
+
+class _Outline(NamedTuple):
+    """All that a head says but for task and figures, checked."""
+
+    message: Message | None  # None: a reply, whose fields are the figures
+    specs: tuple[TensorSpec, ...]
+    lengths: tuple[int, ...]  # of the buffers
+    body_length: int
+
+
+class _Body(NamedTuple):
+    """Memory for a body, and the tensors that lie where its bytes will land."""
+
+    outline: _Outline
+    memory: memoryview
+    tensors: list[Tensor]
 
 
 class SocketWire:
@@ -153,6 +177,8 @@ class Connection:
         self._wire: Wire = self._link
         self._head = memoryview(bytearray(HEAD_UNIT))
         self._bodies = BodyMemory(memory)
+        self._ready: deque[_Body] = deque()  # one at most
+        self._latest: _Outline | None = None  # of a message with tensors
         self.peer = self._link.peer
 
     def __enter__(self) -> Connection:
@@ -174,6 +200,7 @@ class Connection:
     def close(self) -> None:
         """Close the socket, and keep no memory; closing twice is fine."""
         self.sock.close()
+        self._ready.clear()
         self._bodies.close()
 
     def stop_reading(self) -> None:
@@ -241,9 +268,7 @@ class Connection:
 
         Raises: PeerGoneError, DeadlineError: the peer does not read.
         """
-        packed = [pack_tensor(tensor) for tensor in tensors]
-        header = pack_header(tuple(message), [spec for spec, _ in packed])
-        pieces = pack_frame(kind_of(message), header, [buffer for _, buffer in packed], task)
+        pieces = pack_message(message, tensors, task)
         self._wire.send(pieces, body_deadline_s(sum(map(len, pieces))))
 
     def receive(self, wait_s: float) -> Received:
@@ -257,17 +282,25 @@ class Connection:
                 BusyError: there is no memory for the body.
                 AccessError: the peer does not let us in.
         """
-        head, start_s = self._receive_head(wait_s)
-        if head.kind in RAW_KINDS:
-            raise self._out_of_place(head)
-        message, specs = _parsed(head.kind, head.header, head.lengths)
-        tensors, memory = [], None
-        if head.lengths:  # everything is ready before the last byte comes: the tensors lie where it will land
-            memory = self._bodies.take(head.body_length)
-            body = memory[: head.body_length]
-            tensors = list(map(unpack_tensor, specs, split_body(body, head.lengths)))
-            read_all(self._wire, body, body_deadline_s(head.body_length))
-        return Received(message, tensors, head.task, s_to_ms(time.monotonic() - start_s), memory)
+        start_s = read_head_unit(self._wire, self._head, time.monotonic() + wait_s)
+        outline = self._outline(start_s)
+        task, *figures = CHANGING.unpack_from(self._head, CHANGING_START)
+        message = outline.message or Reply._make(figures)
+        if not outline.lengths:
+            return Received(message, [], task, s_to_ms(time.monotonic() - start_s))
+        _, memory, tensors = self._body_for(outline)
+        length = outline.body_length
+        read_all(self._wire, memory[:length], body_deadline_s(length))
+        return Received(message, tensors, task, s_to_ms(time.monotonic() - start_s), outline.specs, memory)
+
+    def make_ready(self) -> None:
+        """Set memory and tensors aside for one more message like the last with tensors: it will be read sooner.
+
+        For whoever has nothing else to do. From any thread, but one at a time.
+        """
+        if self._latest and not self._ready:
+            with contextlib.suppress(BusyError):
+                self._ready.append(self._new_body(self._latest))
 
     def send_state(self) -> SendState | None:
         """Return what may be sent before the peer is heard from; None where the system does not tell."""
@@ -312,18 +345,35 @@ class Connection:
         """Send bytes that belong to no frame (a bandwidth probe)."""
         self._wire.send([data], time.monotonic() + RAW_TIMEOUT_S)
 
-    def _receive_head(self, wait_s: float) -> tuple[Head, float]:
-        """Return the head of the next frame, and when its first bytes came (s, monotonic)."""
-        data: Buffer = self._head
-        start_s = read_head_unit(self._wire, self._head, time.monotonic() + wait_s)
-        prefix = unpack_prefix(data, self.limits)
-        if prefix.head_length > HEAD_UNIT:
-            data = bytearray(prefix.head_length)
-            data[:HEAD_UNIT] = self._head
+    def _outline(self, start_s: float) -> _Outline:
+        """Return what the head says whose first unit has been read, and read the rest of a longer one."""
+        head = self._head
+        try:
+            return _known_outline(bytes(head[:CHANGING_START]), bytes(head[FIXED_START:]), self.limits)
+        except _LongHeadError as exc:
+            data = bytearray(exc.length)
+            data[:HEAD_UNIT] = head
             read_all(self._wire, memoryview(data)[HEAD_UNIT:], start_s + HEAD_TIMEOUT_S)
-        return unpack_head(prefix, data, self.limits), start_s
+            return _outline_of(data, self.limits)
+        except _RawHeadError as exc:
+            raise self._out_of_place(exc) from None
 
-    def _out_of_place(self, head: Head) -> AccessError:
+    def _body_for(self, outline: _Outline) -> _Body:
+        """Return a body for such a message, the one that is ready where it fits."""
+        self._latest = outline
+        while self._ready:
+            ready = self._ready.popleft()
+            if ready.outline is outline:
+                return ready
+            self._bodies.give_back(ready.memory)
+        return self._new_body(outline)
+
+    def _new_body(self, outline: _Outline) -> _Body:
+        memory = self._bodies.take(outline.body_length)
+        buffers = split_body(memory[: outline.body_length], outline.lengths)
+        return _Body(outline, memory, list(map(unpack_tensor, outline.specs, buffers)))
+
+    def _out_of_place(self, head: _RawHeadError) -> AccessError:
         """Return what a frame of the key's handshake means to a side that has no key, or is through with it."""
         if head.kind is Kind.REFUSAL:
             return refused(self.peer, head.header)
@@ -339,21 +389,65 @@ def _unacknowledged_bytes(sock: socket.socket) -> int:
     return int.from_bytes(answer, sys.byteorder)
 
 
-@lru_cache(KEPT_HEADERS)
-def _parsed(kind: Kind, header: bytes, lengths: tuple[int, ...]) -> tuple[Message, list[TensorSpec]]:
-    """Return the message of a head and the descriptions of its tensors, all checked; nobody may change them.
+def pack_message(message: Message, tensors: Iterable[Tensor] = (), task: int = 0) -> list[Buffer]:
+    """Return the pieces of the frame that carries a message, its tensors in their own memory."""
+    packed = [pack_tensor(tensor) for tensor in tensors]
+    specs, buffers = tuple(spec for spec, _ in packed), [buffer for _, buffer in packed]
+    make = _known_head if type(message) in STREAMED else _head
+    head = make(kind_of(message), header_values(message), specs, tuple(map(len, buffers)))
+    return frame_pieces(head, buffers, task, figures_of(message))
 
-    The requests of a stream of tasks differ in their number, which is no part of the header: one look finds them.
 
-    Raises: ProtocolError.
+def _head(kind: Kind, values: tuple[Any, ...], specs: tuple[TensorSpec, ...], lengths: tuple[int, ...]) -> bytes:
+    return pack_head(kind, pack_header(values, list(specs)), lengths)
+
+
+_known_head = lru_cache(KEPT_HEADS)(_head)
+
+
+class _LongHeadError(Exception):
+    """A head has more than one unit."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self.length = length
+
+
+class _RawHeadError(Exception):
+    """A head holds no pickle."""
+
+    def __init__(self, kind: Kind, header: bytes) -> None:
+        super().__init__(kind)
+        self.kind, self.header = kind, header
+
+
+def _outline_of(data: Buffer, limits: Limits) -> _Outline:
+    """Return what a head says but for its task and figures.
+
+    Raises: ProtocolError. _LongHeadError: ``data`` ends before it does. _RawHeadError.
     """
-    parts = unpack_header(header)
+    prefix = unpack_prefix(data, limits)
+    if prefix.head_length > len(data):
+        raise _LongHeadError(prefix.head_length)
+    head = unpack_head(prefix, data, limits)
+    if head.kind in RAW_KINDS:
+        raise _RawHeadError(head.kind, head.header)
+    parts = unpack_header(head.header)
     if len(parts) != 2:
         raise ProtocolError(f"header of {len(parts)} parts")
     values, specs = parts
-    message = message_of(kind, values)
-    check_tensor_specs(specs, lengths)
-    return message, specs
+    message = message_of(head.kind, values)
+    check_tensor_specs(specs, head.lengths)
+    return _Outline(message, tuple(specs), head.lengths, head.body_length)
+
+
+@lru_cache(KEPT_HEADS)
+def _known_outline(start: bytes, rest: bytes, limits: Limits) -> _Outline:
+    """Return what the parts of a head before and behind its task and figures say; nobody may change it.
+
+    The messages of a stream of tasks differ in nothing else: one look finds them. Raises: as `_outline_of`.
+    """
+    return _outline_of(start.ljust(FIXED_START, b"\0") + rest, limits)
 
 
 def body_deadline_s(length: int) -> float:

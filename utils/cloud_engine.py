@@ -9,18 +9,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from models.cuts import check_graph_digest
+from models.cuts import check_graph_digest, unpack_nodes
 from models.graph import LayerGraph
 from models.zoo import ZOO, Cut, Network, WeightsSource, build_network, canonical_name, model_graph
-from utils.errors import BusyError, NeurosurgeonError, UnknownModelError, UsageError
+from utils.errors import BusyError, NeurosurgeonError, ProtocolError, UnknownModelError, UsageError, WeightsError
 from utils.fair_queue import FairQueue, QueueFullError
-from utils.inference_utils import allows_batches, check_crossing, check_device, run_half, use_threads
+from utils.inference_utils import allows_batches, check_device, run_half, use_threads
 from utils.load import Load, LoadMeter
 from utils.metrics import Metrics
 from utils.timing import now_ms
@@ -32,6 +32,7 @@ MIN_RETRY_MS = 5.0  # a busy cloud is not asked again at once
 # A batch of four lets a CPU do 1.0 to 2.9 times as many tasks (tests/benchmark/batching.py), but its answers differ
 # from single ones in the last bits: on a CPU, where both sides make the same bits otherwise, it must be asked for.
 MAX_BATCH = {"cpu": 1, "cuda": 8}
+MAX_ASKED = 256  # cuts of one network, as edges ask for them, that are known to be right
 
 Answer = TypeVar("Answer")
 
@@ -46,6 +47,29 @@ class EngineLimits:
     max_models: int = 16
     max_queue: int = 64  # tasks that wait, of all edges
     models: tuple[str, ...] | None = None  # that are served; None: every network there is
+
+
+class CutRequest(Hashable, Protocol):
+    """What an edge says of the cut that it wants the cloud half of."""
+
+    @property
+    def model(self) -> str:
+        """The network's name."""
+
+    @property
+    def edge_nodes(self) -> bytes:
+        """The bit mask of the nodes on the edge (`models.cuts`)."""
+
+    @property
+    def graph_digest(self) -> str:
+        """What tells the edge's graph from others."""
+
+    @property
+    def weights_digest(self) -> str:
+        """What tells the edge's weights from others."""
+
+
+WireSpec = tuple[str, tuple[int, ...], bool]  # dtype, shape, channels-last
 
 
 class CloudResult(NamedTuple):
@@ -166,14 +190,42 @@ class CloudEngine:
                 self._may_run.set()
         return graph
 
+    def cut(self, request: CutRequest, given: tuple[WireSpec, ...]) -> Cut:
+        """Return the halves that an edge asks for, their network loaded where it is not warm.
+
+        Args:   given: dtype, shape and memory format of the tensors that come with the request.
+        Raises: UnknownModelError, GraphError, WeightsError, PartitionError; ProtocolError: other tensors cross there.
+        """
+        known = self._networks.asked(request.model).get((request, given))
+        if known is None:
+            known = self._checked_cut(request, given)
+            asked = self._networks.asked(request.model)
+            if len(asked) >= MAX_ASKED:
+                asked.clear()
+            asked[request, given] = known
+        return known
+
+    def _checked_cut(self, request: CutRequest, given: tuple[WireSpec, ...]) -> Cut:
+        edge_nodes = unpack_nodes(self.graph(request.model, request.graph_digest), request.edge_nodes)
+        network = self.network(request.model)
+        if request.weights_digest != network.weights_digest:
+            raise WeightsError(
+                f"{request.model} has the weights {network.weights_digest} here, not {request.weights_digest}"
+            )
+        cut = network.split(edge_nodes)
+        crossing = [(spec.dtype, spec.shape) for spec in cut.crossing]
+        sent = [(dtype, shape) for dtype, shape, _ in given]
+        if sent != crossing:
+            raise ProtocolError(f"{crossing} crosses at this point, not {sent}")
+        return cut
+
     def submit(self, client: Hashable, cut: Cut, tensors: Sequence[Tensor], deliver: Deliver) -> None:
         """Queue the cloud half of a cut on the tensors that crossed.
 
         Args:   client: whose turn it takes. deliver: called once with the result or what went wrong, by the worker,
                 which it must not keep waiting, or by `drop`; the result may lie in the memory of ``tensors``.
-        Raises: BusyError; ProtocolError: they are not the tensors that cross at this point.
+        Raises: BusyError.
         """
-        check_crossing(cut.crossing, tensors)
         self._put(client, _HalfTask(cut, tensors, deliver, now_ms()))
 
     def submit_job(self, job: Callable[[], Answer], client: Hashable = None) -> Callable[[], Answer]:
@@ -321,6 +373,7 @@ class _WarmNetworks:
         self._weights = weights
         self._max_models = max_models
         self._networks: OrderedDict[str, Network] = OrderedDict()  # the last used is last
+        self._asked: dict[str, dict[Hashable, Cut]] = {}  # by network
         self._lock = threading.Lock()
         self._loading = threading.Lock()  # one at a time: loading takes all the memory that it can get
 
@@ -331,6 +384,14 @@ class _WarmNetworks:
             return network
         with self._loading:
             return self._warm(name) or self._load(name)
+
+    def asked(self, name: str) -> dict[Hashable, Cut]:
+        """Return the cuts of a network by what edges ask for, to look up and to add to; of a warm one it is kept."""
+        with self._lock:
+            if name not in self._networks:
+                return {}
+            self._networks.move_to_end(name)
+            return self._asked.setdefault(name, {})
 
     def _warm(self, name: str) -> Network | None:
         with self._lock:
@@ -345,5 +406,6 @@ class _WarmNetworks:
         with self._lock:
             self._networks[name] = network
             while len(self._networks) > self._max_models:
-                self._networks.popitem(last=False)
+                gone, _ = self._networks.popitem(last=False)
+                self._asked.pop(gone, None)
         return network

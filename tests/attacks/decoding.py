@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pickletools
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from net.framing import HEAD_UNIT, Buffer, Limits, pack_frame
+from net.framing import HEAD_UNIT, Buffer, Limits
 from net.memory import BodyMemory
 from net.messages import (
     AskLatencies,
@@ -25,10 +26,9 @@ from net.messages import (
     Reply,
     Request,
     Samples,
-    kind_of,
 )
-from net.pickling import ALLOWED_OPCODES, pack_header, pack_tensor, unpack_header
-from net.transport import Connection, Received
+from net.pickling import ALLOWED_OPCODES, unpack_header
+from net.transport import Connection, Received, pack_message
 from utils.errors import AccessError, PeerGoneError, ProtocolError
 
 EXPECTED = (ProtocolError, PeerGoneError, AccessError)  # all that bytes of whatever kind may lead to
@@ -75,6 +75,7 @@ class BytesConnection(Connection):
     def __init__(self, data: bytes) -> None:
         self._wire, self.peer, self.limits = BytesWire(data), "memory", LIMITS
         self._head, self._bodies = memoryview(bytearray(HEAD_UNIT)), BodyMemory()
+        self._ready, self._latest = deque(), None
 
 
 def frames() -> list[bytes]:
@@ -84,9 +85,7 @@ def frames() -> list[bytes]:
 
 def frame_of(message: Message, tensors: Sequence[torch.Tensor]) -> bytes:
     """Return the bytes of a message."""
-    packed = [pack_tensor(tensor) for tensor in tensors]
-    header = pack_header(tuple(message), [spec for spec, _ in packed])
-    return b"".join(pack_frame(kind_of(message), header, [buffer for _, buffer in packed]))
+    return b"".join(pack_message(message, tensors))
 
 
 def decode(data: bytes) -> Received | None:

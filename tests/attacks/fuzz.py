@@ -16,7 +16,7 @@ from zipfile import ZipFile
 import atheris
 
 with atheris.instrument_imports(include=["net.framing", "net.messages", "net.pickling", "net.transport", "net.wire"]):
-    from net.framing import PREFIX
+    from net.framing import FIXED_START, PREFIX
     from tests.attacks.decoding import CORPUS, decode_input, frames
 
 
@@ -27,7 +27,7 @@ def seed(directory: Path) -> None:
         kept.extractall(directory)
     for number, frame in enumerate(frames()):
         _, _, _, buffers, length, _ = PREFIX.unpack_from(frame)
-        start = PREFIX.size + 8 * buffers
+        start = FIXED_START + 8 * buffers
         (directory / f"frame{number}").write_bytes(b"\xff" + frame)
         (directory / f"header{number}").write_bytes(b"\0" + frame[start : start + length])
 

@@ -60,8 +60,10 @@ def serve_ours(listener: socket.socket, size_bytes: int) -> None:
     with Connection(_accept(listener)) as connection:
         try:
             while True:
-                connection.recycle(connection.receive(WAIT_S))
+                received = connection.receive(WAIT_S)
                 connection.sock.sendall(ACK)
+                connection.recycle(received)
+                connection.make_ready()
         except Exception:
             return
 

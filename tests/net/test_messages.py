@@ -27,6 +27,8 @@ from net.messages import (
     Ticket,
     Train,
     error_of,
+    figures_of,
+    header_values,
     kind_of,
     message_of,
     reply_of,
@@ -51,7 +53,7 @@ MESSAGES: dict[Kind, Message] = {
     Kind.PREPARE: Prepare("le_net", b"\7", "89abcdef"),
     Kind.READY: Ready("le_net", "0123abcd"),
     Kind.REQUEST: Request("le_net", b"\7", "89abcdef", "0123abcd"),
-    Kind.REPLY: Reply(4.5, 3.0, 0.5, 1.25),
+    Kind.REPLY: Reply(4.5, 3.0, 0.5, 1.25, 0.25, 2.0),
     Kind.ERROR: ErrorReply(ErrorCode.WEIGHTS.value, "other weights"),
     Kind.PING: Ping(1),
     Kind.PONG: Pong(1),
@@ -69,8 +71,8 @@ every_message = pytest.mark.parametrize("message", MESSAGES.values(), ids=lambda
 
 def through_a_header(message: Message) -> Message:
     """Return the message that the receiver of a frame makes of another."""
-    (values,) = unpack_header(pack_header(tuple(message)))
-    return message_of(kind_of(message), values)
+    (values,) = unpack_header(pack_header(header_values(message)))
+    return message_of(kind_of(message), values) or Reply._make(figures_of(message))
 
 
 def other_types(value: Any) -> list[Any]:

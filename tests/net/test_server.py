@@ -178,7 +178,7 @@ def test_a_bug_of_the_cloud_is_an_error_without_its_secrets(
     with cloud.edge() as edge:
         for _ in range(2):
             with pytest.raises(RemoteError, match="the task failed in the cloud") as caught:
-                edge.infer(request_at(network), [])
+                edge.infer(request_at(network), crossing(network, POINT, random_input()))
             assert "secret" not in str(caught.value)
 
 

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from net import transport, wire
 from net.access import Access
-from net.framing import HEAD_UNIT, PREFIX, SMALL_LIMITS, WIRE_VERSION, Kind, Limits, pack_frame
-from net.memory import BodyMemory
-from net.messages import Hello, Message, Ping, Prepare, Request, kind_of
-from net.pickling import pack_header, pack_tensor
-from net.transport import Connection, Received, connect, listen
+from net.framing import FIXED_START, HEAD_UNIT, PREFIX, SMALL_LIMITS, WIRE_VERSION, Kind, Limits, pack_head
+from net.memory import BodyMemory, MemoryLimit
+from net.messages import Hello, Message, Ping, Prepare, Reply, Request
+from net.pickling import pack_header
+from net.transport import Connection, Received, connect, listen, pack_message
 from tests.net.conftest import LOOPBACK
-from utils.errors import ConnectError, DeadlineError, PeerGoneError, PortBusyError, ProtocolError, UsageError
+from utils.errors import BusyError, ConnectError, DeadlineError, PeerGoneError, PortBusyError, ProtocolError, UsageError
 
 Wires = tuple[socket.socket, socket.socket]
 Pair = tuple[Connection, Connection]
@@ -62,9 +62,7 @@ def trickling(sock: socket.socket) -> TrickleSocket:
 
 def frame_of(message: Message, tensors: list[Tensor]) -> bytes:
     """Return the bytes of a message."""
-    packed = list(map(pack_tensor, tensors))
-    header = pack_header(tuple(message), [spec for spec, _ in packed])
-    return b"".join(pack_frame(kind_of(message), header, [buffer for _, buffer in packed]))
+    return b"".join(pack_message(message, tensors))
 
 
 def assert_received(connection: Connection, message: Message, tensors: list[Tensor]) -> None:
@@ -178,7 +176,49 @@ def test_a_raw_probe_ends_where_it_was_announced(wires: Wires) -> None:
     assert_received(receiver, Ping(1), [])
 
 
+def test_the_figures_of_a_reply_travel_outside_its_header(pair: Pair) -> None:
+    for reply in (Reply(1.5, 1.0, 0.25, 0.125, 3.0, 2.0), Reply(0.5, 0.0, 0.0, 0.0, 0.0, 0.0)):
+        pair[0].send(reply, TENSORS, task=7)
+        assert_received(pair[1], reply, TENSORS)
+
+
 # ---------------------------------------------------------------- memory
+
+
+def test_what_was_made_ready_is_used_by_a_message_like_the_last_one(pair: Pair) -> None:
+    first, second, other = torch.ones(100), torch.full((100,), 2.0), torch.full((10, 10), 3.0)
+    pair[0].send(REQUEST, [first])
+    held = pair[1].receive(WAIT_S)
+    for tensor in (second, other, first):
+        pair[1].make_ready()
+        pair[1].make_ready()
+        pair[0].send(REQUEST, [tensor])
+        assert_received(pair[1], REQUEST, [tensor])
+    assert torch.equal(held.tensors[0], first)
+
+
+def test_what_was_made_ready_is_never_the_tensor_of_an_earlier_message(pair: Pair) -> None:
+    seen = []
+    for number in range(4):
+        pair[0].send(REQUEST, [torch.full((100,), float(number))])
+        received = pair[1].receive(WAIT_S)
+        assert received.tensors[0].shape == (100,)
+        received.tensors[0].unsqueeze_(0)  # as a network may do
+        seen.append(received.tensors[0])
+        pair[1].recycle(received)
+        pair[1].make_ready()
+    assert len(set(map(id, seen))) == 4
+
+
+def test_nothing_is_made_ready_that_there_is_no_memory_for(wires: Wires) -> None:
+    sender, receiver = Connection(wires[0]), Connection(wires[1], memory=MemoryLimit(8192, 8192))
+    for _ in range(2):
+        sender.send(REQUEST, [torch.ones(1024)])
+        receiver.receive(WAIT_S)
+        receiver.make_ready()
+    sender.send(REQUEST, [torch.ones(1024)])
+    with pytest.raises(BusyError):
+        receiver.receive(WAIT_S)
 
 
 def test_memory_that_is_handed_back_is_reused(pair: Pair) -> None:
@@ -338,7 +378,7 @@ def no_body_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def head_of(specs: Any, *lengths: int, values: Any = tuple(REQUEST)) -> bytes:
     """Return the head of a request that claims buffers of these lengths."""
     header = pack_header(values, specs)
-    head = PREFIX.pack(b"NSGN", WIRE_VERSION, Kind.REQUEST, len(lengths), len(header), 0)
+    head = PREFIX.pack(b"NSGN", WIRE_VERSION, Kind.REQUEST, len(lengths), len(header), 0).ljust(FIXED_START, b"\0")
     return (head + struct.pack(f"!{len(lengths)}Q", *lengths) + header).ljust(HEAD_UNIT, b"\0")
 
 
@@ -347,7 +387,7 @@ def head_of(specs: Any, *lengths: int, values: Any = tuple(REQUEST)) -> bytes:
     [
         (b"GET / HTTP/1.1\r\n".ljust(HEAD_UNIT), "not our protocol"),
         (pickle.dumps(bytes(HEAD_UNIT)), "not our protocol"),
-        (PREFIX.pack(b"NSGN", 3, 1, 0, 0, 0).ljust(HEAD_UNIT), "wire version 3"),
+        (PREFIX.pack(b"NSGN", 99, 1, 0, 0, 0).ljust(HEAD_UNIT), "wire version 99"),
         (PREFIX.pack(b"NSGN", WIRE_VERSION, 99, 0, 0, 0).ljust(HEAD_UNIT), "unknown kind"),
         (PREFIX.pack(b"NSGN", WIRE_VERSION, 4, 0, 2**32 - 1, 0).ljust(HEAD_UNIT), "header of"),
         (PREFIX.pack(b"NSGN", WIRE_VERSION, 4, 2**16 - 1, 0, 0).ljust(HEAD_UNIT), "65535 buffers"),
@@ -355,8 +395,8 @@ def head_of(specs: Any, *lengths: int, values: Any = tuple(REQUEST)) -> bytes:
         (head_of([("uint8", (2,), False)], 1), "does not fill"),
         (head_of([], 1), "one description each"),
         (head_of([], values=("task",)), "Request with fields"),
-        (PREFIX.pack(b"NSGN", WIRE_VERSION, 1, 0, 5, 0) + b"\x80\x05NR.".ljust(HEAD_UNIT), "not allowed"),
-        (PREFIX.pack(b"NSGN", WIRE_VERSION, 1, 0, 5, 0) + b"\x80\x05N\x85.".ljust(HEAD_UNIT), "1 parts"),
+        (pack_head(Kind.HELLO, b"\x80\x05NR.", []), "not allowed"),
+        (pack_head(Kind.HELLO, b"\x80\x05N\x85.", []), "1 parts"),
     ],
 )
 @pytest.mark.usefixtures("no_body_memory")

@@ -11,12 +11,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.cuts import pack_nodes
 from models.graph import LayerGraph
 from models.shapes import TensorSpec
 from models.zoo import Cut, Network, load_network, model_graph
+from net.messages import Request
 from utils import cloud_engine
-from utils.cloud_engine import CLIENT_SHARE, CloudEngine, CloudResult, EngineLimits
-from utils.errors import BusyError, NeurosurgeonError, PartitionError, ProtocolError, UnknownModelError
+from utils.cloud_engine import CLIENT_SHARE, CloudEngine, CloudResult, EngineLimits, WireSpec
+from utils.errors import (
+    BusyError,
+    GraphError,
+    NeurosurgeonError,
+    PartitionError,
+    ProtocolError,
+    UnknownModelError,
+    WeightsError,
+)
 from utils.inference_utils import HalfResult, random_input, run_half, run_whole, use_threads
 
 WAIT_S = 10.0  # a test that needs this long has hung
@@ -120,20 +130,72 @@ def test_many_edges_at_once_all_get_their_own_answer(start: Start) -> None:
     assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
 
 
+IMAGE = ("float32", (1, 3, 224, 224), False)
+
+
+def request_of(network: Network, point: int = 0, **changes: Any) -> Request:
+    """Return what asks for a cloud half."""
+    graph = network.graph
+    request = Request(network.name, pack_nodes(graph, graph.edge_nodes(point)), graph.digest, network.weights_digest)
+    return request._replace(**changes)
+
+
+def test_a_cut_that_was_asked_for_before_is_known(engine: CloudEngine) -> None:
+    request = request_of(engine.network("le_net"))
+    assert engine.cut(request, (IMAGE,)) is engine.cut(request, (IMAGE,))
+
+
+def test_a_cut_is_known_only_as_long_as_its_network_is_warm(start: Start) -> None:
+    engine = start(max_models=1)
+    first = request_of(engine.network("le_net"))
+    cut = engine.cut(first, (IMAGE,))
+    engine.network("alex_net")
+    assert engine.cut(first, (IMAGE,)) is not cut
+
+
+def test_no_more_cuts_are_known_than_may_be(engine: CloudEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cloud_engine, "MAX_ASKED", 2)
+    network = engine.network("le_net")
+    for point in (1, 2, 3, 4):
+        spec = network.cut(point).crossing[0]
+        engine.cut(request_of(network, point), ((spec.dtype, spec.shape, False),))
+        assert len(engine._networks.asked("le_net")) <= 2
+
+
 @pytest.mark.parametrize(
-    "tensors",
+    ("changes", "error"),
     [
-        [torch.zeros(1, 3, 224, 224)] * 2,
-        [torch.zeros(1, 3, 224, 223)],
-        [torch.zeros(2, 3, 224, 224)],
-        [torch.zeros(1, 3, 224, 224, dtype=torch.float16)],
-        [torch.zeros(1, 3, 224, 224, dtype=torch.int64)],
+        ({"model": "x_net"}, UnknownModelError),
+        ({"graph_digest": "0" * 32}, GraphError),
+        ({"weights_digest": "0" * 32}, WeightsError),
+        ({"edge_nodes": b""}, PartitionError),
     ],
-    ids=["two", "width", "batch", "half", "integer"],
 )
-def test_tensors_that_do_not_cross_at_the_point_are_refused(engine: CloudEngine, tensors: list[Tensor]) -> None:
+def test_what_does_not_fit_is_refused_however_often_the_right_one_was_asked_for(
+    engine: CloudEngine, changes: dict[str, Any], error: type[Exception]
+) -> None:
+    request = request_of(engine.network("le_net"))
+    engine.cut(request, (IMAGE,))
+    for _ in range(2):
+        with pytest.raises(error):
+            engine.cut(request._replace(**changes), (IMAGE,))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        (IMAGE, IMAGE),
+        (),
+        (("float32", (1, 3, 224, 223), False),),
+        (("float32", (2, 3, 224, 224), False),),
+        (("float16", (1, 3, 224, 224), False),),
+        (("int64", (1, 3, 224, 224), False),),
+    ],
+    ids=["two", "none", "width", "batch", "half", "integer"],
+)
+def test_tensors_that_do_not_cross_at_the_point_are_refused(engine: CloudEngine, given: tuple[WireSpec, ...]) -> None:
     with pytest.raises(ProtocolError, match=r"\(1, 3, 224, 224\).*crosses at this point"):
-        Edge(engine).submit(0, tensors)
+        engine.cut(request_of(engine.network("le_net")), given)
 
 
 @pytest.mark.parametrize("point", [-1, 13])
