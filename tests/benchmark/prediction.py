@@ -20,7 +20,7 @@ from tests.benchmark.common import interleaved_medians, save
 from utils.cli import ROOT
 from utils.inference_utils import random_input, run_half, use_threads
 
-ROUNDS, CALLS = 15, 3
+ROUNDS, CALLS = 9, 3
 TRANSFORMERS = ("vit_b_16", "vit_b_32", "swin_t", "swin_v2_t", "maxvit_t")
 
 
