@@ -35,7 +35,7 @@ from net.transport import EDGE_SILENCE_S, Connection, Received, stop_accepting
 from utils.cloud_engine import CloudEngine, CloudResult
 from utils.errors import BusyError, NetworkError, NeurosurgeonError, PeerGoneError, ProtocolError
 from utils.inference_utils import check_finite
-from utils.kept_answers import KeptAnswers
+from utils.kept_answers import Asker, KeptAnswers
 from utils.timing import now_ms
 from utils.units import MS_PER_S, s_to_ms
 
@@ -171,6 +171,12 @@ class _Done(NamedTuple):
     result: CloudResult | Exception
 
 
+class _Spent(NamedTuple):
+    """A task's question is not read any more."""
+
+    received: Received
+
+
 class _Answer(NamedTuple):
     """What is to be sent for any other message, or for a task that was not taken."""
 
@@ -204,7 +210,7 @@ class Conversation:
         self._counted = (0, 0)  # bytes received and sent, as told to the metrics
         self._latencies = latencies
         self._lines = TaskLines(observe, connection.sock)
-        self._outbox: SimpleQueue[_Answer | _Done | _Task | None] = SimpleQueue()
+        self._outbox: SimpleQueue[_Answer | _Done | _Spent | _Task | None] = SimpleQueue()
         self._max_unanswered = MAX_UNANSWERED
         self._places = threading.Semaphore(self._max_unanswered)
         self._is_over = False  # set by the writer: no answer can be sent any more
@@ -279,16 +285,17 @@ class Conversation:
         if not self._rules.allows_nonfinite:
             check_finite(received.tensors)
 
-        def deliver(result: CloudResult | Exception) -> None:
-            self._outbox.put(_Done(received, task, result))
-
-        compute = partial(self._engine.submit, self, cut, received.tensors)
+        asker = Asker(
+            compute=partial(self._engine.submit, self, cut, received.tensors),
+            deliver=lambda result: self._outbox.put(_Done(received, task, result)),
+            release=lambda: self._outbox.put(_Spent(received)),
+        )
         if self._edge_id and received.task:
             key = task_id(self._edge_id, received.task)
             self._recent.append(key)
-            self._kept.submit(key, request, compute, deliver)
+            self._kept.submit(key, request, asker)
         else:  # a task without an id of its own
-            compute(deliver)
+            asker.compute(asker.answer)
         self._outbox.put(task)  # to be shown while the half already runs
 
     # ---------------------------------------------------------------- answering
@@ -298,12 +305,12 @@ class Conversation:
             while answer := self._next_answer():
                 if isinstance(answer, _Task):
                     self._lines.arrived(answer.state)
-                    continue
-                self._send(answer)
-                self._count_bytes()
-                self.connection.recycle(answer.received)  # not before: an answer may be a view of its question
-                self.connection.make_ready()
-                self._places.release()
+                elif isinstance(answer, _Spent):
+                    self._recycle(answer.received)  # behind its answer, which may be a view of it
+                else:
+                    self._send(answer)
+                    self._count_bytes()
+                    self._places.release()
         except PeerGoneError as exc:
             log.debug("%s left: %s", self.connection.peer, exc)
         except (NetworkError, OSError) as exc:
@@ -315,8 +322,8 @@ class Conversation:
             self._is_over = True
             self._places.release(self._max_unanswered)  # the reader waits for nothing any more
 
-    def _next_answer(self) -> _Answer | _Done | _Task | None:
-        """Return what is to be sent next, or shown; meanwhile, tell the edge that the cloud lives, and its load."""
+    def _next_answer(self) -> _Answer | _Done | _Spent | _Task | None:
+        """Return what is to be sent, or done, next; meanwhile, tell the edge that the cloud lives, and its load."""
         while True:
             try:
                 return self._outbox.get(timeout=HEARTBEAT_S)
@@ -324,16 +331,22 @@ class Conversation:
                 load = self._engine.load
                 self.connection.send(Pong(0, load.queue_ms, load.service_ms))
 
+    def _recycle(self, received: Received) -> None:
+        self.connection.recycle(received)
+        self.connection.make_ready()
+
     def _send(self, answer: _Answer | _Done) -> None:
-        number = answer.received.task
         if isinstance(answer, _Done):
             self._send_result(answer)
-        elif isinstance(answer.content, Exception):
+            return
+        asked, number = answer.received.message, answer.received.task
+        if isinstance(answer.content, Exception):
             self.connection.send(self._refusal(answer.content, number), task=number)
         else:
             self.connection.send(answer.content, task=number)
-            if isinstance(answer.received.message, Prepare):
-                self._lines.prepared(answer.received.message.model, answer.received.message.edge_nodes)
+            if isinstance(asked, Prepare):
+                self._lines.prepared(asked.model, asked.edge_nodes)
+        self._recycle(answer.received)
 
     def _send_result(self, done: _Done) -> None:
         received, task, result = done

@@ -283,7 +283,10 @@ class Connection:
                 AccessError: the peer does not let us in.
         """
         start_s = read_head_unit(self._wire, self._head, time.monotonic() + wait_s)
-        outline = self._outline(start_s)
+        try:
+            outline = self._outline(start_s)
+        except _RawHeadError as exc:
+            raise self._out_of_place(exc) from None
         task, *figures = CHANGING.unpack_from(self._head, CHANGING_START)
         message = outline.message or Reply._make(figures)
         if not outline.lengths:
@@ -355,8 +358,6 @@ class Connection:
             data[:HEAD_UNIT] = head
             read_all(self._wire, memoryview(data)[HEAD_UNIT:], start_s + HEAD_TIMEOUT_S)
             return _outline_of(data, self.limits)
-        except _RawHeadError as exc:
-            raise self._out_of_place(exc) from None
 
     def _body_for(self, outline: _Outline) -> _Body:
         """Return a body for such a message, the one that is ready where it fits."""

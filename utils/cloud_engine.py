@@ -120,15 +120,15 @@ class CloudEngine:
         # Traced now: later, tracing interrupts what runs.
         self._graphs = {name: model_graph(name) for name in limits.models or ZOO}
         self._tracing = threading.Lock()
-        self._may_run = threading.Event()
-        self._may_run.set()
-        self._running = threading.Semaphore(limits.workers)  # a place for each task that runs
         self.device = device
         self.threads = max(1, use_threads(threads) // limits.workers)  # of a worker
         self._limits = limits
         self._max_batch = limits.max_batch or MAX_BATCH[device]
         self._networks = _WarmNetworks(device, weights, limits.max_models)
-        self._lock = threading.Lock()  # of the four below
+        self._lock = threading.Lock()  # of those below, down to the queue
+        self._quiet = threading.Condition(self._lock)  # told when the last task ends for one who traces
+        self._is_tracing = False
+        self._running = 0  # tasks and jobs
         self._is_batchable: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # by cloud half
         self._queue: FairQueue[_HalfTask | _Job] = FairQueue(limits.max_queue, min(CLIENT_SHARE, limits.max_queue))
         self._meter = LoadMeter()
@@ -180,14 +180,15 @@ class CloudEngine:
         if name in self._graphs:
             return self._graphs[name]
         with self._tracing:
-            self._may_run.clear()
-            for _ in range(self._limits.workers):
-                self._running.acquire()
+            with self._quiet:
+                self._is_tracing = True
+                self._quiet.wait_for(lambda: not self._running)
             try:
                 graph = self._graphs[name] = model_graph(name)
             finally:
-                self._running.release(self._limits.workers)
-                self._may_run.set()
+                self._is_tracing = False
+                for _ in self._workers:
+                    self._wake.put(None)
         return graph
 
     def cut(self, request: CutRequest, given: tuple[WireSpec, ...]) -> Cut:
@@ -289,15 +290,22 @@ class CloudEngine:
         use_threads(self.threads)
         while True:
             with self._lock:
-                item, closed = self._queue.take(), self._closed
+                item = None if self._is_tracing else self._queue.take()
+                self._running += item is not None
+                is_over = self._closed and not self._is_tracing
             if item is not None:
-                self._may_run.wait()
-                with self._running:
-                    self._run(item)
-            elif closed:
+                self._run(item)
+                self._ended()
+            elif is_over:
                 return
             else:
                 self._wake.get()
+
+    def _ended(self) -> None:
+        with self._lock:
+            self._running -= 1
+            if self._is_tracing and not self._running:
+                self._quiet.notify_all()
 
     def _run(self, item: _HalfTask | _Job) -> None:
         if not isinstance(item, _HalfTask):

@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from utils.cloud_engine import CloudResult, Deliver
 from utils.timing import now_ms
@@ -18,6 +19,19 @@ MAX_KEPT = 16_384  # whatever their size
 Compute = Callable[[Deliver], None]
 
 
+class Asker(NamedTuple):
+    """Who wants an answer."""
+
+    compute: Compute  # starts the computation, as `CloudEngine.submit`
+    deliver: Deliver
+    release: Callable[[], None] = lambda: None  # called behind ``deliver``: the question is not read any more
+
+    def answer(self, result: CloudResult | Exception) -> None:
+        """Give the answer, of which nothing is needed here."""
+        self.deliver(result)
+        self.release()
+
+
 @dataclass(slots=True, eq=False)
 class _Kept:
     """A task that is being computed, or has been."""
@@ -26,7 +40,7 @@ class _Kept:
     result: CloudResult | None = None
     size_bytes: int = 0
     done_ms: float = 0.0
-    waiting: list[tuple[Compute, Deliver]] = field(default_factory=list)  # those who asked again meanwhile
+    waiting: list[Asker] = field(default_factory=list)  # those who asked again meanwhile
 
 
 class KeptAnswers:
@@ -42,26 +56,27 @@ class KeptAnswers:
         self._done: OrderedDict[bytes, _Kept] = OrderedDict()  # the oldest answer is first
         self._size_bytes = 0
 
-    def submit(self, key: bytes, request: object, compute: Compute, deliver: Deliver) -> None:
+    def submit(self, key: bytes, request: object, asker: Asker) -> None:
         """Deliver a task's answer: the one that is kept, the one that is being computed, or a new one.
 
         Args:   key: the task's id, whatever connection it comes by. request: what is asked; an id that comes with
-                another question is a task of its own. compute: starts the computation, as `CloudEngine.submit`.
-        Raises: what ``compute`` raises.
+                another question is a task of its own.
+        Raises: what ``asker.compute`` raises; nothing is delivered then.
         """
         with self._lock:
-            self._forget()
+            if key in self._done:
+                self._forget()
             known = self._done.get(key) or self._computing.get(key)
             if known is None or known.request != request:
                 known = None
                 mine = self._computing[key] = _Kept(request)
             elif known.result is None:
-                known.waiting.append((compute, deliver))
+                known.waiting.append(asker)
                 return
         if known and known.result:
-            deliver(known.result)
+            asker.answer(known.result)
         else:
-            self._start(key, mine, compute, deliver)
+            self._start(key, mine, asker)
 
     def forget(self, keys: Iterable[bytes]) -> None:
         """Keep no answers of these tasks: what was asked may not have been what the edge meant to ask."""
@@ -70,27 +85,28 @@ class KeptAnswers:
                 self._computing.pop(key, None)
                 self._remove(key)
 
-    def _start(self, key: bytes, kept: _Kept, compute: Compute, deliver: Deliver) -> None:
+    def _start(self, key: bytes, kept: _Kept, asker: Asker) -> None:
         def done(result: CloudResult | Exception) -> None:
+            asker.deliver(result)  # first: it is on its way while it is copied
             waiting = self._take_in(key, kept, result)
-            deliver(result)
-            for ask_again, other in waiting:
+            asker.release()
+            for other in waiting:
                 if kept.result:
-                    other(kept.result)
+                    other.answer(kept.result)
                     continue
                 try:
-                    self.submit(key, kept.request, ask_again, other)
+                    self.submit(key, kept.request, other)
                 except Exception as exc:  # belongs to whoever asked
-                    other(exc)
+                    other.answer(exc)
 
         try:
-            compute(done)
+            asker.compute(done)
         except Exception as exc:
-            for _, other in self._take_in(key, kept, exc):
-                other(exc)
+            for other in self._take_in(key, kept, exc):
+                other.answer(exc)
             raise
 
-    def _take_in(self, key: bytes, kept: _Kept, result: CloudResult | Exception) -> list[tuple[Compute, Deliver]]:
+    def _take_in(self, key: bytes, kept: _Kept, result: CloudResult | Exception) -> list[Asker]:
         """Keep a result, in memory of its own; return who else waits for it."""
         with self._lock:
             is_wanted = self._computing.get(key) is kept

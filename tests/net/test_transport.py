@@ -23,7 +23,16 @@ from net.messages import Hello, Message, Ping, Prepare, Reply, Request
 from net.pickling import pack_header
 from net.transport import Connection, Received, connect, listen, pack_message
 from tests.net.conftest import LOOPBACK
-from utils.errors import BusyError, ConnectError, DeadlineError, PeerGoneError, PortBusyError, ProtocolError, UsageError
+from utils.errors import (
+    AccessError,
+    BusyError,
+    ConnectError,
+    DeadlineError,
+    PeerGoneError,
+    PortBusyError,
+    ProtocolError,
+    UsageError,
+)
 
 Wires = tuple[socket.socket, socket.socket]
 Pair = tuple[Connection, Connection]
@@ -403,6 +412,13 @@ def head_of(specs: Any, *lengths: int, values: Any = tuple(REQUEST)) -> bytes:
 def test_a_bad_head_is_refused_before_memory_is_set_aside(wires: Wires, head: bytes, reason: str) -> None:
     wires[0].sendall(head)
     with pytest.raises(ProtocolError, match=reason):
+        Connection(wires[1]).receive(WAIT_S)
+
+
+@pytest.mark.parametrize("length", [32, 4000])
+def test_a_key_that_we_do_not_have_is_no_message(wires: Wires, length: int) -> None:
+    wires[0].sendall(pack_head(Kind.KEY_PROOF, bytes(length), []))
+    with pytest.raises(AccessError, match="wants to prove a key"):
         Connection(wires[1]).receive(WAIT_S)
 
 

@@ -7,7 +7,7 @@ import torch
 
 from utils import kept_answers
 from utils.cloud_engine import CloudResult, Deliver
-from utils.kept_answers import KeptAnswers
+from utils.kept_answers import Asker, KeptAnswers
 
 Got = list[CloudResult | Exception]
 
@@ -36,19 +36,19 @@ def value_of(got: CloudResult | Exception) -> float:
 
 def test_a_task_that_comes_again_gets_the_kept_answer() -> None:
     answers, engine, got = KeptAnswers(), Engine(), Got()
-    answers.submit(b"1", "question", engine.compute, got.append)
+    answers.submit(b"1", "question", Asker(engine.compute, got.append))
     memory = result(5.0)
     engine.asked[0](memory)
     memory.tensors[0].zero_()  # the answer may lie in the memory of its question, which is used again
-    answers.submit(b"1", "question", engine.compute, got.append)
+    answers.submit(b"1", "question", Asker(engine.compute, got.append))
     assert len(engine.asked) == 1
     assert value_of(got[1]) == 5.0
 
 
 def test_a_task_that_comes_again_while_it_is_computed_waits_for_that() -> None:
     answers, engine, first, second = KeptAnswers(), Engine(), Got(), Got()
-    answers.submit(b"1", "question", engine.compute, first.append)
-    answers.submit(b"1", "question", engine.compute, second.append)
+    answers.submit(b"1", "question", Asker(engine.compute, first.append))
+    answers.submit(b"1", "question", Asker(engine.compute, second.append))
     engine.asked[0](result(5.0))
     assert len(engine.asked) == 1
     assert value_of(first[0]) == value_of(second[0]) == 5.0
@@ -57,7 +57,7 @@ def test_a_task_that_comes_again_while_it_is_computed_waits_for_that() -> None:
 def test_what_failed_or_was_dropped_is_computed_for_who_still_waits() -> None:
     answers, engine, first, second, third = KeptAnswers(), Engine(), Got(), Got(), Got()
     for got in (first, second, third):
-        answers.submit(b"1", "question", engine.compute, got.append)
+        answers.submit(b"1", "question", Asker(engine.compute, got.append))
     engine.asked[0](ValueError("dropped"))
     assert len(engine.asked) == 2
     engine.asked[1](result(5.0))
@@ -69,16 +69,16 @@ def test_a_refusal_is_told_and_not_kept() -> None:
     answers, engine, got = KeptAnswers(), Engine(), Got()
     engine.refusal = ValueError("busy")
     with pytest.raises(ValueError, match="busy"):
-        answers.submit(b"1", "question", engine.compute, got.append)
+        answers.submit(b"1", "question", Asker(engine.compute, got.append))
     engine.refusal = None
-    answers.submit(b"1", "question", engine.compute, got.append)
+    answers.submit(b"1", "question", Asker(engine.compute, got.append))
     assert len(engine.asked) == 1
 
 
 def test_who_waits_hears_that_the_second_attempt_is_refused() -> None:
     answers, engine, first, second = KeptAnswers(), Engine(), Got(), Got()
-    answers.submit(b"1", "question", engine.compute, first.append)
-    answers.submit(b"1", "question", engine.compute, second.append)
+    answers.submit(b"1", "question", Asker(engine.compute, first.append))
+    answers.submit(b"1", "question", Asker(engine.compute, second.append))
     engine.refusal = ValueError("busy")
     engine.asked[0](ValueError("dropped"))
     assert second == [engine.refusal]
@@ -87,24 +87,24 @@ def test_who_waits_hears_that_the_second_attempt_is_refused() -> None:
 def test_other_tasks_and_other_questions_are_computed() -> None:
     answers, engine, got = KeptAnswers(), Engine(), Got()
     for key, question in ((b"1", "question"), (b"2", "question"), (b"1", "another")):
-        answers.submit(key, question, engine.compute, got.append)
+        answers.submit(key, question, Asker(engine.compute, got.append))
     assert len(engine.asked) == 3
     for number, deliver in enumerate(engine.asked):
         deliver(result(number))
-    answers.submit(b"1", "another", engine.compute, got.append)
+    answers.submit(b"1", "another", Asker(engine.compute, got.append))
     assert [value_of(one) for one in got] == [0.0, 1.0, 2.0, 2.0]
 
 
 @pytest.mark.parametrize("is_done", [True, False])
 def test_what_is_not_to_be_kept_is_computed_again(is_done: bool) -> None:
     answers, engine, got = KeptAnswers(), Engine(), Got()
-    answers.submit(b"1", "question", engine.compute, got.append)
+    answers.submit(b"1", "question", Asker(engine.compute, got.append))
     if is_done:
         engine.asked[0](result(1.0))
     answers.forget([b"1", b"2"])
     if not is_done:
         engine.asked[0](result(1.0))
-    answers.submit(b"1", "question", engine.compute, got.append)
+    answers.submit(b"1", "question", Asker(engine.compute, got.append))
     engine.asked[1](result(2.0))
     assert [value_of(one) for one in got] == [1.0, 2.0]
 
@@ -112,7 +112,7 @@ def test_what_is_not_to_be_kept_is_computed_again(is_done: bool) -> None:
 def test_answers_are_forgotten_in_time() -> None:
     answers, engine, got = KeptAnswers(kept_s=-1.0), Engine(), Got()
     for _ in range(2):
-        answers.submit(b"1", "question", engine.compute, got.append)
+        answers.submit(b"1", "question", Asker(engine.compute, got.append))
         engine.asked[-1](result())
     assert len(engine.asked) == 2
 
@@ -124,10 +124,21 @@ def test_memory_is_bounded_and_the_oldest_go_first(bound: str, monkeypatch: pyte
         monkeypatch.setattr(kept_answers, "MAX_KEPT", 3)
     size = 10 if bound == "bytes" else 1
     for number in range(5):
-        answers.submit(bytes([number]), "question", engine.compute, got.append)
+        answers.submit(bytes([number]), "question", Asker(engine.compute, got.append))
         engine.asked[-1](result(number, size))
     for number in (2, 3, 4):
-        answers.submit(bytes([number]), "question", engine.compute, got.append)
+        answers.submit(bytes([number]), "question", Asker(engine.compute, got.append))
     assert len(engine.asked) == 5
-    answers.submit(bytes([1]), "question", engine.compute, got.append)
+    answers.submit(bytes([1]), "question", Asker(engine.compute, got.append))
     assert len(engine.asked) == 6
+
+
+def test_a_question_is_released_behind_its_answer_and_the_copy_of_it() -> None:
+    answers, engine, got = KeptAnswers(), Engine(), Got()
+    memory = result(5.0)
+    answers.submit(b"1", "question", Asker(engine.compute, got.append, memory.tensors[0].zero_))
+    answers.submit(b"1", "question", Asker(engine.compute, got.append, lambda: got.append(ValueError("released"))))
+    engine.asked[0](memory)
+    assert value_of(got[0]) == 0.0  # has long been sent when the memory is used again
+    assert value_of(got[1]) == 5.0
+    assert isinstance(got[2], ValueError)
