@@ -49,6 +49,7 @@ class QueueSettings:
     in_flight: int = 4
     hears_load: bool = True  # False: plan as if the cloud were idle
     on_cloud_loss: OnCloudLoss = OnCloudLoss.LOCAL
+    hedges: bool = True  # False: wait for the cloud, however long a task is stuck
     deadline_ms: float | None = None  # of each task
 
     def chooser(self, tasks: Sequence[QueuedTask]) -> Chooser:
@@ -170,6 +171,11 @@ class Choice(NamedTuple):
     plan: SplitPlan
     candidate: Candidate
     predicted: StageTimes  # with the waits for what is under way
+
+    @property
+    def rest_ms(self) -> float:
+        """What the edge takes for what would be the cloud's half."""
+        return self.plan.candidates[-1].busy.edge_ms - self.candidate.busy.edge_ms
 
 
 def choice(plan: SplitPlan, index: int, under_way: Pipeline) -> Choice:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from net.session import OnCloudLoss
 from net.stream import Answered, TaskStream
 from predictor.correction import Corrections
 from predictor.flow_shop import IDLE, Pipeline
+from predictor.hedge import Hedging, OnItsWay, Progress
 from utils.errors import ConnectError, NeurosurgeonError
 from utils.images import read_image
 from utils.inference_utils import HalfResult, check_crossing, image_input, random_input, run_half
@@ -30,6 +31,9 @@ from utils.report import output_digest
 from utils.timing import StageTimes, now_ms
 
 log = logging.getLogger(__name__)
+
+POLL_S = 0.01  # how often the tensors are looked after
+FIRST_RUN_MS = 1_000.0  # the cloud, too, builds kernels for a cut that is new to it
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +46,17 @@ class _Begun:
     half: HalfResult
     known: TaskResult  # all that is known so far
     teaches: bool
+    patience_ms: float  # for its answer, with all waits that are known
+    rest_ms: float  # what the rest of it would take here
+    done_ms: float  # when its edge half had run (`now_ms`)
 
 
 class QueueRun:
     """Works through tasks: this thread computes edge halves, a stream sends them and brings the answers.
 
-    At most ``in_flight`` tasks are begun and without an answer: each holds a slot until its result is there.
+    At most ``in_flight`` tasks are begun and without an answer: each holds a slot until its result is there. While this
+    thread waits for one, it looks how the tensors move; the rest of a task that is stuck it computes itself, and the
+    first answer counts.
     """
 
     def __init__(
@@ -64,7 +73,11 @@ class QueueRun:
         self._watch = watch
         self._report = report
         self._corrections = Corrections.load() if settings.learns else Corrections()
-        self._under_way: set[int] = set()  # tasks without an answer
+        self._under_way: dict[int, _Begun] = {}  # tasks that the cloud has not answered, nor lost
+        self._taken_over: set[int] = set()  # of them, those whose rest is computed here
+        self._unfinished: set[int] = set()  # tasks without a result
+        self._hedges = settings.hedges and settings.on_cloud_loss is OnCloudLoss.LOCAL
+        self._hedging, self._progress = Hedging(), Progress()
         self._pipeline, self._pipeline_ms = IDLE, 0.0  # what link and cloud were still busy with at that time
         self._lock = threading.Lock()
         self._results: list[TaskResult] = []
@@ -100,10 +113,20 @@ class QueueRun:
         return self._results
 
     def _wait_for_slot(self) -> None:
-        while begun := self._slots.get():
-            self._run_here(begun)
+        while True:
+            if stuck := self._look_for_stuck_task():
+                self._take_over(stuck)
+                continue
+            try:
+                begun = self._slots.get(timeout=POLL_S if self._hedges and self._under_way else None)
+            except Empty:
+                continue
+            if begun is None:
+                return
+            self._finish(*self._run_here(begun))
 
     def _begin(self, task: QueuedTask, chooser: Chooser) -> None:
+        self._unfinished.add(task.id)
         try:
             now = self._watch.now()
             self._report.show_state(now.link.rate_bytes_per_s, now.queue_ms)
@@ -119,7 +142,8 @@ class QueueRun:
             self._finish(replace(begun.known, where="edge"), begun.half.tensors[0])
             return
         self._pipeline = self._pipeline_now().after(replace(begun.candidate.busy, edge_ms=0.0))
-        self._under_way.add(task.id)
+        with self._lock:
+            self._under_way[task.id] = begun
         request = request_of(begun.model.network, begun.edge_nodes)
         answer = self._stream.submit(task.id, request, begun.half.tensors)
         answer.add_done_callback(partial(self._take_answer, begun))
@@ -129,7 +153,8 @@ class QueueRun:
         before_ms, self._pipeline_ms = self._pipeline_ms, now_ms()
         passed = self._pipeline._replace(edge_ms=self._pipeline_ms - before_ms)
         self._pipeline = passed.from_now() if self._under_way else IDLE
-        return self._pipeline
+        left_ms = max((way.left_ms for _, way in self._on_their_way()), default=0.0)
+        return self._pipeline._replace(link_ms=max(self._pipeline.link_ms, left_ms))
 
     def _choose(self, chooser: Chooser, now: LinkNow) -> Choice:
         pipeline = self._pipeline_now()
@@ -145,7 +170,8 @@ class QueueRun:
     def _run_edge_half(self, task: QueuedTask, tensor: Tensor, now: LinkNow, chosen: Choice) -> _Begun:
         model, (plan, candidate, predicted) = self._models[task.model], chosen
         edge_nodes = plan.edge_nodes(candidate)
-        teaches = self._settings.learns and not model.is_first_run(edge_nodes)
+        is_first = model.is_first_run(edge_nodes)
+        teaches = self._settings.learns and not is_first
         start_ms = now_ms()
         half = run_half(model.network.split(edge_nodes).edge, [tensor], self._settings.device)
         known = TaskResult(
@@ -165,33 +191,84 @@ class QueueRun:
         )
         if teaches:
             self._learn(model.keys.edge, candidate.busy.edge_ms, half.latency_ms)
-        return _Begun(model, candidate, edge_nodes, half, known, teaches)
+        patience_ms = predicted.transfer_ms + predicted.cloud_ms + FIRST_RUN_MS * is_first
+        return _Begun(model, candidate, edge_nodes, half, known, teaches, patience_ms, chosen.rest_ms, now_ms())
+
+    # ------------------------------------------------------------ tasks that are stuck
+
+    def _on_their_way(self) -> list[tuple[_Begun, OnItsWay]]:
+        """Look how far the tensors are; return every task that the cloud may still answer, the oldest first."""
+        if not (self._hedges and self._under_way):
+            return []
+        crossing, link, time_ms = self._stream.crossing(), self._watch.now().link, now_ms()
+        left_bytes = crossing.left_bytes if crossing else {}
+        if crossing:
+            self._progress.saw(time_ms, crossing.acked_bytes, max(left_bytes.values(), default=0), link.rtt_ms)
+        moved = self._progress.newest() if crossing else None
+        if moved:
+            self._watch.saw_progress(*moved)
+        still_ms = self._progress.still_ms(time_ms)
+        with self._lock:
+            under_way = list(self._under_way.items())
+        return [
+            (begun, OnItsWay(time_ms - begun.done_ms, begun.patience_ms, left_bytes.get(task, 0), moved, still_ms))
+            for task, begun in under_way
+        ]
+
+    def _look_for_stuck_task(self) -> _Begun | None:
+        """Return the oldest task that is stuck, and is sooner finished here; from now on its loss is none."""
+        for begun, way in self._on_their_way():
+            task = begun.known.task.id
+            with self._lock:
+                if task in self._taken_over or not self._hedging.pays(way, begun.rest_ms):
+                    continue
+                if task in self._under_way:  # else its answer has just come
+                    self._taken_over.add(task)
+                    return begun
+        return None
+
+    def _take_over(self, begun: _Begun) -> None:
+        """Compute the rest of a task whose tensors are stuck; its answer may come all the same, and be first."""
+        task = begun.known.task.id
+        log.info("task %d is stuck on its way: the rest of it is computed here", task)
+        if not self._stream.withdraw(task):
+            with self._lock:
+                self._under_way.pop(task, None)
+        result, output = self._run_here(begun)
+        self._hedging.ended(was_first=self._finish(result, output))
 
     # ------------------------------------------------------------ answers, on the stream's threads
 
     def _take_answer(self, begun: _Begun, answer: Future[Answered]) -> None:
+        task = begun.known.task.id
+        with self._lock:
+            self._under_way.pop(task, None)
+            is_taken_over = task in self._taken_over
         try:
-            result, output = self._answered_there(begun, answer.result())
+            result, output = self._answered_there(begun, answer.result(), is_late=is_taken_over)
         except NeurosurgeonError as exc:
-            if isinstance(exc, ConnectError) and self._settings.on_cloud_loss is OnCloudLoss.LOCAL:
-                log.warning("task %d is computed here: %s", begun.known.task.id, exc)
+            if is_taken_over:
+                log.debug("task %d, whose rest is computed here, is no longer on its way: %s", task, exc)
+            elif isinstance(exc, ConnectError) and self._settings.on_cloud_loss is OnCloudLoss.LOCAL:
+                log.warning("task %d is computed here: %s", task, exc)
                 self._slots.put(begun)
             else:
                 self._finish(replace(begun.known, error=str(exc)))
         else:
             self._finish(result, output)
 
-    def _answered_there(self, begun: _Begun, answered: Answered) -> tuple[TaskResult, Tensor]:
+    def _answered_there(self, begun: _Begun, answered: Answered, *, is_late: bool) -> tuple[TaskResult, Tensor]:
         remote = answered.result
         check_crossing([begun.model.network.graph.output], remote.tensors)
         self._watch.saw_transfer(remote.sent_bytes, remote.receive_ms)
         self._watch.saw_load(remote.load_queue_ms)
-        if self._settings.in_flight == 1:  # otherwise tensors also wait for each other
+        is_alone = self._settings.in_flight == 1 and not is_late  # otherwise tensors also wait for each other
+        if is_alone:
             output_bytes = begun.model.network.graph.output.size_bytes
             self._watch.saw_exchange(remote.transfer_ms - remote.receive_ms, output_bytes)
         if begun.teaches:
             self._learn(begun.model.keys.cloud, begun.candidate.busy.cloud_ms, remote.compute_ms)
-            if self._settings.in_flight == 1:  # otherwise tensors also wait for each other
+            if is_alone:
                 self._learn(begun.model.keys.transfer, begun.candidate.stages.transfer_ms, remote.transfer_ms)
         known, done_ms = begun.known, answered.answered_ms
         result = replace(
@@ -209,20 +286,26 @@ class QueueRun:
 
     # ------------------------------------------------------------ answers of this side
 
-    def _run_here(self, begun: _Begun) -> None:
-        """Run the rest of a task that the cloud was lost with."""
+    def _run_here(self, begun: _Begun) -> tuple[TaskResult, Tensor]:
+        """Run the rest of a task that the cloud was lost with, or that is stuck; what it waited was its transfer."""
+        waited_ms = now_ms() - begun.done_ms
         half = run_half(begun.model.network.split(begun.edge_nodes).cloud, begun.half.tensors, self._settings.device)
-        edge_ms = begun.known.measured.edge_ms + half.latency_ms
-        self._finish(replace(begun.known, where="edge", measured=StageTimes(edge_ms, 0.0, 0.0)), half.tensors[0])
+        measured = StageTimes(begun.known.measured.edge_ms + half.latency_ms, waited_ms, 0.0)
+        return replace(begun.known, where="edge", measured=measured), half.tensors[0]
 
     # ------------------------------------------------------------ bookkeeping
 
-    def _finish(self, result: TaskResult, output: Tensor | None = None) -> None:
-        self._under_way.discard(result.task.id)
+    def _finish(self, result: TaskResult, output: Tensor | None = None) -> bool:
+        """Take a task's result; False where it has one already."""
+        with self._lock:
+            if result.task.id not in self._unfinished:
+                return False
+            self._unfinished.remove(result.task.id)
         if result.spans:
             result = replace(result, elapsed_ms=now_ms() - self._start_ms - result.spans[0].start_ms)
         self._slots.put(None)  # first: the next task need not wait for lines to be printed
         self._finished.put((result, output))
+        return True
 
     def _report_all(self) -> None:
         while finished := self._finished.get():

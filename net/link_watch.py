@@ -3,6 +3,7 @@
 A probe costs bytes, and shares the link with tensors. So none is sent while tensors tell the rate themselves: the
 cloud says how long each took to arrive. Pings go out every time; they bring the round trip, and the cloud's load.
 `net.rate_filter` joins what probes and tensors say; a probe that surprises it is followed by another one at once.
+While a tensor crosses much more slowly than expected, the link is taken to be as slow as that.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import NamedTuple
 
+from apscheduler.job import Job
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from net.access import OPEN, Access
 from net.bandwidth import PING_BYTES, Echo, LinkEstimate, LinkSource, ProbeMethod, Rate
 from net.monitor_client import measure_link, ping_link
-from net.rate_filter import RateFilter, transfer_rate
+from net.rate_filter import SURE_S, TRANSFER_ERROR, RateFilter, transfer_rate
 from utils.errors import NetworkError
 from utils.timing import now_ms
 from utils.units import MS_PER_S, ms_to_s, s_to_ms
@@ -31,6 +35,7 @@ INTERVAL_S = 1.0
 STALE_INTERVALS = 3
 KEPT_PINGS = 5  # the shortest is the round trip: the others waited behind tensors
 MIN_TRANSFER_BYTES, MIN_TRANSFER_MS = 65_536, 2.0  # shorter ones tell of clocks and wake-ups
+SLOW = 0.5  # of the estimate: bytes that move at less are on another link than the one that was measured
 UNSURE = 0.5  # the relative error of a rate from another day
 LOAD_GAIN = (0.2, 0.5)  # of each new load; drawn for each edge, so that edges do not swing together
 
@@ -42,6 +47,14 @@ class LinkNow:
     link: LinkEstimate
     is_stale: bool
     queue_ms: float  # what a task waits in the cloud, smoothed
+
+
+class Slow(NamedTuple):
+    """How the newest bytes moved of a tensor that is slow on its way."""
+
+    rate_bytes_per_s: float
+    size_bytes: int
+    since_ms: float  # when it began to be slow
 
 
 class LinkWatch:
@@ -70,14 +83,19 @@ class LinkWatch:
         self._filter = RateFilter(Rate(first.rate_bytes_per_s, max(first.error, UNSURE if first.age_s else 0.0)))
         self._udp_is_blocked = first.method is ProbeMethod.TCP_BURST
         self._pings_ms: deque[float] = deque([first.exchange_ms], maxlen=KEPT_PINGS)
+        self._slow: Slow | None = None  # while a tensor is, and until it has arrived
+        self.wants_probe = False  # a slow tensor tells of the link as it was
         self._queue_ms = 0.0
         self._gain = random.uniform(*LOAD_GAIN)  # noqa: S311  # no secret
         self._is_away = False
         self._scheduler = BackgroundScheduler()
+        self._job: Job | None = None
 
     def __enter__(self) -> LinkWatch:
         logging.getLogger("apscheduler").setLevel(logging.ERROR)  # a run that is skipped is as it should be
-        self._scheduler.add_job(self.refresh, "interval", seconds=self._interval_s, max_instances=1, coalesce=True)
+        self._job = self._scheduler.add_job(
+            self.refresh, "interval", seconds=self._interval_s, max_instances=1, coalesce=True
+        )
         self._scheduler.start()
         return self
 
@@ -89,16 +107,49 @@ class LinkWatch:
         with self._lock:
             age_s = 0.0 if self._link.source is LinkSource.GIVEN else (now_ms() - self._since_ms) / MS_PER_S
             is_stale = age_s > STALE_INTERVALS * self._interval_s
-            return LinkNow(replace(self._link, age_s=age_s), is_stale, self._queue_ms)
+            known = self._link.rate_bytes_per_s
+            rate_bytes_per_s = min(known, self._slow.rate_bytes_per_s) if self._slow else known
+            link = replace(self._link, rate_bytes_per_s=rate_bytes_per_s, age_s=age_s)
+            return LinkNow(link, is_stale, self._queue_ms)
+
+    def saw_progress(self, size_bytes: int, took_ms: float) -> None:
+        """Take in how much, at most, of a tensor that is still on its way moved of late.
+
+        Where that is slow, it holds until more moves, or until the next measurement.
+        """
+        rate_bytes_per_s = size_bytes / ms_to_s(took_ms)
+        with self._lock:
+            is_slow = rate_bytes_per_s < SLOW * self._link.rate_bytes_per_s
+            if self._link.source is not LinkSource.GIVEN and (is_slow or self._slow):
+                self._slow = Slow(rate_bytes_per_s, size_bytes, self._slow.since_ms if self._slow else now_ms())
 
     def saw_transfer(self, size_bytes: int, receive_ms: float) -> None:
-        """Take in that a tensor took ``receive_ms`` from its first byte to its last to arrive in the cloud."""
+        """Take in that a tensor took ``receive_ms`` from its first byte to its last to arrive in the cloud.
+
+        One that was slow on its way tells how fast its last bytes were; the whole of it saw more than one link.
+        """
+        if self._saw_slow_one():
+            return
         if size_bytes < MIN_TRANSFER_BYTES or not MIN_TRANSFER_MS <= receive_ms < math.inf:
             return
         with self._lock:
             seen = transfer_rate(size_bytes, receive_ms, self._link.rtt_ms)
             self._filter.saw_transfer(seen, self._since_last_s(), ms_to_s(receive_ms))
             self._set_rate(LinkSource.TRANSFERS)
+
+    def _saw_slow_one(self) -> bool:
+        with self._lock:
+            slow, self._slow = self._slow, None
+            if slow is None:
+                return False
+            is_sure = slow.size_bytes >= MIN_TRANSFER_BYTES or now_ms() - slow.since_ms >= s_to_ms(SURE_S)
+            if is_sure and slow.rate_bytes_per_s < self._link.rate_bytes_per_s:
+                self._filter.saw_transfer(Rate(slow.rate_bytes_per_s, TRANSFER_ERROR), self._since_last_s(), SURE_S)
+                self._set_rate(LinkSource.TRANSFERS)
+            self.wants_probe = True
+        if self._job:
+            self._job.modify(next_run_time=datetime.now(UTC))
+        return True
 
     def saw_exchange(self, exchange_ms: float, reply_bytes: int) -> None:
         """Take in what a task's round trip took beyond its tensors' way up and its time in the cloud."""
@@ -133,12 +184,14 @@ class LinkWatch:
         """Whether a probe would only stand in the way: tensors cross, or crossed just now, or nobody asks."""
         known = self.now().link
         is_fresh = known.source is LinkSource.TRANSFERS and known.age_s < self._interval_s and not self._filter.doubts
+        is_fresh &= not self.wants_probe
         return is_fresh or known.source is LinkSource.GIVEN or self._is_sending()
 
     def _probe(self) -> None:
         measured = measure_link(*self._service, use_udp=not self._udp_is_blocked, quick=True)
         self._udp_is_blocked = measured.method is ProbeMethod.TCP_BURST
         with self._lock:
+            self._slow, self.wants_probe = None, False
             self._filter.saw_probe(Rate(measured.rate_bytes_per_s, measured.error), self._since_last_s())
             self._set_rate(LinkSource.PROBE)
             self._link = replace(self._link, host_ms=measured.host_ms, method=measured.method)

@@ -122,6 +122,15 @@ class EdgeSession:
         """Return what may be sent before the cloud is heard from; None where the system does not tell."""
         return self._connection.send_state()
 
+    @property
+    def sent_bytes(self) -> int:
+        """How many bytes went out so far."""
+        return self._connection.sent_bytes
+
+    def acked_bytes(self) -> int | None:
+        """Return how many of them the cloud's machine has acknowledged; None where the system does not tell."""
+        return self._connection.acked_bytes()
+
     def ask_latencies(self, model: str, graph_digest: str) -> Latencies:
         """Return what the cloud says that the model's layers take there.
 

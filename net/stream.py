@@ -14,10 +14,10 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from net.breaker import Breaker
 from net.messages import Pong, Request
@@ -49,6 +49,13 @@ class Answered:
     retries: int
 
 
+class Crossing(NamedTuple):
+    """How far the tensors of the tasks are on their way."""
+
+    acked_bytes: int  # of the connection, by the cloud's machine
+    left_bytes: Mapping[int, int]  # of each task: until its last byte is acknowledged, with those before it
+
+
 @dataclass(eq=False)
 class _Flight:
     """A task that has no answer yet."""
@@ -60,8 +67,15 @@ class _Flight:
     due_ms: float = 0.0  # not to be sent before
     sent: SentTask | None = None
     is_out: bool = False  # taken by the sender
+    is_wanted: bool = True
+    end_bytes: int = 0  # of what the connection has sent, when this is out
     losses: int = 0  # connections that were lost while it was on its way
     refusals: int = 0  # by a busy cloud
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes on the wire, nearly."""
+        return sum(tensor.nbytes for tensor in self.tensors)
 
 
 class TaskStream:
@@ -115,6 +129,29 @@ class TaskStream:
             self._fail([flight], self._unfit[request.model])
         return flight.answer
 
+    def withdraw(self, task: int) -> bool:
+        """Do not send a task any more; return whether it has been sent, so that its future ends all the same."""
+        with self._changed:
+            flight = self._flights.get(task)
+            if flight is None:
+                return False
+            flight.is_wanted = False
+            if not flight.is_out:
+                del self._flights[task]
+            return flight.is_out
+
+    def crossing(self) -> Crossing | None:
+        """Return how far tensors are on their way; None where the cloud is lost, or the system does not tell."""
+        with self._changed:
+            acked_bytes = self._session.acked_bytes() if self._session else None
+            if acked_bytes is None:
+                return None
+            end_bytes, left_bytes = acked_bytes, {}
+            for task, flight in self._flights.items():
+                end_bytes = flight.end_bytes if flight.is_out else end_bytes + flight.size_bytes
+                left_bytes[task] = max(end_bytes - acked_bytes, 0)
+            return Crossing(acked_bytes, left_bytes)
+
     @property
     def takes_tasks(self) -> bool:
         """Whether a task should go to the cloud now: it is there, and has not just come back untried."""
@@ -162,6 +199,7 @@ class TaskStream:
                 wait_s = (next_due.due_ms - now_ms()) / MS_PER_S if next_due else None
                 if next_due and wait_s is not None and wait_s <= 0:
                     next_due.is_out = True
+                    next_due.end_bytes = self._session.sent_bytes + next_due.size_bytes
                     return next_due
                 self._changed.wait(wait_s)
         return None
@@ -197,7 +235,10 @@ class TaskStream:
         try:
             result = session.result_of(received, sent)
         except BusyError as exc:
-            self._send_later(flight, exc.retry_ms)
+            if flight.is_wanted:
+                self._send_later(flight, exc.retry_ms)
+            else:
+                self._fail([flight], exc)
         except ProtocolError:
             raise  # what else comes by this connection is not to be trusted, either
         except NeurosurgeonError as exc:

@@ -10,6 +10,7 @@ UNLIMITED_SEGMENTS = 0x7FFFFFFF  # a threshold that has not been found yet
 INITIAL_SEGMENTS = 10  # RFC 6928
 UNPACED_SEGMENTS = 10  # the kernel paces none of a connection's first ones
 PACED = frozenset({"bbr", "bbr2", "bbr3"})  # they space packets, and keep their estimate of the link while idle
+_ACKED = struct.Struct("=120xQ")  # bytes_acked, Linux 4.1
 _FIELDS = struct.Struct("=8xI4xI24xI20xIIII20xQ44xI")  # up to data_segs_out, Linux 4.6
 
 
@@ -53,6 +54,17 @@ def send_state(data: bytes, congestion_control: str) -> SendState | None:
     knows_threshold = info.threshold_segments < UNLIMITED_SEGMENTS
     threshold = info.threshold_segments * info.segment_bytes if knows_threshold else math.inf
     return SendState(window, threshold, math.inf, 0.0)
+
+
+def acked_bytes(data: bytes) -> int | None:
+    """Return how many bytes of a connection its peer has acknowledged; None where the kernel says too little.
+
+    Args: data: what getsockopt(TCP_INFO) brought.
+    """
+    if len(data) < _ACKED.size:
+        return None
+    acked: int = _ACKED.unpack_from(data)[0]
+    return acked
 
 
 def _window_after_silence(info: TcpInfo) -> int:

@@ -40,7 +40,7 @@ from net.memory import UNLIMITED, BodyMemory, MemoryLimit
 from net.messages import Hello, Message, Reply, Request, figures_of, header_values, kind_of, message_of
 from net.net_utils import format_address
 from net.pickling import TensorSpec, check_tensor_specs, pack_header, pack_tensor, unpack_header, unpack_tensor
-from net.tcp_info import SendState, send_state
+from net.tcp_info import SendState, acked_bytes, send_state
 from net.wire import HEAD_TIMEOUT_S, Wire, read_all, read_head_unit
 from utils.errors import (
     AccessError,
@@ -314,6 +314,13 @@ class Connection:
             return None
         state = send_state(data, name.partition(b"\0")[0].decode(errors="replace"))
         return state._replace(is_encrypted=self._wire is not self._link) if state else None
+
+    def acked_bytes(self) -> int | None:
+        """Return how many bytes the peer's machine has acknowledged so far; None where the system does not tell."""
+        try:
+            return acked_bytes(self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES))
+        except (OSError, AttributeError):  # the connection is lost, or this is not Linux
+            return None
 
     def segment_bytes(self) -> int:
         """Return how many bytes of payload a packet carries."""

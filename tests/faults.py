@@ -70,6 +70,8 @@ class FaultProxy:
         self.target_port = target_port
         self.faults, self.rate, self.after_bytes = tuple(faults), rate, after_bytes
         self.happened: Counter[Fault] = Counter()
+        self.flows = threading.Event()  # cleared: what the edge sends waits here, and nobody is told
+        self.flows.set()
         self._draw = random.Random(seed)
         self._lock = threading.Lock()
         self._pairs: set[_Pair] = set()
@@ -84,6 +86,7 @@ class FaultProxy:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         stop_accepting(self._listener)
         self._accepting.join()
+        self.flows.set()
         with self._lock:
             pairs = list(self._pairs)
         for pair in pairs:
@@ -173,6 +176,8 @@ class _Pair:
         position, is_upward = 0, source is self._sockets[0]
         try:
             while data := source.recv(PIECE_BYTES):
+                if is_upward:
+                    self._proxy.flows.wait()
                 if self._over.is_set():
                     break
                 fault = self._proxy.fault_of(position, position + len(data), is_upward=is_upward)

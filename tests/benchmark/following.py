@@ -27,27 +27,29 @@ import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from deployment import SplitPlan, plan_split
-from edge_cuts import EXCHANGE_DIGITS, RATE_DIGITS, Chooser
+from edge_cuts import EXCHANGE_DIGITS, RATE_DIGITS, Choice, Chooser
 from models.zoo import ZOO, model_graph
 from net import link_watch
 from net.bandwidth import Echo, LinkEstimate
 from net.link_watch import LinkWatch
-from net.traces import SHAPES, Trace, read_trace
+from net.traces import SHAPES, Condition, Trace, made_up, read_trace
 from predictor.chain_search import Objective
+from predictor.flow_shop import Pipeline
+from predictor.hedge import Hedging, OnItsWay, Progress
 from predictor.predictor_utils import find_predictor
 from predictor.transfer import frame_bytes
 from tests.benchmark.common import save
 from utils.cli import ROOT, ServiceProcess
 from utils.units import mbit_per_s_to_bytes_per_s
 
-LENGTH_S, PERIOD_S = 30.0, 0.25
+LENGTH_S, PERIOD_S, POLL_S = 30.0, 0.25, 0.01
 PROBE_BYTES, QUICK_BYTES, PROBE_RTTS = 150_000, 25_000, 14
 PROBE_NOISE, TRANSFER_NOISE, OUTLIERS, OUTLIER_FACTOR = 0.03, 0.05, 0.05, 2.0
 CLOSE = 1.05  # of the best total
@@ -92,16 +94,28 @@ class World:
             time_s = end_s
         raise AssertionError("the last condition holds for ever")
 
+    def crossed_bytes(self, start_s: float, end_s: float) -> float:
+        """Return how many bytes cross between two times."""
+        crossed, time_s = 0.0, start_s
+        for condition in self.trace.conditions:
+            if start_s < condition.time_s < end_s:
+                crossed += self.link(time_s).rate_bytes_per_s * (condition.time_s - time_s)
+                time_s = condition.time_s
+        return crossed + max(self.link(time_s).rate_bytes_per_s * (end_s - time_s), 0.0)
+
     def stages_s(self, start_s: float, point: int) -> tuple[float, float, float]:
         """Return what edge, transfer and cloud take of a task that starts at a time."""
         candidate = self.plan(self.link(start_s)).candidates[point]
         edge_s, cloud_s = candidate.busy.edge_ms / 1e3, candidate.busy.cloud_ms / 1e3
         if not candidate.crossing_bytes:
             return edge_s, 0.0, 0.0
-        sent_s = start_s + edge_s
-        up_s = self.crossing_s(sent_s, frame_bytes(candidate.crossing_bytes))
+        return edge_s, sum(self.transfers_s(start_s + edge_s, candidate.crossing_bytes)), cloud_s
+
+    def transfers_s(self, sent_s: float, crossing_bytes: int) -> tuple[float, float]:
+        """Return how long a tensor takes up, and its answer back with the round trip's delay."""
+        up_s = self.crossing_s(sent_s, frame_bytes(crossing_bytes))
         down_s = frame_bytes(self.graph.output.size_bytes) / self.link(sent_s + up_s).rate_bytes_per_s
-        return edge_s, up_s + down_s + self.link(sent_s).rtt_ms / 1e3, cloud_s
+        return up_s, down_s + self.link(sent_s).rtt_ms / 1e3
 
     def total_s(self, start_s: float, point: int) -> float:
         """Return the latency of a task that starts at a time."""
@@ -124,7 +138,7 @@ class Task:
 Strategy = Callable[[float], tuple[int, float]]  # from the time: the cut, and how long choosing it took, s
 
 
-def run(world: World, choose: Strategy, after: Callable[[Task], None] = lambda task: None) -> list[Task]:
+def run(world: World, choose: Strategy) -> list[Task]:
     """Run tasks through a trace."""
     tasks: list[Task] = []
     time_s = 0.0
@@ -132,28 +146,44 @@ def run(world: World, choose: Strategy, after: Callable[[Task], None] = lambda t
         point, choosing_s = choose(time_s)
         task = Task(time_s, point, choosing_s + world.total_s(time_s + choosing_s, point))
         tasks.append(task)
-        after(task)
         time_s = max(time_s + task.total_s, (len(tasks)) * PERIOD_S)
     return tasks
 
 
-class Follower:
-    """tasks_edge_api.py in virtual time: its watch, its filter, its chooser."""
+@dataclass
+class Sent:
+    """A tensor on its way to the virtual cloud, and its answer."""
 
-    def __init__(self, world: World) -> None:
+    chosen: Choice
+    start_s: float  # of its crossing, behind those before it
+    sent_s: float
+    received_s: float
+    answer_s: float
+    is_wanted: bool = True
+
+
+class Follower:
+    """tasks_edge_api.py in virtual time: its watch, its filter, its chooser, its hedging."""
+
+    def __init__(self, world: World, *, hedges: bool = True) -> None:
         self.world = world
+        self.hedges = hedges
         self.draw = random.Random(7)
         self.time_s = 0.0
-        self.is_sending = False
+        self.sent: list[Sent] = []
+        self.sent_bytes = self.hedged = self.in_vain = 0
         self.next_tick_s = link_watch.INTERVAL_S
+        self.refresh_s: float | None = None  # when the measurement that runs will end
+        self.was_sending = False  # when it began
         self.chooser = Chooser(Objective.LATENCY, [world.model] * round(LENGTH_S / PERIOD_S + 2))
+        self.progress, self.hedging = Progress(), Hedging()
         clock = mock.patch.object(link_watch, "now_ms", lambda: self.time_s * 1e3)
         measuring = mock.patch.object(link_watch, "measure_link", self.measure)
         pinging = mock.patch.object(link_watch, "ping_link", self.ping)
         self.patches = [clock, measuring, pinging]
         for patch in self.patches:
             patch.start()
-        self.watch = LinkWatch("cloud", 1, world.link(0.0), is_sending=lambda: self.is_sending)
+        self.watch = LinkWatch("cloud", 1, world.link(0.0), is_sending=lambda: self.was_sending)
 
     def close(self) -> None:
         for patch in self.patches:
@@ -164,39 +194,116 @@ class Follower:
 
     def measure(self, *service: object, use_udp: bool, quick: bool) -> LinkEstimate:
         link = self.world.link(self.time_s)
-        self.time_s += PROBE_RTTS * link.rtt_ms / 1e3 + self.world.crossing_s(self.time_s, QUICK_BYTES)
-        link = self.world.link(self.time_s)
         return replace(link, rate_bytes_per_s=self.noisy(link.rate_bytes_per_s, PROBE_NOISE), error=0.05)
 
     def ping(self, *service: object) -> Echo:
         return Echo(self.world.link(self.time_s).rtt_ms, 0.0)
 
-    def tick_until(self, time_s: float) -> None:
-        """Let the watch do what it does every second; probes run beside tasks, and take their time."""
-        while self.next_tick_s <= time_s:
-            self.time_s = self.next_tick_s
-            self.watch.refresh()
-            self.next_tick_s = max(self.next_tick_s + link_watch.INTERVAL_S, self.time_s)
-        self.time_s = time_s
+    # ------------------------------------------------------------ tasks
 
-    def choose(self, time_s: float) -> tuple[int, float]:
-        self.tick_until(time_s)
+    def run(self) -> list[Task]:
+        """Run tasks through the trace."""
+        tasks: list[Task] = []
+        while self.time_s < LENGTH_S:
+            tasks.append(self.run_task())
+            self.advance(max(self.time_s, len(tasks) * PERIOD_S))
+        return tasks
+
+    def run_task(self) -> Task:
+        start_s = self.time_s
         plan = self.world.plan(self.watch.now().link)
-        return self.chooser.choose(lambda model: plan).candidate.point, 0.0
+        waits_ms = [self.way(sent).left_ms for sent in self.sent] if self.hedges else []
+        chosen = self.chooser.choose(lambda model: plan, Pipeline(link_ms=max(waits_ms, default=0.0)))
+        self.advance(start_s + chosen.candidate.busy.edge_ms / 1e3)
+        end_s = self.wait_for(self.send(chosen)) if chosen.candidate.crossing_bytes else self.time_s
+        return Task(start_s, chosen.candidate.point, end_s - start_s)
 
-    def after(self, task: Task) -> None:
-        edge_s, transfer_s, _ = self.world.stages_s(task.start_s, task.point)
-        self.tick_until(task.start_s + edge_s)
-        self.is_sending = transfer_s > 0
-        self.tick_until(task.start_s + task.total_s)
-        self.is_sending = False
-        size = self.world.plan(self.world.link(0.0)).candidates[task.point].crossing_bytes
-        if size:
-            rtt_ms = self.world.link(task.start_s + edge_s).rtt_ms
+    def send(self, chosen: Choice) -> Sent:
+        start_s = max([self.time_s, *(sent.received_s for sent in self.sent)])
+        up_s, back_s = self.world.transfers_s(start_s, chosen.candidate.crossing_bytes)
+        answer_s = start_s + up_s + back_s + chosen.candidate.busy.cloud_ms / 1e3
+        self.sent.append(Sent(chosen, start_s, self.time_s, start_s + up_s, answer_s))
+        return self.sent[-1]
+
+    def wait_for(self, sent: Sent) -> float:
+        """Return when the task has its answer, from there or from here."""
+        while sent in self.sent:
+            if self.hedges and self.hedging.pays(self.way(sent), sent.chosen.rest_ms):
+                sent.is_wanted = False
+                here_s = self.time_s + sent.chosen.rest_ms / 1e3
+                self.hedged += 1
+                self.in_vain += here_s > sent.answer_s
+                self.advance(here_s)  # to its end, although an answer may come before
+                self.hedging.ended(was_first=here_s <= sent.answer_s)
+                return min(here_s, sent.answer_s)
+            self.advance(min(self.time_s + POLL_S, sent.answer_s))
+        return sent.answer_s
+
+    # ------------------------------------------------------------ what happens beside them
+
+    def advance(self, time_s: float) -> None:
+        """Let time pass: measurements begin and end, answers come, bytes are watched."""
+        while True:
+            self.tick()
+            for sent in [sent for sent in self.sent if sent.answer_s <= self.time_s]:
+                self.sent.remove(sent)
+                self.hear(sent)
+            self.look()
+            if self.time_s >= time_s:
+                return
+            self.time_s = min([self.time_s + POLL_S, time_s, *(sent.answer_s for sent in self.sent)])
+
+    def tick(self) -> None:
+        """Let the watch do what it does every second; probes run beside tasks, and take their time."""
+        if self.refresh_s is None and (self.time_s >= self.next_tick_s or (self.watch.wants_probe and not self.sent)):
+            link = self.world.link(self.time_s)
+            probe_s = PROBE_RTTS * link.rtt_ms / 1e3 + self.world.crossing_s(self.time_s, QUICK_BYTES)
+            self.was_sending = bool(self.sent)
+            self.refresh_s = self.time_s + (link.rtt_ms / 1e3 if self.sent else probe_s)
+        if self.refresh_s is not None and self.time_s >= self.refresh_s:
+            self.watch.refresh()
+            self.refresh_s = None
+            while self.next_tick_s <= self.time_s:
+                self.next_tick_s += link_watch.INTERVAL_S
+
+    def hear(self, sent: Sent) -> None:
+        if sent.is_wanted:
+            rtt_ms = self.world.link(sent.start_s).rtt_ms
             self.watch.saw_exchange(rtt_ms + 4_512e3 / self.world.link(self.time_s).rate_bytes_per_s, 4_000)
-            receive_s = self.world.crossing_s(task.start_s + edge_s, frame_bytes(size))
-            factor = OUTLIER_FACTOR ** self.draw.choice((-1, 1)) if self.draw.random() < OUTLIERS else 1.0
-            self.watch.saw_transfer(size, self.noisy(receive_s * 1e3 * factor, TRANSFER_NOISE))
+        factor = OUTLIER_FACTOR ** self.draw.choice((-1, 1)) if self.draw.random() < OUTLIERS else 1.0
+        receive_ms = (sent.received_s - sent.start_s) * 1e3 * factor
+        self.watch.saw_transfer(sent.chosen.candidate.crossing_bytes, self.noisy(receive_ms, TRANSFER_NOISE))
+        self.sent_bytes += frame_bytes(sent.chosen.candidate.crossing_bytes)
+
+    def look(self) -> None:
+        """Look how far the tensors are, as `edge_queue` does."""
+        left_bytes = self.left_bytes(self.sent[-1]) if self.sent else 0
+        acked_bytes = self.sent_bytes + sum(map(self.size_bytes, self.sent)) - left_bytes
+        self.progress.saw(self.time_s * 1e3, acked_bytes, left_bytes, self.watch.now().link.rtt_ms)
+        moved = self.progress.newest()
+        if self.hedges and moved:
+            self.watch.saw_progress(*moved)
+
+    def size_bytes(self, sent: Sent) -> int:
+        return frame_bytes(sent.chosen.candidate.crossing_bytes)
+
+    def left_bytes(self, last: Sent) -> int:
+        """Return how much is not acknowledged of a tensor and of those before it."""
+        heard_s = self.time_s - self.world.link(self.time_s).rtt_ms / 1e3
+        before = self.sent[: self.sent.index(last) + 1]
+        crossed = [self.world.crossed_bytes(sent.start_s, heard_s) for sent in before]
+        sizes = map(self.size_bytes, before)
+        return round(sum(size - min(size, done) for size, done in zip(sizes, crossed, strict=True)))
+
+    def way(self, sent: Sent) -> OnItsWay:
+        time_ms, predicted = self.time_s * 1e3, sent.chosen.predicted
+        return OnItsWay(
+            waited_ms=time_ms - sent.sent_s * 1e3,
+            predicted_ms=predicted.transfer_ms + predicted.cloud_ms,
+            left_bytes=self.left_bytes(sent),
+            moved=self.progress.newest(),
+            still_ms=self.progress.still_ms(time_ms),
+        )
 
 
 def once_a_task(world: World) -> Strategy:
@@ -238,11 +345,11 @@ def changes(tasks: Sequence[Task]) -> int:
     return sum(before.point != after.point for before, after in itertools.pairwise(tasks))
 
 
-def compare(name: str, trace: Trace, model: str, slowdown: float) -> dict[str, Any]:
+def compare(name: str, trace: Trace, model: str, slowdown: float, *, hedges: bool = True) -> dict[str, Any]:
     """Run all strategies on one trace; print and return the figures."""
     world = World(trace, model, slowdown)
-    follower = Follower(world)
-    runs = {"following": run(world, follower.choose, follower.after)}
+    follower = Follower(world, hedges=hedges)
+    runs = {"following": follower.run()}
     follower.close()
     first = world.plan(world.link(0.0)).best.point
     runs["clairvoyant"] = run(world, lambda time_s: (world.best(time_s)[1], 0.0))
@@ -265,16 +372,30 @@ def compare(name: str, trace: Trace, model: str, slowdown: float) -> dict[str, A
         "changes": changes(runs["following"]),
         "clairvoyant_changes": changes(runs["clairvoyant"]),
         "reactions_s": reactions,
+        "hedged": follower.hedged,
+        "hedged_in_vain": follower.in_vain,
     }
     slowest = max((reaction for reaction, _ in reactions), default=0.0)
     in_time = sum(reaction <= limit for reaction, limit in reactions)
     print(
         f"{name:<14}{model:<12}{means['clairvoyant']:>9.1f}{means['following']:>9.1f}{row['to_clairvoyant']:>8.3f}{row['to_present']:>8.3f}"
         f"{row['task_to_clairvoyant']:>9.2f}{row['start_to_clairvoyant']:>9.2f}{row['changes']:>9}"
-        f"{row['clairvoyant_changes']:>6}{slowest:>9.2f}{in_time:>5} of {len(reactions)}",
+        f"{row['clairvoyant_changes']:>6}{slowest:>9.2f}{in_time:>5} of {len(reactions)}"
+        f"{follower.hedged:>6}{follower.in_vain:>9}",
         flush=True,
     )
     return row
+
+
+def unseen(count: int) -> Iterator[tuple[str, Trace]]:
+    """Yield ``count`` variations of each made-up trace: other seeds, times, speeds, rates and round trips."""
+    for name, seed in itertools.product(SHAPES, range(1, count + 1)):
+        draw, trace = random.Random(f"{name} {seed}"), made_up(name, 1_000 + seed)
+        shift_s, speed = draw.uniform(0.0, LENGTH_S), draw.uniform(0.7, 1.4)
+        rate, rtt = draw.uniform(0.5, 2.0), draw.uniform(0.5, 2.0)
+        steps_s = [index / 10 for index in range(round(10 * LENGTH_S))]
+        found = [(time_s, trace.at((shift_s + speed * time_s) % LENGTH_S)) for time_s in steps_s]
+        yield f"{name}-{seed}", Trace([Condition(time_s, rate * at.rate_mbit, rtt * at.rtt_ms) for time_s, at in found])
 
 
 def run_for_real(path: Path, model: str) -> None:
@@ -301,6 +422,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("-t", "--type", nargs="+", default=["alex_net", "vgg_net", "mobile_net"], choices=list(ZOO))
     parser.add_argument("--trace", type=Path, nargs="+", help="replay these files (default: the shipped ones)")
+    parser.add_argument("--unseen", type=int, metavar="N", help="replay N variations of each made-up trace instead")
+    parser.add_argument("--no-hedging", action="store_true", help="wait for the cloud, however long a task is stuck")
     parser.add_argument("--real", action="store_true", help="run tasks_edge_api.py through the shaper instead")
     parser.add_argument("--slowdown", type=float, default=10.0, help="of the edge (default: 10)")
     args = parser.parse_args()
@@ -312,11 +435,12 @@ def main() -> None:
     print(
         f"{'':<26}{'mean latency, ms':>18}{'to the clairvoyant (now)':>34}{'changes':>9}{'':>6}{'reaction, s':>20}\n"
         f"{'trace':<14}{'model':<12}{'clairv.':>9}{'follow':>9}{'follow':>8}{'(now)':>8}{'task':>9}{'start':>9}{'follow':>9}"
-        f"{'clairv.':>8}{'slowest':>9}{'in time':>10}"
+        f"{'clairv.':>8}{'slowest':>9}{'in time':>10}{'hedged':>8}{'in vain':>8}"
     )
+    traces = unseen(args.unseen) if args.unseen else ((path.stem, read_trace(path)) for path in files)
     rows = [
-        compare(path.stem, read_trace(path), model, args.slowdown)
-        for path, model in itertools.product(files, args.type)
+        compare(name, trace, model, args.slowdown, hedges=not args.no_hedging)
+        for (name, trace), model in itertools.product(traces, args.type)
     ]
     ratios = [row["to_clairvoyant"] for row in rows]
     present = [row["to_present"] for row in rows]

@@ -179,3 +179,49 @@ def test_the_link_is_measured_in_the_background_until_the_end(monkeypatch: pytes
     monkeypatch.setattr(link_watch, "measure_link", measure)
     with LinkWatch("cloud", 1, FIRST, interval_s=0.01):
         assert measured.wait(20.0)
+
+
+# ---------------------------------------------------------------- a tensor that is slow on its way
+
+
+def test_a_slow_tensor_is_believed_while_it_is_on_its_way(clock: Clock) -> None:
+    watch = LinkWatch("cloud", 1, FIRST)
+    watch.saw_progress(60_000, 100.0)  # a bit slower than expected is none
+    assert watch.now().link.rate_bytes_per_s == FIRST.rate_bytes_per_s
+    watch.saw_progress(1_448, 100.0)
+    assert watch.now().link.rate_bytes_per_s == pytest.approx(14_480)
+    watch.saw_progress(30_000, 100.0)
+    assert watch.now().link.rate_bytes_per_s == pytest.approx(300_000)
+    watch.saw_progress(10**6, 100.0)
+    assert watch.now().link.rate_bytes_per_s == FIRST.rate_bytes_per_s
+
+
+def test_a_tensor_that_stood_still_and_went_on_leaves_the_estimate_as_it_was(clock: Clock) -> None:
+    watch = LinkWatch("cloud", 1, FIRST)
+    watch.saw_progress(1_448, 100.0)
+    clock.ms += 4_000
+    watch.saw_progress(100_000, 100.0)
+    watch.saw_transfer(600_000, 4_600.0)
+    assert watch.now().link.rate_bytes_per_s == FIRST.rate_bytes_per_s
+
+
+def test_a_tensor_that_stayed_slow_tells_the_rate_of_its_last_bytes_and_asks_for_a_probe(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = LinkWatch("cloud", 1, FIRST)
+    asked = measures(monkeypatch, LinkEstimate(2e5, 20.0, error=0.05))
+    watch.saw_progress(1_448, 100.0)
+    clock.ms += 600
+    watch.saw_progress(20_000, 100.0)
+    watch.saw_transfer(100_000, 700.0)
+    assert watch.now().link.rate_bytes_per_s == pytest.approx(2e5, rel=0.01)
+    assert watch.wants_probe
+    watch.refresh()
+    assert asked == ["probe"]
+    assert not watch.wants_probe
+
+
+def test_what_the_user_says_stays_while_a_tensor_is_slow(clock: Clock) -> None:
+    watch = LinkWatch("cloud", 1, LinkEstimate(5e5, 50.0, LinkSource.GIVEN))
+    watch.saw_progress(1, 100.0)
+    assert watch.now().link.rate_bytes_per_s == 5e5

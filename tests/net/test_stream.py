@@ -16,7 +16,7 @@ from net.messages import ErrorReply, Hello, Pong, Prepare, Ready, Reply, Request
 from net.session import EdgeSession
 from net.stream import TaskStream
 from net.transport import Connection, Received, accepted, stop_accepting
-from utils.errors import ConnectError, NetworkError, PeerGoneError, RemoteError, UsageError, WeightsError
+from utils.errors import BusyError, ConnectError, NetworkError, PeerGoneError, RemoteError, UsageError, WeightsError
 
 WAIT_S = 20.0
 REQUEST = Request("le_net", b"\3", "graph", "digest")
@@ -316,3 +316,60 @@ def test_a_senseless_hint_is_bounded(listener: socket.socket, hint_ms: float, mo
 
     with streaming(listener, busy_once) as (stream, _):
         assert values(submit(stream, 1)) == [2.0]
+
+
+def test_a_task_that_was_withdrawn_is_not_sent_or_its_answer_still_comes(listener: socket.socket) -> None:
+    may_answer = threading.Event()
+
+    def answer_late(connection: Connection, received: Received) -> None:
+        assert may_answer.wait(WAIT_S)
+        reply_to(connection, received)
+
+    with streaming(listener, answer_late) as (stream, cloud):
+        (sent,) = submit(stream, 1)
+        while not cloud.tasks:
+            threading.Event().wait(0.001)
+        assert stream.withdraw(1)
+        may_answer.set()
+        assert values([sent]) == [2.0]
+        assert not stream.withdraw(1)
+        assert not stream.is_sending
+
+
+def test_a_withdrawn_task_is_not_sent_again_to_a_busy_cloud(listener: socket.socket) -> None:
+    may_answer = threading.Event()
+
+    def refuse_late(connection: Connection, received: Received) -> None:
+        assert may_answer.wait(WAIT_S)
+        connection.send(ErrorReply("busy", "64 tasks wait", 1.0), task=received.task)
+
+    with streaming(listener, refuse_late) as (stream, cloud):
+        (sent,) = submit(stream, 1)
+        while not cloud.tasks:
+            threading.Event().wait(0.001)
+        assert stream.withdraw(1)
+        may_answer.set()
+        with pytest.raises(BusyError):
+            sent.result(WAIT_S)
+        assert cloud.tasks == [1]
+
+
+def test_the_stream_tells_how_far_its_tensors_are(listener: socket.socket) -> None:
+    may_read = threading.Event()
+
+    def read_later(connection: Connection, received: Received) -> None:
+        assert may_read.wait(WAIT_S)
+        reply_to(connection, received)
+
+    with streaming(listener, read_later) as (stream, _):
+        if stream.crossing() is None:
+            pytest.skip("this system does not tell what was acknowledged")
+        large = torch.zeros(8_000_000)
+        answers = [stream.submit(task, REQUEST, [large]) for task in (1, 2)]
+        crossing = stream.crossing()
+        assert crossing is not None
+        assert crossing.left_bytes[2] - crossing.left_bytes[1] == pytest.approx(large.nbytes, rel=0.01)
+        may_read.set()
+        for answer in answers:
+            answer.result(WAIT_S)
+        assert stream.crossing() is not None and not stream.crossing().left_bytes  # type: ignore[union-attr]

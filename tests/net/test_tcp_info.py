@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import struct
 
-from net.tcp_info import UNLIMITED_SEGMENTS, send_state
+import pytest
+
+from net.tcp_info import UNLIMITED_SEGMENTS, acked_bytes, send_state
 from net.transport import Connection
 
 SEGMENT = 1448
@@ -16,8 +18,8 @@ def tcp_info(**fields: int) -> bytes:
     offsets = {"rto": 8, "mss": 16, "silent": 44, "threshold": 76, "window": 80, "sent": 156}
     data = bytearray(240)
     for name, value in {"rto": 200_000, "mss": SEGMENT, "threshold": UNLIMITED_SEGMENTS, **fields}.items():
-        if name == "pace":
-            struct.pack_into("=Q", data, 104, value)
+        if name in ("pace", "acked"):
+            struct.pack_into("=Q", data, 104 if name == "pace" else 120, value)
         else:
             struct.pack_into("=I", data, offsets[name], value)
     return bytes(data)
@@ -54,3 +56,20 @@ def test_a_connection_tells_its_state(pair: tuple[Connection, Connection]) -> No
     assert state is None or state.window_bytes > 0
     pair[0].close()
     assert pair[0].send_state() is None
+
+
+def test_acknowledged_bytes_are_counted() -> None:
+    assert acked_bytes(tcp_info(acked=2**40)) == 2**40
+    assert acked_bytes(bytes(120)) is None
+
+
+def test_a_connection_counts_what_its_peer_acknowledged(pair: tuple[Connection, Connection]) -> None:
+    before = pair[0].acked_bytes()
+    if before is None:
+        pytest.skip("this system does not tell")
+    pair[0].send_raw(bytes(1_000))
+    pair[0].wait_until_delivered(5.0)
+    after = pair[0].acked_bytes()
+    assert after is not None and after - before == 1_000
+    pair[0].close()
+    assert pair[0].acked_bytes() is None
