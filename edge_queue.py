@@ -21,7 +21,7 @@ from net.session import OnCloudLoss
 from net.stream import Answered, TaskStream
 from predictor.correction import Corrections
 from predictor.flow_shop import IDLE, Pipeline
-from predictor.hedge import Hedging, OnItsWay, Progress
+from predictor.hedge import Hedging, OnItsWay
 from utils.errors import ConnectError, NeurosurgeonError
 from utils.images import read_image
 from utils.inference_utils import HalfResult, check_crossing, image_input, random_input, run_half
@@ -77,7 +77,7 @@ class QueueRun:
         self._taken_over: set[int] = set()  # of them, those whose rest is computed here
         self._unfinished: set[int] = set()  # tasks without a result
         self._hedges = settings.hedges and settings.on_cloud_loss is OnCloudLoss.LOCAL
-        self._hedging, self._progress = Hedging(), Progress()
+        self._hedging = Hedging()
         self._pipeline, self._pipeline_ms = IDLE, 0.0  # what link and cloud were still busy with at that time
         self._lock = threading.Lock()
         self._results: list[TaskResult] = []
@@ -200,18 +200,17 @@ class QueueRun:
         """Look how far the tensors are; return every task that the cloud may still answer, the oldest first."""
         if not (self._hedges and self._under_way):
             return []
-        crossing, link, time_ms = self._stream.crossing(), self._watch.now().link, now_ms()
+        crossing, time_ms = self._stream.crossing(), now_ms()
         left_bytes = crossing.left_bytes if crossing else {}
         if crossing:
-            self._progress.saw(time_ms, crossing.acked_bytes, max(left_bytes.values(), default=0), link.rtt_ms)
-        moved = self._progress.newest() if crossing else None
-        if moved:
+            rtt_ms = self._watch.now().link.rtt_ms
+            self._hedging.saw(time_ms, crossing.acked_bytes, max(left_bytes.values(), default=0), rtt_ms)
+        if moved := self._hedging.newest():
             self._watch.saw_progress(*moved)
-        still_ms = self._progress.still_ms(time_ms)
         with self._lock:
             under_way = list(self._under_way.items())
         return [
-            (begun, OnItsWay(time_ms - begun.done_ms, begun.patience_ms, left_bytes.get(task, 0), moved, still_ms))
+            (begun, self._hedging.way(time_ms, begun.done_ms, begun.patience_ms, left_bytes.get(task, 0)))
             for task, begun in under_way
         ]
 

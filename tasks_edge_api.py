@@ -107,6 +107,12 @@ def queue_parser() -> argparse.ArgumentParser:
         help=f"tasks begun and without an answer, at most; 1: one after the other (default: {DEFAULT_IN_FLIGHT})",
     )
     add_on_cloud_loss(parser)
+    parser.add_argument(
+        "--no-hedging",
+        action="store_true",
+        help="wait for the cloud, however long a task is stuck on its way (default: off; with --on-cloud-loss local, "
+        "the rest of it is computed here as soon as that pays, and the first answer counts)",
+    )
     add_objective(parser)
     parser.add_argument(
         "--schedule",
@@ -207,6 +213,7 @@ def settings_of(args: argparse.Namespace) -> QueueSettings:
         schedule=Schedule(args.schedule),
         in_flight=args.in_flight,
         hears_load=not args.no_load_feedback,
+        hedges=not args.no_hedging,
         deadline_ms=args.deadline_ms,
         on_cloud_loss=OnCloudLoss(args.on_cloud_loss),
     )

@@ -12,7 +12,8 @@ from typing import NamedTuple
 from predictor.transfer import SEGMENT_BYTES
 from utils.units import MS_PER_S, s_to_ms
 
-WINDOW_MS, WINDOW_RTTS = 50.0, 3.0  # how long bytes are watched before they tell a rate; radios pause for less
+WINDOW_MS, WINDOW_RTTS = 50.0, 2.0  # how long bytes are watched before they tell a rate; radios pause for less
+MAX_ACK_MS = 300.0  # an acknowledgement that takes longer does not come from afar: the link is stuck
 LATE_MS, LATE_SHARE = 100.0, 0.5  # of the prediction: an answer that is expected no later is none to worry about
 GAIN = 1.25  # by so much the edge must be sooner: it may begin in vain
 MAX_PATIENCE = 8.0
@@ -38,49 +39,6 @@ class Seen(NamedTuple):
     end_bytes: int  # acknowledged, when all is that was sent, or waited to be
 
 
-class Progress:
-    """How fast the bytes of a connection moved of late, by what the peer's machine has acknowledged.
-
-    Acknowledged is not arrived where a relay is on the way: the rate is an upper bound. Not thread-safe.
-    """
-
-    def __init__(self) -> None:
-        self._seen: deque[Seen] = deque()  # while some byte waited from the first to the last
-        self._acked_bytes = -1
-        self._moved_ms = 0.0
-        self._window_ms = WINDOW_MS
-
-    def saw(self, time_ms: float, acked_bytes: int, left_bytes: int, rtt_ms: float) -> None:
-        """Take in what is acknowledged of the connection's bytes, and what is sent, or waits to be, and is not."""
-        if acked_bytes != self._acked_bytes:
-            self._moved_ms = time_ms
-        if acked_bytes < self._acked_bytes:  # another connection
-            self._seen.clear()
-        self._acked_bytes = acked_bytes
-        self._window_ms = max(WINDOW_MS, WINDOW_RTTS * rtt_ms)
-        while self._seen and self._seen[0].end_bytes <= acked_bytes:
-            self._seen.popleft()
-        if left_bytes:  # of the first bytes nothing is heard for a round trip
-            start_ms = time_ms if self._seen else time_ms + rtt_ms
-            self._seen.append(Seen(start_ms, acked_bytes, acked_bytes + left_bytes))
-        while len(self._seen) > 2 and self._seen[1].time_ms <= time_ms - self._window_ms:
-            self._seen.popleft()
-
-    def newest(self) -> Moved | None:
-        """Return how much moved of late, at most; None where nothing has waited for long enough to tell."""
-        if not self._seen:
-            return None
-        first, last = self._seen[0], self._seen[-1]
-        took_ms = last.time_ms - first.time_ms
-        if took_ms < self._window_ms:
-            return None
-        return Moved(last.acked_bytes - first.acked_bytes + SEGMENT_BYTES, took_ms)
-
-    def still_ms(self, time_ms: float) -> float:
-        """Return for how long no byte has been acknowledged."""
-        return time_ms - self._moved_ms
-
-
 class OnItsWay(NamedTuple):
     """A task that was given to the cloud, and has no answer yet."""
 
@@ -98,10 +56,56 @@ class OnItsWay(NamedTuple):
 
 
 class Hedging:
-    """Decides for one task after the other; every hedge that was in vain makes it more patient."""
+    """Watches one connection, and decides which of its tasks are stuck; whoever shares it holds a lock.
+
+    Acknowledged is not arrived where a relay is on the way: the rate of late is an upper bound. Every hedge in vain
+    makes it more patient.
+    """
 
     def __init__(self) -> None:
+        self._seen: deque[Seen] = deque()  # while some byte waited from the first to the last
+        self._acked_bytes = -1
+        self._moved_ms = 0.0
+        self._asked_ms: float | None = None  # when bytes were sent of which nothing has been heard yet
+        self._ack_ms = 0.0  # how long the first bytes of the last tensor took to be acknowledged
+        self._window_ms = WINDOW_MS
         self._patience = 1.0
+
+    def saw(self, time_ms: float, acked_bytes: int, left_bytes: int, rtt_ms: float) -> None:
+        """Take in what is acknowledged of the connection's bytes, and what is sent, or waits to be, and is not."""
+        if acked_bytes < self._acked_bytes:  # another connection
+            self._seen.clear()
+        if acked_bytes != self._acked_bytes:
+            self._moved_ms = time_ms
+            if self._asked_ms is not None:
+                self._ack_ms = min(time_ms - self._asked_ms, MAX_ACK_MS)
+            self._asked_ms = None
+        self._acked_bytes = acked_bytes
+        rtt_ms = max(rtt_ms, self._ack_ms)
+        self._window_ms = self._patience * max(WINDOW_MS, WINDOW_RTTS * rtt_ms)
+        while self._seen and self._seen[0].end_bytes <= acked_bytes:
+            self._seen.popleft()
+        if left_bytes and not self._seen:  # of the first bytes nothing is heard for a round trip
+            self._asked_ms = time_ms
+            self._seen.append(Seen(time_ms + rtt_ms, acked_bytes, acked_bytes + left_bytes))
+        elif left_bytes and time_ms > self._seen[0].time_ms:
+            self._seen.append(Seen(time_ms, acked_bytes, acked_bytes + left_bytes))
+        while len(self._seen) > 2 and self._seen[1].time_ms <= time_ms - self._window_ms:
+            self._seen.popleft()
+
+    def newest(self) -> Moved | None:
+        """Return how much moved of late, at most; None where nothing has waited for long enough to tell."""
+        if not self._seen:
+            return None
+        first, last = self._seen[0], self._seen[-1]
+        took_ms = last.time_ms - first.time_ms
+        if took_ms < self._window_ms:
+            return None
+        return Moved(last.acked_bytes - first.acked_bytes + SEGMENT_BYTES, took_ms)
+
+    def way(self, time_ms: float, sent_ms: float, predicted_ms: float, left_bytes: int) -> OnItsWay:
+        """Return what is known now of a task that was sent at ``sent_ms``."""
+        return OnItsWay(time_ms - sent_ms, predicted_ms, left_bytes, self.newest(), time_ms - self._moved_ms)
 
     def pays(self, way: OnItsWay, here_ms: float) -> bool:
         """Return whether to compute the rest of a task here.

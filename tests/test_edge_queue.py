@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+import threading
 from concurrent.futures import Future
 from typing import Any
 
@@ -11,11 +13,16 @@ import pytest
 from edge_cuts import QueueModel, QueueSettings
 from edge_queue import QueueRun
 from edge_task import StageKeys
+from models.cuts import pack_nodes
 from models.zoo import load_network, model_graph
 from net.bandwidth import LinkEstimate, LinkSource
 from net.link_watch import LinkWatch
-from net.session import OnCloudLoss
+from net.messages import Prepare
+from net.session import EdgeSession, OnCloudLoss
+from net.stream import TaskStream
 from predictor.latencies import LayerLatencies
+from tests.faults import FaultProxy
+from utils.cli import ServiceProcess
 from utils.errors import ConnectError, NeurosurgeonError, RemoteError
 from utils.inference_utils import random_input, run_whole
 from utils.queue_report import QueueReport
@@ -100,3 +107,48 @@ def test_a_task_that_the_cloud_refuses_fails_alone() -> None:
     results, out = run_queue(stream, 3, in_flight=1)
     assert [result.error for result in sorted(results, key=lambda r: r.task.id)] == ["it broke", None, None]
     assert "task 1 of 3 failed : it broke" in out
+
+
+# ---------------------------------------------------------------- a link that is stuck
+
+
+SLOW_EDGE = LATENCIES.scaled(20.0)  # as predicted: a cloud that is late for other reasons is waited for
+
+
+@pytest.mark.parametrize("in_flight", [1, 3])
+def test_a_task_that_is_stuck_is_finished_here_and_the_next_ones_wait_for_no_link(
+    in_flight: int, cloud: ServiceProcess
+) -> None:
+    model = QueueModel(load_network(MODEL), SLOW_EDGE, FASTER, StageKeys("edge", "transfer", "cloud"))
+    tasks = [QueuedTask(number, MODEL) for number in range(1, 21)]
+    settings = QueueSettings({}, learns=False, in_flight=in_flight)
+    begun = itertools.count(1)
+    with FaultProxy(cloud.ports[0]) as proxy:
+        session, graph = EdgeSession.open("127.0.0.1", proxy.port), model.network.graph
+        session.ask_to_prepare(Prepare(MODEL, pack_nodes(graph, graph.edge_nodes(0)), graph.digest))
+        session.wait_until_ready(model.network.weights_digest)
+        with TaskStream(session, pytest.fail) as stream, QueueReport(tasks, io.StringIO()) as report:
+
+            def hold_from_the_fifth_to_the_tenth() -> bool:
+                task = next(begun)
+                if task == 5:
+                    proxy.flows.clear()
+                elif task == 11:
+                    proxy.flows.set()
+                    while stream.is_sending:
+                        threading.Event().wait(0.001)
+                return False
+
+            run = QueueRun(settings, {MODEL: model}, stream, LinkWatch("nowhere", 1, LINK), report)
+            results = run.run(tasks, hold_from_the_fifth_to_the_tenth)
+    expected = output_digest(run_whole(load_network(MODEL), random_input()))
+    assert sorted(result.task.id for result in results) == list(range(1, 21))
+    assert {result.output_digest for result in results} == {expected}
+    where = {result.task.id: result.where for result in results}
+    assert "edge" in where.values()
+    if in_flight == 1:
+        assert [where[task] for task in range(5, 11)] == ["edge"] * 6
+        assert where[20] == "cloud"
+        stuck = next(result for result in results if result.task.id == 5)
+        assert stuck.point == 0
+        assert stuck.measured.transfer_ms > 0
