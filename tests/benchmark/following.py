@@ -4,8 +4,8 @@
 
 Tasks come every quarter of a second, one at a time. Time is virtual: what a task takes follows from the trace, byte by
 byte, and from the shipped predictors' latencies, the edge's ten times as long, as on a small board; planner, filter,
-hysteresis and hedging are the project's own. Probes err by 3 %, the rates that tensors tell by 5 %, one in twenty by a factor of
-two. Compared are
+hysteresis and hedging are the project's own. Probes err by 3 %, the rates that tensors tell by 5 %, one in twenty by a
+factor of two. Compared are
 
     clairvoyant   the best cut of each task, for the network that it will meet
     following     what tasks_edge_api.py does; against the clairvoyant's cuts for the same tasks, and against the cuts
@@ -19,7 +19,7 @@ tuned; --unseen replays variations of the same shapes: other seeds, times, speed
 
 Reaction: from a change that makes another cut pay to the start of the first task with a cut within 5 % of the best;
 ideally the rest of the task that runs, and a second. --real runs tasks_edge_api.py on this machine, through the shaper,
-and compares its totals with those of the same cuts in virtual time.
+and compares its totals with those of the same cuts in virtual time; tasks that were stuck count as measured.
 """
 
 from __future__ import annotations
@@ -396,22 +396,28 @@ def unseen(count: int) -> Iterator[tuple[str, Trace]]:
         yield f"{name}-{seed}", Trace([Condition(time_s, rate * at.rate_mbit, rtt * at.rtt_ms) for time_s, at in found])
 
 
-def run_for_real(path: Path, model: str) -> None:
+def run_for_real(path: Path, model: str, *, hedges: bool) -> None:
     """Run the queue through the shaper on this machine, and print the means of its tasks, and of the same cuts here."""
     with ServiceProcess(["tasks_cloud_api.py", "-p", "0", "--monitor-port", "0"], services=2) as cloud:
         flags = ["-p", str(cloud.ports[0]), "--monitor-port", str(cloud.ports[1]), "--in-flight", "1"]
         command = [sys.executable, "tasks_edge_api.py", *flags, "-t", model, "--tasks", "150", "--json"]
+        command += [] if hedges else ["--no-hedging"]
         done = subprocess.run([*command, "--trace", str(path)], cwd=ROOT, capture_output=True, text=True, check=True)
     tasks = json.loads(done.stdout)["tasks"]
     world = World(read_trace(path), model)
     starts_s = [task["spans_ms"]["edge"][0] / 1e3 for task in tasks]
-    virtual = [world.total_s(start, task["partition_point"]) for start, task in zip(starts_s, tasks, strict=True)]
+    is_hedged = [task["where"] == "edge" and task["partition_point"] < len(world.graph.layers) for task in tasks]
+    virtual = [
+        task["measured"]["total_ms"] / 1e3 if hedged else world.total_s(start, task["partition_point"])
+        for start, task, hedged in zip(starts_s, tasks, is_hedged, strict=True)
+    ]
     best = [world.best(start)[0] for start in starts_s]
     measured_ms = statistics.fmean(task["measured"]["total_ms"] for task in tasks)
     virtual_ms, best_ms = 1e3 * statistics.fmean(virtual), 1e3 * statistics.fmean(best)
     print(
         f"{path.stem:<14}{model:<12} for real: {len(tasks)} tasks in {starts_s[-1]:.1f} s, mean {measured_ms:.1f} ms;"
-        f" in virtual time {virtual_ms:.1f} ms, the best cuts {best_ms:.1f} ms: {virtual_ms / best_ms:.3f}",
+        f" in virtual time {virtual_ms:.1f} ms, the best cuts {best_ms:.1f} ms: {virtual_ms / best_ms:.3f};"
+        f" {sum(is_hedged)} were stuck",
         flush=True,
     )
 
@@ -428,7 +434,7 @@ def main() -> None:
     files = args.trace or [ROOT / "traces" / f"{name}.csv" for name in SHAPES]
     if args.real:
         for path, model in itertools.product(files, args.type):
-            run_for_real(path, model)
+            run_for_real(path, model, hedges=not args.no_hedging)
         return
     print(
         f"{'':<26}{'mean latency, ms':>18}{'to the clairvoyant (now)':>34}{'changes':>9}{'':>6}{'reaction, s':>20}\n"
