@@ -5,7 +5,7 @@
 Five measurements a link; medians, and the largest error of the rate. The true rate is that of TCP's payload, 1448 of
 1500 bytes of a packet. Behind a token bucket (tbf on the edge's side, on a link of 500 Mbit/s and 10 ms) it is the
 bucket's. With another TCP flow, started 2 s before, both the link's rate and half of it can be called true: the table
-compares with the link's.
+compares with the link's. The true RTT is that of ICMP echoes between the two kernels, just before.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 from net.monitor_client import document_of, measure_link
 from tests.benchmark.common import save
-from tests.benchmark.links import CLOUD_IP, TOOL, emulated_link, why_not
+from tests.benchmark.links import CLOUD_IP, TOOL, echo_ms, emulated_link, why_not
 from utils.cli import ServiceProcess
 from utils.errors import NetworkError
 from utils.timing import now_ms
@@ -52,7 +52,12 @@ while True:
 
 
 def measure(port: int, use_udp: bool) -> None:
-    """Print the measurements of one link, as JSON objects (runs on the near side)."""
+    """Print what an echo takes, and the measurements of one link, as JSON (runs on the near side)."""
+    echoes = []
+    while not echoes:
+        with contextlib.suppress(TimeoutError):  # a lossy link
+            echoes.append(echo_ms())
+    print(echoes[0], flush=True)
     for _ in range(ROUNDS):
         start_ms = now_ms()
         try:
@@ -93,11 +98,12 @@ def run(link: tuple[float, float], true_mbit: float, tcp: bool, loss: int = 0, b
         with ServiceProcess(server, prefix=[str(TOOL), "cloud"]) as service:
             command = [TOOL, "edge", *module, "--measure", str(service.ports[0]), *flags]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    true_rtt_ms, *found = [json.loads(line) for line in done.stdout.splitlines()]
     if not found:
         print(f"{rate_mbit:>6g}{rtt_ms:>6g}  failed", flush=True)
         return {"link": link, "true_mbit": true_mbit, "found": []}
     errors = [one["bandwidth_mb_per_s"] * 8 / (true_mbit * PAYLOAD_SHARE) - 1 for one in found]
+    rtt_error = statistics.median(one["rtt_ms"] for one in found) / true_rtt_ms - 1
     row = {
         "link": link,
         "true_mbit": true_mbit,
@@ -105,6 +111,7 @@ def run(link: tuple[float, float], true_mbit: float, tcp: bool, loss: int = 0, b
         "worst_error": max(errors, key=abs),
         "told_error": statistics.median(one["relative_error"] for one in found),
         "rtt_ms": statistics.median(one["rtt_ms"] for one in found),
+        "echo_ms": true_rtt_ms,
         "bytes": max(one["probe_bytes"] for one in found),
         "ms": statistics.median(one["probe_ms"] for one in found),
         "methods": sorted({one["method"] for one in found}),
@@ -112,7 +119,7 @@ def run(link: tuple[float, float], true_mbit: float, tcp: bool, loss: int = 0, b
     }
     print(
         f"{rate_mbit:>6g}{rtt_ms:>6g}{true_mbit:>7g}{100 * row['error']:>+8.1f}{100 * row['worst_error']:>+8.1f}"
-        f"{100 * row['told_error']:>7.1f}{row['rtt_ms']:>10.2f}{100 * (row['rtt_ms'] / rtt_ms - 1):>+8.1f}"
+        f"{100 * row['told_error']:>7.1f}{row['rtt_ms']:>10.2f}{true_rtt_ms:>8.2f}{100 * rtt_error:>+8.1f}"
         f"{row['bytes'] / 1e3:>8.0f}{row['ms']:>8.0f}  {', '.join(row['methods'])}",
         flush=True,
     )
@@ -133,7 +140,7 @@ def main() -> None:
     links = [link for link in LINKS if not args.rates or link[0] in args.rates]
     found: dict[str, list[dict[str, Any]]] = {}
     for case in args.cases:
-        print(f"\n{case}\n  link: RTT   true   error   worst  told %   RTT, ms error %      KB      ms")
+        print(f"\n{case}\n  link: RTT   true   error   worst  told %   RTT, ms    echo error %      KB      ms")
         if case == "bucket":
             fast = (FAST_MBIT, FAST_RTT_MS)
             found[case] = [run(fast, rate, args.tcp, beside=token_bucket(rate, burst)) for rate, burst in BUCKETS]
@@ -142,7 +149,8 @@ def main() -> None:
             beside = other_flow if case == "shared" else contextlib.nullcontext
             found[case] = [run(link, link[0], args.tcp, loss, beside()) for link in links]
         good = sum(abs(row.get("error", 1)) <= 0.05 for row in found[case])
-        print(f"{case}: {good} of {len(found[case])} within 5 %")
+        near = sum(abs(row["rtt_ms"] / row["echo_ms"] - 1) <= 0.05 for row in found[case] if "echo_ms" in row)
+        print(f"{case}: rate of {good}, RTT of {near} of {len(found[case])} within 5 %")
     save("probe", {"cases": found})
 
 
