@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from models.graph import LayerGraph
 
 DIGEST_HEX_CHARS = 32  # 128 bits, as of the weights
-KEPT_MASKS = 256  # checked ones; a stream of tasks has the same few
+KEPT_MASKS = 256  # a stream of tasks has the same few
 
 
-def pack_nodes(graph: LayerGraph, edge_nodes: Collection[int]) -> bytes:
+@lru_cache(KEPT_MASKS)
+def pack_nodes(graph: LayerGraph, edge_nodes: frozenset[int]) -> bytes:
     """Return the bit mask of the nodes on the edge."""
     bits = np.zeros(len(graph.nodes), dtype=np.uint8)
     bits[list(edge_nodes)] = 1
