@@ -14,32 +14,27 @@ import termios
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from net.access import OPEN, Access
+from net.encoding import LongHeadError, Outline, RawHeadError, known_outline, outline_of, pack_message
 from net.framing import (
     CHANGING,
     CHANGING_START,
     DEFAULT_LIMITS,
     FIXED_START,
     HEAD_UNIT,
-    RAW_KINDS,
     Buffer,
     Kind,
     Limits,
-    frame_pieces,
-    pack_head,
     split_body,
-    unpack_head,
-    unpack_prefix,
 )
 from net.keys import Refusal, refused, tell_refusal
 from net.memory import UNLIMITED, BodyMemory, MemoryLimit
-from net.messages import Hello, Message, Reply, Request, figures_of, header_values, kind_of, message_of
+from net.messages import Hello, Message, Reply
 from net.net_utils import format_address
-from net.pickling import TensorSpec, check_tensor_specs, pack_header, pack_tensor, unpack_header, unpack_tensor
+from net.pickling import TensorSpec, unpack_tensor
 from net.tcp_info import SendState, acked_bytes, send_state
 from net.wire import HEAD_TIMEOUT_S, Wire, read_all, read_head_unit
 from utils.errors import (
@@ -72,8 +67,6 @@ MIN_RATE_BYTES_PER_S = 50_000  # 0.4 Mbit/s; the slowest link of the field's tab
 TIMEVAL = struct.Struct("@ll")  # seconds, microseconds: what SO_RCVTIMEO takes
 ACCEPT_PAUSE_S = 0.05  # out of file descriptors: others must close theirs first
 BACKLOG = 1024  # a crowd of strangers leaves room for an edge; the system may allow less
-STREAMED = (Request, Reply)  # one much like the other
-KEPT_HEADS = 64  # known ones; a cloud serves a few models and points at a time
 TCP_INFO_BYTES, NAME_BYTES = 256, 16  # the kernel says less where it knows less
 MAX_PIECES = 64  # pieces for one sendmsg, far below the system's limit (IOV_MAX, 1024)
 
@@ -89,19 +82,10 @@ class Received(NamedTuple):
     memory: memoryview | None = None  # where the tensors live
 
 
-class _Outline(NamedTuple):
-    """All that a head says but for task and figures, checked."""
-
-    message: Message | None  # None: a reply, whose fields are the figures
-    specs: tuple[TensorSpec, ...]
-    lengths: tuple[int, ...]  # of the buffers
-    body_length: int
-
-
 class _Body(NamedTuple):
     """Memory for a body, and the tensors that lie where its bytes will land."""
 
-    outline: _Outline
+    outline: Outline
     memory: memoryview
     tensors: list[Tensor]
 
@@ -178,7 +162,7 @@ class Connection:
         self._head = memoryview(bytearray(HEAD_UNIT))
         self._bodies = BodyMemory(memory)
         self._ready: deque[_Body] = deque()  # one at most
-        self._latest: _Outline | None = None  # of a message with tensors
+        self._latest: Outline | None = None  # of a message with tensors
         self.peer = self._link.peer
 
     def __enter__(self) -> Connection:
@@ -284,8 +268,8 @@ class Connection:
         """
         start_s = read_head_unit(self._wire, self._head, time.monotonic() + wait_s)
         try:
-            outline = self._outline(start_s)
-        except _RawHeadError as exc:
+            outline = self._read_outline(start_s)
+        except RawHeadError as exc:
             raise self._out_of_place(exc) from None
         task, *figures = CHANGING.unpack_from(self._head, CHANGING_START)
         message = outline.message or Reply._make(figures)
@@ -355,18 +339,18 @@ class Connection:
         """Send bytes that belong to no frame (a bandwidth probe)."""
         self._wire.send([data], time.monotonic() + RAW_TIMEOUT_S)
 
-    def _outline(self, start_s: float) -> _Outline:
+    def _read_outline(self, start_s: float) -> Outline:
         """Return what the head says whose first unit has been read, and read the rest of a longer one."""
         head = self._head
         try:
-            return _known_outline(bytes(head[:CHANGING_START]), bytes(head[FIXED_START:]), self.limits)
-        except _LongHeadError as exc:
+            return known_outline(bytes(head[:CHANGING_START]), bytes(head[FIXED_START:]), self.limits)
+        except LongHeadError as exc:
             data = bytearray(exc.length)
             data[:HEAD_UNIT] = head
             read_all(self._wire, memoryview(data)[HEAD_UNIT:], start_s + HEAD_TIMEOUT_S)
-            return _outline_of(data, self.limits)
+            return outline_of(data, self.limits)
 
-    def _body_for(self, outline: _Outline) -> _Body:
+    def _body_for(self, outline: Outline) -> _Body:
         """Return a body for such a message, the one that is ready where it fits."""
         self._latest = outline
         while self._ready:
@@ -376,12 +360,12 @@ class Connection:
             self._bodies.give_back(ready.memory)
         return self._new_body(outline)
 
-    def _new_body(self, outline: _Outline) -> _Body:
+    def _new_body(self, outline: Outline) -> _Body:
         memory = self._bodies.take(outline.body_length)
         buffers = split_body(memory[: outline.body_length], outline.lengths)
         return _Body(outline, memory, list(map(unpack_tensor, outline.specs, buffers)))
 
-    def _out_of_place(self, head: _RawHeadError) -> AccessError:
+    def _out_of_place(self, head: RawHeadError) -> AccessError:
         """Return what a frame of the key's handshake means to a side that has no key, or is through with it."""
         if head.kind is Kind.REFUSAL:
             return refused(self.peer, head.header)
@@ -395,67 +379,6 @@ def _unacknowledged_bytes(sock: socket.socket) -> int:
     """
     answer = fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))
     return int.from_bytes(answer, sys.byteorder)
-
-
-def pack_message(message: Message, tensors: Iterable[Tensor] = (), task: int = 0) -> list[Buffer]:
-    """Return the pieces of the frame that carries a message, its tensors in their own memory."""
-    packed = [pack_tensor(tensor) for tensor in tensors]
-    specs, buffers = tuple(spec for spec, _ in packed), [buffer for _, buffer in packed]
-    make = _known_head if type(message) in STREAMED else _head
-    head = make(kind_of(message), header_values(message), specs, tuple(map(len, buffers)))
-    return frame_pieces(head, buffers, task, figures_of(message))
-
-
-def _head(kind: Kind, values: tuple[Any, ...], specs: tuple[TensorSpec, ...], lengths: tuple[int, ...]) -> bytes:
-    return pack_head(kind, pack_header(values, list(specs)), lengths)
-
-
-_known_head = lru_cache(KEPT_HEADS)(_head)
-
-
-class _LongHeadError(Exception):
-    """A head has more than one unit."""
-
-    def __init__(self, length: int) -> None:
-        super().__init__(length)
-        self.length = length
-
-
-class _RawHeadError(Exception):
-    """A head holds no pickle."""
-
-    def __init__(self, kind: Kind, header: bytes) -> None:
-        super().__init__(kind)
-        self.kind, self.header = kind, header
-
-
-def _outline_of(data: Buffer, limits: Limits) -> _Outline:
-    """Return what a head says but for its task and figures.
-
-    Raises: ProtocolError. _LongHeadError: ``data`` ends before it does. _RawHeadError.
-    """
-    prefix = unpack_prefix(data, limits)
-    if prefix.head_length > len(data):
-        raise _LongHeadError(prefix.head_length)
-    head = unpack_head(prefix, data, limits)
-    if head.kind in RAW_KINDS:
-        raise _RawHeadError(head.kind, head.header)
-    parts = unpack_header(head.header)
-    if len(parts) != 2:
-        raise ProtocolError(f"header of {len(parts)} parts")
-    values, specs = parts
-    message = message_of(head.kind, values)
-    check_tensor_specs(specs, head.lengths)
-    return _Outline(message, tuple(specs), head.lengths, head.body_length)
-
-
-@lru_cache(KEPT_HEADS)
-def _known_outline(start: bytes, rest: bytes, limits: Limits) -> _Outline:
-    """Return what the parts of a head before and behind its task and figures say; nobody may change it.
-
-    The messages of a stream of tasks differ in nothing else: one look finds them. Raises: as `_outline_of`.
-    """
-    return _outline_of(start.ljust(FIXED_START, b"\0") + rest, limits)
 
 
 def body_deadline_s(length: int) -> float:

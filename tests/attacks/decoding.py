@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from net.encoding import pack_message
 from net.framing import HEAD_UNIT, Buffer, Limits
 from net.memory import BodyMemory
 from net.messages import (
@@ -28,7 +29,7 @@ from net.messages import (
     Samples,
 )
 from net.pickling import ALLOWED_OPCODES, unpack_header
-from net.transport import Connection, Received, pack_message
+from net.transport import Connection, Received
 from utils.errors import AccessError, PeerGoneError, ProtocolError
 
 EXPECTED = (ProtocolError, PeerGoneError, AccessError)  # all that bytes of whatever kind may lead to

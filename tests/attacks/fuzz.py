@@ -15,7 +15,9 @@ from zipfile import ZipFile
 
 import atheris
 
-with atheris.instrument_imports(include=["net.framing", "net.messages", "net.pickling", "net.transport", "net.wire"]):
+with atheris.instrument_imports(
+    include=["net.encoding", "net.framing", "net.messages", "net.pickling", "net.transport", "net.wire"]
+):
     from net.framing import FIXED_START, PREFIX
     from tests.attacks.decoding import CORPUS, decode_input, frames
 

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from net import transport, wire
 from net.access import Access
+from net.encoding import pack_message
 from net.framing import FIXED_START, HEAD_UNIT, PREFIX, SMALL_LIMITS, WIRE_VERSION, Kind, Limits, pack_head
 from net.memory import BodyMemory, MemoryLimit
 from net.messages import Hello, Message, Ping, Prepare, Reply, Request
 from net.pickling import pack_header
-from net.transport import Connection, Received, connect, listen, pack_message
+from net.transport import Connection, Received, connect, listen
 from tests.net.conftest import LOOPBACK
 from utils.errors import (
     AccessError,
