@@ -30,7 +30,7 @@ from utils.units import mbit_per_s_to_bytes_per_s, s_to_ms
 
 SLOWDOWNS = (1.0, 8.0)  # of the edge: this machine, and about a small board
 MIN_ROUNDS = 4  # of every cut: two to find the best one by, and two to tell what it takes
-MAX_ROUNDS, BUDGET_MS = 20, 4000.0  # of every cut that is near the best one
+MAX_ROUNDS, BUDGET_MS = 16, 3000.0  # of every cut that is near the best one
 NEAR = 1.2  # times the best latency
 
 Cut = frozenset[int]
