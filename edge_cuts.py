@@ -126,6 +126,7 @@ class Chooser:
         self._in_flight = in_flight
         self._position = 0  # in the queue
         self._last: dict[str, Candidate] = {}  # latency: of each model
+        self._settled: dict[str, tuple[SplitPlan, int]] = {}  # latency: what was chosen when nothing was under way
         self._ahead: list[int] = []  # throughput: candidates of the tasks since they were last thought over, and after
 
     def choose(self, plan_of: Callable[[str], SplitPlan], under_way: Pipeline = IDLE) -> Choice:
@@ -155,13 +156,20 @@ class Chooser:
         self._ahead = choose_cuts(options, under_way, self._in_flight, start)
 
     def _last_unless_another_pays(self, plan: SplitPlan, under_way: Pipeline) -> int:
+        model = plan.graph.model
+        known, settled = self._settled.get(model, (None, 0))
+        if known is plan and under_way == IDLE:
+            self._last[model] = plan.candidates[settled]
+            return settled
         indices = range(len(plan.candidates))
         totals_ms = [choice(plan, index, under_way).predicted.total_ms for index in indices]
         best = min(indices, key=totals_ms.__getitem__)
-        last = self._last.get(plan.graph.model)
+        last = self._last.get(model)
         same = (index for index in indices if last and plan.candidates[index].is_same_cut(last))
         index = next((index for index in same if totals_ms[best] >= (1 - MIN_GAIN) * totals_ms[index]), best)
-        self._last[plan.graph.model] = plan.candidates[index]
+        self._last[model] = plan.candidates[index]
+        if under_way == IDLE:
+            self._settled[model] = plan, index
         return index
 
 

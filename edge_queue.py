@@ -84,7 +84,7 @@ class QueueRun:
         self._slots: SimpleQueue[_Begun | None] = (
             SimpleQueue()
         )  # a slot comes back free, or with a task of a lost cloud
-        self._finished: SimpleQueue[tuple[TaskResult, Tensor | None] | None] = SimpleQueue()
+        self._finished: SimpleQueue[tuple[TaskResult, Tensor | None] | int] = SimpleQueue()  # at last, their number
         self._random_inputs = {name: random_input(model.network.graph.input.shape) for name, model in models.items()}
         self.makespan_ms = 0.0
         self._start_ms = now_ms()
@@ -97,16 +97,18 @@ class QueueRun:
         chooser = self._settings.chooser(tasks)
         reporter = threading.Thread(target=self._report_all, name="reporter", daemon=True)
         reporter.start()
+        begun = 0
         for task in tasks:
             self._wait_for_slot()
             if should_stop():
                 self._slots.put(None)
                 break
             self._begin(task, chooser)
+            begun += 1
         for _ in range(self._settings.in_flight):
             self._wait_for_slot()
         self.makespan_ms = now_ms() - self._start_ms
-        self._finished.put(None)
+        self._finished.put(begun)
         reporter.join()
         if self._settings.learns:
             self._corrections.save()
@@ -244,7 +246,8 @@ class QueueRun:
             self._under_way.pop(task, None)
             is_taken_over = task in self._taken_over
         try:
-            result, output = self._answered_there(begun, answer.result(), is_late=is_taken_over)
+            answered = answer.result()
+            check_crossing([begun.model.network.graph.output], answered.result.tensors)
         except NeurosurgeonError as exc:
             if is_taken_over:
                 log.debug("task %d, whose rest is computed here, is no longer on its way: %s", task, exc)
@@ -254,11 +257,13 @@ class QueueRun:
             else:
                 self._finish(replace(begun.known, error=str(exc)))
         else:
-            self._finish(result, output)
+            is_first = self._claim(task)  # the next task need not wait for what this one taught
+            result = self._answered_there(begun, answered, is_late=is_taken_over)
+            if is_first:
+                self._tell(result, answered.result.tensors[0], answered.answered_ms)
 
-    def _answered_there(self, begun: _Begun, answered: Answered, *, is_late: bool) -> tuple[TaskResult, Tensor]:
+    def _answered_there(self, begun: _Begun, answered: Answered, *, is_late: bool) -> TaskResult:
         remote = answered.result
-        check_crossing([begun.model.network.graph.output], remote.tensors)
         self._watch.saw_transfer(remote.sent_bytes, remote.receive_ms)
         self._watch.saw_load(remote.load_queue_ms)
         is_alone = self._settings.in_flight == 1 and not is_late  # otherwise tensors also wait for each other
@@ -270,7 +275,7 @@ class QueueRun:
             if is_alone:
                 self._learn(begun.model.keys.transfer, begun.candidate.stages.transfer_ms, remote.transfer_ms)
         known, done_ms = begun.known, answered.answered_ms
-        result = replace(
+        return replace(
             known,
             measured=StageTimes(known.measured.edge_ms, remote.transfer_ms, remote.cloud_ms),
             spans=(
@@ -281,7 +286,6 @@ class QueueRun:
             retries=answered.retries,
             where="split" if begun.candidate.point else "cloud",
         )
-        return result, remote.tensors[0]
 
     # ------------------------------------------------------------ answers of this side
 
@@ -296,18 +300,33 @@ class QueueRun:
 
     def _finish(self, result: TaskResult, output: Tensor | None = None) -> bool:
         """Take a task's result; False where it has one already."""
+        done_ms = now_ms()
+        is_first = self._claim(result.task.id)
+        if is_first:
+            self._tell(result, output, done_ms)
+        return is_first
+
+    def _claim(self, task: int) -> bool:
+        """Free the slot of a task that has a result now; False where it had one already."""
         with self._lock:
-            if result.task.id not in self._unfinished:
+            if task not in self._unfinished:
                 return False
-            self._unfinished.remove(result.task.id)
-        if result.spans:
-            result = replace(result, elapsed_ms=now_ms() - self._start_ms - result.spans[0].start_ms)
-        self._slots.put(None)  # first: the next task need not wait for lines to be printed
-        self._finished.put((result, output))
+            self._unfinished.remove(task)
+        self._slots.put(None)
         return True
 
+    def _tell(self, result: TaskResult, output: Tensor | None, done_ms: float) -> None:
+        if result.spans:
+            result = replace(result, elapsed_ms=done_ms - self._start_ms - result.spans[0].start_ms)
+        self._finished.put((result, output))
+
     def _report_all(self) -> None:
-        while finished := self._finished.get():
+        count: int | None = None  # of all results, once it is known
+        while count is None or len(self._results) < count:
+            finished = self._finished.get()
+            if isinstance(finished, int):
+                count = finished
+                continue
             result, output = finished
             if output is not None:
                 result = replace(result, output_digest=output_digest(output), top1=int(output.argmax()))

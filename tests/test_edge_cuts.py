@@ -53,6 +53,13 @@ def test_what_is_under_way_makes_the_edge_keep_its_task() -> None:
     assert waiting.predicted.transfer_ms == pytest.approx(waiting.candidate.stages.transfer_ms + 1.0)
 
 
+def test_a_choice_holds_while_the_plan_does_and_nothing_is_under_way() -> None:
+    chooser, made = Chooser(Objective.LATENCY, [MODEL] * 4), plan()
+    assert [point(chooser, made), point(chooser, made)] == [0, 0]
+    assert point(chooser, made, Pipeline(link_ms=100.0, cloud_ms=100.0)) == LAYERS
+    assert point(chooser, made) == 0
+
+
 def test_a_wait_that_the_cloud_tells_is_not_counted_twice() -> None:
     chooser = Chooser(Objective.LATENCY, [MODEL])
     chosen = chooser.choose(lambda _: plan(queue_ms=3.0), Pipeline(cloud_ms=3.0))
