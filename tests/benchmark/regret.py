@@ -133,6 +133,17 @@ def regrets(measured: Json, slowdown: float) -> Json:
     return row
 
 
+def cut_rows(measured: Json) -> list[Json]:
+    """Return the medians of every cut that was run."""
+    rows = []
+    for cut in measured["cuts"]:
+        medians = [statistics.median(part) for part in zip(*cut["edge_ms_rest_ms"], strict=True)]
+        row = {"link": measured["link"], "model": measured["model"], "cut": name_of(cut)}
+        row |= {name: cut[name] for name in ("edge_nodes", "nodes", "crossing_bytes")}
+        rows.append({**row, "runs": len(cut["edge_ms_rest_ms"]), "edge_ms": medians[0], "rest_ms": medians[1]})
+    return rows
+
+
 def name_of(cut: Json) -> str:
     """Return what a person calls a cut."""
     if cut["edge_nodes"] == cut["nodes"]:
@@ -195,10 +206,10 @@ def plot(rows: Sequence[Json]) -> None:
     for of_edge, slowdown in zip(panels, SLOWDOWNS, strict=True):
         for axes, model in zip(of_edge, MODELS, strict=True):
             shown = [row for row in rows if (row["model"], row["slowdown"]) == (model, slowdown)]
+            places = [list(LINKS).index(row["link"]) for row in shown]
             for name, style in styles.items():
-                axes.plot(
-                    [row["link"] for row in shown], [1 + row[f"{name}_regret"] for row in shown], style, label=name
-                )
+                axes.plot(places, [1 + row[f"{name}_regret"] for row in shown], style, label=name)
+            axes.set_xticks(range(len(LINKS)), LINKS)
             axes.set_yscale("log")
             axes.set_title(model + (f", edge {slowdown:g} times slower" if slowdown > 1 else ""))
             axes.grid(alpha=0.3)
@@ -216,7 +227,7 @@ def report(measured: Sequence[Json]) -> None:
         of_edge = [row for row in rows if row["slowdown"] == slowdown]
         print_tables(of_edge, slowdown)
         sheets |= {f"edge 1_{slowdown:g}": of_edge, f"edge 1_{slowdown:g}, together": summary(of_edge)}
-    save_tables(RESULTS / "regret.xlsx", sheets)
+    save_tables(RESULTS / "regret.xlsx", sheets | {"every cut": [row for entry in measured for row in cut_rows(entry)]})
     plot(rows)
 
 

@@ -161,8 +161,8 @@ def run_edge(rate_mbit: float, ports: Sequence[int], *, every: bool) -> None:
 
 def main() -> None:
     if sys.argv[1:2] == ["edge"]:
-        rate_mbit, port, monitor_port, *every = sys.argv[2:]
-        run_edge(float(rate_mbit), [int(port), int(monitor_port)], every=bool(every))
+        rate, port, monitor_port, *every = sys.argv[2:]
+        run_edge(float(rate), [int(port), int(monitor_port)], every=bool(every))
         return
     parser = argparse.ArgumentParser()
     parser.add_argument("rates", nargs="*", type=positive_float, metavar="RATE_MBIT", help="(default: 1 5 20 100)")
