@@ -204,11 +204,12 @@ class QueueRun:
             return []
         crossing, time_ms = self._stream.crossing(), now_ms()
         left_bytes = crossing.left_bytes if crossing else {}
+        waiting_bytes = max(left_bytes.values(), default=0)
         if crossing:
             rtt_ms = self._watch.now().link.rtt_ms
-            self._hedging.saw(time_ms, crossing.acked_bytes, max(left_bytes.values(), default=0), rtt_ms)
+            self._hedging.saw(time_ms, crossing.acked_bytes, waiting_bytes, rtt_ms)
         if moved := self._hedging.newest():
-            self._watch.saw_progress(*moved)
+            self._watch.saw_progress(*moved, waiting_bytes)
         with self._lock:
             under_way = list(self._under_way.items())
         return [

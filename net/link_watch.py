@@ -55,6 +55,12 @@ class Slow(NamedTuple):
     rate_bytes_per_s: float
     size_bytes: int
     since_ms: float  # when it began to be slow
+    left_bytes: int  # that had not moved
+    seen_ms: float
+
+    def end_rate_bytes_per_s(self, time_ms: float) -> float:
+        """Return how fast its last bytes were, now that all have arrived: looks may be far apart."""
+        return max(self.rate_bytes_per_s, self.left_bytes / max(ms_to_s(time_ms - self.seen_ms), 1e-3))
 
 
 class LinkWatch:
@@ -112,7 +118,7 @@ class LinkWatch:
             link = replace(self._link, rate_bytes_per_s=rate_bytes_per_s, age_s=age_s)
             return LinkNow(link, is_stale, self._queue_ms)
 
-    def saw_progress(self, size_bytes: int, took_ms: float) -> None:
+    def saw_progress(self, size_bytes: int, took_ms: float, left_bytes: int = 0) -> None:
         """Take in how much, at most, of a tensor that is still on its way moved of late.
 
         Where that is slow, it holds until more moves, or until the next measurement.
@@ -121,7 +127,8 @@ class LinkWatch:
         with self._lock:
             is_slow = rate_bytes_per_s < SLOW * self._link.rate_bytes_per_s
             if self._link.source is not LinkSource.GIVEN and (is_slow or self._slow):
-                self._slow = Slow(rate_bytes_per_s, size_bytes, self._slow.since_ms if self._slow else now_ms())
+                since_ms = self._slow.since_ms if self._slow else now_ms()
+                self._slow = Slow(rate_bytes_per_s, size_bytes, since_ms, left_bytes, now_ms())
 
     def saw_transfer(self, size_bytes: int, receive_ms: float) -> None:
         """Take in that a tensor took ``receive_ms`` from its first byte to its last to arrive in the cloud.
@@ -143,8 +150,9 @@ class LinkWatch:
             if slow is None:
                 return False
             is_sure = slow.size_bytes >= MIN_TRANSFER_BYTES or now_ms() - slow.since_ms >= s_to_ms(SURE_S)
-            if is_sure and slow.rate_bytes_per_s < self._link.rate_bytes_per_s:
-                self._filter.saw_transfer(Rate(slow.rate_bytes_per_s, TRANSFER_ERROR), self._since_last_s(), SURE_S)
+            rate_bytes_per_s = slow.end_rate_bytes_per_s(now_ms())
+            if is_sure and rate_bytes_per_s < self._link.rate_bytes_per_s:
+                self._filter.saw_transfer(Rate(rate_bytes_per_s, TRANSFER_ERROR), self._since_last_s(), SURE_S)
                 self._set_rate(LinkSource.TRANSFERS)
             self.wants_probe = True
         if self._job:

@@ -286,7 +286,7 @@ class Follower:
         self.hedging.saw(self.time_s * 1e3, acked_bytes, left_bytes, self.watch.now().link.rtt_ms)
         moved = self.hedging.newest()
         if self.hedges and moved:
-            self.watch.saw_progress(*moved)
+            self.watch.saw_progress(*moved, left_bytes)
 
     def size_bytes(self, sent: Sent) -> int:
         return frame_bytes(sent.chosen.candidate.crossing_bytes)

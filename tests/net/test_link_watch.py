@@ -221,6 +221,16 @@ def test_a_tensor_that_stayed_slow_tells_the_rate_of_its_last_bytes_and_asks_for
     assert not watch.wants_probe
 
 
+def test_a_tensor_that_went_on_between_two_looks_leaves_the_estimate_as_it_was(clock: Clock) -> None:
+    watch = LinkWatch("cloud", 1, FIRST)
+    watch.saw_progress(1_448, 100.0, 500_000)
+    clock.ms += 600
+    watch.saw_progress(20_000, 300.0, 480_000)
+    clock.ms += 400
+    watch.saw_transfer(600_000, 1_100.0)
+    assert watch.now().link.rate_bytes_per_s == FIRST.rate_bytes_per_s
+
+
 def test_what_the_user_says_stays_while_a_tensor_is_slow(clock: Clock) -> None:
     watch = LinkWatch("cloud", 1, LinkEstimate(5e5, 50.0, LinkSource.GIVEN))
     watch.saw_progress(1, 100.0)
