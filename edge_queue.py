@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ from utils.timing import StageTimes, now_ms
 log = logging.getLogger(__name__)
 
 POLL_S = 0.01  # how often the tensors are looked after
+REPORT_PAUSE_S = 0.002  # the next task begins before the last one's lines are made
 FIRST_RUN_MS = 1_000.0  # the cloud, too, builds kernels for a cut that is new to it
 
 
@@ -258,12 +260,12 @@ class QueueRun:
             else:
                 self._finish(replace(begun.known, error=str(exc)))
         else:
-            is_first = self._claim(task)  # the next task need not wait for what this one taught
-            result = self._answered_there(begun, answered, is_late=is_taken_over)
-            if is_first:
-                self._tell(result, answered.result.tensors[0], answered.answered_ms)
+            self._take_in(begun, answered, is_late=is_taken_over)
+            if self._claim(task):
+                self._tell(self._answered_there(begun, answered), answered.result.tensors[0], answered.answered_ms)
 
-    def _answered_there(self, begun: _Begun, answered: Answered, *, is_late: bool) -> TaskResult:
+    def _take_in(self, begun: _Begun, answered: Answered, *, is_late: bool) -> None:
+        """Let an answer teach what link and stages are like."""
         remote = answered.result
         self._watch.saw_transfer(remote.sent_bytes, remote.receive_ms)
         self._watch.saw_load(remote.load_queue_ms)
@@ -275,7 +277,9 @@ class QueueRun:
             self._learn(begun.model.keys.cloud, begun.candidate.busy.cloud_ms, remote.compute_ms)
             if is_alone:
                 self._learn(begun.model.keys.transfer, begun.candidate.stages.transfer_ms, remote.transfer_ms)
-        known, done_ms = begun.known, answered.answered_ms
+
+    def _answered_there(self, begun: _Begun, answered: Answered) -> TaskResult:
+        known, remote, done_ms = begun.known, answered.result, answered.answered_ms
         return replace(
             known,
             measured=StageTimes(known.measured.edge_ms, remote.transfer_ms, remote.cloud_ms),
@@ -328,6 +332,8 @@ class QueueRun:
             if isinstance(finished, int):
                 count = finished
                 continue
+            if self._finished.empty():
+                time.sleep(REPORT_PAUSE_S)
             result, output = finished
             if output is not None:
                 result = replace(result, output_digest=output_digest(output), top1=int(output.argmax()))

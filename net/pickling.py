@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from utils.errors import ProtocolError
 
 if TYPE_CHECKING:  # the bandwidth monitor uses headers without tensors, and must start without torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
 # Every allowed opcode, and how many bytes of argument follow it.
@@ -205,6 +206,13 @@ def check_tensor_specs(specs: Any, lengths: Sequence[int]) -> None:
             raise ProtocolError("empty tensor of huge sizes")
         if math.prod(shape) * ITEM_BYTES[dtype] != length:
             raise ProtocolError(f"tensor {dtype}{shape} does not fill its buffer of {length} bytes")
+
+
+def flat_values(spec: TensorSpec, buffer: memoryview) -> NDArray[Any]:
+    """Return the values of the tensor that lives in ``buffer``, in its order, (n,); of bfloat16 the bits, as uint16."""
+    import numpy as np
+
+    return np.frombuffer(buffer, "uint16" if spec[0] == "bfloat16" else spec[0])
 
 
 def unpack_tensor(spec: TensorSpec, buffer: memoryview) -> Tensor:

@@ -283,7 +283,7 @@ class Conversation:
         task = _Task(now_ms(), TaskState(request.model, request.edge_nodes))
         cut = self._engine.cut(request, received.specs)
         if not self._rules.allows_nonfinite:
-            check_finite(received.tensors)
+            check_finite(received.values)
 
         asker = Asker(
             compute=partial(self._engine.submit, self, cut, received.tensors),

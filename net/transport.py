@@ -34,7 +34,7 @@ from net.keys import Refusal, refused, tell_refusal
 from net.memory import UNLIMITED, BodyMemory, MemoryLimit
 from net.messages import Hello, Message, Reply
 from net.net_utils import format_address
-from net.pickling import TensorSpec, unpack_tensor
+from net.pickling import TensorSpec, flat_values, unpack_tensor
 from net.tcp_info import SendState, acked_bytes, send_state
 from net.wire import HEAD_TIMEOUT_S, Wire, read_all, read_head_unit
 from utils.errors import (
@@ -51,6 +51,7 @@ from utils.errors import (
 from utils.units import s_to_ms
 
 if TYPE_CHECKING:  # the bandwidth monitor sends no tensors and starts without torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class Received(NamedTuple):
     task: int  # the number of the request that it belongs to
     receive_ms: float  # from the first byte to the last
     specs: tuple[TensorSpec, ...] = ()  # of the tensors
+    values: Sequence[NDArray[Any]] = ()  # of the tensors, flat (`net.pickling.flat_values`)
     memory: memoryview | None = None  # where the tensors live
 
 
@@ -88,6 +90,7 @@ class _Body(NamedTuple):
     outline: Outline
     memory: memoryview
     tensors: list[Tensor]
+    values: list[NDArray[Any]]
 
 
 class SocketWire:
@@ -275,10 +278,10 @@ class Connection:
         message = outline.message or Reply._make(figures)
         if not outline.lengths:
             return Received(message, [], task, s_to_ms(time.monotonic() - start_s))
-        _, memory, tensors = self._body_for(outline)
+        _, memory, tensors, values = self._body_for(outline)
         length = outline.body_length
         read_all(self._wire, memory[:length], body_deadline_s(length))
-        return Received(message, tensors, task, s_to_ms(time.monotonic() - start_s), outline.specs, memory)
+        return Received(message, tensors, task, s_to_ms(time.monotonic() - start_s), outline.specs, values, memory)
 
     def make_ready(self) -> None:
         """Set memory and tensors aside for one more message like the last with tensors: it will be read sooner.
@@ -363,7 +366,8 @@ class Connection:
     def _new_body(self, outline: Outline) -> _Body:
         memory = self._bodies.take(outline.body_length)
         buffers = split_body(memory[: outline.body_length], outline.lengths)
-        return _Body(outline, memory, list(map(unpack_tensor, outline.specs, buffers)))
+        tensors = list(map(unpack_tensor, outline.specs, buffers))
+        return _Body(outline, memory, tensors, list(map(flat_values, outline.specs, buffers)))
 
     def _out_of_place(self, head: RawHeadError) -> AccessError:
         """Return what a frame of the key's handshake means to a side that has no key, or is through with it."""

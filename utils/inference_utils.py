@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -143,29 +144,32 @@ def check_crossing(expected: Sequence[TensorSpec], tensors: Sequence[Tensor]) ->
         raise ProtocolError(f"{[spec.shape for spec in expected]} crosses at this point, not {given}")
 
 
-def check_finite(tensors: Sequence[Tensor]) -> None:
+def check_finite(tensors: Sequence[NDArray[Any]]) -> None:
     """Refuse tensors with NaN or infinite values, at the cost of two passes over them.
 
     numpy makes them, so that no team of threads is started beside the workers'.
 
+    Args:   tensors: the values of each, in any order, (n,); of bfloat16 the bits, as uint16.
     Raises: NonFiniteError.
     """
-    for number, tensor in enumerate(tensors):
-        if tensor.is_floating_point() and not is_finite(tensor):
+    for number, values in enumerate(tensors):
+        if not is_finite(values):
             raise NonFiniteError(
                 f"tensor {number} holds NaN or infinite values: check the input and the weights, or start the cloud "
                 "with --allow-nonfinite"
             )
 
 
-def is_finite(tensor: Tensor) -> bool:
-    """Return whether no value is NaN or infinite: such a one is the largest or the smallest."""
-    if tensor.dtype is torch.bfloat16:  # unknown to numpy: its exponent, all ones, tells
-        return not ((tensor.view(torch.int16).numpy() & 0x7F80) == 0x7F80).any()
-    if not tensor.numel():
+def is_finite(values: NDArray[Any]) -> bool:
+    """Return whether no value is NaN or infinite: such a one is the largest or the smallest.
+
+    Args: values: (n,); of bfloat16, which numpy does not know, the bits, as uint16: an exponent of all ones tells.
+    """
+    if values.dtype == np.uint16:
+        return not ((values & 0x7F80) == 0x7F80).any()
+    if values.dtype.kind != "f" or not values.size:
         return True
-    values = tensor.numpy()
-    return math.isfinite(np.maximum.reduce(values, axis=None)) and math.isfinite(np.minimum.reduce(values, axis=None))
+    return math.isfinite(np.maximum.reduce(values)) and math.isfinite(np.minimum.reduce(values))
 
 
 # ---------------------------------------------------------------- answers

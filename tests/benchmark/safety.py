@@ -99,7 +99,7 @@ def measure_modes(modes: dict[str, tuple[Access, Access]]) -> dict[int, dict[str
 
 def measure_passes(size_bytes: int) -> dict[str, float]:
     """Return what one pass over so many bytes takes (ms)."""
-    data, tensor = bytes(size_bytes), torch.rand(size_bytes // 4)
+    data, tensor = bytes(size_bytes), torch.rand(size_bytes // 4).numpy()
     calls: dict[str, Callable[[], object]] = {name: lambda h=h: h(data) for name, h in HASHES.items()}  # type: ignore[misc]
     return interleaved_medians({**calls, "is_finite": lambda: is_finite(tensor)}, 30)
 

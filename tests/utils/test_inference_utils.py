@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from models.zoo import load_network
+from net.pickling import flat_values, pack_tensor
 from utils.errors import DeviceError, NonFiniteError
 from utils.images import read_image
 from utils.inference_utils import (
@@ -99,6 +101,12 @@ def test_the_layer_study_has_a_row_per_layer_that_adds_up() -> None:
 
 # ---------------------------------------------------------------- values that are no numbers
 
+
+def values_of(*tensors: torch.Tensor) -> list[Any]:
+    """Return what arrives of tensors."""
+    return [flat_values(spec, content) for spec, content in map(pack_tensor, tensors)]
+
+
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
@@ -107,21 +115,21 @@ FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 @pytest.mark.parametrize("place", [0, 77, 1023])
 def test_one_value_that_is_not_finite_is_found(dtype: torch.dtype, value: float, place: int) -> None:
     tensor = torch.rand(1, 4, 16, 16).to(dtype)
-    check_finite([tensor, torch.empty(0)])
+    check_finite(values_of(tensor, torch.empty(0)))
     tensor.view(-1)[place] = value
     with pytest.raises(NonFiniteError, match="tensor 1"):
-        check_finite([torch.zeros(3), tensor])
+        check_finite(values_of(torch.zeros(3), tensor))
 
 
 def test_infinities_of_both_signs_do_not_cancel_out() -> None:
     with pytest.raises(NonFiniteError):
-        check_finite([torch.tensor([float("inf"), float("-inf")])])
+        check_finite(values_of(torch.tensor([float("inf"), float("-inf")])))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_large_values_whose_sum_is_infinite_are_fine(dtype: torch.dtype) -> None:
-    check_finite([torch.full((1000,), torch.finfo(dtype).max, dtype=dtype)])
+    check_finite(values_of(torch.full((1000,), torch.finfo(dtype).max, dtype=dtype)))
 
 
 def test_whole_numbers_and_channels_last_are_fine() -> None:
-    check_finite([torch.arange(5), torch.rand(1, 8, 9, 9).contiguous(memory_format=torch.channels_last)])
+    check_finite(values_of(torch.arange(5), torch.rand(1, 8, 9, 9).contiguous(memory_format=torch.channels_last)))
