@@ -19,6 +19,7 @@ CLOUD_IP = "10.77.0.2"
 ATTEMPTS = 3
 SO_TIMESTAMPNS, IP_HEADER_BYTES = 35, 20
 ECHO_NAME = struct.Struct("!HH")  # whose echo, and which
+ECHO_BYTES = 28  # of a packet
 ECHO_TIMEOUT_S = 2.0
 TOOL = Path(os.environ.get("LINK_TOOL", ROOT.parent / "shared" / "tools" / "link"))
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from net.monitor_client import document_of, measure_link
 from tests.benchmark.common import save
-from tests.benchmark.links import CLOUD_IP, TOOL, echo_ms, emulated_link, why_not
+from tests.benchmark.links import CLOUD_IP, ECHO_BYTES, TOOL, echo_ms, emulated_link, why_not
 from utils.cli import ServiceProcess
 from utils.errors import NetworkError
 from utils.timing import now_ms
@@ -98,7 +98,8 @@ def run(link: tuple[float, float], true_mbit: float, tcp: bool, loss: int = 0, b
         with ServiceProcess(server, prefix=[str(TOOL), "cloud"]) as service:
             command = [TOOL, "edge", *module, "--measure", str(service.ports[0]), *flags]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    true_rtt_ms, *found = [json.loads(line) for line in done.stdout.splitlines()]
+    an_echo_ms, *found = [json.loads(line) for line in done.stdout.splitlines()]
+    true_rtt_ms = an_echo_ms - 2 * ECHO_BYTES * 8 / (rate_mbit * 1e3)  # less its own bytes' time on the link
     if not found:
         print(f"{rate_mbit:>6g}{rtt_ms:>6g}  failed", flush=True)
         return {"link": link, "true_mbit": true_mbit, "found": []}
