@@ -20,6 +20,7 @@ SMALLEST_ERROR = 0.01  # clocks, and links that are never quite steady
 PING_BYTES = 512 + 52  # a frame's head, and TCP's
 MIN_PIECE = 8  # packets; fewer tell of jitter more than of the link
 PIECES = 3  # of each train: their median forgives one that met other traffic
+BATCH_GAPS, TOGETHER = 3, 0.1  # packets that came this much closer than the third widest gap came together
 BURST_DROP = 0.8  # a rate that falls below this share of the first one was that of a token bucket's burst
 
 Arrivals = tuple[Sequence[int], Sequence[int]]  # times (us, ascending) and sizes (bytes) of a train's packets, (n,)
@@ -136,8 +137,9 @@ def train_rate(trains: Sequence[Arrivals]) -> Rate | None:
 
     Packets that wait in one queue leave it at the link's rate (packet trains: Jain and Routhier, 1986). A token bucket
     lets a burst pass faster: only what follows counts, and a train that it let pass whole does not count at all.
+    Packets that came together count as one: a sender's kernel that cuts them late hands a bucket many at a time.
     """
-    steady = [steady_part(train) for train in trains if len(train[0]) > MIN_PIECE]
+    steady = [steady_part(in_batches(train)) for train in trains if len(train[0]) > MIN_PIECE]
     if not steady:
         return None
     slowest = min(_rate_of(*train) for train in steady)
@@ -146,6 +148,24 @@ def train_rate(trains: Sequence[Arrivals]) -> Rate | None:
     middle = statistics.median(rates)
     deviation = statistics.median(abs(rate - middle) for rate in rates) / middle if len(rates) > 1 else DEFAULT_ERROR
     return Rate(middle, max(SMALLEST_ERROR, NORMAL_MAD * deviation / math.sqrt(len(rates))))
+
+
+def in_batches(train: Arrivals) -> Arrivals:
+    """Return a train with packets that came together, one right behind the other, as one: when the last of them came.
+
+    The first of them did not wait in full, and is left out. A train that merely met a pause or two stays as it is.
+    """
+    times_us, sizes_bytes = train
+    gaps_us = sorted(after - before for before, after in itertools.pairwise(times_us))
+    together_us = TOGETHER * gaps_us[-min(BATCH_GAPS, len(gaps_us))]
+    times, sizes = [times_us[0]], [sizes_bytes[0]]
+    for (before, time), size in zip(itertools.pairwise(times_us), sizes_bytes[1:], strict=True):
+        if time - before < together_us:
+            times[-1], sizes[-1] = time, sizes[-1] + size
+        else:
+            times.append(time)
+            sizes.append(size)
+    return (times[1:], sizes[1:]) if 2 < len(times) < len(times_us) else train
 
 
 def steady_part(train: Arrivals) -> Arrivals:

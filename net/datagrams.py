@@ -32,7 +32,7 @@ MAX_DATAGRAM_BYTES = 1472  # with the headers of IP and UDP, an Ethernet packet
 IP_UDP_BYTES = 28
 SO_TIMESTAMPNS = 35  # asm-generic/socket.h; the socket module does not name it
 SOL_UDP, UDP_SEGMENT = 17, 103  # linux/udp.h, Linux 4.18
-MAX_PIECE_BYTES = 60_000  # in one call; a datagram has at most 65,507
+MAX_PIECE_BYTES = 16_000  # in one call; a token bucket on this machine lets a piece pass whole, and a train has many
 TIMESPEC = struct.Struct("@ll")
 BUFFER_BYTES = 1 << 20  # a few trains wait in the kernel while this process sleeps
 

@@ -163,6 +163,15 @@ def test_the_burst_of_a_token_bucket_does_not_count(burst: int) -> None:
     assert rate is not None and rate.bytes_per_s == pytest.approx(RATE, rel=0.02)
 
 
+@pytest.mark.parametrize(("at_once", "free"), [(5, 0), (5, 27), (10, 0), (10, 27), (13, 0)])
+def test_packets_that_a_token_bucket_let_pass_together_read_its_rate(at_once: int, free: int) -> None:
+    fast_us, slow_us = 3, GAP_US * at_once
+    starts_us = [slow_us * max(number - free // at_once, 0) + fast_us * at_once for number in range(76 // at_once)]
+    behind = joined(*(train(at_once, fast_us, start_us) for start_us in starts_us))
+    rate = train_rate([train(20, fast_us), (sorted(behind[0]), behind[1])])
+    assert rate is not None and rate.bytes_per_s == pytest.approx(RATE, rel=0.02)
+
+
 def test_one_pause_in_a_train_is_forgiven() -> None:
     paused = joined(train(40), train(36, GAP_US, 40 * GAP_US + 20_000))
     rate = train_rate([train(20), paused])
