@@ -272,7 +272,9 @@ def message_of(kind: Kind, values: Any) -> Message | None:
     Raises: ProtocolError: a field is missing, too many, or of another type.
     """
     cls = _CLASSES[kind]
-    given = tuple(map(type, values)) if type(values) is tuple else (type(values),)
+    if type(values) is not tuple:
+        raise ProtocolError(f"{cls.__name__} with fields that are no tuple, but {type(values).__name__}")
+    given = tuple(map(type, values))
     if given != _FIELD_TYPES[kind]:
         names = [[known.__name__ for known in types] for types in (given[:8], _FIELD_TYPES[kind])]
         raise ProtocolError(f"{cls.__name__} with fields of the types {names[0]}, expected {names[1]}")

@@ -114,7 +114,9 @@ def test_a_field_of_another_type_is_refused(message: Message) -> None:
 
 
 @every_message
-@pytest.mark.parametrize("container", [list, lambda values: None, lambda values: dict(enumerate(values))])
+@pytest.mark.parametrize(
+    "container", [list, lambda values: None, lambda values: dict(enumerate(values)), lambda values: values[0]]
+)
 def test_fields_come_as_a_tuple(message: Message, container: Any) -> None:
     with pytest.raises(ProtocolError, match=type(message).__name__):
         message_of(kind_of(message), container(tuple(message)))
