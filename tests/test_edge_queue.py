@@ -14,30 +14,19 @@ from edge_cuts import QueueModel, QueueSettings
 from edge_queue import QueueRun
 from edge_task import StageKeys
 from models.cuts import pack_nodes
-from models.zoo import load_network, model_graph
-from net.bandwidth import LinkEstimate, LinkSource
+from models.zoo import load_network
 from net.link_watch import LinkWatch
 from net.messages import Prepare
 from net.session import EdgeSession, OnCloudLoss
 from net.stream import TaskStream
-from predictor.latencies import LayerLatencies
 from tests.faults import FaultProxy
+from tests.test_edge_cuts import FASTER, LATENCIES, LINK, MODEL, queue_model
 from utils.cli import ServiceProcess
 from utils.errors import ConnectError, NeurosurgeonError, RemoteError
 from utils.inference_utils import random_input, run_whole
 from utils.queue_report import QueueReport
 from utils.queue_tasks import QueuedTask
 from utils.report import output_digest
-
-MODEL = "le_net"
-LAYERS = len(model_graph(MODEL).layers)
-LINK = LinkEstimate(1e9, 0.1, LinkSource.GIVEN)
-LATENCIES = LayerLatencies([1.0] * LAYERS, [1.0] * LAYERS, [1.0] * LAYERS, "made up")
-FASTER = LATENCIES.scaled(0.5)
-
-
-def queue_model() -> QueueModel:
-    return QueueModel(load_network(MODEL), LATENCIES, FASTER, StageKeys("edge", "transfer", "cloud"))
 
 
 class FailingStream:
