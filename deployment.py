@@ -196,7 +196,7 @@ class _Planner:
 
     def inside_blocks(self, objective: Objective, max_edge_bytes: float) -> list[Candidate]:
         """Return the candidates that are no partition points between blocks, but may be better."""
-        sizes_bytes = np.array([float(node.output_bytes) for node in self.graph.nodes])
+        sizes_bytes = np.array([float(node.sent_bytes) for node in self.graph.nodes])
         edge_ms, cloud_ms = (np.concatenate(([0.0], side.latency_ms)) for side in (self.edge, self.cloud))
         link_ms = sizes_bytes * s_to_ms(1 / self.rate_bytes_per_s)
         costs = DagCosts(edge_ms, link_ms, cloud_ms)
@@ -209,7 +209,7 @@ class _Planner:
 
     def _inside(self, edge_nodes: frozenset[int], costs: DagCosts) -> Candidate:
         crossing = [self.graph.nodes[index] for index in search_of(self.graph).crossing(edge_nodes)]
-        size_bytes = sum(node.output_bytes for node in crossing)
+        size_bytes = sum(node.sent_bytes for node in crossing)
         here = list(edge_nodes)
         edge_ms = float(costs.edge_ms[here].sum())
         cloud_ms = float(np.delete(costs.cloud_ms, here).sum())

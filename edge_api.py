@@ -139,7 +139,7 @@ def weights_of(args: argparse.Namespace) -> WeightsSource:
     return WeightsSource(args.weights, args.pretrained)
 
 
-def task_of(args: argparse.Namespace, pixels: NDArray[np.float32] | None) -> Task:
+def task_of(args: argparse.Namespace, pixels: NDArray[np.uint8] | None) -> Task:
     """Return the task that the command line describes."""
     from edge_task import Task
     from predictor.strategies import Strategy

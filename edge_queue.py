@@ -25,7 +25,7 @@ from predictor.flow_shop import IDLE, Pipeline
 from predictor.hedge import Hedging, OnItsWay
 from utils.errors import ConnectError, NeurosurgeonError
 from utils.images import read_image
-from utils.inference_utils import HalfResult, check_crossing, image_input, random_input, run_half
+from utils.inference_utils import HalfResult, check_crossing, image_input, run_half, stand_in
 from utils.queue_report import QueueReport
 from utils.queue_tasks import QueuedTask, Span, TaskResult
 from utils.report import output_digest
@@ -87,7 +87,7 @@ class QueueRun:
             SimpleQueue()
         )  # a slot comes back free, or with a task of a lost cloud
         self._finished: SimpleQueue[tuple[TaskResult, Tensor | None] | int] = SimpleQueue()  # at last, their number
-        self._random_inputs = {name: random_input(model.network.graph.input.shape) for name, model in models.items()}
+        self._stand_ins = {name: stand_in(model.network.graph.input.shape) for name, model in models.items()}
         self.makespan_ms = 0.0
         self._start_ms = now_ms()
         for _ in range(settings.in_flight):
@@ -135,7 +135,7 @@ class QueueRun:
             now = self._watch.now()
             self._report.show_state(now.link.rate_bytes_per_s, now.queue_ms)
             chosen = self._choose(chooser, now)
-            tensor = self._random_inputs[task.model]
+            tensor = self._stand_ins[task.model]
             if task.image:
                 tensor = image_input(read_image(task.image, input_size(task.model)))
             begun = self._run_edge_half(task, tensor, now, chosen)

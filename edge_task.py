@@ -41,6 +41,7 @@ from utils.inference_utils import (
     random_input,
     run_half,
     run_whole,
+    stand_in,
     top_guesses,
     use_threads,
 )
@@ -59,7 +60,7 @@ class Task:
     weights: WeightsSource
     device: str = "cpu"
     threads: int | None = None  # None: as many as the edge's predictors were measured with
-    pixels: NDArray[np.float32] | None = None  # (224, 224, 3), normalised; None: the fixed random input
+    pixels: NDArray[np.uint8] | None = None  # (224, 224, 3); None: the fixed noise
     point: int | None = None  # None: the best one
     predictor: str = "forest"
     edge_config: Path | None = None
@@ -192,7 +193,7 @@ def infer(
     task: Task, half: EdgeHalf, plan: SplitPlan, candidate: Candidate, session: EdgeSession | None, show: EdgeReport
 ) -> Outcome:
     """Run a task as planned, as often as it says; ``session`` may be None where nothing crosses."""
-    tensor = random_input(half.graph.input.shape) if task.pixels is None else image_input(task.pixels)
+    tensor = stand_in(half.graph.input.shape) if task.pixels is None else image_input(task.pixels)
     runs = [run_once(session, half, tensor, show)]
     show.finished()
     if task.repeat > 1:  # the first run was cold: it is shown, and does not count

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from models.cuts import check_cut
 from models.layer_graph import Layer, LayerGraph, attribute_of, is_plain
+from models.pixels import as_values, takes_images
 from models.shapes import function_name
 
 
@@ -19,7 +20,8 @@ def cut(model: nn.Module, graph: LayerGraph, edge_nodes: Collection[int]) -> tup
     Args:    edge_nodes: indices of the nodes on the edge, with each node all that it reads; node 0 among them.
     Returns: two modules that share the model's parameters, each holding only those it needs. The edge half maps
              the network's input to the tuple of crossing tensors, in the order of ``graph.crossing``; the cloud
-             half maps these to the 1-tuple of the network's output.
+             half maps these to the 1-tuple of the network's output. An image may be given as pixels or as values,
+             and crosses as it was given.
     Raises:  PartitionError: there is no such cut.
     """
     edge_nodes = frozenset(edge_nodes)
@@ -46,6 +48,8 @@ class _Half:
         self._part = fx.Graph()
         self._attributes: dict[str, Any] = {}  # modules and tensors that the part refers to
         self._copies: dict[fx.Node, Any] = {node: self._part.placeholder(node.name) for node in inputs}
+        self._image = graph.made_by[0][0] if takes_images(graph.input) else None
+        self._values: fx.Node | None = None  # of the image
 
     def module(self, body: Iterable[fx.Node], outputs: Sequence[fx.Node]) -> nn.Module:
         """Return the module that computes ``body``, in this order, and returns ``outputs``."""
@@ -72,7 +76,15 @@ class _Half:
             self._copy(read)
         if node.op == "call_module":
             self._attributes[str(node.target)] = self._model.get_submodule(str(node.target))
-        return self._part.node_copy(node, self._copy)
+        return self._part.node_copy(node, self._read)
+
+    def _read(self, node: fx.Node) -> Any:
+        """Return the copy of an operation for one that reads it: of an image its values."""
+        if node is not self._image:
+            return self._copy(node)
+        if self._values is None:
+            self._values = self._part.call_function(as_values, (self._copies[node],))
+        return self._values
 
     def _value(self, node: fx.Node) -> Any:
         """Return what an operation computes that depends on no input."""

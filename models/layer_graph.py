@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from models.cuts import graph_digest
 from models.operations import LayerKind
+from models.pixels import pixels_of, takes_images
 from models.shapes import NO_TENSOR, TensorSpec
 
 
@@ -50,6 +51,17 @@ class Node:
     def output_bytes(self) -> int:
         """Bytes of what it makes."""
         return sum(output.size_bytes for output in self.outputs)
+
+    @property
+    def sent(self) -> tuple[TensorSpec, ...]:
+        """All tensors it makes, as they cross: an image as pixels."""
+        is_image = self.kind is LayerKind.INPUT and takes_images(self.output)
+        return (pixels_of(self.output),) if is_image else self.outputs
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of its tensors, as they cross."""
+        return sum(tensor.size_bytes for tensor in self.sent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +168,7 @@ class LayerGraph:
     @cached_property
     def crossing_bytes(self) -> tuple[int, ...]:
         """Bytes that cross at every partition point, (layers + 1,); nothing crosses behind the last layer."""
-        return self._sums_at_points(node.output_bytes for node in self.nodes)
+        return self._sums_at_points(node.sent_bytes for node in self.nodes)
 
     @cached_property
     def crossing_counts(self) -> tuple[int, ...]:

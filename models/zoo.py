@@ -78,7 +78,8 @@ class Cut(NamedTuple):
 
     edge: nn.Module  # input -> crossing tensors
     cloud: nn.Module  # crossing tensors -> (output,)
-    crossing: tuple[TensorSpec, ...]
+    crossing: tuple[TensorSpec, ...]  # of an image the pixels
+    values: tuple[TensorSpec, ...]  # of an image the values, which may cross in their place
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,8 +123,10 @@ class Network:
     def _make_cut(self, edge_nodes: frozenset[int]) -> Cut:
         from models.graph import cut
 
-        crossing = tuple(output for node in self.graph.crossing(edge_nodes) for output in node.outputs)
-        return Cut(*cut(self.module, self.graph, edge_nodes), crossing)
+        nodes = self.graph.crossing(edge_nodes)
+        crossing = tuple(sent for node in nodes for sent in node.sent)
+        values = tuple(output for node in nodes for output in node.outputs)
+        return Cut(*cut(self.module, self.graph, edge_nodes), crossing, values)
 
 
 def check_point(name: str, point: int) -> None:

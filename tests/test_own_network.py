@@ -151,7 +151,7 @@ def test_the_script_finds_a_cut_and_lists_what_crosses(
     assert edge_api.main(arguments) == 0
     out = capsys.readouterr().out
     assert "edge nodes : 1 of " in out
-    assert "crossing tensor : x , 1x3x224x224 float32 , " in out
+    assert "crossing tensor : x , 1x3x224x224 uint8 , " in out
     assert "best partition point" not in out
 
 

@@ -214,9 +214,9 @@ class CloudEngine:
                 f"{request.model} has the weights {network.weights_digest} here, not {request.weights_digest}"
             )
         cut = network.split(edge_nodes)
-        crossing = [(spec.dtype, spec.shape) for spec in cut.crossing]
+        crossing, values = ([(spec.dtype, spec.shape) for spec in specs] for specs in (cut.crossing, cut.values))
         sent = [(dtype, shape) for dtype, shape, _ in given]
-        if sent != crossing:
+        if sent not in (crossing, values):
             raise ProtocolError(f"{crossing} crosses at this point, not {sent}")
         return cut
 
@@ -328,14 +328,14 @@ class CloudEngine:
         """Return whether tasks of a cut may run as one; tried out when the first one comes."""
         known = self._is_batchable.get(cut.cloud)
         if known is None:
-            known = self._is_batchable[cut.cloud] = allows_batches(cut.cloud, cut.crossing, self.device)
+            known = self._is_batchable[cut.cloud] = allows_batches(cut.cloud, cut.values, self.device)
         return known
 
     def _companions(self, first: _HalfTask) -> list[_HalfTask]:
         """Return those that run with a task; wait for them no longer than allowed, nor once another kind has come."""
 
         def is_alike(item: _HalfTask | _Job) -> bool:
-            return isinstance(item, _HalfTask) and item.cut is first.cut
+            return isinstance(item, _HalfTask) and item.cut is first.cut and types_of(item) == types_of(first)
 
         room = self._max_batch - 1
         found: list[_HalfTask | _Job] = []
@@ -351,6 +351,11 @@ class CloudEngine:
                 self._wake.get(timeout=wait_s)
         self._wake.put(None)  # one that was used up here may have been meant for another worker
         return [task for task in found if isinstance(task, _HalfTask)]
+
+
+def types_of(task: _HalfTask) -> list[torch.dtype]:
+    """Return the types of a task's tensors: an image comes as pixels or as values."""
+    return [tensor.dtype for tensor in task.tensors]
 
 
 def run_batch(tasks: Sequence[_HalfTask], device: str, start_ms: float) -> list[CloudResult | Exception]:

@@ -130,7 +130,7 @@ def _box_label(nodes: Sequence[Node]) -> str:
 
 
 def _tensor_label(node: Node) -> str:
-    return _quoted(f"{node.name}\n{_shape(node)} {node.output.dtype}\n{readable_bytes(node.output_bytes)}")
+    return _quoted(f"{node.name}\n{_shape(node)} {node.sent[0].dtype}\n{readable_bytes(node.sent_bytes)}")
 
 
 def _shape(node: Node) -> str:

@@ -1,4 +1,4 @@
-"""Images to a network's input. Pillow decodes: torchvision's own codecs need a CUDA build of torch."""
+"""Image files to pixels. Pillow decodes: torchvision's own codecs need a CUDA build of torch."""
 
 from __future__ import annotations
 
@@ -13,19 +13,14 @@ from utils.errors import InputError
 # torchvision's evaluation transform for the classic networks (its ImageClassification preset).
 RESIZE_TO, CROP_TO = 256, 224  # for other crops, in proportion
 MAX_ASPECT = 100  # scaled to 256, a longer strip would take gigabytes
-MEAN = np.array((0.485, 0.456, 0.406), dtype=np.float32)
-STD = np.array((0.229, 0.224, 0.225), dtype=np.float32)
 
 
-def read_image(path: Path, size: int = CROP_TO) -> NDArray[np.float32]:
-    """Return an image resized, cropped and normalised, (size, size, 3) float32.
+def read_image(path: Path, size: int = CROP_TO) -> NDArray[np.uint8]:
+    """Return an image resized and cropped, (size, size, 3) uint8.
 
     Raises: InputError: the file is missing or no image.
     """
-    pixels = np.asarray(_resize_and_crop(_decode(path), size), dtype=np.float32)  # (size, size, 3)
-    pixels = pixels / np.float32(255)
-    normalised: NDArray[np.float32] = (pixels - MEAN) / STD
-    return normalised
+    return np.array(_resize_and_crop(_decode(path), size))
 
 
 def _decode(path: Path) -> Image.Image:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.cutting import LayerStep, layer_steps
+from models.pixels import as_values, takes_images
 from models.shapes import TensorSpec
 from models.zoo import INPUT_SHAPE, Network
 from utils.errors import DeviceError, NonFiniteError, ProtocolError
@@ -51,23 +52,34 @@ def use_threads(threads: int) -> int:
 
 
 def load_image(path: Path, size: int = INPUT_SHAPE[-1]) -> Tensor:
-    """Return an image file as a network's input, (1, 3, size, size) float32.
+    """Return an image file as a network's input, (1, 3, size, size) uint8.
 
     Raises: InputError: the file is missing or no image.
     """
     return image_input(read_image(path, size))
 
 
-def image_input(pixels: NDArray[np.float32]) -> Tensor:
-    """Return normalised pixels (H, W, 3) as (1, 3, H, W) float32, channels-last as images are."""
+def image_input(pixels: NDArray[np.uint8]) -> Tensor:
+    """Return pixels (H, W, 3) as (1, 3, H, W) uint8, channels-last as images are."""
     return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
-def random_input(shape: Sequence[int] = INPUT_SHAPE) -> Tensor:
-    """Return the input that stands in for an image, of ``shape``, float32, the same on every run."""
+def stand_in(shape: Sequence[int] = INPUT_SHAPE) -> Tensor:
+    """Return what a network gets that is given nothing: an image of noise, the same on every run, uint8.
+
+    A network with no input of three colours gets values, float32.
+    """
     generator = np.random.Generator(np.random.PCG64(RANDOM_INPUT_SEED))
-    values = torch.from_numpy(generator.standard_normal(shape, dtype=np.float32))
-    return as_network_input(values, "cpu")
+    if takes_images(TensorSpec(tuple(shape))):
+        count, colours, height, width = shape
+        pixels = generator.integers(256, size=(count, height, width, colours), dtype=np.uint8)
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    return as_network_input(torch.from_numpy(generator.standard_normal(shape, dtype=np.float32)), "cpu")
+
+
+def random_input(shape: Sequence[int] = INPUT_SHAPE) -> Tensor:
+    """Return the values of `stand_in`, float32."""
+    return as_values(stand_in(shape))
 
 
 # ---------------------------------------------------------------- running
@@ -82,7 +94,7 @@ class HalfResult:
 
 
 def run_half(module: nn.Module, tensors: Sequence[Tensor], device: str = "cpu") -> HalfResult:
-    """Run one half on tensors in host memory; the copies to and from a GPU are part of its latency.
+    """Run one half on tensors in host memory; an image's pixels and the copies of a GPU are part of its latency.
 
     Tensors keep their order of memory: another one would be another sum, with other last bits.
     """
@@ -121,7 +133,8 @@ def allows_batches(half: nn.Module, crossing: Sequence[TensorSpec], device: str)
 
 
 def as_network_input(tensor: Tensor, device: str) -> Tensor:
-    """Return the tensor where and how the network computes: channels-last on the CPU."""
+    """Return an input's values where and how the network computes: channels-last on the CPU."""
+    tensor = as_values(tensor)
     if device != "cpu":
         return tensor.to(device)
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor

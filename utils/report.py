@@ -205,9 +205,9 @@ def _candidate_document(candidate: Candidate) -> Json:
 def tensor_documents(nodes: Iterable[Node]) -> list[Json]:
     """Return the tensors that nodes make, as the JSON interface has those that cross."""
     return [
-        {"name": node.name, "shape": list(output.shape), "dtype": output.dtype, "bytes": output.size_bytes}
+        {"name": node.name, "shape": list(sent.shape), "dtype": sent.dtype, "bytes": sent.size_bytes}
         for node in nodes
-        for output in node.outputs
+        for sent in node.sent
     ]
 
 

@@ -24,7 +24,7 @@ from net.bandwidth import LinkEstimate
 from net.session import EdgeSession
 from predictor.correction import MIN_SAMPLES, Corrections, Residuals
 from tests.benchmark.links import CLOUD_IP
-from utils.inference_utils import random_input, run_half
+from utils.inference_utils import run_half, stand_in
 from utils.timing import now_ms
 from utils.units import mbit_per_s_to_bytes_per_s, s_to_ms
 
@@ -87,7 +87,7 @@ def describe(graph: LayerGraph, cut: Cut) -> Json:
 
 def crossing_bytes(graph: LayerGraph, cut: Cut) -> int:
     """Return the bytes that cross; none where the whole network is on the edge."""
-    return sum(node.output_bytes for node in graph.crossing(cut)) if len(cut) < len(graph.nodes) else 0
+    return sum(node.sent_bytes for node in graph.crossing(cut)) if len(cut) < len(graph.nodes) else 0
 
 
 # ---------------------------------------------------------------- runs
@@ -98,7 +98,7 @@ class Runner:
 
     def __init__(self, network: Network, port: int) -> None:
         self.network, self.port = network, port
-        self.tensor = random_input(network.graph.input.shape)
+        self.tensor = stand_in(network.graph.input.shape)
 
     def run(self, cut: Cut) -> Taken:
         """Run one task."""

@@ -1,9 +1,9 @@
 """How the reference implementation chooses a partition point: its features, its regression, its transfer time.
 
 A plain linear regression per kind of layer on the columns of the contract, from this project's data sets, clamped at 0;
-other kinds cost nothing; transfer = bytes / bandwidth, without a round trip or an answer. It is given more than it has:
-a bandwidth that is measured right, batch norms that cost nothing where they are folded, and, of networks that are no
-chain, which it cannot cut at all, every boundary between blocks.
+other kinds cost nothing; transfer = bytes / bandwidth, without a round trip or an answer, an image as 32-bit values. It
+is given more than it has: a bandwidth that is measured right, batch norms that cost nothing where they are folded, and,
+of networks that are no chain, which it cannot cut at all, every boundary between blocks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def reference_point(graph: LayerGraph, rate_bytes_per_s: float, slowdown: float)
     """Return the partition point that it chooses, for an edge that it knows to be slower."""
     points = graph.block_points
     edge_ms, cloud_ms = (_between(points, predicted_ms(side, graph)) for side in ("edge", "cloud"))
-    transfer_ms = [s_to_ms(graph.crossing_bytes[point] / rate_bytes_per_s) for point in points]
+    sizes_bytes = [graph.crossing_bytes[point] if point else graph.input.size_bytes for point in points]
+    transfer_ms = [s_to_ms(size_bytes / rate_bytes_per_s) for size_bytes in sizes_bytes]
     stages = chain_candidates([slowdown * latency for latency in edge_ms], transfer_ms, cloud_ms)
     return points[best_point(stages, stages)]
 

@@ -89,9 +89,9 @@ def test_crossing_bytes_are_those_of_the_crossing_tensors(name: str) -> None:
     last = len(graph.layers)
     for point in range(last):
         nodes = graph.crossing(graph.edge_nodes(point))
-        assert graph.crossing_bytes[point] == sum(node.output_bytes for node in nodes), f"point {point}"
+        assert graph.crossing_bytes[point] == sum(node.sent_bytes for node in nodes), f"point {point}"
     assert len(graph.crossing_bytes) == last + 1
-    assert graph.crossing_bytes[0] == 4 * 3 * 224 * 224
+    assert graph.crossing_bytes[0] == 3 * 224 * 224
     assert graph.crossing_bytes[last] == 0
 
 

@@ -87,7 +87,7 @@ def test_every_partition_point_of_the_execution_order_works(model: nn.Module, gr
         edge, cloud = cut(model, graph, graph.edge_nodes(point))
         assert torch.equal(cloud(*edge(images))[0], model(images))
         crossing = graph.crossing(graph.edge_nodes(point))
-        assert graph.crossing_bytes[point] == sum(node.output_bytes for node in crossing)
+        assert graph.crossing_bytes[point] == sum(node.sent_bytes for node in crossing)
 
 
 def test_sums_and_concatenations_have_kinds(graph: LayerGraph) -> None:

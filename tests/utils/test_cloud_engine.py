@@ -27,7 +27,7 @@ from utils.errors import (
     UnknownModelError,
     WeightsError,
 )
-from utils.inference_utils import HalfResult, random_input, run_half, run_whole, use_threads
+from utils.inference_utils import HalfResult, random_input, run_half, run_whole, stand_in, use_threads
 
 WAIT_S = 10.0  # a test that needs this long has hung
 Start = Callable[..., CloudEngine]
@@ -361,6 +361,19 @@ def test_only_tasks_of_one_network_and_point_share_a_batch(start: Start, batch_s
     assert batch_sizes == [2, 1, 1]
 
 
+def test_an_image_as_pixels_and_one_as_values_share_no_batch(start: Start, batch_sizes: list[int]) -> None:
+    engine = start(max_batch=8)
+    edge = Edge(engine)
+    gate = Gate(engine)
+    for tensor in (stand_in(), stand_in(), random_input()):
+        edge.submit(0, [tensor])
+    gate.open()
+    answers = [edge.result().tensors[0] for _ in range(3)]
+    assert batch_sizes == [2, 1]
+    for answer in answers:
+        torch.testing.assert_close(answer, answers[0], rtol=1e-4, atol=1e-5)
+
+
 class MixesImages(nn.Module):
     """A half whose answer depends on the other images of the batch."""
 
@@ -391,7 +404,8 @@ def test_tasks_share_a_batch_only_where_it_changes_no_answer(
     start: Start, batch_sizes: list[int], half: nn.Module, sizes: list[int]
 ) -> None:
     engine = start(max_batch=4)
-    cut = Cut(nn.Identity(), half, (TensorSpec((1, 5)),))
+    crossing = (TensorSpec((1, 5)),)
+    cut = Cut(nn.Identity(), half, crossing, crossing)
     tensors = [torch.full((1, 5), float(number)) for number in range(3)]
     results: SimpleQueue[CloudResult | Exception] = SimpleQueue()
     gate = Gate(engine)

@@ -26,7 +26,7 @@ from utils.inference_utils import (
 )
 
 # Two machines compare answers to the same stand-in for an image.
-RANDOM_INPUT_SHA256 = "f58703a9ac8ecda4f75937f08872426f72aad262382ce5540cb4809f09a17608"
+RANDOM_INPUT_SHA256 = "f6fea5c0e761b21f5526180204282954944e2ee47a38d207e08eba89417bc5c7"
 
 
 @pytest.fixture(autouse=True)

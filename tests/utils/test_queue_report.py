@@ -21,7 +21,7 @@ from utils.report import FINISHED, RULE
 from utils.timing import StageTimes
 
 POINTS = {  # of resnet18: what crosses
-    0: ["x , 1x3x224x224 float32 , 602.1 KB"],
+    0: ["x , 1x3x224x224 uint8 , 150.5 KB"],
     6: ["maxpool , 1x64x56x56 float32 , 802.8 KB", "layer1.0.conv2 , 1x64x56x56 float32 , 802.8 KB"],
     49: [],
 }
