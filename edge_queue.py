@@ -30,6 +30,7 @@ from utils.queue_report import QueueReport
 from utils.queue_tasks import QueuedTask, Span, TaskResult
 from utils.report import output_digest
 from utils.timing import StageTimes, now_ms
+from utils.units import s_to_ms
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class QueueRun:
         self._unfinished: set[int] = set()  # tasks without a result
         self._hedges = settings.hedges and settings.on_cloud_loss is OnCloudLoss.LOCAL
         self._hedging = Hedging()
+        self._looked_ms = 0.0  # when stuck tasks were last looked for
         self._pipeline, self._pipeline_ms = IDLE, 0.0  # what link and cloud were still busy with at that time
         self._lock = threading.Lock()
         self._results: list[TaskResult] = []
@@ -221,6 +223,9 @@ class QueueRun:
 
     def _look_for_stuck_task(self) -> _Begun | None:
         """Return the oldest task that is stuck, and is sooner finished here; from now on its loss is none."""
+        if now_ms() - self._looked_ms < s_to_ms(POLL_S):
+            return None
+        self._looked_ms = now_ms()
         for begun, way in self._on_their_way():
             task = begun.known.task.id
             with self._lock:

@@ -194,14 +194,15 @@ class EdgeSession:
         """
         sent_before, start_ms = self._connection.sent_bytes, now_ms()
         self._connection.send(request, tensors, task)
-        return SentTask(start_ms, self._connection.sent_bytes - sent_before)
+        sent = SentTask(start_ms, self._connection.sent_bytes - sent_before)
+        self._connection.make_ready()  # while the cloud is busy
+        return sent
 
     def receive_next(self) -> Received:
         """Return what the cloud says next: an answer to whatever task, or a sign of life (`Pong`).
 
         Raises: NetworkError: the connection is lost, or the cloud has been silent for `SILENCE_S`.
         """
-        self._connection.make_ready()  # while the cloud is busy
         return self._connection.receive(SILENCE_S)
 
     def receive_answer(self, wait_s: float) -> Received:
