@@ -35,7 +35,8 @@ LONGEST_S = 30.0  # a transfer; larger ones would make the same point for minute
 CLASSES = 1000
 PAYLOAD_SHARE = 1448 / 1500
 PINGS, SETTLE_S, WAIT_S = 9, 0.3, 200.0
-REPEATS, SHORT_S = 5, 0.2  # shorter transfers are repeated, each on a connection of its own: medians count
+# How often a transfer of at most so many seconds is repeated, on connections of their own: medians count.
+REPEATS = ((0.2, 5), (2.0, 3), (LONGEST_S, 1))
 
 
 def serve() -> None:
@@ -85,7 +86,7 @@ def measure(rate_mbit: float, congestion_control: str) -> None:
     for size in SIZES_BYTES:
         if size / rate > LONGEST_S:
             continue
-        repeats = REPEATS if size / rate < SHORT_S else 1
+        repeats = next(count for longest_s, count in REPEATS if size / rate <= longest_s)
         figures = [figures_of(size, rate, rtt_ms, congestion_control) for _ in range(repeats)]
         print(size, *map(statistics.median, zip(*figures, strict=True)), flush=True)
 
