@@ -57,6 +57,7 @@ class Slow(NamedTuple):
     since_ms: float  # when it began to be slow
     left_bytes: int  # that had not moved
     seen_ms: float
+    is_newest: bool = True  # no probe has told of the link since
 
     def end_rate_bytes_per_s(self, time_ms: float) -> float:
         """Return how fast its last bytes were, now that all have arrived: looks may be far apart."""
@@ -114,7 +115,8 @@ class LinkWatch:
             age_s = 0.0 if self._link.source is LinkSource.GIVEN else (now_ms() - self._since_ms) / MS_PER_S
             is_stale = age_s > STALE_INTERVALS * self._interval_s
             known = self._link.rate_bytes_per_s
-            rate_bytes_per_s = min(known, self._slow.rate_bytes_per_s) if self._slow else known
+            slow = self._slow if self._slow and self._slow.is_newest else None
+            rate_bytes_per_s = min(known, slow.rate_bytes_per_s) if slow else known
             link = replace(self._link, rate_bytes_per_s=rate_bytes_per_s, age_s=age_s)
             return LinkNow(link, is_stale, self._queue_ms)
 
@@ -128,7 +130,8 @@ class LinkWatch:
             is_slow = rate_bytes_per_s < SLOW * self._link.rate_bytes_per_s
             if self._link.source is not LinkSource.GIVEN and (is_slow or self._slow):
                 since_ms = self._slow.since_ms if self._slow else now_ms()
-                self._slow = Slow(rate_bytes_per_s, size_bytes, since_ms, left_bytes, now_ms())
+                is_newest = is_slow or self._slow is None or self._slow.is_newest
+                self._slow = Slow(rate_bytes_per_s, size_bytes, since_ms, left_bytes, now_ms(), is_newest)
 
     def saw_transfer(self, size_bytes: int, receive_ms: float) -> None:
         """Take in that a tensor took ``receive_ms`` from its first byte to its last to arrive in the cloud.
@@ -199,7 +202,8 @@ class LinkWatch:
         measured = measure_link(*self._service, use_udp=not self._udp_is_blocked, quick=True)
         self._udp_is_blocked = measured.method is ProbeMethod.TCP_BURST
         with self._lock:
-            self._slow, self.wants_probe = None, False
+            self._slow = self._slow and self._slow._replace(is_newest=False)
+            self.wants_probe = False
             self._filter.saw_probe(Rate(measured.rate_bytes_per_s, measured.error), self._since_last_s())
             self._set_rate(LinkSource.PROBE)
             self._link = replace(self._link, host_ms=measured.host_ms, method=measured.method)

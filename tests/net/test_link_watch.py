@@ -231,6 +231,27 @@ def test_a_tensor_that_went_on_between_two_looks_leaves_the_estimate_as_it_was(c
     assert watch.now().link.rate_bytes_per_s == FIRST.rate_bytes_per_s
 
 
+def test_a_probe_is_newer_than_a_slow_tensor_which_then_tells_of_more_than_one_link(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = LinkWatch("cloud", 1, FIRST)
+    asked = measures(monkeypatch, *(LinkEstimate(rate, 20.0, error=0.05) for rate in (15_000, 15_000, 1e6, 1e6)))
+    watch.saw_progress(1_448, 100.0, 150_000)
+    watch.refresh()
+    known = watch.now().link.rate_bytes_per_s
+    assert known == pytest.approx(15_000, rel=0.05)
+    watch.saw_progress(1_000, 100.0, 120_000)  # no slower than was measured
+    assert watch.now().link.rate_bytes_per_s == known
+    clock.ms += 4_000
+    watch.saw_transfer(150_000, 4_100.0)  # its last bytes came all at once: the link is another one again
+    assert watch.now().link.rate_bytes_per_s == known
+    assert watch.wants_probe
+    asked.clear()
+    watch.refresh()
+    assert "probe" in asked
+    assert watch.now().link.rate_bytes_per_s > 10 * known
+
+
 def test_what_the_user_says_stays_while_a_tensor_is_slow(clock: Clock) -> None:
     watch = LinkWatch("cloud", 1, LinkEstimate(5e5, 50.0, LinkSource.GIVEN))
     watch.saw_progress(1, 100.0)
