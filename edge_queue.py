@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -24,8 +25,7 @@ from predictor.correction import Corrections
 from predictor.flow_shop import IDLE, Pipeline
 from predictor.hedge import Hedging, OnItsWay
 from utils.errors import ConnectError, NeurosurgeonError
-from utils.images import read_image
-from utils.inference_utils import HalfResult, check_crossing, image_input, run_half, stand_in
+from utils.inference_utils import HalfResult, check_crossing, load_image, run_half, stand_in
 from utils.queue_report import QueueReport
 from utils.queue_tasks import QueuedTask, Span, TaskResult
 from utils.report import output_digest
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.01  # how often the tensors are looked after
 REPORT_PAUSE_S = 0.002  # the next task begins before the last one's lines are made
+IMAGES_AHEAD = 4
 FIRST_RUN_MS = 1_000.0  # the cloud, too, builds kernels for a cut that is new to it
 
 
@@ -52,6 +53,21 @@ class _Begun:
     patience_ms: float  # for its answer, with all waits that are known
     rest_ms: float  # what the rest of it would take here
     done_ms: float  # when its edge half had run (`now_ms`)
+
+
+def images_ahead(tasks: Iterable[QueuedTask]) -> Iterator[tuple[QueuedTask, Future[Tensor] | None]]:
+    """Yield every task, and its image where it has one: a thread reads the next few while others are computed."""
+    reader = ThreadPoolExecutor(1, "images")
+    try:
+        read: deque[tuple[QueuedTask, Future[Tensor] | None]] = deque()
+        for task in tasks:
+            image = reader.submit(load_image, task.image, input_size(task.model)) if task.image else None
+            read.append((task, image))
+            if len(read) > IMAGES_AHEAD:
+                yield read.popleft()
+        yield from read
+    finally:
+        reader.shutdown(wait=False, cancel_futures=True)
 
 
 class QueueRun:
@@ -102,12 +118,12 @@ class QueueRun:
         reporter = threading.Thread(target=self._report_all, name="reporter", daemon=True)
         reporter.start()
         begun = 0
-        for task in tasks:
+        for task, image in images_ahead(tasks):
             self._wait_for_slot()
             if should_stop():
                 self._slots.put(None)
                 break
-            self._begin(task, chooser)
+            self._begin(task, image, chooser)
             begun += 1
         for _ in range(self._settings.in_flight):
             self._wait_for_slot()
@@ -131,15 +147,13 @@ class QueueRun:
                 return
             self._finish(*self._run_here(begun))
 
-    def _begin(self, task: QueuedTask, chooser: Chooser) -> None:
+    def _begin(self, task: QueuedTask, image: Future[Tensor] | None, chooser: Chooser) -> None:
         self._unfinished.add(task.id)
         try:
             now = self._watch.now()
             self._report.show_state(now.link.rate_bytes_per_s, now.queue_ms)
             chosen = self._choose(chooser, now)
-            tensor = self._stand_ins[task.model]
-            if task.image:
-                tensor = image_input(read_image(task.image, input_size(task.model)))
+            tensor = image.result() if image else self._stand_ins[task.model]
             begun = self._run_edge_half(task, tensor, now, chosen)
         except NeurosurgeonError as exc:
             self._finish(TaskResult(task, error=str(exc)))

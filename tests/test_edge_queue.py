@@ -6,10 +6,15 @@ import io
 import itertools
 import threading
 from concurrent.futures import Future
+from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+import edge_queue
 from edge_cuts import QueueModel, QueueSettings
 from edge_queue import QueueRun
 from edge_task import StageKeys
@@ -141,3 +146,45 @@ def test_a_task_that_is_stuck_is_finished_here_and_the_next_ones_wait_for_no_lin
         stuck = next(result for result in results if result.task.id == 5)
         assert stuck.point == 0
         assert stuck.measured.transfer_ms > 0
+
+
+# ---------------------------------------------------------------- images
+
+
+def test_images_are_read_ahead_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: SimpleQueue[Path] = SimpleQueue()
+
+    def load(path: Path, size: int) -> Tensor:
+        read.put(path)
+        return torch.full((1,), int(path.name))
+
+    monkeypatch.setattr(edge_queue, "load_image", load)
+    tasks = [QueuedTask(number, MODEL, Path(str(number)) if number % 3 else None) for number in range(1, 13)]
+    ahead = edge_queue.images_ahead(tasks)
+    first, image = next(ahead)
+    seen = [read.get(timeout=10).name for _ in range(4)]  # of tasks 1 to 5, of which the third has none
+    assert (first.id, image is not None and image.result().item(), seen) == (1, 1, ["1", "2", "4", "5"])
+    assert read.empty()
+    rest = [(task.id, image and int(image.result())) for task, image in ahead]
+    assert rest == [(number, number if number % 3 else None) for number in range(2, 13)]
+
+
+def test_who_stops_early_waits_for_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, asked = threading.Event(), threading.Event()
+
+    def load(path: Path, size: int) -> Tensor:
+        asked.set()
+        gate.wait(10)
+        return torch.zeros(1)
+
+    monkeypatch.setattr(edge_queue, "load_image", load)
+    ahead = edge_queue.images_ahead([QueuedTask(number, MODEL, Path("x")) for number in range(1, 9)])
+    _, first = next(ahead)
+    _, second = next(ahead)
+    assert asked.wait(10)
+    ahead.close()  # type: ignore[attr-defined]
+    gate.set()
+    assert first is not None
+    assert first.result(10).item() == 0
+    assert second is not None
+    assert second.cancelled()
