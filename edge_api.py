@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_device(parser)
     add_model(parser, "run")
     parser.add_argument(
-        "--input", type=Path, metavar="IMAGE", help="image to classify (default: a fixed random tensor)"
+        "--input", type=Path, metavar="IMAGE", help="image to classify (default: a fixed image of noise)"
     )
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="checkpoint or safetensors (default: fixed-seed weights)"

@@ -60,7 +60,7 @@ class Task:
     weights: WeightsSource
     device: str = "cpu"
     threads: int | None = None  # None: as many as the edge's predictors were measured with
-    pixels: NDArray[np.uint8] | None = None  # (224, 224, 3); None: the fixed noise
+    pixels: NDArray[np.uint8] | None = None  # (224, 224, 3); None: the fixed image of noise
     point: int | None = None  # None: the best one
     predictor: str = "forest"
     edge_config: Path | None = None

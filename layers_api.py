@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = base_parser("layers_api.py", __doc__)
     add_model(parser, "study")
     add_device(parser)
-    parser.add_argument("--input", type=Path, metavar="IMAGE", help="image to run on (default: a fixed random tensor)")
+    parser.add_argument("--input", type=Path, metavar="IMAGE", help="image to run on (default: a fixed image of noise)")
     parser.add_argument("--excel", type=Path, metavar="FILE.xlsx", help="save the table")
     parser.add_argument("--json", action="store_true", help="print one JSON object (default: a table)")
     return run_main(parser, argv, _run)

@@ -27,7 +27,7 @@ class QueuedTask:
 
     id: int  # from 1, in the order of the list
     model: str
-    image: Path | None = None  # None: the fixed random input
+    image: Path | None = None  # None: the fixed image of noise
 
 
 class Span(NamedTuple):
