@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.01  # how often the tensors are looked after
 REPORT_PAUSE_S = 0.002  # the next task begins before the last one's lines are made
-IMAGES_AHEAD = 4
+IMAGES_AHEAD = 4  # tasks whose images are read or being read: one long read holds up no edge half
 FIRST_RUN_MS = 1_000.0  # the cloud, too, builds kernels for a cut that is new to it
 
 

@@ -1,7 +1,7 @@
 """Images as 8-bit pixels: a network's input at a quarter of the bytes.
 
 What a network computes on are the pixels, scaled and normalised. Both halves of a cut do that themselves, so that an
-image crosses as it was read, and becomes the same values wherever it arrives.
+image crosses as it was read, and becomes the same values on all machines of a kind.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def pixels_of(spec: TensorSpec) -> TensorSpec:
 def as_values(tensor: Tensor) -> Tensor:
     """Return pixels (n, 3, h, w) uint8 as what a network computes on, float32, channels-last; values as they are.
 
-    One pass over rows of the image, as (pixel / 255 - mean) / std in one multiplication and one addition.
+    (pixel / 255 - mean) / std as a multiplication and an addition, by rows: long ones run at the speed of memory.
     """
     if tensor.dtype != torch.uint8:
         return tensor
@@ -45,5 +45,5 @@ def as_values(tensor: Tensor) -> Tensor:
 def _row(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the factors and the summands of a row of an image, (3 width,) each."""
     mean, std = torch.tensor(MEAN, dtype=torch.float64), torch.tensor(STD, dtype=torch.float64)
-    scale, shift = 1 / (255 * std), -mean / std
-    return tuple(column.float().repeat(width).to(device) for column in (scale, shift))  # type: ignore[return-value]
+    scale, shift = (column.float().repeat(width).to(device) for column in (1 / (255 * std), -mean / std))
+    return scale, shift

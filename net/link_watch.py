@@ -90,7 +90,7 @@ class LinkWatch:
         self._filter = RateFilter(Rate(first.rate_bytes_per_s, max(first.error, UNSURE if first.age_s else 0.0)))
         self._udp_is_blocked = first.method is ProbeMethod.TCP_BURST
         self._pings_ms: deque[float] = deque([first.exchange_ms], maxlen=KEPT_PINGS)
-        self._slow: Slow | None = None  # while a tensor is, and until it has arrived
+        self._slow: Slow | None = None  # while a tensor is, and until one has arrived
         self.wants_probe = False  # a slow tensor tells of the link as it was
         self._queue_ms = 0.0
         self._gain = random.uniform(*LOAD_GAIN)  # noqa: S311  # no secret
@@ -154,7 +154,7 @@ class LinkWatch:
                 return False
             is_sure = slow.size_bytes >= MIN_TRANSFER_BYTES or now_ms() - slow.since_ms >= s_to_ms(SURE_S)
             rate_bytes_per_s = slow.end_rate_bytes_per_s(now_ms())
-            if is_sure and rate_bytes_per_s < self._link.rate_bytes_per_s:
+            if slow.is_newest and is_sure and rate_bytes_per_s < self._link.rate_bytes_per_s:
                 self._filter.saw_transfer(Rate(rate_bytes_per_s, TRANSFER_ERROR), self._since_last_s(), SURE_S)
                 self._set_rate(LinkSource.TRANSFERS)
             self.wants_probe = True

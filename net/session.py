@@ -182,6 +182,7 @@ class EdgeSession:
         self._tasks += 1
         sent = self.send_task(self._tasks, request, tensors)
         on_sent()
+        self.make_ready()
         received = self.receive_answer(REPLY_TIMEOUT_S)
         if received.task != self._tasks:
             raise ProtocolError(f"{self._connection.peer} answered another task")
@@ -194,9 +195,11 @@ class EdgeSession:
         """
         sent_before, start_ms = self._connection.sent_bytes, now_ms()
         self._connection.send(request, tensors, task)
-        sent = SentTask(start_ms, self._connection.sent_bytes - sent_before)
-        self._connection.make_ready()  # while the cloud is busy
-        return sent
+        return SentTask(start_ms, self._connection.sent_bytes - sent_before)
+
+    def make_ready(self) -> None:
+        """Get ready for an answer, while the cloud is busy."""
+        self._connection.make_ready()
 
     def receive_next(self) -> Received:
         """Return what the cloud says next: an answer to whatever task, or a sign of life (`Pong`).

@@ -187,6 +187,7 @@ class TaskStream:
             try:
                 flight.sent = SentTask(now_ms(), 0)  # an answer may come before ``send_task`` returns
                 flight.sent = session.send_task(flight.task, flight.request, flight.tensors)
+                session.make_ready()
             except NetworkError as exc:
                 self._lose(session, exc)
 

@@ -27,8 +27,10 @@ class EdgeMemory(NamedTuple):
 
 
 def edge_memory(graph: LayerGraph, edge_nodes: Collection[int]) -> EdgeMemory:
-    """Return what the edge half of a cut has to hold."""
+    """Return what the edge half of a cut has to hold: of an image that only crosses, the pixels."""
     order = sorted(edge_nodes)
+    if order == [0]:
+        return EdgeMemory(0, graph.nodes[0].sent_bytes)
     kept = {node.index for node in graph.crossing(edge_nodes)}
     alive_until = {index: order[-1] if index in kept else index for index in order}
     for index in order:
@@ -66,4 +68,5 @@ def memory_at_points(graph: LayerGraph) -> tuple[EdgeMemory, ...]:
         parameter_bytes.append(sum(parameters.values()))
     most = list(accumulate(accumulate(changes), max))
     last_nodes = [0, *(layer.nodes[-1].index for layer in graph.layers)]
-    return tuple(EdgeMemory(parameter_bytes[index], most[index]) for index in last_nodes)
+    first, *others = (EdgeMemory(parameter_bytes[index], most[index]) for index in last_nodes)
+    return (first._replace(activation_bytes=graph.nodes[0].sent_bytes), *others)

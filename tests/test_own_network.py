@@ -156,19 +156,8 @@ def test_the_script_finds_a_cut_and_lists_what_crosses(
 
 
 def test_a_queue_takes_it(served: list[str], model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [
-        "--model-file",
-        str(model_file),
-        "-t",
-        "my_nets:mine",
-        "le_net",
-        "--tasks",
-        "6",
-        "--seed",
-        "1",
-        *served,
-        "--json",
-    ]
+    queue = ["-t", "my_nets:mine", "le_net", "--tasks", "6", "--seed", "1"]
+    arguments = ["--model-file", str(model_file), *queue, *served, "--json"]
     assert tasks_edge_api.main(arguments) == 0
     tasks = json.loads(capsys.readouterr().out)["tasks"]
     assert {task["error"] for task in tasks} == {None}

@@ -217,7 +217,7 @@ class CloudEngine:
         crossing, values = ([(spec.dtype, spec.shape) for spec in specs] for specs in (cut.crossing, cut.values))
         sent = [(dtype, shape) for dtype, shape, _ in given]
         if sent not in (crossing, values):
-            raise ProtocolError(f"{crossing} crosses at this point, not {sent}")
+            raise ProtocolError(f"{crossing} crosses at this point, or the values of an image, not {sent}")
         return cut
 
     def submit(self, client: Hashable, cut: Cut, tensors: Sequence[Tensor], deliver: Deliver) -> None:
@@ -335,7 +335,7 @@ class CloudEngine:
         """Return those that run with a task; wait for them no longer than allowed, nor once another kind has come."""
 
         def is_alike(item: _HalfTask | _Job) -> bool:
-            return isinstance(item, _HalfTask) and item.cut is first.cut and types_of(item) == types_of(first)
+            return isinstance(item, _HalfTask) and item.cut is first.cut and _types_of(item) == _types_of(first)
 
         room = self._max_batch - 1
         found: list[_HalfTask | _Job] = []
@@ -353,7 +353,7 @@ class CloudEngine:
         return [task for task in found if isinstance(task, _HalfTask)]
 
 
-def types_of(task: _HalfTask) -> list[torch.dtype]:
+def _types_of(task: _HalfTask) -> list[torch.dtype]:
     """Return the types of a task's tensors: an image comes as pixels or as values."""
     return [tensor.dtype for tensor in task.tensors]
 

@@ -94,7 +94,7 @@ class HalfResult:
 
 
 def run_half(module: nn.Module, tensors: Sequence[Tensor], device: str = "cpu") -> HalfResult:
-    """Run one half on tensors in host memory; an image's pixels and the copies of a GPU are part of its latency.
+    """Run one half on tensors in host memory; making values of pixels, and a GPU's copies, are part of its latency.
 
     Tensors keep their order of memory: another one would be another sum, with other last bits.
     """
@@ -134,9 +134,9 @@ def allows_batches(half: nn.Module, crossing: Sequence[TensorSpec], device: str)
 
 def as_network_input(tensor: Tensor, device: str) -> Tensor:
     """Return an input's values where and how the network computes: channels-last on the CPU."""
-    tensor = as_values(tensor)
+    tensor = as_values(tensor.to(device))
     if device != "cpu":
-        return tensor.to(device)
+        return tensor
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 

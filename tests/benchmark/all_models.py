@@ -24,7 +24,7 @@ from predictor.dag_search import DagCosts, DagSearch
 from predictor.predictor_utils import find_predictor
 from tests.benchmark.common import save
 from tests.models.cuts_of import random_cuts, split_output
-from utils.inference_utils import random_input, run_whole, use_threads
+from utils.inference_utils import run_whole, stand_in, use_threads
 from utils.timing import now_ms
 from utils.units import s_to_ms
 
@@ -103,7 +103,7 @@ def best_cut(graph: LayerGraph) -> tuple[frozenset[int], float]:
     """Return the minimum cut over a link of 40 Mbit/s, and how long finding it takes with all else known, ms."""
     search = DagSearch([node.inputs for node in graph.nodes])
     edge, cloud = (np.array([0.0, *find_predictor(side).predict(graph).latency_ms]) for side in ("edge", "cloud"))
-    send_ms = np.array([s_to_ms(node.output_bytes / RATE_BYTES_PER_S) for node in graph.nodes])
+    send_ms = np.array([s_to_ms(node.sent_bytes / RATE_BYTES_PER_S) for node in graph.nodes])
     times_ms = []
     for _ in range(DECISIONS):
         start_ms = now_ms()
@@ -115,7 +115,7 @@ def best_cut(graph: LayerGraph) -> tuple[frozenset[int], float]:
 def same_bits(name: str, cuts: Iterable[frozenset[int]]) -> Iterator[bool]:
     """Yield for each cut whether its halves compute what the whole network computes, bit for bit."""
     network = build_network(name)
-    images = random_input(network.graph.input.shape)
+    images = stand_in(network.graph.input.shape)
     whole = run_whole(network, images)
     for edge_nodes in cuts:
         output = split_output(network.module, network.graph, edge_nodes, images)

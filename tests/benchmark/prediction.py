@@ -18,7 +18,7 @@ from models.zoo import ZOO, load_network
 from predictor.predictor_utils import SIDES, find_predictor
 from tests.benchmark.common import interleaved_medians, save
 from utils.cli import ROOT
-from utils.inference_utils import random_input, run_half, use_threads
+from utils.inference_utils import run_half, stand_in, use_threads
 
 ROUNDS, CALLS = 9, 3
 TRANSFORMERS = ("vit_b_16", "vit_b_32", "swin_t", "swin_v2_t", "maxvit_t")
@@ -30,7 +30,7 @@ def measure_side(side: str, models: Sequence[str]) -> dict[str, dict[str, float]
     use_threads(predictor.threads)
     networks = {name: load_network(name) for name in models}
     runs = {
-        name: partial(run_half, network.cut(0).cloud, [random_input(network.graph.input.shape)])
+        name: partial(run_half, network.cut(0).cloud, [stand_in(network.graph.input.shape)])
         for name, network in networks.items()
     }
     measured = interleaved_medians(runs, ROUNDS, calls=CALLS)

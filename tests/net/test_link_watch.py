@@ -252,6 +252,20 @@ def test_a_probe_is_newer_than_a_slow_tensor_which_then_tells_of_more_than_one_l
     assert watch.now().link.rate_bytes_per_s > 10 * known
 
 
+def test_a_slow_tensor_that_never_arrived_tells_nothing_of_the_next(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = LinkWatch("cloud", 1, FIRST)
+    measures(monkeypatch, *(LinkEstimate(1e6, 20.0, error=0.05) for _ in range(20)))
+    watch.saw_progress(1_448, 1_000.0, 150_000)
+    for _ in range(10):
+        clock.ms += 1_000
+        watch.refresh()
+    known = watch.now().link.rate_bytes_per_s
+    watch.saw_transfer(150_000, 150.0)
+    assert watch.now().link.rate_bytes_per_s == known
+
+
 def test_what_the_user_says_stays_while_a_tensor_is_slow(clock: Clock) -> None:
     watch = LinkWatch("cloud", 1, LinkEstimate(5e5, 50.0, LinkSource.GIVEN))
     watch.saw_progress(1, 100.0)
