@@ -2,8 +2,8 @@
 
     python -m tests.benchmark.soak [MINUTES [FAULT_RATE]]
 
-With a rate, such as 0.01, a proxy delays, cuts, resets, trickles, repeats or changes so many of the pieces that pass;
-and the edge is taken to be so slow that every task is sent. An answer is right if it has the bits of both halves run
+The edge is taken to be so slow that every task is sent. With a rate, such as 0.01, a proxy delays, cuts, resets,
+trickles, repeats or changes so many of the pieces that pass. An answer is right if it has the bits of both halves run
 here, with the threads of edge and cloud, or of the edge alone.
 """
 
@@ -31,7 +31,7 @@ from tests.benchmark.common import save
 from tests.benchmark.many_edges import resident_mb
 from tests.faults import Fault, write_slow_edge
 from utils.cli import ROOT, ServiceProcess
-from utils.inference_utils import random_input, run_half, use_threads
+from utils.inference_utils import run_half, stand_in, use_threads
 from utils.report import output_digest
 
 DEFAULT_MINUTES = 15.0
@@ -77,7 +77,7 @@ def right_digests(model: str, point: int) -> set[str]:
     edge_threads, cloud_threads = (dataset_threads(side, "cpu") for side in SIDES)
     for threads in (cloud_threads, edge_threads):
         use_threads(edge_threads)
-        crossing = run_half(cut.edge, [random_input()]).tensors
+        crossing = run_half(cut.edge, [stand_in()]).tensors
         use_threads(threads)
         found.add(output_digest(run_half(cut.cloud, crossing).tensors[0]))
     return found
@@ -96,9 +96,8 @@ def main() -> None:
         cloud, port = stack.enter_context(cloud_and_port(fault_rate, key))
         command = [sys.executable, "tasks_edge_api.py", "-p", str(port), "--monitor-port", str(cloud.ports[1])]
         command += ["--tasks", "200000", "--seed", "1", "--json", "--key-file", str(key)]
-        if fault_rate:
-            slow = write_slow_edge(Path(directory) / "slow.json")
-            command += ["--no-correction", "--edge-config", str(slow), "--bandwidth", "1000", "--rtt", "0.1"]
+        slow = write_slow_edge(Path(directory) / "slow.json")
+        command += ["--no-correction", "--edge-config", str(slow), "--bandwidth", "1000", "--rtt", "0.1"]
         edge = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         time.sleep(SETTLED_S)
         for _ in tqdm(range(int(minutes * 60 / SAMPLE_S)), unit="sample", disable=None):
