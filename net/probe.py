@@ -211,8 +211,10 @@ class LinkProbe:
 
     def _knock(self, datagrams: Datagrams, cookie: bytes, sequence: int) -> _Knock | None:
         """Return what the service answers by UDP; None where nothing came."""
-        start_ns, deadline_s = time.time_ns(), time.monotonic() + KNOCK_WAIT_S
-        datagrams.send(pack_datagram(cookie, KNOCK, sequence, KNOCK_BYTES - IP_UDP_BYTES))
+        deadline_s = time.monotonic() + KNOCK_WAIT_S
+        question = pack_datagram(cookie, KNOCK, sequence, KNOCK_BYTES - IP_UDP_BYTES)
+        start_ns = time.time_ns()  # right before it leaves
+        datagrams.send(question)
         self._datagram_bytes += KNOCK_BYTES
         while (left_s := deadline_s - time.monotonic()) > 0:
             arrival = datagrams.receive(left_s)

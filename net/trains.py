@@ -159,7 +159,7 @@ class TrainDesk:
         if datagram.train != KNOCK:
             guest.take(datagram, arrival)
             return
-        nonce, kept_ns = guest.knocked(arrival.sender), max(time.time_ns() - arrival.time_ns, 0)
-        answer = pack_datagram(guest.cookie, KNOCK, datagram.sequence, rest=nonce + KEPT.pack(kept_ns))
-        if len(answer) <= len(arrival.data):  # never more than came
-            self._datagrams.send(answer, arrival.sender)
+        answer = pack_datagram(guest.cookie, KNOCK, datagram.sequence, rest=guest.knocked(arrival.sender))
+        if len(answer) + KEPT.size <= len(arrival.data):  # never more than came
+            kept_ns = max(time.time_ns() - arrival.time_ns, 0)  # right before it leaves
+            self._datagrams.send(answer + KEPT.pack(kept_ns), arrival.sender)

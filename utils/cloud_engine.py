@@ -217,7 +217,7 @@ class CloudEngine:
         crossing, values = ([(spec.dtype, spec.shape) for spec in specs] for specs in (cut.crossing, cut.values))
         sent = [(dtype, shape) for dtype, shape, _ in given]
         if sent not in (crossing, values):
-            raise ProtocolError(f"{crossing} crosses at this point, or the values of an image, not {sent}")
+            raise ProtocolError(f"{crossing} crosses at this point, not {sent}")
         return cut
 
     def submit(self, client: Hashable, cut: Cut, tensors: Sequence[Tensor], deliver: Deliver) -> None:
