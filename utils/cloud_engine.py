@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -25,6 +26,8 @@ from utils.load import Load, LoadMeter
 from utils.metrics import Metrics
 from utils.timing import now_ms
 from utils.units import MS_PER_S
+
+log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 10.0  # a running half of a large network on a small machine
 CLIENT_SHARE = 16  # tasks of one edge that may wait: enough to keep a worker busy over any link, a quarter of all
@@ -294,7 +297,10 @@ class CloudEngine:
                 self._running += item is not None
                 is_over = self._closed and not self._is_tracing
             if item is not None:
-                self._run(item)
+                try:
+                    self._run(item)
+                except Exception:  # of whoever was to get the result: the worker has others to serve
+                    log.exception("a result could not be delivered")
                 self._ended()
             elif is_over:
                 return

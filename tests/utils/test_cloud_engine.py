@@ -218,6 +218,18 @@ def test_an_error_while_computing_belongs_to_whoever_asked(
     assert edge.ask().tensors[0].shape == (1, 1000)
 
 
+def test_a_result_that_cannot_be_delivered_costs_no_worker(
+    engine: CloudEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(result: CloudResult | Exception) -> None:
+        raise RuntimeError("nobody takes it")
+
+    edge = Edge(engine)
+    engine.submit(edge, edge.network.cut(0), [random_input()], fail)
+    assert edge.ask().tensors[0].shape == (1, 1000)
+    assert "could not be delivered" in caplog.text
+
+
 def test_a_job_gets_a_worker_for_itself(engine: CloudEngine) -> None:
     assert engine.submit_job(lambda: threading.current_thread().name)().startswith("compute")
     with pytest.raises(ZeroDivisionError):
