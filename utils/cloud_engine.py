@@ -297,10 +297,7 @@ class CloudEngine:
                 self._running += item is not None
                 is_over = self._closed and not self._is_tracing
             if item is not None:
-                try:
-                    self._run(item)
-                except Exception:  # of whoever was to get the result: the worker has others to serve
-                    log.exception("a result could not be delivered")
+                self._run(item)
                 self._ended()
             elif is_over:
                 return
@@ -325,7 +322,7 @@ class CloudEngine:
         results = run_batch(batch, self.device, start_ms)
         end_ms = now_ms()
         for task, result in zip(batch, results, strict=True):
-            task.deliver(result)
+            _deliver(task, result)
         with self._lock:  # while those who wait for the results wake up
             for task in batch:
                 self._meter.ended(start_ms - task.asked_ms, end_ms - start_ms, end_ms)
@@ -357,6 +354,14 @@ class CloudEngine:
                 self._wake.get(timeout=wait_s)
         self._wake.put(None)  # one that was used up here may have been meant for another worker
         return [task for task in found if isinstance(task, _HalfTask)]
+
+
+def _deliver(task: _HalfTask, result: CloudResult | Exception) -> None:
+    """Give a task's result to whoever waits for it; an error there costs neither the worker nor other tasks."""
+    try:
+        task.deliver(result)
+    except Exception:
+        log.exception("a result could not be delivered")
 
 
 def _types_of(task: _HalfTask) -> list[torch.dtype]:
