@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from utils.cloud_engine import CloudResult, Deliver
 from utils.timing import now_ms
@@ -32,15 +36,50 @@ class Asker(NamedTuple):
         self.release()
 
 
+class _Copy(NamedTuple):
+    """A tensor in pages of its own.
+
+    On the heap, small things that stay a minute pin the megabytes that the tensors of networks leave free around them;
+    a tensor object is one.
+    """
+
+    pages: mmap.mmap
+    dtype: torch.dtype
+    shape: torch.Size
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Copy:
+        copy = cls(mmap.mmap(-1, max(tensor.nbytes, 1), mmap.MAP_PRIVATE), tensor.dtype, tensor.shape)
+        copy.tensor().copy_(tensor)
+        return copy
+
+    def tensor(self) -> Tensor:
+        """Return the tensor that lives in the pages."""
+        flat = torch.frombuffer(self.pages, dtype=torch.uint8)[: self.shape.numel() * self.dtype.itemsize]
+        return flat.view(self.dtype).view(self.shape)
+
+
 @dataclass(slots=True, eq=False)
 class _Kept:
     """A task that is being computed, or has been."""
 
     request: object
-    result: CloudResult | None = None
+    result: CloudResult | None = None  # but for its tensors
+    copies: tuple[_Copy, ...] = ()
     size_bytes: int = 0
     done_ms: float = 0.0
     waiting: list[Asker] = field(default_factory=list)  # those who asked again meanwhile
+
+    def keep(self, result: CloudResult) -> None:
+        """Take in a result, and let go of it."""
+        self.result = result._replace(tensors=())
+        self.copies = tuple(map(_Copy.of, result.tensors))
+        self.size_bytes = sum(tensor.nbytes for tensor in result.tensors)
+        self.done_ms = now_ms()
+
+    def answer(self) -> CloudResult | None:
+        """Return the result, if there is one."""
+        return self.result and self.result._replace(tensors=tuple(copy.tensor() for copy in self.copies))
 
 
 class KeptAnswers:
@@ -73,8 +112,8 @@ class KeptAnswers:
             elif known.result is None:
                 known.waiting.append(asker)
                 return
-        if known and known.result:
-            asker.answer(known.result)
+        if known and (answer := known.answer()):
+            asker.answer(answer)
         else:
             self._start(key, mine, asker)
 
@@ -91,8 +130,8 @@ class KeptAnswers:
             waiting = self._take_in(key, kept, result)
             asker.release()
             for other in waiting:
-                if kept.result:
-                    other.answer(kept.result)
+                if answer := kept.answer():
+                    other.answer(answer)
                     continue
                 try:
                     self.submit(key, kept.request, other)
@@ -113,9 +152,7 @@ class KeptAnswers:
             if is_wanted:
                 del self._computing[key]
             if isinstance(result, CloudResult):
-                kept.result = result._replace(tensors=tuple(tensor.clone() for tensor in result.tensors))
-                kept.size_bytes = sum(tensor.nbytes for tensor in kept.result.tensors)
-                kept.done_ms = now_ms()
+                kept.keep(result)
             if kept.result and is_wanted:
                 self._remove(key)
                 self._done[key] = kept

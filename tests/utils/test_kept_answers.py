@@ -45,6 +45,19 @@ def test_a_task_that_comes_again_gets_the_kept_answer() -> None:
     assert value_of(got[1]) == 5.0
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 0, 3), (1, 3, 4, 5)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+def test_a_kept_answer_is_the_answer_whatever_its_shape(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    answers, engine, got = KeptAnswers(), Engine(), Got()
+    answers.submit(b"1", "question", Asker(engine.compute, got.append))
+    first, second = torch.randint(0, 2, shape).to(dtype), torch.rand(shape).to(dtype).expand(2, *shape)[1]
+    engine.asked[0](CloudResult((first, second), 1.0, 0.0))
+    answers.submit(b"1", "question", Asker(engine.compute, got.append))
+    assert isinstance(got[1], CloudResult)
+    for kept, tensor in zip(got[1].tensors, (first, second), strict=True):
+        assert kept.dtype == dtype and torch.equal(kept, tensor)
+
+
 def test_a_task_that_comes_again_while_it_is_computed_waits_for_that() -> None:
     answers, engine, first, second = KeptAnswers(), Engine(), Got(), Got()
     answers.submit(b"1", "question", Asker(engine.compute, first.append))
