@@ -51,7 +51,7 @@ class LinkEstimate:
     source: LinkSource = LinkSource.PROBE
     age_s: float = 0.0
     queue_ms: float = 0.0  # what a task waits in the cloud behind it, of late
-    host_ms: float = 0.0  # what an exchange takes beyond the network's round trip: waking up, reading
+    host_ms: float = 0.0  # what an exchange takes beyond the network's round trip: waking up, reading (`net.probe`)
     error: float = DEFAULT_ERROR  # of the rate: one standard deviation, relative
     method: ProbeMethod | None = None
     down_bytes_per_s: float | None = None  # the other way, where it was asked for

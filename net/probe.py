@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -86,7 +85,7 @@ class Probed:
     down: Rate | None
     method: ProbeMethod
     rtt_ms: float
-    host_ms: float  # what an exchange takes beyond it
+    host_ms: float  # what an exchange takes beyond it; below 0 where its bytes pass quicker, as through a token bucket
     queue_ms: float
     size_bytes: int  # that crossed, both ways
 
@@ -103,7 +102,7 @@ class _ByUdp(NamedTuple):
 
     up: Rate | None = None
     down: Rate | None = None
-    rtt_ms: float = math.inf
+    rtt_ms: float | None = None
     outran: bool = False  # the link may be faster: the train did not leave much faster than it arrived
 
 
@@ -136,7 +135,7 @@ class LinkProbe:
             if up is None or burst.bytes_per_s > up.bytes_per_s:
                 up, method = burst, ProbeMethod.TCP_BURST
         exchange_ms = echo.rtt_ms(up.bytes_per_s, (down or up).bytes_per_s)
-        rtt_ms = min(exchange_ms, by_udp.rtt_ms)
+        rtt_ms = exchange_ms if by_udp.rtt_ms is None else by_udp.rtt_ms
         return Probed(up, down, method, rtt_ms, exchange_ms - rtt_ms, echo.queue_ms, self._size_bytes())
 
     # ------------------------------------------------------------ by UDP

@@ -2,10 +2,10 @@
 
     python -m tests.benchmark.gap
 
-A queue of one network; the period is the time from one start to the next: the median of one task after the other, the
-mean of many in flight, which come in bursts. The raw transfer is that of a socket that sends what crosses and gets an
-output's bytes back. One after the other, the gap is what the period has beyond the sum of the parts; in flight, beyond
-the longest of them.
+Queues of one network that stays on the edge, or goes to the cloud whole, three rounds in turn; medians. The period is
+the time from one start to the next: the median of one task after the other, the mean of many in flight, which come in
+bursts. The raw transfer is that of a socket that sends what crosses and gets an output's bytes back. One after the
+other, the gap is what the period has beyond the sum of the parts; in flight, beyond the longest of them.
 """
 
 from __future__ import annotations
@@ -17,17 +17,29 @@ import socket
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tqdm import trange
 
 from models.zoo import model_graph
 from tests.benchmark.common import interleaved_medians, save
 from tests.benchmark.overhead import echo_size
 from tests.benchmark.transport import receive_exactly
+from tests.faults import write_slow_edge
 from utils.cli import DEFAULT_IP, ROOT, ServiceProcess
 
 TASKS = 200
 WARMUP = 50
-FLAGS = ["--no-correction", "--bandwidth", "1000", "--rtt", "0.1"]
+ROUNDS = 3
+FIGURES = ("period", "edge", "cloud", "raw", "gap")
+CLOUD = ["tasks_cloud_api.py", "-p", "0", "--monitor-port", "0"]
+FLAGS = ["--no-correction", "--rtt", "0.1", "--tasks", str(TASKS), "--json"]
+PLACES = {"edge": ["--bandwidth", "0.0001"], "cloud": ["--bandwidth", "1000"]}
 IN_FLIGHT = {"one": ["--in-flight", "1"], "many": []}
+CASES = [*itertools.product(("le_net", "mobile_net"), PLACES, IN_FLIGHT)]
 
 
 def raw_transfer_ms(request_bytes: int, reply_bytes: int) -> float:
@@ -49,37 +61,52 @@ def raw_transfer_ms(request_bytes: int, reply_bytes: int) -> float:
     return median_ms
 
 
-def measure(model: str, ports: list[int], in_flight: str) -> dict[str, float]:
-    """Return medians (ms) of the period of a queue and of what it is made of."""
-    command = [sys.executable, "tasks_edge_api.py", "-p", str(ports[0]), "--monitor-port", str(ports[1]), *FLAGS]
-    command += ["--tasks", str(TASKS), "-t", model, "--json", *IN_FLIGHT[in_flight]]
+def run_queue(arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the tasks of a queue once all is warm, as the edge tells them."""
+    command = [sys.executable, "tasks_edge_api.py", *FLAGS, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    tasks = json.loads(done.stdout)["tasks"][WARMUP:]
+    return json.loads(done.stdout)["tasks"][WARMUP:]
+
+
+def gap(tasks: Sequence[dict[str, Any]], raw_ms: float, *, is_alone: bool) -> dict[str, float]:
+    """Return medians (ms) of the period of a queue, of what it is made of, and of the rest."""
     starts = [task["spans_ms"]["edge"][0] for task in tasks]
-    middle = statistics.median if in_flight == "one" else statistics.mean
+    middle = statistics.median if is_alone else statistics.mean
     period_ms = middle(after - before for before, after in itertools.pairwise(starts))
     edge_ms = statistics.median(task["measured"]["edge_ms"] for task in tasks)
     clouds = [task["spans_ms"].get("cloud", [0.0, 0.0]) for task in tasks]
     cloud_ms = statistics.median(end - start for start, end in clouds)
-    graph, point = model_graph(model), tasks[-1]["partition_point"]
-    crossing = graph.crossing_bytes[point]
-    raw_ms = raw_transfer_ms(crossing, graph.output.size_bytes) if crossing else 0.0
     parts_ms = (edge_ms, cloud_ms, raw_ms)
-    gap_ms = period_ms - (sum(parts_ms) if in_flight == "one" else max(parts_ms))
-    return {"point": point, "period": period_ms, "edge": edge_ms, "cloud": cloud_ms, "raw": raw_ms, "gap": gap_ms}
+    gap_ms = period_ms - (sum(parts_ms) if is_alone else max(parts_ms))
+    return dict(zip(FIGURES, (period_ms, *parts_ms, gap_ms), strict=True))
+
+
+def measure(model: str, place: str, in_flight: str, address: Sequence[str]) -> dict[str, float]:
+    """Return the figures of one queue."""
+    graph = model_graph(model)
+    tasks = run_queue([*address, *PLACES[place], *IN_FLIGHT[in_flight], "-t", model])
+    sent = {task["partition_point"] != len(graph.layers) for task in tasks}
+    if sent != {place == "cloud"}:
+        raise SystemExit(f"{model}: not all tasks were computed on the {place}")
+    raw_ms = raw_transfer_ms(graph.crossing_bytes[0], graph.output.size_bytes) if place == "cloud" else 0.0
+    return gap(tasks, raw_ms, is_alone=in_flight == "one")
 
 
 def main() -> None:
+    found: dict[tuple[str, str, str], list[dict[str, float]]] = {case: [] for case in CASES}
+    with TemporaryDirectory() as folder, ServiceProcess(CLOUD, services=2) as cloud:
+        slow = ["--edge-config", str(write_slow_edge(Path(folder) / "slow.json"))]
+        address = ["-p", str(cloud.ports[0]), "--monitor-port", str(cloud.ports[1])]
+        for _ in trange(ROUNDS, disable=None):
+            for case in CASES:
+                found[case].append(measure(*case, [*address, *(slow if case[1] == "cloud" else [])]))
+    print(f"{'':<12}{'on the':<8}{'in flight':<10}" + "".join(f"{name:>9}" for name in FIGURES) + "  ms, gap of rounds")
     results = {}
-    print(
-        f"{'':<12}{'in flight':<10}"
-        + "".join(f"{name:>10}" for name in ("point", "period", "edge", "cloud", "raw", "gap"))
-        + "  ms"
-    )
-    with ServiceProcess(["tasks_cloud_api.py", "-p", "0", "--monitor-port", "0"], services=2) as cloud:
-        for model, in_flight in itertools.product(("le_net", "mobile_net"), IN_FLIGHT):
-            figures = results[f"{model}, {in_flight} in flight"] = measure(model, cloud.ports, in_flight)
-            print(f"{model:<12}{in_flight:<10}" + "".join(f"{value:>10.3f}" for value in figures.values()), flush=True)
+    for (model, place, in_flight), rounds in found.items():
+        medians = {name: statistics.median(one[name] for one in rounds) for name in FIGURES}
+        gaps = ", ".join(f"{one['gap']:.2f}" for one in rounds)
+        print(f"{model:<12}{place:<8}{in_flight:<10}" + "".join(f"{medians[name]:>9.3f}" for name in FIGURES), gaps)
+        results[f"{model} on the {place}, {in_flight} in flight"] = {**medians, "gaps": [one["gap"] for one in rounds]}
     save("gap", {"medians_ms": results})
 
 
