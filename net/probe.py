@@ -64,8 +64,8 @@ PINGS = 5
 ANSWER_TIMEOUT_S = 1.0  # with the connect before it, a missing or silent service is reported within 2 s
 PROBE_TIMEOUT_S = TRAIN_TIMEOUT_S + ANSWER_TIMEOUT_S
 TCP_IP_BYTES = 52  # headers of a packet, with time stamps
-# By UDP, 141 KB at most: a short train, then one that outlasts a token bucket's burst, but not long.
-MOST_PACKETS, QUICK_PACKETS = (20, 76), (12,)
+# By UDP, 190 KB at most: a short train, then one that outlasts a token bucket's burst, but not long.
+MOST_PACKETS, QUICK_PACKETS = (20, 100), (12,)
 HOPELESS_PACKETS = 10  # so few in that time: the first train has to be enough
 TRAIN_S = 0.5
 SENDER_SHARE = 0.7  # a rate this close to the one at which a train left is the sender's, not the link's
