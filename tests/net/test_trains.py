@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from net import probe, trains
-from net.bandwidth import ProbeMethod
+from net.bandwidth import Echo, ProbeMethod
 from net.datagrams import (
     COOKIE_BYTES,
     KNOCK,
@@ -206,6 +206,16 @@ def test_both_ways_are_measured(service: Address, monkeypatch: pytest.MonkeyPatc
 
 def test_a_measurement_costs_at_most_200_kb(service: Address) -> None:
     assert measure_link(*service, use_udp=False).probe_bytes <= 200_000
+
+
+def test_a_knock_tells_the_round_trip_where_pings_pass_quicker_than_the_rate(
+    service: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "SENDER_SHARE", float("inf"))
+    monkeypatch.setattr(LinkProbe, "echo", lambda self: Echo(0.0, 0.0))  # as through a token bucket
+    link = measure_link(*service)
+    assert link.rtt_ms > 0
+    assert link.exchange_ms == pytest.approx(0.0)
 
 
 def test_a_quick_measurement_costs_a_fifth(service: Address, monkeypatch: pytest.MonkeyPatch) -> None:
