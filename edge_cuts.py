@@ -72,6 +72,14 @@ class QueueSettings:
 # ---------------------------------------------------------------- models, ready to be planned and run
 
 
+class StageFactors(NamedTuple):
+    """The corrections of the three stages with which a task was planned: what it teaches is beyond them."""
+
+    edge: float
+    transfer: float
+    cloud: float
+
+
 class QueueModel:
     """One model of the queue: its network, and what its layers take on both sides.
 
@@ -86,24 +94,25 @@ class QueueModel:
         self._cloud = cloud
         self._known: tuple[object, ...] | None = None  # what the last plan was made of
         self._plan: SplitPlan
+        self.factors = StageFactors(1.0, 1.0, 1.0)  # the corrections in it
         self._cuts_run: set[frozenset[int]] = set()
 
     def plan(self, now: LinkNow, corrections: Corrections, settings: QueueSettings) -> SplitPlan:
         """Return the plan for the link of the moment; while nothing changes, the same one."""
         queue_ms = round(now.queue_ms, QUEUE_DIGITS) if settings.hears_load else 0.0
-        edge, transfer, cloud = (round(corrections.factor(key), FACTOR_DIGITS) for key in self.keys)
+        factors = StageFactors._make(round(corrections.factor(key), FACTOR_DIGITS) for key in self.keys)
         rate_bytes_per_s = float(f"{now.link.rate_bytes_per_s:.{RATE_DIGITS}g}")
         exchange_ms = round(now.link.exchange_ms, EXCHANGE_DIGITS)
-        known = (rate_bytes_per_s, exchange_ms, queue_ms, edge, transfer, cloud)
+        known = (rate_bytes_per_s, exchange_ms, queue_ms, factors)
         if known != self._known:
-            self._known = known
+            self._known, self.factors = known, factors
             self._plan = plan_split(
                 self.network.graph,
-                self._edge.scaled(edge),
-                self._cloud.scaled(cloud),
+                self._edge.scaled(factors.edge),
+                self._cloud.scaled(factors.cloud),
                 rate_bytes_per_s,
                 exchange_ms,
-                transfer,
+                factors.transfer,
                 queue_ms=queue_ms,
                 objective=settings.objective,
                 strategy=Strategy.NEUROSURGEON,

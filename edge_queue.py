@@ -15,7 +15,7 @@ from queue import Empty, SimpleQueue
 from torch import Tensor
 
 from deployment import Candidate
-from edge_cuts import Choice, Chooser, QueueModel, QueueSettings, choice, within
+from edge_cuts import Choice, Chooser, QueueModel, QueueSettings, StageFactors, choice, within
 from edge_task import request_of
 from models.zoo import input_size
 from net.link_watch import LinkNow, LinkWatch
@@ -25,7 +25,7 @@ from predictor.correction import Corrections
 from predictor.flow_shop import IDLE, Pipeline
 from predictor.hedge import Hedging, OnItsWay
 from utils.errors import ConnectError, NeurosurgeonError
-from utils.inference_utils import HalfResult, check_crossing, load_image, run_half, stand_in
+from utils.inference_utils import HalfResult, check_crossing, load_image, run_half, stand_in, top_class
 from utils.queue_report import QueueReport
 from utils.queue_tasks import QueuedTask, Span, TaskResult
 from utils.report import output_digest
@@ -48,6 +48,7 @@ class _Begun:
     candidate: Candidate
     edge_nodes: frozenset[int]
     half: HalfResult
+    factors: StageFactors  # the corrections in what was predicted
     known: TaskResult  # all that is known so far
     teaches: bool
     patience_ms: float  # for its answer, with all waits that are known
@@ -106,6 +107,7 @@ class QueueRun:
         )  # a slot comes back free, or with a task of a lost cloud
         self._finished: SimpleQueue[tuple[TaskResult, Tensor | None] | int] = SimpleQueue()  # at last, their number
         self._stand_ins = {name: stand_in(model.network.graph.input.shape) for name, model in models.items()}
+        self._report_error: Exception | None = None
         self.makespan_ms = 0.0
         self._start_ms = now_ms()
         for _ in range(settings.in_flight):
@@ -120,7 +122,7 @@ class QueueRun:
         begun = 0
         for task, image in images_ahead(tasks):
             self._wait_for_slot()
-            if should_stop():
+            if should_stop() or self._report_error:
                 self._slots.put(None)
                 break
             self._begin(task, image, chooser)
@@ -130,6 +132,8 @@ class QueueRun:
         self.makespan_ms = now_ms() - self._start_ms
         self._finished.put(begun)
         reporter.join()
+        if self._report_error:
+            raise self._report_error
         if self._settings.learns:
             self._corrections.save()
         return self._results
@@ -145,7 +149,7 @@ class QueueRun:
                 continue
             if begun is None:
                 return
-            self._finish(*self._run_here(begun))
+            self._finish_here(begun)
 
     def _begin(self, task: QueuedTask, image: Future[Tensor] | None, chooser: Chooser) -> None:
         self._unfinished.add(task.id)
@@ -155,8 +159,8 @@ class QueueRun:
             chosen = self._choose(chooser, now)
             tensor = image.result() if image else self._stand_ins[task.model]
             begun = self._run_edge_half(task, tensor, now, chosen)
-        except NeurosurgeonError as exc:
-            self._finish(TaskResult(task, error=str(exc)))
+        except Exception as exc:  # belongs to this task: its image, or a network that does not take it
+            self._finish(TaskResult(task, error=_reason(exc)))
             return
         if not begun.candidate.crossing_bytes:
             self._finish(replace(begun.known, where="edge"), begun.half.tensors[0])
@@ -210,9 +214,11 @@ class QueueRun:
             spans=(self._span(start_ms, now_ms()),),
         )
         if teaches:
-            self._learn(model.keys.edge, candidate.busy.edge_ms, half.latency_ms)
+            self._learn(model.keys.edge, candidate.busy.edge_ms / model.factors.edge, half.latency_ms)
         patience_ms = predicted.transfer_ms + predicted.cloud_ms + FIRST_RUN_MS * is_first
-        return _Begun(model, candidate, edge_nodes, half, known, teaches, patience_ms, chosen.rest_ms, now_ms())
+        return _Begun(
+            model, candidate, edge_nodes, half, model.factors, known, teaches, patience_ms, chosen.rest_ms, now_ms()
+        )
 
     # ------------------------------------------------------------ tasks that are stuck
 
@@ -257,8 +263,7 @@ class QueueRun:
         if not self._stream.withdraw(task):
             with self._lock:
                 self._under_way.pop(task, None)
-        result, output = self._run_here(begun)
-        self._hedging.ended(was_first=self._finish(result, output))
+        self._hedging.ended(was_first=self._finish_here(begun))
 
     # ------------------------------------------------------------ answers, on the stream's threads
 
@@ -293,9 +298,10 @@ class QueueRun:
             output_bytes = begun.model.network.graph.output.size_bytes
             self._watch.saw_exchange(remote.transfer_ms - remote.receive_ms, output_bytes)
         if begun.teaches:
-            self._learn(begun.model.keys.cloud, begun.candidate.busy.cloud_ms, remote.compute_ms)
+            keys, factors = begun.model.keys, begun.factors
+            self._learn(keys.cloud, begun.candidate.busy.cloud_ms / factors.cloud, remote.compute_ms)
             if is_alone:
-                self._learn(begun.model.keys.transfer, begun.candidate.stages.transfer_ms, remote.transfer_ms)
+                self._learn(keys.transfer, begun.candidate.stages.transfer_ms / factors.transfer, remote.transfer_ms)
 
     def _answered_there(self, begun: _Begun, answered: Answered) -> TaskResult:
         known, remote, done_ms = begun.known, answered.result, answered.answered_ms
@@ -313,10 +319,19 @@ class QueueRun:
 
     # ------------------------------------------------------------ answers of this side
 
+    def _finish_here(self, begun: _Begun) -> bool:
+        """Finish a task on this side; False where it has a result already."""
+        try:
+            return self._finish(*self._run_here(begun))
+        except Exception as exc:  # belongs to this task
+            return self._finish(replace(begun.known, error=_reason(exc)))
+
     def _run_here(self, begun: _Begun) -> tuple[TaskResult, Tensor]:
         """Run the rest of a task that the cloud was lost with, or that is stuck; what it waited was its transfer."""
         waited_ms = now_ms() - begun.done_ms
-        half = run_half(begun.model.network.split(begun.edge_nodes).cloud, begun.half.tensors, self._settings.device)
+        # A network may work in place, while the tensors still go out from their own memory.
+        tensors = [tensor.clone() for tensor in begun.half.tensors]
+        half = run_half(begun.model.network.split(begun.edge_nodes).cloud, tensors, self._settings.device)
         measured = StageTimes(begun.known.measured.edge_ms + half.latency_ms, waited_ms, 0.0)
         return replace(begun.known, where="edge", measured=measured), half.tensors[0]
 
@@ -345,6 +360,12 @@ class QueueRun:
         self._finished.put((result, output))
 
     def _report_all(self) -> None:
+        try:
+            self._report_each()
+        except Exception as exc:  # belongs to the thread that runs the queue; nobody may read the lines any more
+            self._report_error = exc
+
+    def _report_each(self) -> None:
         count: int | None = None  # of all results, once it is known
         while count is None or len(self._results) < count:
             finished = self._finished.get()
@@ -355,13 +376,21 @@ class QueueRun:
                 time.sleep(REPORT_PAUSE_S)
             result, output = finished
             if output is not None:
-                result = replace(result, output_digest=output_digest(output), top1=int(output.argmax()))
+                result = replace(result, output_digest=output_digest(output), top1=top_class(output))
             self._results.append(result)
             self._report.task_done(result)
 
     def _learn(self, key: str, predicted_ms: float, measured_ms: float) -> None:
         with self._lock:
-            self._corrections.learn(key, predicted_ms / self._corrections.factor(key), measured_ms)
+            self._corrections.learn(key, predicted_ms, measured_ms)
 
     def _span(self, start_ms: float, end_ms: float) -> Span:
         return Span(start_ms - self._start_ms, end_ms - self._start_ms)
+
+
+def _reason(exc: Exception) -> str:
+    """Return why a task failed, for its line."""
+    if isinstance(exc, NeurosurgeonError):
+        return str(exc)
+    log.debug("a task failed", exc_info=exc)
+    return f"{type(exc).__name__}: {exc}"

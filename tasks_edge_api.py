@@ -41,6 +41,7 @@ from utils.cli import (
     add_predictor_choice,
     add_weights,
     address_parser,
+    non_negative_int,
     positive_float,
     positive_int,
     run_main,
@@ -75,7 +76,7 @@ def queue_parser() -> argparse.ArgumentParser:
     )
     source.add_argument("--task-file", type=Path, metavar="FILE", help="tasks, one a line: MODEL [IMAGE]")
     source.add_argument("--input-dir", type=Path, metavar="DIR", help="every image in it is a task")
-    parser.add_argument("--seed", type=int, help="of the random tasks (default: others every time)")
+    parser.add_argument("--seed", type=non_negative_int, help="of the random tasks (default: others every time)")
     parser.add_argument(
         "-t",
         "--type",

@@ -19,11 +19,12 @@ from edge_cuts import QueueModel, QueueSettings
 from edge_queue import QueueRun
 from edge_task import StageKeys
 from models.cuts import pack_nodes
-from models.zoo import load_network
+from models.zoo import load_network, model_graph
 from net.link_watch import LinkWatch
 from net.messages import Prepare
-from net.session import EdgeSession, OnCloudLoss
-from net.stream import TaskStream
+from net.session import EdgeSession, OnCloudLoss, RemoteResult
+from net.stream import Answered, TaskStream
+from predictor.correction import Corrections
 from tests.faults import FaultProxy
 from tests.test_edge_cuts import FASTER, LATENCIES, LINK, MODEL, queue_model
 from utils.cli import ServiceProcess
@@ -32,6 +33,7 @@ from utils.inference_utils import random_input, run_whole
 from utils.queue_report import QueueReport
 from utils.queue_tasks import QueuedTask
 from utils.report import output_digest
+from utils.timing import now_ms
 
 
 class FailingStream:
@@ -101,6 +103,76 @@ def test_a_task_that_the_cloud_refuses_fails_alone() -> None:
     results, out = run_queue(stream, 3, in_flight=1)
     assert [result.error for result in sorted(results, key=lambda r: r.task.id)] == ["it broke", None, None]
     assert "task 1 of 3 failed : it broke" in out
+
+
+OUTPUT_SHAPE = model_graph(MODEL).output.shape
+
+
+class LateCloud:
+    """Stands in for a stream: each task takes ``compute_ms`` there, and four others are sent before it is answered."""
+
+    takes_tasks = True
+    behind = 4
+
+    def __init__(self, compute_ms: float, count: int) -> None:
+        self.compute_ms = compute_ms
+        self.left = count
+        self.waiting: list[Future[Any]] = []
+
+    def crossing(self) -> None:
+        return None
+
+    def submit(self, *what: Any) -> Future[Any]:
+        self.waiting.append(Future())
+        self.left -= 1
+        keeps = self.behind if self.left else 0
+        newest = self.waiting[-1]
+        while len(self.waiting) > keeps:
+            answered = self.waiting.pop(0)
+            result = RemoteResult([torch.zeros(OUTPUT_SHAPE)], 1.0, self.compute_ms, self.compute_ms, 0.1, 0.0, 1_000)
+            answered.set_result(Answered(result, now_ms(), now_ms(), 0))
+        return newest
+
+
+def test_a_late_answer_teaches_what_its_own_prediction_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    slow_edge = LATENCIES.scaled(1_000.0)  # every task goes to the cloud
+    model = QueueModel(load_network(MODEL), slow_edge, FASTER, StageKeys("edge", "transfer", "cloud"))
+    tasks = [QueuedTask(number, MODEL) for number in range(1, 41)]
+    predicted_ms = sum(FASTER.latency_ms)
+    settings = QueueSettings({}, in_flight=8, hedges=False)
+    with QueueReport(tasks, io.StringIO()) as report:
+        stream: Any = LateCloud(1.5 * predicted_ms, len(tasks))
+        results = QueueRun(settings, {MODEL: model}, stream, LinkWatch("nowhere", 1, LINK), report).run(tasks)
+    assert {result.where for result in results} == {"cloud"}
+    assert Corrections.load().factor("cloud") == pytest.approx(1.5)
+
+
+# ---------------------------------------------------------------- what goes wrong with one task
+
+
+def test_a_task_on_which_the_network_breaks_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_half, calls = edge_queue.run_half, itertools.count(1)
+
+    def breaking(*what: Any) -> Any:
+        if next(calls) == 2:
+            raise ZeroDivisionError("of this image")
+        return run_half(*what)
+
+    monkeypatch.setattr(edge_queue, "run_half", breaking)
+    results, out = run_queue(FailingStream(RemoteError("refused")), 3, in_flight=1)
+    assert [result.error for result in results] == ["refused", "ZeroDivisionError: of this image", None]
+    assert "task 2 of 3 failed : ZeroDivisionError: of this image" in out
+
+
+def test_a_report_that_nobody_reads_ends_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*what: Any) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(QueueReport, "task_done", gone)
+    stream = FailingStream(*[RemoteError("refused")] * 1_000)
+    with pytest.raises(BrokenPipeError):
+        run_queue(stream, 1_000, in_flight=1)
 
 
 # ---------------------------------------------------------------- a link that is stuck

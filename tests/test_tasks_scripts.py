@@ -134,7 +134,12 @@ def test_every_image_of_a_directory_is_a_task(
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [("", "tasks.txt"), ("le_net\n" * 16 + "res_net\n", "line 17"), ("# nothing\n", "tasks.txt")],
+    [
+        ("", "tasks.txt"),
+        ("le_net\n" * 16 + "res_net\n", "line 17"),
+        ("le_net\nmobile_net@99999\n", "line 2"),
+        ("# nothing\n", "tasks.txt"),
+    ],
 )
 def test_a_bad_task_file_is_one_line(
     content: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from utils.errors import InputError
 
@@ -32,7 +32,7 @@ def _decode(path: Path) -> Image.Image:
             return image.convert("RGB")
     except FileNotFoundError as exc:
         raise InputError(f"input image {path} does not exist") from exc
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as exc:
+    except Exception as exc:  # Pillow's decoders raise whatever they come upon in a damaged file
         raise InputError(f"input {path} cannot be read as an image: pass a JPEG, PNG or similar") from exc
 
 

@@ -209,6 +209,13 @@ def top_guesses(output: Tensor, labels: Sequence[str] | None, count: int = 5) ->
     ]
 
 
+def top_class(output: Tensor) -> int | None:
+    """Return the index of the largest value; None where there is none."""
+    if not output.numel() or output.is_complex():
+        return None
+    return int((output.int() if output.dtype == torch.bool else output).argmax())
+
+
 # ---------------------------------------------------------------- the layer study
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from models.zoo import ZOO, canonical_name
-from utils.errors import UnknownModelError, UsageError
+from utils.errors import UsageError
 from utils.timing import StageTimes
 
 if TYPE_CHECKING:
@@ -136,8 +136,8 @@ def read_task_file(path: Path) -> list[QueuedTask]:
 def _task_of_line(task_id: int, words: Sequence[str], path: Path, number: int) -> QueuedTask:
     try:
         model = canonical_name(words[0])
-    except UnknownModelError as exc:
-        raise UnknownModelError(f"{path}, line {number}: {exc}") from exc
+    except UsageError as exc:
+        raise type(exc)(f"{path}, line {number}: {exc}") from exc
     image = path.parent / words[1].rstrip() if len(words) > 1 else None
     return QueuedTask(task_id, model, image)
 

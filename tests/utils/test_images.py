@@ -99,6 +99,15 @@ def test_a_truncated_photo_is_refused(tmp_path: Path, kept: float) -> None:
         read_image(tmp_path / "cut.jpg")
 
 
+def test_whatever_a_decoder_raises_is_told_as_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unfinished(path: Path) -> None:
+        raise NotImplementedError("pixel format")
+
+    monkeypatch.setattr(Image, "open", unfinished)
+    with pytest.raises(InputError, match="cannot be read as an image"):
+        read_image(tmp_path / "texture.dds")
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.jpg does not exist"):
         read_image(tmp_path / "none.jpg")

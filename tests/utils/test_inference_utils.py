@@ -21,6 +21,7 @@ from utils.inference_utils import (
     load_image,
     random_input,
     show_features,
+    top_class,
     top_guesses,
     use_threads,
 )
@@ -133,3 +134,13 @@ def test_large_values_whose_sum_is_infinite_are_fine(dtype: torch.dtype) -> None
 
 def test_whole_numbers_and_channels_last_are_fine() -> None:
     check_finite(values_of(torch.arange(5), torch.rand(1, 8, 9, 9).contiguous(memory_format=torch.channels_last)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.int64])
+def test_the_top_class_of_any_type_is_known(dtype: torch.dtype) -> None:
+    assert top_class(torch.tensor([[0, 0, 1, 0]]).to(dtype)) == 2
+
+
+@pytest.mark.parametrize("output", [torch.zeros(1, 0), torch.zeros(1, 3, dtype=torch.complex64)])
+def test_some_outputs_have_no_top_class(output: torch.Tensor) -> None:
+    assert top_class(output) is None

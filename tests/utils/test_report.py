@@ -21,6 +21,7 @@ from utils.report import (
     FINISHED,
     EdgeReport,
     cloud_lines,
+    output_digest,
     output_document,
     plan_document,
     print_features,
@@ -181,3 +182,10 @@ def test_the_layer_study_is_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     print_features([LayerFeature(1, "features.0", "conv", (1, 6, 224, 224), 1_204_224, 1.5, 1.5)])
     _, row = capsys.readouterr().out.splitlines()
     assert row.split() == ["1", "features.0", "conv", "1x6x224x224", "1.2", "MB", "1.500", "1.500"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.int64, torch.complex64])
+def test_an_output_of_any_type_has_a_digest(dtype: torch.dtype) -> None:
+    outputs = [torch.tensor([[0, 1, 1]]).to(dtype), torch.tensor([[1, 0, 1]]).to(dtype), torch.zeros(1, 0, dtype=dtype)]
+    assert len({output_digest(output) for output in outputs}) == 3
+    assert output_digest(torch.zeros(2, 3).T) == output_digest(torch.zeros(3, 2))
