@@ -37,7 +37,7 @@ from utils.errors import BusyError, NetworkError, NeurosurgeonError, PeerGoneErr
 from utils.inference_utils import check_finite
 from utils.kept_answers import Asker, KeptAnswers
 from utils.timing import now_ms
-from utils.units import MS_PER_S, s_to_ms
+from utils.units import MS_PER_S, ms_to_s, s_to_ms
 
 log = logging.getLogger(__name__)
 
@@ -213,6 +213,7 @@ class Conversation:
         self._outbox: SimpleQueue[_Answer | _Done | _Spent | _Task | None] = SimpleQueue()
         self._max_unanswered = MAX_UNANSWERED
         self._places = threading.Semaphore(self._max_unanswered)
+        self._sent_ms = now_ms()  # when the edge was last told anything
         self._is_over = False  # set by the writer: no answer can be sent any more
         self._writer = threading.Thread(target=self._write, name=f"write {connection.peer}", daemon=True)
 
@@ -309,6 +310,7 @@ class Conversation:
                     self._recycle(answer.received)  # behind its answer, which may be a view of it
                 else:
                     self._send(answer)
+                    self._sent_ms = now_ms()
                     self._count_bytes()
                     self._places.release()
         except PeerGoneError as exc:
@@ -325,11 +327,13 @@ class Conversation:
     def _next_answer(self) -> _Answer | _Done | _Spent | _Task | None:
         """Return what is to be sent, or done, next; meanwhile, tell the edge that the cloud lives, and its load."""
         while True:
+            silent_s = ms_to_s(now_ms() - self._sent_ms)
             try:
-                return self._outbox.get(timeout=HEARTBEAT_S)
+                return self._outbox.get(timeout=max(0.0, HEARTBEAT_S - silent_s))
             except Empty:
                 load = self._engine.load
                 self.connection.send(Pong(0, load.queue_ms, load.service_ms))
+                self._sent_ms = now_ms()
 
     def _recycle(self, received: Received) -> None:
         self.connection.recycle(received)

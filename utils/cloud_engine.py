@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import NamedTuple, Protocol, TypeVar
 from weakref import WeakKeyDictionary
@@ -35,6 +36,7 @@ MIN_RETRY_MS = 5.0  # a busy cloud is not asked again at once
 # A batch of four lets a CPU do 1.0 to 2.9 times as many tasks (tests/benchmark/batching.py), but its answers differ
 # from single ones in the last bits: on a CPU, where both sides make the same bits otherwise, it must be asked for.
 MAX_BATCH = {"cpu": 1, "cuda": 8}
+MAX_GRAPHS = 64  # of networks that peers ask for, in whatever size; beyond, the oldest is traced anew
 MAX_ASKED = 256  # cuts of one network, as edges ask for them, that are known to be right
 
 Answer = TypeVar("Answer")
@@ -122,6 +124,7 @@ class CloudEngine:
         self.metrics = metrics or Metrics()
         # Traced now: later, tracing interrupts what runs.
         self._graphs = {name: model_graph(name) for name in limits.models or ZOO}
+        self._own_graphs = len(self._graphs)  # the others are those that peers ask for, in any size
         self._tracing = threading.Lock()
         self.device = device
         self.threads = max(1, use_threads(threads) // limits.workers)  # of a worker
@@ -180,14 +183,17 @@ class CloudEngine:
 
     def _graph(self, name: str) -> LayerGraph:
         """Return a graph; it is traced while no task runs, because tracing patches modules for the whole process."""
-        if name in self._graphs:
-            return self._graphs[name]
+        if known := self._graphs.get(name):
+            return known
         with self._tracing:
             with self._quiet:
                 self._is_tracing = True
                 self._quiet.wait_for(lambda: not self._running)
             try:
-                graph = self._graphs[name] = model_graph(name)
+                graph = model_graph(name)
+                if len(self._graphs) >= self._own_graphs + MAX_GRAPHS:
+                    del self._graphs[next(islice(self._graphs, self._own_graphs, None))]
+                self._graphs[name] = graph
             finally:
                 self._is_tracing = False
                 for _ in self._workers:
@@ -297,7 +303,10 @@ class CloudEngine:
                 self._running += item is not None
                 is_over = self._closed and not self._is_tracing
             if item is not None:
-                self._run(item)
+                try:
+                    self._run(item)
+                except Exception:
+                    log.exception("an error of our own")
                 self._ended()
             elif is_over:
                 return

@@ -289,6 +289,28 @@ def test_an_edge_hears_that_a_computing_cloud_lives(
         engine.may_go_on.set()
 
 
+def test_tasks_that_come_in_meanwhile_do_not_keep_the_cloud_silent(
+    start: Callable[[CloudEngine], Cloud], network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "HEARTBEAT_S", 0.1)
+    engine = BlockingEngine()
+    with connect(*start(engine).address) as connection:
+        tasks, told = ManyTasks(connection, network), threading.Event()
+
+        def keep_sending() -> None:
+            for _ in range(20):
+                tasks.send(1)
+                if told.wait(0.05):
+                    return
+
+        with ThreadPoolExecutor(1) as pool:
+            sending = pool.submit(keep_sending)
+            assert isinstance(connection.receive(JOIN_S).message, Pong)
+            assert not sending.done()
+            told.set()
+        engine.may_go_on.set()
+
+
 # ---------------------------------------------------------------- the end
 
 

@@ -407,10 +407,31 @@ class KeepsImagesApart(nn.Module):
         return (x.relu().sum(dim=1),)
 
 
+class WantsOneImage(nn.Module):
+    """A network that says so."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        assert len(x) == 1
+        return (x.relu(),)
+
+
+class AnswersYesOrNo(nn.Module):
+    """A network whose outputs have no magnitude."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (x > 1,)
+
+
 @pytest.mark.parametrize(
     ("half", "sizes"),
-    [(MixesImages(), [1, 1, 1]), (KnowsOneImage(), [1, 1, 1]), (KeepsImagesApart(), [3])],
-    ids=["mixes", "one image", "apart"],
+    [
+        (MixesImages(), [1, 1, 1]),
+        (KnowsOneImage(), [1, 1, 1]),
+        (WantsOneImage(), [1, 1, 1]),
+        (AnswersYesOrNo(), [1, 1, 1]),
+        (KeepsImagesApart(), [3]),
+    ],
+    ids=["mixes", "one image", "wants one", "yes or no", "apart"],
 )
 def test_tasks_share_a_batch_only_where_it_changes_no_answer(
     start: Start, batch_sizes: list[int], half: nn.Module, sizes: list[int]
@@ -583,3 +604,16 @@ def test_the_load_tells_what_tasks_waited_and_took(start: Start) -> None:
     load = engine.load
     assert load.service_ms >= result.compute_ms
     assert 0 < load.queue_ms <= result.queue_ms
+
+
+def test_graphs_that_peers_ask_for_are_bounded(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cloud_engine, "MAX_GRAPHS", 2)
+    engine = start(models=("le_net",))
+    monkeypatch.setattr(engine, "_served", lambda name: name)
+    own = len(engine._graphs)
+    for _ in range(2):
+        for pixels in (33, 34, 35):
+            name = f"mobile_net@{pixels}"
+            assert engine.graph(name, model_graph(name).digest).model == name
+            assert len(engine._graphs) <= own + 2
+    assert "le_net" in engine._graphs
