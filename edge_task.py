@@ -32,7 +32,7 @@ from predictor.predictor_utils import LatencyPredictor, dataset_threads, find_pr
 from predictor.profile import measured_latencies
 from predictor.strategies import Strategy
 from predictor.transfer import IDLE, WARM, Sender
-from utils.errors import ConnectError, NetworkError, RemoteError
+from utils.errors import AddressError, ConnectError, NetworkError, RemoteError
 from utils.inference_utils import (
     Guess,
     as_network_input,
@@ -167,7 +167,7 @@ def run_again(task: Task, reopen: Callable[[], EdgeSession], link: LinkEstimate,
         try:
             with reopen() as session:
                 return run_with_cloud(task, session, link, show)
-        except NetworkError as exc:
+        except (NetworkError, AddressError) as exc:  # names are not known, either, while there is no network
             if isinstance(exc, RemoteError) or now_ms() - start_ms > s_to_ms(PATIENCE_S):
                 raise
 

@@ -157,7 +157,7 @@ def _run_queue(args: argparse.Namespace, begin_trace: Callable[[], None]) -> int
             link,
             access=access,
             interval_s=args.monitor_interval,
-            is_sending=lambda: stream.is_sending,
+            sending_bytes=lambda: stream.sending_bytes,
         ) as watch,
         QueueReport(ordered, out) as report,
     ):

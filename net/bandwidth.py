@@ -54,6 +54,8 @@ class LinkEstimate:
     host_ms: float = 0.0  # what an exchange takes beyond the network's round trip: waking up, reading (`net.probe`)
     error: float = DEFAULT_ERROR  # of the rate: one standard deviation, relative
     method: ProbeMethod | None = None
+    udp_is_blocked: bool = False  # it was tried, and no rate came of it
+    rtt_is_given: bool = False  # by the user; no measurement changes it
     down_bytes_per_s: float | None = None  # the other way, where it was asked for
     probe_bytes: int = 0  # what measuring it cost
 

@@ -8,6 +8,7 @@ While a tensor crosses much more slowly than expected, the link is taken to be a
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import random
@@ -19,13 +20,14 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from apscheduler.job import Job
+from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from net.access import OPEN, Access
-from net.bandwidth import PING_BYTES, Echo, LinkEstimate, LinkSource, ProbeMethod, Rate
+from net.bandwidth import PING_BYTES, Echo, LinkEstimate, LinkSource, Rate
 from net.monitor_client import measure_link, ping_link
 from net.rate_filter import SURE_S, TRANSFER_ERROR, RateFilter, transfer_rate
-from utils.errors import NetworkError
+from utils.errors import NeurosurgeonError
 from utils.timing import now_ms
 from utils.units import MS_PER_S, ms_to_s, s_to_ms
 
@@ -36,6 +38,7 @@ STALE_INTERVALS = 3
 KEPT_PINGS = 5  # the shortest is the round trip: the others waited behind tensors
 MIN_TRANSFER_BYTES, MIN_TRANSFER_MS = 65_536, 2.0  # shorter ones tell of clocks and wake-ups
 SLOW = 0.5  # of the estimate: bytes that move at less are on another link than the one that was measured
+UDP_AGAIN = 30  # probes by TCP alone, after which UDP may pass again
 UNSURE = 0.5  # the relative error of a rate from another day
 LOAD_GAIN = (0.2, 0.5)  # of each new load; drawn for each edge, so that edges do not swing together
 
@@ -68,7 +71,7 @@ class LinkWatch:
     """Keeps the estimate of the link to one cloud fresh; use it in a ``with`` block.
 
     Args: first: what is known at the start. access: what the service asks for.
-          is_sending: whether tensors cross right now.
+          sending_bytes: how large the largest tensor is that crosses right now.
     """
 
     def __init__(
@@ -79,16 +82,17 @@ class LinkWatch:
         *,
         access: Access = OPEN,
         interval_s: float = INTERVAL_S,
-        is_sending: Callable[[], bool] = lambda: False,
+        sending_bytes: Callable[[], int] = lambda: 0,
     ) -> None:
         self._service = (host, monitor_port, access)
         self._interval_s = interval_s
-        self._is_sending = is_sending
+        self._sending_bytes = sending_bytes
         self._lock = threading.Lock()
         self._link = first
         self._since_ms = now_ms() - s_to_ms(first.age_s)
         self._filter = RateFilter(Rate(first.rate_bytes_per_s, max(first.error, UNSURE if first.age_s else 0.0)))
-        self._udp_is_blocked = first.method is ProbeMethod.TCP_BURST
+        self._udp_is_blocked = first.udp_is_blocked
+        self._probes_by_tcp = 0
         self._pings_ms: deque[float] = deque([first.exchange_ms], maxlen=KEPT_PINGS)
         self._slow: Slow | None = None  # while a tensor is, and until one has arrived
         self.wants_probe = False  # a slow tensor tells of the link as it was
@@ -107,6 +111,7 @@ class LinkWatch:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._job = None  # an answer may still come
         self._scheduler.shutdown()
 
     def now(self) -> LinkNow:
@@ -158,8 +163,9 @@ class LinkWatch:
                 self._filter.saw_transfer(Rate(rate_bytes_per_s, TRANSFER_ERROR), self._since_last_s(), SURE_S)
                 self._set_rate(LinkSource.TRANSFERS)
             self.wants_probe = True
-        if self._job:
-            self._job.modify(next_run_time=datetime.now(UTC))
+        if job := self._job:
+            with contextlib.suppress(JobLookupError):  # the watch has just ended
+                job.modify(next_run_time=datetime.now(UTC))
         return True
 
     def saw_exchange(self, exchange_ms: float, reply_bytes: int) -> None:
@@ -181,10 +187,11 @@ class LinkWatch:
             if self._is_told_by_tensors():
                 self._saw_echo(ping_link(*self._service))
             else:
-                self._probe()
-                if self._filter.doubts:
-                    self._probe()
-        except NetworkError as exc:
+                before_bytes_per_s = self.now().link.rate_bytes_per_s
+                measured = self._probe(quick=True)
+                if self._filter.doubts:  # a token bucket lets a short train pass whole
+                    self._probe(quick=measured.rate_bytes_per_s < before_bytes_per_s)
+        except NeurosurgeonError as exc:
             if not self._is_away:
                 log.warning("the bandwidth is no longer measured: %s", exc)
             self._is_away = True
@@ -193,22 +200,29 @@ class LinkWatch:
 
     def _is_told_by_tensors(self) -> bool:
         """Whether a probe would only stand in the way: tensors cross, or crossed just now, or nobody asks."""
-        known = self.now().link
+        now, sending_bytes = self.now(), self._sending_bytes()
+        known = now.link
         is_fresh = known.source is LinkSource.TRANSFERS and known.age_s < self._interval_s and not self._filter.doubts
         is_fresh &= not self.wants_probe
-        return is_fresh or known.source is LinkSource.GIVEN or self._is_sending()
+        # Small tensors tell no rate: where all are small, a probe goes between them once the estimate is stale.
+        tells = sending_bytes >= MIN_TRANSFER_BYTES or (sending_bytes > 0 and not now.is_stale)
+        return is_fresh or known.source is LinkSource.GIVEN or tells
 
-    def _probe(self) -> None:
-        measured = measure_link(*self._service, use_udp=not self._udp_is_blocked, quick=True)
-        self._udp_is_blocked = measured.method is ProbeMethod.TCP_BURST
+    def _probe(self, *, quick: bool) -> LinkEstimate:
+        tries_udp = not self._udp_is_blocked or self._probes_by_tcp >= UDP_AGAIN
+        measured = measure_link(*self._service, use_udp=tries_udp, quick=quick)
+        self._udp_is_blocked = measured.udp_is_blocked if tries_udp else True
+        self._probes_by_tcp = 0 if tries_udp else self._probes_by_tcp + 1
         with self._lock:
             self._slow = self._slow and self._slow._replace(is_newest=False)
             self.wants_probe = False
             self._filter.saw_probe(Rate(measured.rate_bytes_per_s, measured.error), self._since_last_s())
             self._set_rate(LinkSource.PROBE)
-            self._link = replace(self._link, host_ms=measured.host_ms, method=measured.method)
+            host_ms = 0.0 if self._link.rtt_is_given else measured.host_ms
+            self._link = replace(self._link, host_ms=host_ms, method=measured.method)
             self._saw_exchange(measured.exchange_ms)
         self.saw_load(measured.queue_ms)
+        return measured
 
     def _saw_echo(self, echo: Echo) -> None:
         with self._lock:
@@ -218,7 +232,7 @@ class LinkWatch:
 
     def _saw_exchange(self, exchange_ms: float) -> None:
         self._pings_ms.append(exchange_ms)
-        if self._link.source is not LinkSource.GIVEN:
+        if self._link.source is not LinkSource.GIVEN and not self._link.rtt_is_given:
             self._link = replace(self._link, rtt_ms=max(min(self._pings_ms) - self._link.host_ms, 0.0))
 
     def _since_last_s(self) -> float:

@@ -52,6 +52,7 @@ def measure_link(
         host_ms=found.host_ms,
         error=found.up.error,
         method=found.method,
+        udp_is_blocked=found.udp_is_blocked,
         down_bytes_per_s=found.down.bytes_per_s if found.down else None,
         probe_bytes=found.size_bytes,
     )
@@ -113,7 +114,7 @@ def given_or_measured(
     """
     if bandwidth_mb_per_s is None:
         measured = measure()
-        return measured if rtt_ms is None else replace(measured, rtt_ms=rtt_ms)
+        return measured if rtt_ms is None else replace(measured, rtt_ms=rtt_ms, host_ms=0.0, rtt_is_given=True)
     rate_bytes_per_s = mb_per_s_to_bytes_per_s(bandwidth_mb_per_s)
     return LinkEstimate(rate_bytes_per_s, hello_ms if rtt_ms is None else rtt_ms, LinkSource.GIVEN)
 

@@ -52,7 +52,7 @@ from net.messages import (
 )
 from net.trains import QUIET_S, TRAIN_TIMEOUT_S, Collector
 from net.transport import Connection
-from utils.errors import ConnectError, DeadlineError, ProtocolError
+from utils.errors import ConnectError, DeadlineError, PeerGoneError, ProtocolError
 from utils.timing import now_ms
 from utils.units import s_to_ms
 
@@ -69,9 +69,10 @@ MOST_PACKETS, QUICK_PACKETS = (20, 100), (12,)
 HOPELESS_PACKETS = 10  # so few in that time: the first train has to be enough
 TRAIN_S = 0.5
 SENDER_SHARE = 0.7  # a rate this close to the one at which a train left is the sender's, not the link's
-# By TCP, 147 KB: a probe that a 1 Mbit/s link carries in an eighth of a second, and a larger one where that was quick.
-PROBE_BYTES = (16_384, 131_072)
+# By TCP, 144 KB: a probe that fits into TCP's first window, and a larger one where that was quick.
+PROBE_BYTES = (13_032, 131_072)
 SLOW_PROBE_MS = 250.0
+MAX_TIME_US = 60_000_000  # no probe takes so long
 KNOCKS, HOPELESS_KNOCKS, KNOCK_WAIT_S = 5, 2, 0.4
 KNOCK_REST = NONCE_BYTES + KEPT.size
 KNOCK_BYTES = HEADER.size + KNOCK_REST + IP_UDP_BYTES  # the answer is as long
@@ -85,6 +86,7 @@ class Probed:
     down: Rate | None
     method: ProbeMethod
     rtt_ms: float
+    udp_is_blocked: bool
     host_ms: float  # what an exchange takes beyond it; below 0 where its bytes pass quicker, as through a token bucket
     queue_ms: float
     size_bytes: int  # that crossed, both ways
@@ -136,7 +138,16 @@ class LinkProbe:
                 up, method = burst, ProbeMethod.TCP_BURST
         exchange_ms = echo.rtt_ms(up.bytes_per_s, (down or up).bytes_per_s)
         rtt_ms = exchange_ms if by_udp.rtt_ms is None else by_udp.rtt_ms
-        return Probed(up, down, method, rtt_ms, exchange_ms - rtt_ms, echo.queue_ms, self._size_bytes())
+        return Probed(
+            up,
+            down,
+            method,
+            rtt_ms,
+            udp_is_blocked=use_udp and by_udp.up is None,
+            host_ms=exchange_ms - rtt_ms,
+            queue_ms=echo.queue_ms,
+            size_bytes=self._size_bytes(),
+        )
 
     # ------------------------------------------------------------ by UDP
 
@@ -265,7 +276,7 @@ class LinkProbe:
             start_ms = now_ms()
             try:
                 rates.append(self._burst(size_bytes, rtt_ms))
-            except DeadlineError:
+            except (DeadlineError, PeerGoneError):  # the service waits less long than we do
                 if not rates:
                     raise
                 break  # the link let a small probe pass at once, and holds the larger one back
@@ -313,7 +324,8 @@ def check_samples(samples: Samples, size_bytes: int, *, is_whole: bool = True) -
     Raises: ProtocolError.
     """
     times_us, sizes_bytes = samples
-    numbers = all(type(value) is int and value >= 0 for value in (*times_us, *sizes_bytes))
+    numbers = all(type(time) is int and 0 <= time <= MAX_TIME_US for time in times_us)
+    numbers &= all(type(size) is int and size > 0 for size in sizes_bytes)
     arrived_bytes = sum(sizes_bytes) if numbers else -1
     adds_up = arrived_bytes == size_bytes if is_whole else 0 <= arrived_bytes <= size_bytes
     if not (adds_up and len(times_us) == len(sizes_bytes)):

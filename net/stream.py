@@ -159,9 +159,9 @@ class TaskStream:
             return self._session is not None and self._breaker.admits(len(self._flights))
 
     @property
-    def is_sending(self) -> bool:
-        """Whether tasks are on their way to the cloud or waiting to be sent."""
-        return bool(self._flights)
+    def sending_bytes(self) -> int:
+        """The size of the largest task that is on its way to the cloud or waits to be sent; 0 where none is."""
+        return max((flight.size_bytes for flight in list(self._flights.values())), default=0)
 
     def close(self) -> None:
         """End the stream; tasks without an answer fail."""

@@ -106,14 +106,17 @@ class Guest:
 
     def knocked(self, address: Any) -> bytes:
         """Return the nonce with which the client proves that it gets what is sent to ``address``."""
-        self._address, self._nonce = address, secrets.token_bytes(NONCE_BYTES)
-        return self._nonce
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        with self._lock:
+            self._address, self._nonce = address, nonce
+        return nonce
 
     def proven_address(self, nonce: bytes) -> Any:
         """Return where the client gets datagrams; None where the nonce is not the last one. A nonce serves once."""
-        proven = self._nonce is not None and secrets.compare_digest(nonce, self._nonce)
-        self._nonce = None
-        return self._address if proven else None
+        with self._lock:  # another knock would come with another address
+            proven = self._nonce is not None and secrets.compare_digest(nonce, self._nonce)
+            self._nonce = None
+            return self._address if proven else None
 
 
 class TrainDesk:

@@ -39,6 +39,7 @@ from net.tcp_info import SendState, acked_bytes, send_state
 from net.wire import HEAD_TIMEOUT_S, Wire, read_all, read_head_unit
 from utils.errors import (
     AccessError,
+    AddressError,
     BusyError,
     ConnectError,
     DeadlineError,
@@ -437,8 +438,8 @@ def resolve(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
-def _unresolved(host: str) -> UsageError:
-    return UsageError(f"address {host!r} cannot be resolved: pass an IP address or a known host name")
+def _unresolved(host: str) -> AddressError:
+    return AddressError(f"address {host!r} cannot be resolved: pass an IP address or a known host name")
 
 
 def accepted(listener: socket.socket) -> Iterator[tuple[socket.socket, Any]]:

@@ -201,7 +201,7 @@ def test_a_task_that_is_stuck_is_finished_here_and_the_next_ones_wait_for_no_lin
                     proxy.flows.clear()
                 elif task == 11:
                     proxy.flows.set()
-                    while stream.is_sending:
+                    while stream.sending_bytes:
                         threading.Event().wait(0.001)
                 return False
 

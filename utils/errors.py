@@ -45,6 +45,10 @@ class UsageError(NeurosurgeonError):
     exit_code = 2
 
 
+class AddressError(UsageError):
+    """Nobody knows the host's name, or not just now."""
+
+
 class UnknownModelError(UsageError):
     """The model does not exist; the message lists those that do."""
 
@@ -140,7 +144,7 @@ class RemoteError(NetworkError):
 class BusyError(RemoteError):
     """The cloud has more tasks than it takes; it says when to ask again."""
 
-    def __init__(self, message: str, retry_ms: float) -> None:
+    def __init__(self, message: str, retry_ms: float = 0.0) -> None:
         super().__init__(message)
         self.retry_ms = retry_ms
 

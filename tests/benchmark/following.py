@@ -178,7 +178,7 @@ class Follower:
         self.sent_bytes = self.hedged = self.in_vain = 0
         self.next_tick_s = link_watch.INTERVAL_S
         self.refresh_s: float | None = None  # when the measurement that runs will end
-        self.was_sending = False  # when it began
+        self.was_sending_bytes = 0  # when it began
         self.chooser = Chooser(Objective.LATENCY, [world.model] * round(LENGTH_S / PERIOD_S + 2))
         self.hedging = Hedging()
         clock = mock.patch.object(link_watch, "now_ms", lambda: self.time_s * 1e3)
@@ -187,7 +187,7 @@ class Follower:
         self.patches = [clock, measuring, pinging]
         for patch in self.patches:
             patch.start()
-        self.watch = LinkWatch("cloud", 1, world.link(0.0), is_sending=lambda: self.was_sending)
+        self.watch = LinkWatch("cloud", 1, world.link(0.0), sending_bytes=lambda: self.was_sending_bytes)
 
     def close(self) -> None:
         for patch in self.patches:
@@ -262,7 +262,7 @@ class Follower:
         if self.refresh_s is None and (self.time_s >= self.next_tick_s or (self.watch.wants_probe and not self.sent)):
             link = self.world.link(self.time_s)
             probe_s = PROBE_RTTS * link.rtt_ms / 1e3 + self.world.crossing_s(self.time_s, QUICK_BYTES)
-            self.was_sending = bool(self.sent)
+            self.was_sending_bytes = max((sent.chosen.candidate.crossing_bytes for sent in self.sent), default=0)
             self.refresh_s = self.time_s + (link.rtt_ms / 1e3 if self.sent else probe_s)
         if self.refresh_s is not None and self.time_s >= self.refresh_s:
             self.watch.refresh()

@@ -17,6 +17,7 @@ from net.messages import Hello, Ping, Pong, Reply, Request, Samples
 from net.monitor_client import measure_link
 from net.monitor_server import MonitorServer
 from net.pickling import MAX_TUPLES, check_tensor_specs, unpack_header
+from net.probe import PROBE_BYTES
 from net.server import CloudServer
 from net.session import EdgeSession
 from net.transport import Connection, accepted, connect, stop_accepting
@@ -46,7 +47,14 @@ def test_a_peer_that_left_before_the_connection_was_made_is_a_typed_error(listen
 
 @pytest.mark.parametrize(
     "samples",
-    [Samples([0, 1], [1]), Samples(["a"], ["b"]), Samples([], []), Samples([5, 0], [1, 16_383])],  # type: ignore[list-item]
+    [
+        Samples([0, 1], [1]),
+        Samples(["a"], ["b"]),  # type: ignore[list-item]
+        Samples([], []),
+        Samples([5, 0], [1, PROBE_BYTES[0] - 1]),
+        Samples([0, 1, 2, 1_000_000], [0, 0, 0, PROBE_BYTES[0]]),
+        Samples([0, 2**2000], [1, PROBE_BYTES[0] - 1]),
+    ],
 )
 def test_samples_that_cannot_be_are_refused(samples: Samples, listener: socket.socket) -> None:
     def lie() -> None:
@@ -55,7 +63,7 @@ def test_samples_that_cannot_be_are_refused(samples: Samples, listener: socket.s
             connection.send(Hello.of())
             while isinstance(ping := connection.receive(5).message, Ping):
                 connection.send(Pong(ping.sequence))
-            list(connection.receive_raw(16_384, memoryview(bytearray(16_384))))
+            list(connection.receive_raw(PROBE_BYTES[0], memoryview(bytearray(PROBE_BYTES[0]))))
             connection.send(samples)
 
     liar = threading.Thread(target=lie)

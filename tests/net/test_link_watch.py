@@ -9,8 +9,9 @@ import pytest
 from net import link_watch
 from net.access import Access
 from net.bandwidth import PING_BYTES, Echo, LinkEstimate, LinkSource, ProbeMethod
-from net.link_watch import KEPT_PINGS, LinkWatch
-from utils.errors import ConnectError
+from net.link_watch import KEPT_PINGS, UDP_AGAIN, LinkWatch
+from net.monitor_client import given_or_measured
+from utils.errors import AddressError, ConnectError
 
 FIRST = LinkEstimate(1e6, 20.0)
 
@@ -38,7 +39,7 @@ def measures(monkeypatch: pytest.MonkeyPatch, *estimates: LinkEstimate, echo: Ec
     left = iter(estimates)
 
     def measure(host: str, port: int, access: Access, *, use_udp: bool, quick: bool) -> LinkEstimate:
-        asked.append("probe" if use_udp else "probe without UDP")
+        asked.append(("probe" if quick else "full probe") + ("" if use_udp else " without UDP"))
         return next(left)
 
     def ping(host: str, port: int, access: Access) -> Echo:
@@ -55,7 +56,7 @@ def test_a_measurement_is_the_newest_estimate_and_grows_old(clock: Clock, monkey
     watch = LinkWatch("cloud", 1, FIRST)
     asked = measures(monkeypatch, *[LinkEstimate(3e6, 10.0, error=0.01)] * 2)
     watch.refresh()
-    assert asked == ["probe", "probe"]  # the first one surprised
+    assert asked == ["probe", "full probe"]  # the first one surprised
     now = watch.now()
     assert (now.link.rate_bytes_per_s, now.link.rtt_ms) == (pytest.approx(3e6), 10.0)
     assert (now.link.age_s, now.is_stale) == (0.0, False)
@@ -102,10 +103,76 @@ def test_a_tensor_that_crossed_just_now_is_as_good_as_a_probe(clock: Clock, monk
 
 def test_where_udp_is_blocked_it_is_left_out(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = LinkWatch("cloud", 1, FIRST)
+    blocked = LinkEstimate(1e6, 10.0, method=ProbeMethod.TCP_BURST, udp_is_blocked=True)
+    asked = measures(monkeypatch, *[blocked] * (UDP_AGAIN + 2), blocked)
+    for _ in range(UDP_AGAIN + 3):
+        watch.refresh()
+    assert asked == ["probe", *["probe without UDP"] * UDP_AGAIN, "probe", "probe without UDP"]
+
+
+def test_a_link_faster_than_udp_does_not_block_it(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = LinkWatch("cloud", 1, FIRST)
     asked = measures(monkeypatch, *[LinkEstimate(1e6, 10.0, method=ProbeMethod.TCP_BURST)] * 2)
     watch.refresh()
     watch.refresh()
-    assert asked == ["probe", "probe without UDP"]
+    assert asked == ["probe", "probe"]
+
+
+def test_a_rise_is_believed_of_a_full_probe_alone(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token bucket lets a short train pass at the rate of what is behind it."""
+    watch = LinkWatch("cloud", 1, FIRST)
+    burst, rate = LinkEstimate(60 * FIRST.rate_bytes_per_s, 10.0), LinkEstimate(FIRST.rate_bytes_per_s, 10.0)
+    asked = measures(monkeypatch, burst, rate, burst, rate)
+    for _ in range(2):
+        watch.refresh()
+        assert watch.now().link.rate_bytes_per_s == pytest.approx(FIRST.rate_bytes_per_s, rel=0.05)
+    assert asked == ["probe", "full probe"] * 2
+
+
+def test_a_fall_is_believed_of_two_quick_probes(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = LinkWatch("cloud", 1, FIRST)
+    asked = measures(monkeypatch, *[LinkEstimate(FIRST.rate_bytes_per_s / 10, 10.0, error=0.01)] * 2)
+    watch.refresh()
+    assert asked == ["probe", "probe"]
+    assert watch.now().link.rate_bytes_per_s == pytest.approx(FIRST.rate_bytes_per_s / 10, rel=0.05)
+
+
+def test_between_small_tensors_a_probe_goes_out_once_the_estimate_is_stale(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = LinkWatch("cloud", 1, FIRST, sending_bytes=lambda: 30_000)
+    asked = measures(monkeypatch, LinkEstimate(FIRST.rate_bytes_per_s, 20.0), echo=Echo(30.0, 0.0))
+    for _ in range(4):
+        clock.ms += 1_000.0
+        watch.refresh()
+    assert asked == ["ping", "ping", "ping", "probe"]
+
+
+def test_a_given_round_trip_stays(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = LinkEstimate(FIRST.rate_bytes_per_s, 10.0, host_ms=-3.0)
+    watch = LinkWatch("cloud", 1, given_or_measured(None, 50.0, 1.0, lambda: measured))
+    measures(monkeypatch, measured)
+    assert watch.now().link.exchange_ms == 50.0
+    watch.refresh()
+    watch.saw_exchange(10.0, 4_000)
+    assert (watch.now().link.rtt_ms, watch.now().link.exchange_ms) == (50.0, 50.0)
+
+
+def test_a_name_that_is_not_known_just_now_only_makes_the_estimate_old(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*service: object, **how: object) -> LinkEstimate:
+        raise AddressError("address 'cloud' cannot be resolved")
+
+    monkeypatch.setattr(link_watch, "measure_link", unknown)
+    LinkWatch("cloud", 1, FIRST).refresh()
+
+
+def test_an_answer_behind_the_end_of_the_watch_asks_for_nothing(clock: Clock) -> None:
+    with LinkWatch("cloud", 1, FIRST, interval_s=1_000.0) as watch:
+        pass
+    watch.saw_progress(10, 1_000.0)
+    watch.saw_transfer(1_000_000, 1_000.0)
 
 
 @pytest.mark.parametrize(("size_bytes", "receive_ms"), [(1000, 10.0), (10**6, 0.1), (10**6, float("nan"))])
@@ -116,7 +183,7 @@ def test_a_transfer_that_tells_nothing_is_left_out(clock: Clock, size_bytes: int
 
 
 def test_no_probe_competes_with_tensors(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = LinkWatch("cloud", 1, FIRST, is_sending=lambda: True)
+    watch = LinkWatch("cloud", 1, FIRST, sending_bytes=lambda: 1_000_000)
     asked = measures(monkeypatch, echo=Echo(30.0, 8.0))
     watch.refresh()
     assert asked == ["ping"]
@@ -125,7 +192,7 @@ def test_no_probe_competes_with_tensors(clock: Clock, monkeypatch: pytest.Monkey
 
 
 def test_the_shortest_of_the_last_pings_is_the_round_trip(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = LinkWatch("cloud", 1, FIRST, is_sending=lambda: True)
+    watch = LinkWatch("cloud", 1, FIRST, sending_bytes=lambda: 1_000_000)
     measures(monkeypatch, echo=Echo(35.0, 0.0))
     for _ in range(KEPT_PINGS - 1):
         watch.refresh()

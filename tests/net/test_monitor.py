@@ -23,7 +23,7 @@ from net.transport import Connection, connect
 from tests.net.conftest import JOIN_S, LOOPBACK
 from tests.net.test_transport import Pair, reset
 from utils.cli import ROOT, ServiceProcess
-from utils.errors import ConnectError, DeadlineError, NetworkError, PeerGoneError, UsageError
+from utils.errors import BusyError, ConnectError, DeadlineError, NetworkError, PeerGoneError, UsageError
 
 Address = tuple[str, int]
 
@@ -232,6 +232,16 @@ def test_a_missing_service_is_replaced_by_the_last_value(
 def test_a_missing_service_without_a_last_value_says_what_to_do(nobody: Address) -> None:
     with pytest.raises(ConnectError, match="pass --bandwidth"):
         estimate_link(*nobody)
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_full_service_without_a_last_value_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*service: object) -> LinkEstimate:
+        raise BusyError("too many edges", 50.0)
+
+    monkeypatch.setattr(monitor_client, "measure_link", full)
+    with pytest.raises(BusyError, match="pass --bandwidth"):
+        estimate_link("cloud", 1)
 
 
 @pytest.mark.usefixtures("cache")

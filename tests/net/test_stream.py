@@ -103,7 +103,7 @@ def test_answers_in_any_order_find_their_tasks(listener: socket.socket) -> None:
 
     with streaming(listener, reversed_order) as (stream, _):
         assert values(submit(stream, 7, 8, 9)) == [14.0, 16.0, 18.0]
-        assert not stream.is_sending
+        assert not stream.sending_bytes
 
 
 def test_a_busy_cloud_is_asked_again(listener: socket.socket) -> None:
@@ -333,7 +333,7 @@ def test_a_task_that_was_withdrawn_is_not_sent_or_its_answer_still_comes(listene
         may_answer.set()
         assert values([sent]) == [2.0]
         assert not stream.withdraw(1)
-        assert not stream.is_sending
+        assert not stream.sending_bytes
 
 
 def test_a_withdrawn_task_is_not_sent_again_to_a_busy_cloud(listener: socket.socket) -> None:

@@ -286,3 +286,21 @@ def test_an_older_service_is_measured_by_tcp(service: Address) -> None:
         measuring = LinkProbe(connection)
         measuring._serves_trains = False
         assert measuring.measure().method is ProbeMethod.TCP_BURST
+
+
+def test_the_small_probe_is_enough_where_the_larger_one_is_held_back(
+    service: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with connect(*service) as connection:
+        measuring = LinkProbe(connection)
+        bursts = iter([1e6, PeerGoneError("the service waits no longer")])
+
+        def burst(size_bytes: int, rtt_ms: float) -> float:
+            found = next(bursts)
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        monkeypatch.setattr(measuring, "_burst", burst)
+        found = measuring.measure(use_udp=False)
+    assert (found.up.bytes_per_s, found.udp_is_blocked) == (1e6, False)
