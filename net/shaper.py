@@ -20,6 +20,7 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -40,7 +41,7 @@ RELAY_IP = "127.0.0.2"  # of loopback, too, where the cloud's own ports are free
 SEGMENT_BYTES, IP_UDP_BYTES = 1448, 28
 CHUNK_S, MAX_CHUNK_BYTES = 0.002, 65_536  # TCP's bytes are relayed in pieces of so long, but at least a packet
 QUEUE_S, QUEUE_BYTES = 0.02, 64_000  # at least so much may wait
-CONNECT_S = 5.0
+CONNECT_S, UDP_IDLE_S = 5.0, 10.0
 BEGIN = "begin"  # the line with which a parent begins the trace
 
 
@@ -59,6 +60,12 @@ class Weather:
         """Return the condition of now."""
         return self._trace.at(0.0 if self._start_s is None else time.monotonic() - self._start_s)
 
+    def crossing_s(self, start_s: float, size_bytes: float) -> float:
+        """Return how long some bytes take from a monotonic time on, at the rates that they meet."""
+        if self._start_s is None:
+            return size_bytes / mbit_per_s_to_bytes_per_s(self.now().rate_mbit)
+        return self._trace.crossing_s(start_s - self._start_s, size_bytes)
+
 
 class Lane:
     """One way: what is sent leaves one behind the other at the rate of the moment, and is delivered later, in order."""
@@ -67,6 +74,7 @@ class Lane:
         self._weather = weather
         self._lock = threading.Lock()
         self._free_s = 0.0  # when the last byte leaves the queue
+        self._waiting: deque[tuple[float, float]] = deque()  # when each thing leaves it, and its bytes
         self._due: SimpleQueue[tuple[float, Callable[[], object]] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._deliver_all, daemon=True)
         self._thread.start()
@@ -84,15 +92,20 @@ class Lane:
     def send(self, wire_bytes: float, deliver: Callable[[], object], *, may_drop: bool = False) -> float:
         """Send something; return when it leaves the queue (s, monotonic). ``may_drop``: only where there is room."""
         condition = self._weather.now()
-        rate_bytes_per_s = mbit_per_s_to_bytes_per_s(condition.rate_mbit)
+        most_bytes = max(QUEUE_BYTES, mbit_per_s_to_bytes_per_s(condition.rate_mbit) * QUEUE_S)
         with self._lock:
             start_s = max(self._free_s, time.monotonic())
-            waiting_bytes = (start_s - time.monotonic()) * rate_bytes_per_s
-            if may_drop and waiting_bytes > max(QUEUE_BYTES, rate_bytes_per_s * QUEUE_S):
+            if may_drop and self._waiting_bytes() > most_bytes:
                 return start_s
-            self._free_s = start_s + wire_bytes / rate_bytes_per_s
+            self._free_s = start_s + self._weather.crossing_s(start_s, wire_bytes)
+            self._waiting.append((self._free_s, wire_bytes))
             self._due.put((self._free_s + ms_to_s(condition.rtt_ms) / 2, deliver))
             return self._free_s
+
+    def _waiting_bytes(self) -> float:
+        while self._waiting and self._waiting[0][0] <= time.monotonic():
+            self._waiting.popleft()
+        return sum(size_bytes for _, size_bytes in self._waiting)
 
     def _deliver_all(self) -> None:
         while due := self._due.get():
@@ -155,21 +168,27 @@ class Relay:
         ended.wait()
 
     def serve_udp(self, near: socket.socket) -> None:
-        """Relay datagrams, those of each sender by a socket of its own, until ``near`` is shut down."""
+        """Relay datagrams, those of each sender by a socket of its own, until ``near`` is closed."""
         far_of: dict[Any, socket.socket] = {}
-        with contextlib.suppress(OSError):  # closed
-            while True:
+        while near.fileno() >= 0:
+            with contextlib.suppress(OSError):  # closed, or no way for this one
                 data, sender = near.recvfrom(MAX_CHUNK_BYTES)
-                if sender not in far_of:
-                    far_of[sender] = far = socket.socket(near.family, socket.SOCK_DGRAM)
-                    far.connect(self.cloud)
-                    threading.Thread(target=self._answers, args=(far, near, sender), daemon=True).start()
-                self.up.send(len(data) + IP_UDP_BYTES, partial(far_of[sender].send, data), may_drop=True)
+                far = far_of.get(sender) or self._open_way(near, sender, far_of)
+                self.up.send(len(data) + IP_UDP_BYTES, partial(far.send, data), may_drop=True)
 
-    def _answers(self, far: socket.socket, near: socket.socket, sender: Any) -> None:
-        with contextlib.suppress(OSError):  # closed, or nobody there
-            while data := far.recv(MAX_CHUNK_BYTES):
-                self.down.send(len(data) + IP_UDP_BYTES, partial(near.sendto, data, sender), may_drop=True)
+    def _open_way(self, near: socket.socket, sender: Any, far_of: dict[Any, socket.socket]) -> socket.socket:
+        far_of[sender] = far = socket.socket(near.family, socket.SOCK_DGRAM)
+        far.settimeout(UDP_IDLE_S)
+        far.connect(self.cloud)
+
+        def bring_answers() -> None:
+            with far, contextlib.suppress(OSError):  # silent for a while, or nobody there
+                while data := far.recv(MAX_CHUNK_BYTES):
+                    self.down.send(len(data) + IP_UDP_BYTES, partial(near.sendto, data, sender), may_drop=True)
+            del far_of[sender]
+
+        threading.Thread(target=bring_answers, daemon=True).start()
+        return far
 
 
 # ---------------------------------------------------------------- from a script

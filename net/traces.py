@@ -26,10 +26,11 @@ from typing import NamedTuple
 
 from utils.cli import base_parser, run_main
 from utils.errors import UsageError, writing
+from utils.units import mbit_per_s_to_bytes_per_s
 
 NAMES = ("seconds", "mbit_per_s", "rtt_ms")
 MAX_ROWS = 1_000_000
-MAX_RTT_MS = 3_000.0  # a bandwidth service that answers later is taken for gone
+MAX_RTT_MS = 3_000.0  # beyond, a cloud is taken for gone; the bandwidth service is, after a second
 STEP_S, LENGTH_S = 0.5, 30.0
 
 
@@ -50,7 +51,21 @@ class Trace:
 
     def at(self, time_s: float) -> Condition:
         """Return the condition at a time; before the first one, the first."""
-        return self.conditions[max(bisect.bisect_right(self._times_s, time_s) - 1, 0)]
+        return self.conditions[self._index(time_s)]
+
+    def crossing_s(self, start_s: float, size_bytes: float) -> float:
+        """Return how long some bytes take from a time on, at the rates that they meet."""
+        time_s, left_bytes, index = start_s, size_bytes, self._index(start_s)
+        for end_s in [*self._times_s[index + 1 :], math.inf]:
+            rate_bytes_per_s = mbit_per_s_to_bytes_per_s(self.conditions[index].rate_mbit)
+            if left_bytes <= rate_bytes_per_s * (end_s - time_s):
+                break
+            left_bytes -= rate_bytes_per_s * (end_s - time_s)
+            time_s, index = end_s, index + 1
+        return time_s + left_bytes / rate_bytes_per_s - start_s
+
+    def _index(self, time_s: float) -> int:
+        return max(bisect.bisect_right(self._times_s, time_s) - 1, 0)
 
 
 def read_trace(path: Path) -> Trace:

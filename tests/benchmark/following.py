@@ -87,16 +87,7 @@ class World:
         return LinkEstimate(mbit_per_s_to_bytes_per_s(condition.rate_mbit), condition.rtt_ms, error=0.01)
 
     def crossing_s(self, start_s: float, size_bytes: float) -> float:
-        """Return how long some bytes take from a time on, at the rates that they meet."""
-        time_s, left = start_s, size_bytes
-        changes_s = [condition.time_s for condition in self.trace.conditions if condition.time_s > start_s]
-        for end_s in [*changes_s, float("inf")]:
-            rate = self.link(time_s).rate_bytes_per_s
-            if left <= rate * (end_s - time_s):
-                return time_s + left / rate - start_s
-            left -= rate * (end_s - time_s)
-            time_s = end_s
-        raise AssertionError("the last condition holds for ever")
+        return self.trace.crossing_s(start_s, size_bytes)
 
     def crossed_bytes(self, start_s: float, end_s: float) -> float:
         """Return how many bytes cross between two times."""

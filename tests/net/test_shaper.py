@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 import edge_api
 import tasks_edge_api
+from net import shaper
 from net.monitor_client import measure_link
 from net.shaper import CHUNK_S, MAX_CHUNK_BYTES, SEGMENT_BYTES, Lane, Relay, Weather, shape_of, shaped
 from net.traces import Condition, Trace
@@ -75,6 +77,45 @@ def test_a_full_queue_drops_datagrams_alone() -> None:
     assert lane.send(125_000, lambda: delivered.append("stream")) == pytest.approx(first_s + 1e-4)
     lane.close()
     assert delivered == ["first", "stream"]
+
+
+def test_what_waits_leaves_at_the_rates_that_come() -> None:
+    """An outage ends when the trace says, however much was sent into it."""
+    weather = Weather(Trace([Condition(0.0, 0.008, 0.0), Condition(0.2, 800.0, 0.0)]))  # 1 kB/s, then 100 MB/s
+    lane = Lane(weather)
+    weather.begin()
+    start_s = time.monotonic()
+    assert lane.send(100_000, lambda: None) - start_s == pytest.approx(0.2 + (100_000 - 200) / 1e8, abs=0.02)
+    assert lane.send(1_000_000, lambda: None) - start_s == pytest.approx(0.211, abs=0.02)
+    lane.close()
+
+
+def test_the_ways_of_senders_that_left_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shaper, "UDP_IDLE_S", 0.05)
+    with socket.socket(type=socket.SOCK_DGRAM) as cloud, socket.socket(type=socket.SOCK_DGRAM) as near:
+        for sock in (cloud, near):
+            sock.bind((LOOPBACK, 0))
+            sock.settimeout(JOIN_S)
+        relay = Relay(cloud.getsockname(), Lane(Weather(FAST)), Lane(Weather(FAST)))
+        threading.Thread(target=relay.serve_udp, args=(near,), daemon=True).start()
+        for _ in range(2):
+            with socket.socket(type=socket.SOCK_DGRAM) as edge:
+                edge.settimeout(JOIN_S)
+                edge.sendto(b"knock", near.getsockname())
+                data, way = cloud.recvfrom(100)
+                cloud.sendto(data, way)
+                assert edge.recv(100) == b"knock"
+                wait_until(lambda: not any("bring_answers" in thread.name for thread in threading.enumerate()))
+    relay.up.close()
+    relay.down.close()
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Wait for something that happens soon."""
+    deadline_s = time.monotonic() + JOIN_S
+    while not is_so():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
 
 
 def test_a_trace_waits_until_it_is_begun() -> None:

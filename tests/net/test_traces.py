@@ -76,3 +76,13 @@ def test_the_shipped_traces_are_as_generated(tmp_path: Path) -> None:
 
 
 TRACES = ROOT / "traces"
+
+
+@pytest.mark.parametrize(
+    ("start_s", "size_bytes", "crossing_s"),
+    [(0.0, 500_000, 0.5), (0.5, 1_000_000, 1.0), (1.5, 750_000, 1.0), (9.0, 500_000, 1.0), (-1.0, 1_000_000, 1.0)],
+)
+def test_bytes_cross_at_the_rates_that_they_meet(start_s: float, size_bytes: float, crossing_s: float) -> None:
+    """1 MB/s, a second of that again, and then half of it."""
+    trace = Trace([Condition(0.0, 8.0, 0.0), Condition(1.0, 8.0, 0.0), Condition(2.0, 4.0, 0.0)])
+    assert trace.crossing_s(start_s, size_bytes) == pytest.approx(crossing_s)
