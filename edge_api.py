@@ -96,7 +96,7 @@ def _run(args: argparse.Namespace) -> int:
         host, port, monitor_port = stack.enter_context(cloud_of(args))
         network = stack.enter_context(shaped(host, (port, monitor_port), args.shape, args.trace))
         network.begin()
-        host = network.host
+        access, host = dataclasses.replace(access, cloud_name=host), network.host
         reopen = partial(EdgeSession.open, host, port, new_edge_id() if args.repeat == 1 else None, access)
         session = stack.enter_context(reopen())
         link = link_of(args, session, host, monitor_port, access)

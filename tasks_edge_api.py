@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 from models.own_models import register_files
 from models.sources import parse_weights
 from models.zoo import ZOO
-from net.access import access_of_edge
+from net.access import Access, access_of_edge
 from net.link_watch import LinkWatch
 from net.monitor_client import estimate_link, given_or_measured
 from net.session import EdgeSession, OnCloudLoss, new_edge_id
@@ -128,16 +129,16 @@ def queue_parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
+    access = replace(access_of_edge(args), cloud_name=args.ip)
     with shaped(args.ip, (args.port, args.monitor_port), args.shape, args.trace) as cloud:
         args.ip = cloud.host
-        return _run_queue(args, cloud.begin)
+        return _run_queue(args, access, cloud.begin)
 
 
-def _run_queue(args: argparse.Namespace, begin_trace: Callable[[], None]) -> int:
+def _run_queue(args: argparse.Namespace, access: Access, begin_trace: Callable[[], None]) -> int:
     out = sys.stderr if args.json else sys.stdout
     register_files(args.model_file)
     tasks, settings = tasks_of(args), settings_of(args)
-    access = access_of_edge(args)
     open_session = partial(EdgeSession.open, args.ip, args.port, new_edge_id(), access)
     session = open_session()
     link = given_or_measured(

@@ -22,6 +22,7 @@ class Access:
     key: bytes | None = field(default=None, repr=False)
     tls: Tls | None = None
     insecure: bool = False  # anybody who reaches the port may speak
+    cloud_name: str | None = None  # that its certificate is made out to, where it is reached by way of a relay
 
     def as_edge(self, wire: Wire, host: str, deadline_s: float) -> Wire:
         """Return the wire to speak over, once each side has proved what the other wants of it.
@@ -33,7 +34,7 @@ class Access:
         if self.tls:
             from net.tls import TlsWire
 
-            wire = under_tls = TlsWire(wire, self.tls, host, deadline_s)
+            wire = under_tls = TlsWire(wire, self.tls, self.cloud_name or host, deadline_s)
             certificate = under_tls.certificate_digest
         if not self.key:
             return wire

@@ -8,6 +8,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,15 @@ def test_what_crosses_cannot_be_read_under_tls_nor_its_frames_taken_for_plain_on
         assert isinstance(asking.exception(JOIN_S), NetworkError)
     assert (first[:1] == TLS_HANDSHAKE) == ("TLS" in mode)
     assert KEY not in first
+
+
+def test_a_cloud_behind_a_relay_is_known_by_its_own_name(certs: Path, listener: socket.socket) -> None:
+    edge = replace(edge_with(certs), cloud_name="cloud.example")
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(serve, listener, cloud_with(certs, "elsewhere"))
+        with connect(*listener.getsockname(), access=edge) as connection:
+            connection.send(Hello.of())
+            assert isinstance(connection.receive(JOIN_S).message, Hello)
 
 
 # ---------------------------------------------------------------- who does not
