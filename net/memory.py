@@ -8,7 +8,7 @@ import mmap
 import threading
 
 from net.framing import ALIGNMENT
-from utils.errors import BusyError
+from utils.errors import BusyError, ProtocolError
 from utils.units import readable_bytes
 
 KEPT = 4  # bodies at rest that are kept; one message at a time needs one, a pipelined stream two or three
@@ -30,8 +30,10 @@ class MemoryLimit:
     def reserve(self, length: int, used_bytes: int) -> None:
         """Set ``length`` bytes aside for a connection that uses ``used_bytes`` already.
 
-        Raises: BusyError: it would have, or all would have, more than they may.
+        Raises: BusyError: it would have, or all would have, more than they may. ProtocolError: it may never.
         """
+        if length > min(self.connection_bytes, self._total_bytes):
+            raise ProtocolError(f"{readable_bytes(length)} are more than a connection may have here")
         with self._lock:
             if used_bytes + length > self.connection_bytes:
                 raise BusyError(f"{readable_bytes(length)} are more than this connection may still have", RETRY_MS)
@@ -61,17 +63,14 @@ class BodyMemory:
     def take(self, length: int) -> memoryview:
         """Return at least ``length`` writable bytes that start on a cache line.
 
-        Raises: BusyError: there is no memory for them.
+        Raises: BusyError: there is no memory for them now. ProtocolError: there never is.
         """
         with self._lock:
             for index in reversed(range(len(self._free))):
                 if length <= len(self._free[index]) <= max(MAX_SLACK * length, SMALL_BYTES):
                     return self._free.pop(index)
             size_bytes = max(length, MIN_BYTES)
-            while self._free and self._used_bytes + size_bytes > self._limit.connection_bytes:
-                self._drop_oldest()
-            self._limit.reserve(size_bytes, self._used_bytes)
-            self._used_bytes += size_bytes
+            self._reserve(size_bytes)
         return _aligned(size_bytes) if size_bytes <= HEAP_BYTES else memoryview(mmap.mmap(-1, size_bytes))
 
     def give_back(self, memory: memoryview) -> None:
@@ -89,6 +88,24 @@ class BodyMemory:
             self._is_closed = True
             self._free.clear()
             self._release(self._used_bytes)
+
+    def rest(self) -> None:
+        """Let go of what is at rest: others may need it."""
+        with self._lock:
+            while self._free:
+                self._drop_oldest()
+
+    def _reserve(self, size_bytes: int) -> None:
+        while True:
+            try:
+                self._limit.reserve(size_bytes, self._used_bytes)
+            except BusyError:
+                if not self._free:
+                    raise
+                self._drop_oldest()
+            else:
+                self._used_bytes += size_bytes
+                return
 
     def _drop_oldest(self) -> None:
         self._release(len(self._free.pop(0)))

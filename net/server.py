@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 IDLE_TIMEOUT_S = 600.0
 MAX_UNANSWERED = 32  # messages of one edge; more than may wait in the engine, so that an edge hears that it is busy
 HEARTBEAT_S = 1.0  # an edge that has heard nothing for so long is told that the cloud lives
+REST_S = 10.0  # behind the last answer, a connection's memory is left to others
 DELIVERY_S = 1.0  # the last answers reach an edge behind any link, or it is gone
 GRACE_S = 10.0  # a stopping cloud finishes what runs, at most this long
 
@@ -213,7 +214,7 @@ class Conversation:
         self._outbox: SimpleQueue[_Answer | _Done | _Spent | _Task | None] = SimpleQueue()
         self._max_unanswered = MAX_UNANSWERED
         self._places = threading.Semaphore(self._max_unanswered)
-        self._sent_ms = now_ms()  # when the edge was last told anything
+        self._sent_ms = self._answered_ms = now_ms()  # when the edge was last told anything, and something of a task
         self._is_over = False  # set by the writer: no answer can be sent any more
         self._writer = threading.Thread(target=self._write, name=f"write {connection.peer}", daemon=True)
 
@@ -261,6 +262,8 @@ class Conversation:
     def _handle(self, received: Received) -> None:
         """Answer one message, or see that it will be; what cannot be served gets a typed error, and it goes on."""
         try:
+            if received.refusal:
+                raise received.refusal
             match received.message:
                 case AskLatencies(model, digest) if self._latencies:
                     self._engine.graph(model, digest)
@@ -310,7 +313,7 @@ class Conversation:
                     self._recycle(answer.received)  # behind its answer, which may be a view of it
                 else:
                     self._send(answer)
-                    self._sent_ms = now_ms()
+                    self._sent_ms = self._answered_ms = now_ms()
                     self._count_bytes()
                     self._places.release()
         except PeerGoneError as exc:
@@ -334,6 +337,8 @@ class Conversation:
                 load = self._engine.load
                 self.connection.send(Pong(0, load.queue_ms, load.service_ms))
                 self._sent_ms = now_ms()
+                if self._sent_ms - self._answered_ms > s_to_ms(REST_S):
+                    self.connection.rest()
 
     def _recycle(self, received: Received) -> None:
         self.connection.recycle(received)

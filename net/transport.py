@@ -59,6 +59,7 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 0.9  # a dead address is reported within a second; a live one answers within one RTT
 ACCESS_TIMEOUT_S = 5.0  # TLS and key take four round trips together
+SKIP_BYTES = 65_536  # of a body for which there is no memory, at once
 RAW_TIMEOUT_S = 2.0  # a bandwidth probe is bounded in time
 BODY_BASE_S = 10.0  # a body gets this, and its length at the slowest rate that we serve
 SILENCE_S = 4.0  # a cloud that says nothing for so long is gone: it is told of within 5 s
@@ -83,6 +84,7 @@ class Received(NamedTuple):
     specs: tuple[TensorSpec, ...] = ()  # of the tensors
     values: Sequence[NDArray[Any]] = ()  # of the tensors, flat (`net.pickling.flat_values`)
     memory: memoryview | None = None  # where the tensors live
+    refusal: BusyError | None = None  # there was no memory for the tensors: they were read, and are gone
 
 
 class _Body(NamedTuple):
@@ -267,7 +269,6 @@ class Connection:
         Raises: PeerGoneError: closed between messages, inside one, or reset.
                 DeadlineError: nothing came, or the message did not end in time.
                 ProtocolError: the peer broke the protocol.
-                BusyError: there is no memory for the body.
                 AccessError: the peer does not let us in.
         """
         start_s = read_head_unit(self._wire, self._head, time.monotonic() + wait_s)
@@ -279,9 +280,14 @@ class Connection:
         message = outline.message or Reply._make(figures)
         if not outline.lengths:
             return Received(message, [], task, s_to_ms(time.monotonic() - start_s))
-        _, memory, tensors, values = self._body_for(outline)
         length = outline.body_length
-        read_all(self._wire, memory[:length], body_deadline_s(length))
+        deadline_s = body_deadline_s(length)
+        try:
+            _, memory, tensors, values = self._body_for(outline)
+        except BusyError as exc:
+            self._skip(length, deadline_s)
+            return Received(message, [], task, s_to_ms(time.monotonic() - start_s), refusal=exc)
+        read_all(self._wire, memory[:length], deadline_s)
         return Received(message, tensors, task, s_to_ms(time.monotonic() - start_s), outline.specs, values, memory)
 
     def make_ready(self) -> None:
@@ -292,6 +298,12 @@ class Connection:
         if self._latest and not self._ready:
             with contextlib.suppress(BusyError):
                 self._ready.append(self._new_body(self._latest))
+
+    def rest(self) -> None:
+        """Keep no memory for later messages: none is expected soon. Not beside `make_ready`."""
+        with contextlib.suppress(IndexError):  # the reader was first
+            self._bodies.give_back(self._ready.popleft().memory)
+        self._bodies.rest()
 
     def send_state(self) -> SendState | None:
         """Return what may be sent before the peer is heard from; None where the system does not tell."""
@@ -353,6 +365,12 @@ class Connection:
             data[:HEAD_UNIT] = head
             read_all(self._wire, memoryview(data)[HEAD_UNIT:], start_s + HEAD_TIMEOUT_S)
             return outline_of(data, self.limits)
+
+    def _skip(self, length: int, deadline_s: float) -> None:
+        scratch = memoryview(bytearray(min(length, SKIP_BYTES)))
+        while length:
+            read_all(self._wire, scratch[: min(length, SKIP_BYTES)], deadline_s)
+            length -= min(length, SKIP_BYTES)
 
     def _body_for(self, outline: Outline) -> _Body:
         """Return a body for such a message, the one that is ready where it fits."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from net.memory import KEPT, MAX_SLACK, SMALL_BYTES, BodyMemory, MemoryLimit
-from utils.errors import BusyError
+from utils.errors import BusyError, ProtocolError
 
 
 def test_what_is_given_back_is_taken_again() -> None:
@@ -61,6 +61,29 @@ def test_a_connection_and_all_together_may_have_so_much() -> None:
     second.take(100_000)
     first.give_back(taken)
     assert first.take(150_000) is taken
+
+
+def test_what_never_fits_is_not_to_be_asked_for_again() -> None:
+    with pytest.raises(ProtocolError, match="may have here"):
+        BodyMemory(MemoryLimit(300_000, 200_000)).take(200_001)
+
+
+def test_memory_at_rest_is_left_to_others() -> None:
+    limit = MemoryLimit(300_000, 200_000)
+    first, second = BodyMemory(limit), BodyMemory(limit)
+    first.give_back(first.take(150_000))
+    with pytest.raises(BusyError):
+        second.take(160_000)
+    first.rest()
+    assert second.take(160_000)
+
+
+def test_memory_of_its_own_at_rest_makes_room_where_all_together_have_much() -> None:
+    limit = MemoryLimit(300_000, 250_000)
+    first, second = BodyMemory(limit), BodyMemory(limit)
+    first.take(100_000)
+    second.give_back(second.take(100_000))
+    assert second.take(160_000)
 
 
 def test_memory_at_rest_makes_room_for_a_larger_body() -> None:

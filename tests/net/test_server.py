@@ -6,6 +6,7 @@ import pickle
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,7 +20,8 @@ from net import door, server, transport, wire
 from net.door import Door, DoorLimits
 from net.events import CloudEvent
 from net.framing import HEAD_UNIT, WIRE_VERSION
-from net.messages import ErrorReply, Hello, Pong, Prepare, Ready, Reply
+from net.memory import MemoryLimit
+from net.messages import ErrorCode, ErrorReply, Hello, Pong, Prepare, Ready, Reply
 from net.server import CloudServer, Rules
 from net.session import EdgeSession
 from net.transport import Connection, Received, connect
@@ -274,6 +276,39 @@ def test_edges_beyond_the_limit_hear_that_the_cloud_is_busy(start: Callable[...,
         with pytest.raises(BusyError):
             cloud.edge()
         assert_answers(edge, network)
+
+
+def test_a_task_for_which_there_is_no_memory_is_refused_alone(start: Callable[..., Cloud], network: Network) -> None:
+    engine = BlockingEngine()
+    cloud = start(engine, door=Door(memory=MemoryLimit(1_000_000, 1_000_000)))
+    with connect(*cloud.address) as connection:
+        tasks = ManyTasks(connection, network)
+        tasks.send(1, point=0)
+        assert engine.running.wait(JOIN_S)
+        tasks.send(2, point=0)
+        (refused,) = tasks.receive(1)
+        assert codes([refused]) == {2: ErrorCode.BUSY}
+        engine.may_go_on.set()
+        assert [answer.task for answer in tasks.receive(1)] == [1]
+        tasks.send(3, point=0)
+        assert [answer.task for answer in tasks.receive(1)] == [3]
+
+
+def test_memory_is_left_to_others_behind_the_last_answer(
+    start: Callable[..., Cloud], network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(server, "REST_S", 0.02)
+    memory = MemoryLimit(1_500_000, 1_500_000)
+    with connect(*start(CloudEngine("cpu", 1, {}), door=Door(memory=memory)).address) as connection:
+        tasks = ManyTasks(connection, network)
+        tasks.send(1, point=0)
+        while not isinstance(connection.receive(JOIN_S).message, Reply):
+            pass
+        deadline_s = time.monotonic() + JOIN_S
+        while memory._used_bytes:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
 
 
 def test_an_edge_hears_that_a_computing_cloud_lives(

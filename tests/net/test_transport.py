@@ -226,9 +226,11 @@ def test_nothing_is_made_ready_that_there_is_no_memory_for(wires: Wires) -> None
         sender.send(REQUEST, [torch.ones(1024)])
         receiver.receive(WAIT_S)
         receiver.make_ready()
-    sender.send(REQUEST, [torch.ones(1024)])
-    with pytest.raises(BusyError):
-        receiver.receive(WAIT_S)
+    for number in range(2):
+        sender.send(REQUEST, [torch.ones(1024)], number)
+        received = receiver.receive(WAIT_S)
+        assert (received.message, received.tensors, received.task) == (REQUEST, [], number)
+        assert isinstance(received.refusal, BusyError)
 
 
 def test_memory_that_is_handed_back_is_reused(pair: Pair) -> None:
