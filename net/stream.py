@@ -138,6 +138,7 @@ class TaskStream:
             flight.is_wanted = False
             if not flight.is_out:
                 del self._flights[task]
+                self._changed.notify_all()
             return flight.is_out
 
     def crossing(self) -> Crossing | None:
@@ -188,6 +189,8 @@ class TaskStream:
                 flight.sent = SentTask(now_ms(), 0)  # an answer may come before ``send_task`` returns
                 flight.sent = session.send_task(flight.task, flight.request, flight.tensors)
                 session.make_ready()
+            except ProtocolError as exc:  # what it has cannot be sent
+                self._fail([flight], exc)
             except NetworkError as exc:
                 self._lose(session, exc)
 
@@ -195,8 +198,7 @@ class TaskStream:
         """Return the first task that may be sent, waiting for one; None when the cloud is lost or the stream closes."""
         with self._changed:
             while self._session and not self._closing.is_set():
-                waiting = [flight for flight in self._flights.values() if not flight.is_out]
-                next_due = min(waiting, key=lambda flight: flight.due_ms, default=None)
+                next_due = min(self._may_go(), key=lambda flight: flight.due_ms, default=None)
                 wait_s = (next_due.due_ms - now_ms()) / MS_PER_S if next_due else None
                 if next_due and wait_s is not None and wait_s <= 0:
                     next_due.is_out = True
@@ -204,6 +206,14 @@ class TaskStream:
                     return next_due
                 self._changed.wait(wait_s)
         return None
+
+    def _may_go(self) -> list[_Flight]:
+        """Return the tasks that may be sent. Those that were lost go alone: one of them may take the cloud down."""
+        flights = self._flights.values()
+        suspects = [flight for flight in flights if flight.losses]
+        if not suspects:
+            return [flight for flight in flights if not flight.is_out]
+        return [] if any(flight.is_out for flight in flights) else suspects
 
     # ------------------------------------------------------------ receiving
 
@@ -339,6 +349,8 @@ class TaskStream:
     def _take(self, flight: _Flight) -> bool:
         """Remove a task from those without an answer; False where somebody else was first."""
         with self._changed:
+            if flight.losses:
+                self._changed.notify_all()  # others waited for it
             return self._flights.pop(flight.task, None) is flight
 
     def _fail(self, flights: Iterable[_Flight], why: NeurosurgeonError) -> None:

@@ -16,7 +16,16 @@ from net.messages import ErrorReply, Hello, Pong, Prepare, Ready, Reply, Request
 from net.session import EdgeSession
 from net.stream import TaskStream
 from net.transport import Connection, Received, accepted, stop_accepting
-from utils.errors import BusyError, ConnectError, NetworkError, PeerGoneError, RemoteError, UsageError, WeightsError
+from utils.errors import (
+    BusyError,
+    ConnectError,
+    NetworkError,
+    PeerGoneError,
+    ProtocolError,
+    RemoteError,
+    UsageError,
+    WeightsError,
+)
 
 WAIT_S = 20.0
 REQUEST = Request("le_net", b"\3", "graph", "digest")
@@ -276,6 +285,32 @@ def test_a_task_that_takes_every_connection_down_is_given_up(
         with pytest.raises(ConnectError, match="was lost 3 times"):
             answer.result(WAIT_S)
         assert cloud.tasks == [1, 1, 1]
+
+
+def test_a_task_that_takes_the_cloud_down_costs_no_other_its_answer(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die_of_the_second(connection: Connection, received: Received) -> None:
+        if received.task == 2:
+            raise PeerGoneError("the script ends here")
+        reply_to(connection, received)
+
+    monkeypatch.setattr(stream_module, "MAX_LOSSES", 1)
+    with streaming(listener, die_of_the_second) as (stream, cloud):
+        answers = submit(stream, 1, 2, 3, 4, 5)
+        with pytest.raises(ConnectError, match="was lost 2 times"):
+            answers.pop(1).result(WAIT_S)
+        assert values(answers) == [2.0, 6.0, 8.0, 10.0]
+        assert cloud.tasks.count(2) == 2
+
+
+def test_a_tensor_that_cannot_be_sent_costs_no_connection(listener: socket.socket) -> None:
+    with streaming(listener, reply_to) as (stream, cloud):
+        first = stream.submit(1, REQUEST, [torch.zeros(1, dtype=torch.complex64)])
+        with pytest.raises(ProtocolError):
+            first.result(WAIT_S)
+        assert values(submit(stream, 2)) == [4.0]
+        assert cloud.prepared == []
 
 
 def test_a_cloud_that_lives_but_forgets_a_task_is_left(
