@@ -2,6 +2,7 @@
 
 NeurosurgeonError                 1   something failed
 ├── UsageError                    2   the command, a file or a value is wrong
+│   ├── AddressError                  the host's name is not known
 │   ├── UnknownModelError             no such model
 │   ├── InputError                    the input image cannot be used
 │   ├── WeightsError                  a weights file does not fit, or the two sides differ
