@@ -59,7 +59,8 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 0.9  # a dead address is reported within a second; a live one answers within one RTT
 ACCESS_TIMEOUT_S = 5.0  # TLS and key take four round trips together
-SKIP_BYTES = 65_536  # of a body for which there is no memory, at once
+# A body for which there is no memory is read away, in pieces; whoever claims a larger one is left: it may never come.
+MAX_SKIPPED_BYTES, SKIP_BYTES = 16 * 1024 * 1024, 65_536
 RAW_TIMEOUT_S = 2.0  # a bandwidth probe is bounded in time
 BODY_BASE_S = 10.0  # a body gets this, and its length at the slowest rate that we serve
 SILENCE_S = 4.0  # a cloud that says nothing for so long is gone: it is told of within 5 s
@@ -269,6 +270,7 @@ class Connection:
         Raises: PeerGoneError: closed between messages, inside one, or reset.
                 DeadlineError: nothing came, or the message did not end in time.
                 ProtocolError: the peer broke the protocol.
+                BusyError: there is no memory for a large body; where it is smaller, what is returned says so.
                 AccessError: the peer does not let us in.
         """
         start_s = read_head_unit(self._wire, self._head, time.monotonic() + wait_s)
@@ -285,6 +287,8 @@ class Connection:
         try:
             _, memory, tensors, values = self._body_for(outline)
         except BusyError as exc:
+            if length > MAX_SKIPPED_BYTES:
+                raise
             self._skip(length, deadline_s)
             return Received(message, [], task, s_to_ms(time.monotonic() - start_s), refusal=exc)
         read_all(self._wire, memory[:length], deadline_s)

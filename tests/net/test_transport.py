@@ -233,6 +233,18 @@ def test_nothing_is_made_ready_that_there_is_no_memory_for(wires: Wires) -> None
         assert isinstance(received.refusal, BusyError)
 
 
+def test_whoever_claims_a_large_body_for_which_there_is_no_memory_is_left(
+    wires: Wires, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "MAX_SKIPPED_BYTES", 4_000)
+    sender, receiver = Connection(wires[0]), Connection(wires[1], memory=MemoryLimit(4096, 4096))
+    sender.send(REQUEST, [torch.ones(1024)])
+    receiver.receive(WAIT_S)
+    sender.send(REQUEST, [torch.ones(1024)])
+    with pytest.raises(BusyError):
+        receiver.receive(WAIT_S)
+
+
 def test_memory_that_is_handed_back_is_reused(pair: Pair) -> None:
     addresses = set()
     for count in (1000, 10, 1000):
