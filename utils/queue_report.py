@@ -109,6 +109,8 @@ class QueueReport:
 
     def show_state(self, rate_bytes_per_s: float, cloud_queue_ms: float | None = None) -> None:
         """Show the rate of the uplink beside the bar, and how long tasks wait in the cloud."""
+        if self._bar.disable:
+            return
         state = f"{bytes_per_s_to_mb_per_s(rate_bytes_per_s):.4g} MB/s"
         if cloud_queue_ms is not None:
             state += f", cloud queue {cloud_queue_ms:.1f} ms"
