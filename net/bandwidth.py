@@ -62,6 +62,11 @@ class LinkEstimate:
     @property
     def exchange_ms(self) -> float:
         """How long a question and its answer take, their bytes apart: what tasks wait for."""
+        return self.rtt_ms + max(self.host_ms, 0.0)
+
+    @property
+    def ping_ms(self) -> float:
+        """How long a ping takes, less what its bytes would at the rate."""
         return self.rtt_ms + self.host_ms
 
 
@@ -73,6 +78,11 @@ class Rate:
     error: float = DEFAULT_ERROR  # one standard deviation, relative
 
 
+def less_bytes_ms(took_ms: float, bytes_ms: float) -> float:
+    """Return what something took, less its bytes' time; had that been longer than all, they passed at another rate."""
+    return took_ms - bytes_ms if bytes_ms < took_ms else took_ms
+
+
 @dataclass(frozen=True, slots=True)
 class Echo:
     """What pings tell: how long an exchange takes, and what a task waits in the cloud of late."""
@@ -82,8 +92,7 @@ class Echo:
 
     def rtt_ms(self, up_bytes_per_s: float, down_bytes_per_s: float) -> float:
         """Return the round trip of nothing: at 1 Mbit/s a ping's own bytes take 9 ms both ways."""
-        bytes_ms = s_to_ms(PING_BYTES / up_bytes_per_s + PING_BYTES / down_bytes_per_s)
-        return max(self.exchange_ms - bytes_ms, 0.0)
+        return less_bytes_ms(self.exchange_ms, s_to_ms(PING_BYTES / up_bytes_per_s + PING_BYTES / down_bytes_per_s))
 
 
 @dataclass(frozen=True, slots=True)

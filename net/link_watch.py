@@ -93,7 +93,7 @@ class LinkWatch:
         self._filter = RateFilter(Rate(first.rate_bytes_per_s, max(first.error, UNSURE if first.age_s else 0.0)))
         self._udp_is_blocked = first.udp_is_blocked
         self._probes_by_tcp = 0
-        self._pings_ms: deque[float] = deque([first.exchange_ms], maxlen=KEPT_PINGS)
+        self._pings_ms: deque[float] = deque([first.ping_ms], maxlen=KEPT_PINGS)
         self._slow: Slow | None = None  # while a tensor is, and until one has arrived
         self.wants_probe = False  # a slow tensor tells of the link as it was
         self._queue_ms = 0.0
@@ -220,7 +220,7 @@ class LinkWatch:
             self._set_rate(LinkSource.PROBE)
             host_ms = 0.0 if self._link.rtt_is_given else measured.host_ms
             self._link = replace(self._link, host_ms=host_ms, method=measured.method)
-            self._saw_exchange(measured.exchange_ms)
+            self._saw_exchange(measured.ping_ms)
         self.saw_load(measured.queue_ms)
         return measured
 

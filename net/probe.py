@@ -21,6 +21,7 @@ from net.bandwidth import (
     ProbeMethod,
     Rate,
     gap_free_burst,
+    less_bytes_ms,
     probe_rate_bytes_per_s,
     train_rate,
 )
@@ -162,7 +163,7 @@ class LinkProbe:
                 if found.up and knock_ms is not None:
                     down = self._rate_down(datagrams, ticket) if duplex else None
                     bytes_ms = 2 * s_to_ms(KNOCK_BYTES / found.up.bytes_per_s)
-                    found = found._replace(down=down, rtt_ms=max(knock_ms - bytes_ms, 0.0))
+                    found = found._replace(down=down, rtt_ms=less_bytes_ms(knock_ms, bytes_ms))
         except (ConnectError, OverflowError) as exc:  # no way there, or no port
             log.debug("%s", exc)
         if not found.up:

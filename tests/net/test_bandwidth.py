@@ -120,8 +120,9 @@ def test_an_answer_faster_than_the_rtt_leaves_the_burst() -> None:
 def test_a_pings_own_bytes_are_no_round_trip() -> None:
     slow = 125_000.0  # bytes/s: 1 Mbit/s
     assert Echo(29.024, 0.0).rtt_ms(slow, slow) == pytest.approx(20.0)
-    assert Echo(1.0, 0.0).rtt_ms(slow, slow) == 0.0
+    assert Echo(1.0, 0.0).rtt_ms(slow, slow) == 1.0  # they passed at another rate
     assert LinkEstimate(slow, 20.0, host_ms=0.5).exchange_ms == 20.5
+    assert LinkEstimate(slow, 20.0, host_ms=-0.5).exchange_ms == 20.0
 
 
 # ---------------------------------------------------------------- trains of packets

@@ -158,6 +158,19 @@ def test_a_given_round_trip_stays(clock: Clock, monkeypatch: pytest.MonkeyPatch)
     assert (watch.now().link.rtt_ms, watch.now().link.exchange_ms) == (50.0, 50.0)
 
 
+def test_pings_that_pass_a_bucket_at_once_shorten_no_round_trip(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    knocked = LinkEstimate(FIRST.rate_bytes_per_s, 10.0, host_ms=-2.0)
+    sending = [0]
+    watch = LinkWatch("cloud", 1, FIRST, sending_bytes=lambda: sending[0])
+    ping_ms = 8.0 + 2 * PING_BYTES / FIRST.rate_bytes_per_s * 1000
+    measures(monkeypatch, knocked, echo=Echo(ping_ms, 0.0))
+    watch.refresh()
+    sending[0] = 1_000_000
+    for _ in range(KEPT_PINGS):
+        watch.refresh()
+    assert (watch.now().link.rtt_ms, watch.now().link.exchange_ms) == pytest.approx((10.0, 10.0))
+
+
 def test_a_name_that_is_not_known_just_now_only_makes_the_estimate_old(
     clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
