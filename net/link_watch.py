@@ -91,8 +91,7 @@ class LinkWatch:
         self._link = first
         self._since_ms = now_ms() - s_to_ms(first.age_s)
         self._filter = RateFilter(Rate(first.rate_bytes_per_s, max(first.error, UNSURE if first.age_s else 0.0)))
-        self._udp_is_blocked = first.udp_is_blocked
-        self._probes_by_tcp = 0
+        self._probes_by_tcp = UDP_AGAIN if first.udp_is_blocked else 0  # so many are to come
         self._pings_ms: deque[float] = deque([first.ping_ms], maxlen=KEPT_PINGS)
         self._slow: Slow | None = None  # while a tensor is, and until one has arrived
         self.wants_probe = False  # a slow tensor tells of the link as it was
@@ -209,10 +208,9 @@ class LinkWatch:
         return is_fresh or known.source is LinkSource.GIVEN or tells
 
     def _probe(self, *, quick: bool) -> LinkEstimate:
-        tries_udp = not self._udp_is_blocked or self._probes_by_tcp >= UDP_AGAIN
+        tries_udp = not self._probes_by_tcp
         measured = measure_link(*self._service, use_udp=tries_udp, quick=quick)
-        self._udp_is_blocked = measured.udp_is_blocked if tries_udp else True
-        self._probes_by_tcp = 0 if tries_udp else self._probes_by_tcp + 1
+        self._probes_by_tcp = UDP_AGAIN * measured.udp_is_blocked if tries_udp else self._probes_by_tcp - 1
         with self._lock:
             self._slow = self._slow and self._slow._replace(is_newest=False)
             self.wants_probe = False

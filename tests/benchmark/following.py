@@ -86,9 +86,6 @@ class World:
         condition = self.trace.at(time_s)
         return LinkEstimate(mbit_per_s_to_bytes_per_s(condition.rate_mbit), condition.rtt_ms, error=0.01)
 
-    def crossing_s(self, start_s: float, size_bytes: float) -> float:
-        return self.trace.crossing_s(start_s, size_bytes)
-
     def crossed_bytes(self, start_s: float, end_s: float) -> float:
         """Return how many bytes cross between two times."""
         crossed, time_s = 0.0, start_s
@@ -108,7 +105,7 @@ class World:
 
     def transfers_s(self, sent_s: float, crossing_bytes: int) -> tuple[float, float]:
         """Return how long a tensor takes up, and its answer back with the round trip's delay."""
-        up_s = self.crossing_s(sent_s, frame_bytes(crossing_bytes))
+        up_s = self.trace.crossing_s(sent_s, frame_bytes(crossing_bytes))
         down_s = frame_bytes(self.graph.output.size_bytes) / self.link(sent_s + up_s).rate_bytes_per_s
         return up_s, down_s + self.link(sent_s).rtt_ms / 1e3
 
@@ -252,7 +249,7 @@ class Follower:
         """Let the watch do what it does every second; probes run beside tasks, and take their time."""
         if self.refresh_s is None and (self.time_s >= self.next_tick_s or (self.watch.wants_probe and not self.sent)):
             link = self.world.link(self.time_s)
-            probe_s = PROBE_RTTS * link.rtt_ms / 1e3 + self.world.crossing_s(self.time_s, QUICK_BYTES)
+            probe_s = PROBE_RTTS * link.rtt_ms / 1e3 + self.world.trace.crossing_s(self.time_s, QUICK_BYTES)
             self.was_sending_bytes = max((sent.chosen.candidate.crossing_bytes for sent in self.sent), default=0)
             self.refresh_s = self.time_s + (link.rtt_ms / 1e3 if self.sent else probe_s)
         if self.refresh_s is not None and self.time_s >= self.refresh_s:
@@ -301,7 +298,7 @@ def once_a_task(world: World) -> Strategy:
 
     def choose(time_s: float) -> tuple[int, float]:
         link = world.link(time_s)
-        choosing_s = PROBE_RTTS * link.rtt_ms / 1e3 + world.crossing_s(time_s, PROBE_BYTES)
+        choosing_s = PROBE_RTTS * link.rtt_ms / 1e3 + world.trace.crossing_s(time_s, PROBE_BYTES)
         link = world.link(time_s + choosing_s)
         seen = replace(link, rate_bytes_per_s=link.rate_bytes_per_s * 2.718281828 ** draw.gauss(0.0, PROBE_NOISE))
         return world.plan(seen).best.point, choosing_s

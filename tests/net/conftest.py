@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,14 @@ JOIN_S = 10.0  # a test that needs this long has hung
 # Examples have no time limit: the machine may be busy.
 settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("no clock")
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    """Wait for something that happens soon."""
+    deadline_s = time.monotonic() + JOIN_S
+    while not is_so():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
 
 
 @pytest.fixture(autouse=True)

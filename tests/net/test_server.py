@@ -6,7 +6,6 @@ import pickle
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -38,7 +37,7 @@ from tests.net.clouds import (
     crossing,
     request_at,
 )
-from tests.net.conftest import JOIN_S
+from tests.net.conftest import JOIN_S, wait_until
 from tests.net.test_transport import frame_of, reset
 from utils.cloud_engine import CloudEngine, CloudResult, Deliver
 from utils.errors import (
@@ -305,10 +304,7 @@ def test_memory_is_left_to_others_behind_the_last_answer(
         tasks.send(1, point=0)
         while not isinstance(connection.receive(JOIN_S).message, Reply):
             pass
-        deadline_s = time.monotonic() + JOIN_S
-        while memory._used_bytes:
-            assert time.monotonic() < deadline_s
-            time.sleep(0.01)
+        wait_until(lambda: not memory._used_bytes)
 
 
 def test_an_edge_hears_that_a_computing_cloud_lives(

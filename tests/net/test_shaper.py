@@ -6,7 +6,7 @@ import argparse
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from net.monitor_client import measure_link
 from net.shaper import CHUNK_S, MAX_CHUNK_BYTES, SEGMENT_BYTES, Lane, Relay, Weather, shape_of, shaped
 from net.traces import Condition, Trace
 from net.transport import listen, stop_accepting
-from tests.net.conftest import JOIN_S, LOOPBACK
+from tests.net.conftest import JOIN_S, LOOPBACK, wait_until
 from utils.cli import ServiceProcess
 from utils.errors import UsageError
 
@@ -108,14 +108,6 @@ def test_the_ways_of_senders_that_left_are_closed(monkeypatch: pytest.MonkeyPatc
                 wait_until(lambda: not any("bring_answers" in thread.name for thread in threading.enumerate()))
     relay.up.close()
     relay.down.close()
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    """Wait for something that happens soon."""
-    deadline_s = time.monotonic() + JOIN_S
-    while not is_so():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
 
 
 def test_a_trace_waits_until_it_is_begun() -> None:
