@@ -4,8 +4,9 @@
 
 Queues of one network that stays on the edge, or goes to the cloud whole, three rounds in turn; medians. The period is
 the time from one start to the next: the median of one task after the other, the mean of many in flight, which come in
-bursts. The raw transfer is that of a socket that sends what crosses and gets an output's bytes back. One after the
-other, the gap is what the period has beyond the sum of the parts; in flight, beyond the longest of them.
+bursts. The raw transfer is what a plain socket takes that sends what crosses, to a server that only reads, computes the
+same half and sends its output, beyond that half: right behind a network nothing is in the caches. One after the other,
+the gap is what the period has beyond the sum of the parts; in flight, beyond the longest of them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import multiprocessing
 import socket
 import statistics
+import struct
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -24,16 +26,19 @@ from typing import Any
 
 from tqdm import trange
 
-from models.zoo import model_graph
-from tests.benchmark.common import interleaved_medians, save
-from tests.benchmark.overhead import echo_size
+from models.zoo import load_network, model_graph
+from predictor.predictor_utils import dataset_threads
+from tests.benchmark.common import save
 from tests.benchmark.transport import receive_exactly
 from tests.faults import write_slow_edge
 from utils.cli import DEFAULT_IP, ROOT, ServiceProcess
+from utils.inference_utils import run_half, stand_in, use_threads
+from utils.timing import now_ms
 
 TASKS = 200
 WARMUP = 50
 ROUNDS = 3
+TOOK_MS = struct.Struct("=d")
 FIGURES = ("period", "edge", "cloud", "raw", "gap")
 CLOUD = ["tasks_cloud_api.py", "-p", "0", "--monitor-port", "0"]
 FLAGS = ["--no-correction", "--rtt", "0.1", "--tasks", str(TASKS), "--json"]
@@ -42,23 +47,39 @@ IN_FLIGHT = {"one": ["--in-flight", "1"], "many": []}
 CASES = [*itertools.product(("le_net", "mobile_net"), PLACES, IN_FLIGHT)]
 
 
-def raw_transfer_ms(request_bytes: int, reply_bytes: int) -> float:
-    """Return the median time of a raw exchange over loopback."""
+def compute_bare(listener: socket.socket, model: str) -> None:
+    """Read a network's input, answer what computing took (ms) and its output, until the peer leaves."""
+    use_threads(dataset_threads("cloud", "cpu"))
+    network = load_network(model)
+    tensor = stand_in(network.graph.input.shape)
+    in_order = tensor if tensor.is_contiguous() else tensor.permute(0, 2, 3, 1)  # channels last: a view, no copy
+    memory = memoryview(in_order.numpy().reshape(-1)).cast("B")
+    half = network.cut(0).cloud
+    sock, _ = listener.accept()
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    while receive_exactly(sock, memory):
+        result = run_half(half, [tensor])
+        sock.sendall(TOOK_MS.pack(result.latency_ms) + result.tensors[0].numpy().tobytes())
+
+
+def raw_transfer_ms(model: str) -> float:
+    """Return the median time of an exchange with `compute_bare`, less what it computed."""
+    graph = model_graph(model)
     listener = socket.create_server((DEFAULT_IP, 0))
-    peer = multiprocessing.get_context("fork").Process(target=echo_size, args=(listener, request_bytes, reply_bytes))
+    peer = multiprocessing.get_context("spawn").Process(target=compute_bare, args=(listener, model))
     peer.start()
+    data, answer = bytes(graph.crossing_bytes[0]), memoryview(bytearray(TOOK_MS.size + graph.output.size_bytes))
+    found_ms = []
     with socket.create_connection(listener.getsockname()) as raw:
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        data, answer = bytes(request_bytes), memoryview(bytearray(reply_bytes))
-
-        def exchange() -> None:
+        for _ in range(TASKS):
+            start_ms = now_ms()
             raw.sendall(data)
             receive_exactly(raw, answer)
-
-        median_ms = interleaved_medians({"raw": exchange}, 200)["raw"]
+            found_ms.append(now_ms() - start_ms - TOOK_MS.unpack_from(answer)[0])
     peer.join()
     listener.close()
-    return median_ms
+    return statistics.median(found_ms[WARMUP:])
 
 
 def run_queue(arguments: Sequence[str]) -> list[dict[str, Any]]:
@@ -88,7 +109,7 @@ def measure(model: str, place: str, in_flight: str, address: Sequence[str]) -> d
     sent = {task["partition_point"] != len(graph.layers) for task in tasks}
     if sent != {place == "cloud"}:
         raise SystemExit(f"{model}: not all tasks were computed on the {place}")
-    raw_ms = raw_transfer_ms(graph.crossing_bytes[0], graph.output.size_bytes) if place == "cloud" else 0.0
+    raw_ms = raw_transfer_ms(model) if place == "cloud" else 0.0
     return gap(tasks, raw_ms, is_alone=in_flight == "one")
 
 
