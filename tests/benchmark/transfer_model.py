@@ -3,7 +3,7 @@
     python -m tests.benchmark.transfer_model [RATE_MBIT,RTT_MS ...] [--congestion-control NAME]
 
 Messages of the project itself cross: a request with one tensor, and a reply of 1000 classes. Idle: a connection that
-has only said hello. Warm: one that has just carried the same tensor, twice.
+has only said hello, paced as the edge paces a first task. Warm: one that has just carried the same tensor, twice.
 The model is given the link's payload rate (1448 of 1500 bytes of a packet) and the round trip of pings just before,
 both true: what it errs by is its own.
 """
@@ -11,7 +11,7 @@ both true: what it errs by is its own.
 from __future__ import annotations
 
 import argparse
-import socket
+import math
 import statistics
 import subprocess
 import sys
@@ -22,13 +22,14 @@ import torch
 
 from net.access import Access
 from net.messages import Hello, Reply, Request
+from net.session import PACE
 from net.transport import Connection, accepted, connect, listen
 from predictor.transfer import FRAME_BYTES, IDLE, Sender, transfer_time_ms
 from tests.benchmark.common import save
 from tests.benchmark.links import CLOUD_IP, TOOL, emulated_link, why_not
 from utils.timing import now_ms
 
-PORT = 5077
+PORT, NETWORK = 5077, "10.77.0.0/30"
 RATES_MBIT, RTTS_MS = (1, 5, 20, 100, 500), (1, 10, 50)
 SIZES_BYTES = (1_000, 10_000, 37_000, 150_000, 602_000, 3_200_000, 13_000_000)
 LONGEST_S = 30.0  # a transfer; larger ones would make the same point for minutes
@@ -78,14 +79,14 @@ def transfer_ms(connection: Connection, tensor: torch.Tensor) -> float:
     return now_ms() - start_ms - received.message.cloud_ms
 
 
-def measure(rate_mbit: float, congestion_control: str) -> None:
+def measure(rate_mbit: float) -> None:
     """Print one line for each size: bytes, and (predicted, measured) of an idle and a warm connection, ms."""
     rate = rate_mbit * 1e6 / 8 * PAYLOAD_SHARE
     for size in SIZES_BYTES:
         if size / rate > LONGEST_S:
             continue
         repeats = next(count for longest_s, count in REPEATS if size / rate <= longest_s)
-        figures = [figures_of(size, rate, ping_ms(rate), congestion_control) for _ in range(repeats)]
+        figures = [figures_of(size, rate, ping_ms(rate)) for _ in range(repeats)]
         print(size, *map(statistics.median, zip(*figures, strict=True)), flush=True)
 
 
@@ -95,12 +96,11 @@ def ping_ms(rate: float) -> float:
         return statistics.median(hello_ms(connection) for _ in range(PINGS)) - 2e3 * FRAME_BYTES / rate
 
 
-def figures_of(size: int, rate: float, rtt_ms: float, congestion_control: str) -> list[float]:
+def figures_of(size: int, rate: float, rtt_ms: float) -> list[float]:
     """Return predicted and measured time of an idle connection, and of a warm one, ms."""
     tensor, figures = torch.zeros(size // 4), []
     with connect(CLOUD_IP, PORT) as connection:
-        if congestion_control:
-            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion_control.encode())
+        connection.send_at_most(PACE * rate)
         hello_ms(connection)
         for warmup in (0, 1):  # the idle transfer itself is the first that warms the connection
             for _ in range(warmup):
@@ -108,6 +108,7 @@ def figures_of(size: int, rate: float, rtt_ms: float, congestion_control: str) -
             state = connection.send_state()
             sender = Sender(*state) if state else IDLE
             figures += [transfer_time_ms(size, 4 * CLASSES, rate, rtt_ms, sender), transfer_ms(connection, tensor)]
+            connection.send_at_most(math.inf)
     return figures
 
 
@@ -119,7 +120,10 @@ def run(rate_mbit: float, rtt_ms: float, congestion_control: str) -> list[list[f
         listening = [TOOL, "cloud", "ss", "-Hltn", f"sport = :{PORT}"]
         while server.poll() is None and not subprocess.run(listening, capture_output=True, check=True).stdout:
             time.sleep(SETTLE_S)
-        measuring = [*module, f"{rate_mbit:g},{rtt_ms:g}", "--measure", "--congestion-control", congestion_control]
+        if congestion_control:  # from the first packet on; a socket that had another one before may still pace
+            set_route = ["ip", "route", "replace", NETWORK, "dev", "emu0", "congctl", congestion_control]
+            subprocess.run([TOOL, "edge", *set_route], check=True)
+        measuring = [*module, f"{rate_mbit:g},{rtt_ms:g}", "--measure"]
         done = subprocess.run([TOOL, "edge", *measuring], stdout=subprocess.PIPE, text=True, check=True)
         server.kill()
         server.wait()
@@ -154,7 +158,7 @@ def main() -> None:
         return serve()
     links = [tuple(map(float, link.split(","))) for link in args.links]
     if args.measure:
-        return measure(links[0][0], args.congestion_control)
+        return measure(links[0][0])
     if reason := why_not():
         raise SystemExit(reason)
     print(f"{'Mbit/s':>6}{'RTT':>6}{'KB':>10}{'idle: predicted':>16}{'measured':>9}{'error':>7}{'warm':>12}  ms")
