@@ -27,6 +27,7 @@ from net.access import OPEN, Access
 from net.bandwidth import PING_BYTES, Echo, LinkEstimate, LinkSource, Rate
 from net.monitor_client import measure_link, ping_link
 from net.rate_filter import SURE_S, TRANSFER_ERROR, RateFilter, transfer_rate
+from net.transport import Connection
 from utils.errors import NeurosurgeonError
 from utils.timing import now_ms
 from utils.units import MS_PER_S, ms_to_s, s_to_ms
@@ -98,6 +99,8 @@ class LinkWatch:
         self._queue_ms = 0.0
         self._gain = random.uniform(*LOAD_GAIN)  # noqa: S311  # no secret
         self._is_away = False
+        self._asking: Connection | None = None  # the service
+        self._is_over = False
         self._scheduler = BackgroundScheduler()
         self._job: Job | None = None
 
@@ -111,6 +114,10 @@ class LinkWatch:
 
     def __exit__(self, *error: object) -> None:
         self._job = None  # an answer may still come
+        with self._lock:
+            self._is_over = True
+            if self._asking:
+                self._asking.break_off()  # nobody waits for it any more
         self._scheduler.shutdown()
 
     def now(self) -> LinkNow:
@@ -184,18 +191,24 @@ class LinkWatch:
         """Ask the bandwidth service once; where it is away, what is known grows old."""
         try:
             if self._is_told_by_tensors():
-                self._saw_echo(ping_link(*self._service))
+                self._saw_echo(ping_link(*self._service, began=self._began))
             else:
                 before_bytes_per_s = self.now().link.rate_bytes_per_s
                 measured = self._probe(quick=True)
                 if self._filter.doubts:  # a token bucket lets a short train pass whole
                     self._probe(quick=measured.rate_bytes_per_s < before_bytes_per_s)
         except NeurosurgeonError as exc:
-            if not self._is_away:
+            if not (self._is_away or self._is_over):
                 log.warning("the bandwidth is no longer measured: %s", exc)
             self._is_away = True
         else:
             self._is_away = False
+
+    def _began(self, connection: Connection) -> None:
+        with self._lock:
+            self._asking = connection
+            if self._is_over:
+                connection.break_off()
 
     def _is_told_by_tensors(self) -> bool:
         """Whether a probe would only stand in the way: tensors cross, or crossed just now, or nobody asks."""
@@ -209,7 +222,7 @@ class LinkWatch:
 
     def _probe(self, *, quick: bool) -> LinkEstimate:
         tries_udp = not self._probes_by_tcp
-        measured = measure_link(*self._service, use_udp=tries_udp, quick=quick)
+        measured = measure_link(*self._service, use_udp=tries_udp, quick=quick, began=self._began)
         self._probes_by_tcp = UDP_AGAIN * measured.udp_is_blocked if tries_udp else self._probes_by_tcp - 1
         with self._lock:
             self._slow = self._slow and self._slow._replace(is_newest=False)

@@ -24,7 +24,7 @@ from net.bandwidth import Echo, LinkEstimate, LinkSource
 from net.framing import HEADER_LIMITS
 from net.net_utils import format_address, format_rate
 from net.probe import LinkProbe
-from net.transport import connect
+from net.transport import Connection, connect
 from utils.cli import address_parser, run_main
 from utils.errors import AccessError, NetworkError
 from utils.files import cache_directory, replace_file
@@ -33,17 +33,28 @@ from utils.units import bytes_per_s_to_mb_per_s, mb_per_s_to_bytes_per_s
 
 log = logging.getLogger(__name__)
 
+Began = Callable[[Connection], None]
+
 
 def measure_link(
-    host: str, port: int, access: Access = OPEN, *, use_udp: bool = True, duplex: bool = False, quick: bool = False
+    host: str,
+    port: int,
+    access: Access = OPEN,
+    *,
+    use_udp: bool = True,
+    duplex: bool = False,
+    quick: bool = False,
+    began: Began = lambda connection: None,
 ) -> LinkEstimate:
     """Return rate and RTT of the link to the bandwidth service at ``host``.
 
     Args:   use_udp: False: by TCP alone. duplex: measure the way from the service, too.
             quick: for a fifth of the bytes, and less surely.
+            began: is given the connection, which another thread may break off.
     Raises: NetworkError: no service there, or it stopped answering.
     """
     with connect(host, port, HEADER_LIMITS, access) as connection:
+        began(connection)
         found = LinkProbe(connection).measure(use_udp=use_udp, duplex=duplex, quick=quick)
     return LinkEstimate(
         found.up.bytes_per_s,
@@ -58,12 +69,14 @@ def measure_link(
     )
 
 
-def ping_link(host: str, port: int, access: Access = OPEN) -> Echo:
+def ping_link(host: str, port: int, access: Access = OPEN, began: Began = lambda connection: None) -> Echo:
     """Return RTT and load alone, for a few bytes.
 
+    Args:   began: as of `measure_link`.
     Raises: NetworkError: no service there, or it stopped answering.
     """
     with connect(host, port, HEADER_LIMITS, access) as connection:
+        began(connection)
         return LinkProbe(connection).echo()
 
 

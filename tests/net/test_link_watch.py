@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from unittest.mock import Mock
 
 import pytest
 
@@ -10,8 +11,8 @@ from net import link_watch
 from net.access import Access
 from net.bandwidth import PING_BYTES, Echo, LinkEstimate, LinkSource, ProbeMethod
 from net.link_watch import KEPT_PINGS, UDP_AGAIN, LinkWatch
-from net.monitor_client import given_or_measured
-from utils.errors import AddressError, ConnectError
+from net.monitor_client import Began, given_or_measured
+from utils.errors import AddressError, ConnectError, PeerGoneError
 
 FIRST = LinkEstimate(1e6, 20.0)
 
@@ -38,11 +39,11 @@ def measures(monkeypatch: pytest.MonkeyPatch, *estimates: LinkEstimate, echo: Ec
     asked: list[str] = []
     left = iter(estimates)
 
-    def measure(host: str, port: int, access: Access, *, use_udp: bool, quick: bool) -> LinkEstimate:
+    def measure(host: str, port: int, access: Access, *, use_udp: bool, quick: bool, began: Began) -> LinkEstimate:
         asked.append(("probe" if quick else "full probe") + ("" if use_udp else " without UDP"))
         return next(left)
 
-    def ping(host: str, port: int, access: Access) -> Echo:
+    def ping(host: str, port: int, access: Access, *, began: Began) -> Echo:
         asked.append("ping")
         assert echo
         return echo
@@ -238,7 +239,7 @@ def test_load_follows_smoothly(clock: Clock) -> None:
 def test_a_service_that_is_away_is_said_once_and_the_value_kept(
     clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def away(host: str, port: int, access: Access, *, use_udp: bool, quick: bool) -> LinkEstimate:
+    def away(host: str, port: int, access: Access, *, use_udp: bool, quick: bool, began: Began) -> LinkEstimate:
         raise ConnectError("nobody there")
 
     monkeypatch.setattr(link_watch, "measure_link", away)
@@ -252,13 +253,31 @@ def test_a_service_that_is_away_is_said_once_and_the_value_kept(
 def test_the_link_is_measured_in_the_background_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     measured = threading.Event()
 
-    def measure(host: str, port: int, access: Access, *, use_udp: bool, quick: bool) -> LinkEstimate:
+    def measure(host: str, port: int, access: Access, *, use_udp: bool, quick: bool, began: Began) -> LinkEstimate:
         measured.set()
         return LinkEstimate(7e6, 1.0)
 
     monkeypatch.setattr(link_watch, "measure_link", measure)
     with LinkWatch("cloud", 1, FIRST, interval_s=0.01):
         assert measured.wait(20.0)
+
+
+def test_the_end_waits_for_no_measurement(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    has_begun, was_broken_off = threading.Event(), threading.Event()
+
+    def measure(host: str, port: int, access: Access, *, use_udp: bool, quick: bool, began: Began) -> LinkEstimate:
+        connection = Mock()
+        connection.break_off.side_effect = was_broken_off.set
+        began(connection)
+        has_begun.set()
+        assert was_broken_off.wait(20.0)
+        raise PeerGoneError("broken off")
+
+    monkeypatch.setattr(link_watch, "measure_link", measure)
+    with LinkWatch("cloud", 1, FIRST, interval_s=0.01):
+        assert has_begun.wait(20.0)
+    assert was_broken_off.is_set()
+    assert "no longer measured" not in caplog.text
 
 
 # ---------------------------------------------------------------- a tensor that is slow on its way
