@@ -126,6 +126,7 @@ def run_task(
     try:
         if link is None:
             raise ConnectError("it was gone before the link was known")
+        session.pace_first_task(link)
         return run_with_cloud(task, session, link, show)
     except NetworkError as exc:
         is_loss = not isinstance(exc, RemoteError)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from net.access import OPEN, Access
+from net.bandwidth import LinkEstimate, LinkSource
 from net.framing import DEFAULT_LIMITS, SMALL_LIMITS
 from net.messages import (
     EDGE_ID_BYTES,
@@ -29,7 +31,7 @@ from net.tcp_info import SendState
 from net.transport import SILENCE_S, Connection, Received, connect
 from utils.errors import DeadlineError, NetworkError, ProtocolError, WeightsError
 from utils.timing import StageTimes, now_ms
-from utils.units import s_to_ms
+from utils.units import mbit_per_s_to_bytes_per_s, s_to_ms
 
 if TYPE_CHECKING:  # an edge says hello, and hears that nobody is there, before it spends a second on torch
     from torch import Tensor
@@ -39,6 +41,8 @@ log = logging.getLogger(__name__)
 HELLO_TIMEOUT_S = 5.0
 READY_TIMEOUT_S = 120.0  # a small server may build a large network first
 REPLY_TIMEOUT_S = 120.0
+PACE = 1.15  # of the link's payload rate: packets' heads are 4 % more, and the rate may have been read too low
+MAX_PACE_BYTES_PER_S = mbit_per_s_to_bytes_per_s(1_000)  # beyond, this machine is the limit, and pacing costs it time
 
 Answer = TypeVar("Answer", Hello, Latencies, Ready, Reply)
 
@@ -86,6 +90,7 @@ class EdgeSession:
         self._connection = connection
         self.host = connection.peer.rpartition(":")[0]
         self._tasks = 0
+        self._has_answered = False  # a task
         start_ms = now_ms()
         connection.send(Hello.of(edge=edge_id or new_edge_id()))
         hello, _ = self._expect(Hello, HELLO_TIMEOUT_S)
@@ -117,6 +122,17 @@ class EdgeSession:
         """End the conversation; whoever sends, or waits for an answer, in another thread is told so at once."""
         self._connection.break_off()
         self._connection.close()
+
+    def pace_first_task(self, link: LinkEstimate) -> None:
+        """Send no faster than the link, where that was just measured, until the cloud has answered a task.
+
+        TCP starts by doubling what it sends until packets are lost: a queue of one bandwidth-delay product overflows,
+        and what was lost goes again. Whoever knows the rate need not look for it that way.
+        """
+        if self._has_answered:
+            return
+        is_known = link.source is LinkSource.PROBE and link.rate_bytes_per_s < MAX_PACE_BYTES_PER_S
+        self._connection.send_at_most((PACE + 2 * link.error) * link.rate_bytes_per_s if is_known else math.inf)
 
     def send_state(self) -> SendState | None:
         """Return what may be sent before the cloud is heard from; None where the system does not tell."""
@@ -197,6 +213,10 @@ class EdgeSession:
         self._connection.send(request, tensors, task)
         return SentTask(start_ms, self._connection.sent_bytes - sent_before)
 
+    def takes_at_once(self, size_bytes: int) -> bool:
+        """Return whether a task of so many bytes would go out without waiting for the network."""
+        return self._connection.takes_at_once(size_bytes)
+
     def make_ready(self) -> None:
         """Get ready for an answer, while the cloud is busy."""
         self._connection.make_ready()
@@ -228,6 +248,9 @@ class EdgeSession:
         reply, round_trip_ms = received.message, now_ms() - sent.start_ms
         if isinstance(reply, ErrorReply):
             raise error_of(reply)
+        if not self._has_answered:
+            self._has_answered = True
+            self._connection.send_at_most(math.inf)
         peer = self._connection.peer
         if not isinstance(reply, Reply):
             raise ProtocolError(f"{peer} sent {type(reply).__name__}, expected Reply")

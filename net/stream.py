@@ -4,9 +4,10 @@
                   ▲                    │
                   └── cloud busy, or connection lost and tasks are kept ──┘
 
-One thread sends, in the order of `submit`, and finds a lost cloud again; one receives, in whatever order the cloud
-answers. A task leaves the stream exactly once: with its answer, or with the error that ended it. An answer to a task
-that has left is dropped.
+Tasks go out in the order of `submit`: at once where nothing is before them and the system has room for their bytes,
+else by a thread that sends, and finds a lost cloud again. Another one receives, in whatever order the cloud answers. A
+task leaves the stream exactly once: with its answer, or with the error that ended it. An answer to a task that has left
+is dropped.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from net.bandwidth import LinkEstimate
 from net.breaker import Breaker
 from net.messages import Pong, Request
 from net.session import REPLY_TIMEOUT_S, EdgeSession, RemoteResult, SentTask
@@ -97,6 +99,7 @@ class TaskStream:
         self._unfit: dict[str, NeurosurgeonError] = {}  # models that the cloud, when it came back, had otherwise
         self._breaker = Breaker()
         self._lost_ms = 0.0
+        self._is_sending = False  # a task, by the sender or by whoever submitted it
         self._session: EdgeSession | None = None
         self._opening: EdgeSession | None = None
         self._threads: list[threading.Thread] = []
@@ -122,12 +125,23 @@ class TaskStream:
             self._flights[task] = flight
             self._known[request.model] = request
             is_away = self._session is None and self._patience_s is None
-            self._changed.notify_all()
+            session = self._session if self._goes_at_once(flight) else None
+            if session:
+                self._mark_out(flight, session)
+            else:
+                self._changed.notify_all()
         if is_away:
             self._fail([flight], ConnectError("the cloud is lost, and not found again yet"))
+        elif session:
+            self._send(session, flight)
         elif request.model in self._unfit:
             self._fail([flight], self._unfit[request.model])
         return flight.answer
+
+    def pace_first_task(self, link: LinkEstimate) -> None:
+        """See `EdgeSession.pace_first_task`; after each loss of the cloud, anew."""
+        if session := self._session:
+            session.pace_first_task(link)
 
     def withdraw(self, task: int) -> bool:
         """Do not send a task any more; return whether it has been sent, so that its future ends all the same."""
@@ -183,26 +197,49 @@ class TaskStream:
         while not self._closing.is_set():
             session = self._session or self._reconnect()
             flight = self._next_due() if session else None
-            if session is None or flight is None:
-                continue
-            try:
-                flight.sent = SentTask(now_ms(), 0)  # an answer may come before ``send_task`` returns
-                flight.sent = session.send_task(flight.task, flight.request, flight.tensors)
-                session.make_ready()
-            except ProtocolError as exc:  # what it has cannot be sent
-                self._fail([flight], exc)
-            except NetworkError as exc:
-                self._lose(session, exc)
+            if session and flight:
+                self._send(session, flight)
+
+    def _goes_at_once(self, flight: _Flight) -> bool:
+        """Whether whoever submits a task sends it himself: nothing is before it, and its bytes fit into the system.
+
+        The sender's thread would need a tenth of a millisecond to wake up.
+        """
+        session = self._session
+        is_next = not self._is_sending and self._may_go() == [flight] and flight.request.model not in self._unfit
+        return session is not None and is_next and session.takes_at_once(flight.size_bytes)
+
+    def _mark_out(self, flight: _Flight, session: EdgeSession) -> None:
+        flight.is_out = self._is_sending = True
+        flight.end_bytes = session.sent_bytes + flight.size_bytes
+
+    def _send(self, session: EdgeSession, flight: _Flight) -> None:
+        try:
+            flight.sent = SentTask(now_ms(), 0)  # an answer may come before ``send_task`` returns
+            flight.sent = session.send_task(flight.task, flight.request, flight.tensors)
+            session.make_ready()
+        except ProtocolError as exc:  # what it has cannot be sent
+            self._fail([flight], exc)
+        except NetworkError as exc:
+            self._lose(session, exc)
+        except BaseException:
+            session.close()  # half a frame may be out
+            raise
+        finally:
+            with self._changed:
+                self._is_sending = False
+                if self._may_go():
+                    self._changed.notify_all()
 
     def _next_due(self) -> _Flight | None:
         """Return the first task that may be sent, waiting for one; None when the cloud is lost or the stream closes."""
         with self._changed:
             while self._session and not self._closing.is_set():
-                next_due = min(self._may_go(), key=lambda flight: flight.due_ms, default=None)
+                waiting = [] if self._is_sending else self._may_go()
+                next_due = min(waiting, key=lambda flight: flight.due_ms, default=None)
                 wait_s = (next_due.due_ms - now_ms()) / MS_PER_S if next_due else None
                 if next_due and wait_s is not None and wait_s <= 0:
-                    next_due.is_out = True
-                    next_due.end_bytes = self._session.sent_bytes + next_due.size_bytes
+                    self._mark_out(next_due, self._session)
                     return next_due
                 self._changed.wait(wait_s)
         return None

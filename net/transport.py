@@ -35,7 +35,7 @@ from net.memory import UNLIMITED, BodyMemory, MemoryLimit
 from net.messages import Hello, Message, Reply
 from net.net_utils import format_address
 from net.pickling import TensorSpec, flat_values, unpack_tensor
-from net.tcp_info import SendState, acked_bytes, send_state
+from net.tcp_info import PACED, SendState, acked_bytes, send_state
 from net.wire import HEAD_TIMEOUT_S, Wire, read_all, read_head_unit
 from utils.errors import (
     AccessError,
@@ -72,6 +72,9 @@ TIMEVAL = struct.Struct("@ll")  # seconds, microseconds: what SO_RCVTIMEO takes
 ACCEPT_PAUSE_S = 0.05  # out of file descriptors: others must close theirs first
 BACKLOG = 1024  # a crowd of strangers leaves room for an edge; the system may allow less
 TCP_INFO_BYTES, NAME_BYTES = 256, 16  # the kernel says less where it knows less
+SO_MAX_PACING_RATE, UNPACED = 47, 0xFFFF_FFFF  # asm-generic/socket.h; the socket module has no name for it
+OVERHEAD, FRAME_ROOM_BYTES = 2, 4096  # the kernel counts its own memory for packets, too
+MAX_SEALED_BYTES = 65_536  # sealing more takes as long as waking a thread up that does
 MAX_PIECES = 64  # pieces for one sendmsg, far below the system's limit (IOV_MAX, 1024)
 
 
@@ -170,6 +173,7 @@ class Connection:
         self._bodies = BodyMemory(memory)
         self._ready: deque[_Body] = deque()  # one at most
         self._latest: Outline | None = None  # of a message with tensors
+        self._room_bytes = 0  # of the system for what is sent, when last seen
         self.peer = self._link.peer
 
     def __enter__(self) -> Connection:
@@ -254,13 +258,26 @@ class Connection:
 
     # ---------------------------------------------------------------- messages
 
-    def send(self, message: Message, tensors: Iterable[Tensor] = (), task: int = 0) -> None:
+    def send(self, message: Message, tensors: Iterable[Tensor] = (), task: int = 0, within_s: float = math.inf) -> None:
         """Send a message and its tensors, these from their own memory.
 
+        Args:   within_s: less than what a body of this size may take.
         Raises: PeerGoneError, DeadlineError: the peer does not read.
         """
         pieces = pack_message(message, tensors, task)
-        self._wire.send(pieces, body_deadline_s(sum(map(len, pieces))))
+        self._wire.send(pieces, min(body_deadline_s(sum(map(len, pieces))), time.monotonic() + within_s))
+
+    def takes_at_once(self, size_bytes: int) -> bool:
+        """Return whether `send` would neither wait for the peer nor seal long: the system has room for so much."""
+        if self._wire is not self._link and size_bytes > MAX_SEALED_BYTES:
+            return False
+        try:
+            needed_bytes = OVERHEAD * (size_bytes + FRAME_ROOM_BYTES + _unacknowledged_bytes(self.sock))
+            if needed_bytes > self._room_bytes:  # it grows with use
+                self._room_bytes = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        except OSError:  # already gone, or a system that does not tell
+            return False
+        return needed_bytes <= self._room_bytes
 
     def receive(self, wait_s: float) -> Received:
         """Return the next message, waiting at most ``wait_s`` for its first byte.
@@ -313,10 +330,9 @@ class Connection:
         """Return what may be sent before the peer is heard from; None where the system does not tell."""
         try:
             data = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
-            name = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, NAME_BYTES)
+            state = send_state(data, self._congestion_control())
         except (OSError, AttributeError):  # the connection is lost, or this is not Linux
             return None
-        state = send_state(data, name.partition(b"\0")[0].decode(errors="replace"))
         return state._replace(is_encrypted=self._wire is not self._link) if state else None
 
     def acked_bytes(self) -> int | None:
@@ -329,6 +345,17 @@ class Connection:
     def segment_bytes(self) -> int:
         """Return how many bytes of payload a packet carries."""
         return self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+
+    def send_at_most(self, rate_bytes_per_s: float) -> None:
+        """Pace packets at no more than this; infinity ends it. One whose congestion control paces none sends as before.
+
+        Asked to pace such a one, the kernel would go on when no limit is left, and spread small tensors over a round
+        trip.
+        """
+        with contextlib.suppress(OSError, AttributeError):  # already gone, or this is not Linux
+            if self._congestion_control() in PACED:
+                rate = int(min(rate_bytes_per_s, UNPACED))
+                self.sock.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, struct.pack("@I", rate))
 
     def send_windows_at_once(self) -> None:
         """Take a congestion control that does not pace: bbr would spread a probe over the round trip."""
@@ -358,6 +385,10 @@ class Connection:
     def send_raw(self, data: Buffer) -> None:
         """Send bytes that belong to no frame (a bandwidth probe)."""
         self._wire.send([data], time.monotonic() + RAW_TIMEOUT_S)
+
+    def _congestion_control(self) -> str:
+        name = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, NAME_BYTES)
+        return name.partition(b"\0")[0].decode(errors="replace")
 
     def _read_outline(self, start_s: float) -> Outline:
         """Return what the head says whose first unit has been read, and read the rest of a longer one."""
@@ -404,7 +435,10 @@ def _unacknowledged_bytes(sock: socket.socket) -> int:
 
     Raises: OSError: the socket is closed, or the system does not tell.
     """
-    answer = fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))
+    try:
+        answer = fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))
+    except ValueError as exc:  # it has just been closed
+        raise OSError(errno.EBADF, "the socket is closed") from exc
     return int.from_bytes(answer, sys.byteorder)
 
 

@@ -184,11 +184,11 @@ class Follower:
     def noisy(self, value: float, noise: float) -> float:
         return value * 2.718281828 ** self.draw.gauss(0.0, noise)
 
-    def measure(self, *service: object, use_udp: bool, quick: bool) -> LinkEstimate:
+    def measure(self, *service: object, use_udp: bool, quick: bool, began: object) -> LinkEstimate:
         link = self.world.link(self.time_s)
         return replace(link, rate_bytes_per_s=self.noisy(link.rate_bytes_per_s, PROBE_NOISE), error=0.05)
 
-    def ping(self, *service: object) -> Echo:
+    def ping(self, *service: object, began: object) -> Echo:
         return Echo(self.world.link(self.time_s).rtt_ms, 0.0)
 
     # ------------------------------------------------------------ tasks

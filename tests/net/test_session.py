@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import struct
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,10 +13,11 @@ import torch
 
 from models.zoo import Network
 from net import session
+from net.bandwidth import LinkEstimate, LinkSource
 from net.framing import HEAD_UNIT
 from net.messages import Hello, Message, Pong, Ready, Reply
 from net.session import EdgeSession, stage_times
-from net.transport import Connection
+from net.transport import SO_MAX_PACING_RATE, UNPACED, Connection
 from tests.net.clouds import LATENCIES, MODEL, OTHER_DIGEST, POINT, Cloud, assert_answers, crossing, request_at
 from tests.net.conftest import JOIN_S
 from utils.errors import DeadlineError, ProtocolError
@@ -70,6 +73,48 @@ def test_a_result_tells_time_and_bytes(cloud: Cloud, network: Network) -> None:
     assert result.transfer_ms > 0 and result.cloud_ms > 0
     assert result.sent_bytes >= HEAD_UNIT + sum(tensor.nbytes for tensor in tensors)
     assert stage_times(1.0, result).total_ms == pytest.approx(1.0 + result.transfer_ms + result.cloud_ms)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernel takes no pace")
+def test_the_first_task_is_paced_for_a_link_that_was_measured(cloud: Cloud, network: Network) -> None:
+    with cloud.edge() as edge:
+        _choose_congestion_control(edge, b"bbr")
+        edge.pace_first_task(LinkEstimate(5e5, 1.0, error=0.05))
+        edge.pace_first_task(LinkEstimate(1e6, 1.0, error=0.05))  # as it is now
+        assert _pace(edge) == pytest.approx(1e6 * (session.PACE + 0.1), abs=1)
+        assert_answers(edge, network)
+        assert _pace(edge) == UNPACED
+        edge.pace_first_task(LinkEstimate(1e6, 1.0))
+        assert _pace(edge) == UNPACED
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernel takes no pace")
+@pytest.mark.parametrize(
+    ("name", "link"),
+    [
+        (b"bbr", LinkEstimate(1e6, 1.0, source=LinkSource.GIVEN)),
+        (b"bbr", LinkEstimate(1e9, 0.1)),
+        (b"reno", LinkEstimate(1e6, 1.0)),
+    ],
+)
+def test_no_task_is_paced_for_a_made_up_or_fast_link_nor_where_tcp_paces_none(
+    cloud: Cloud, name: bytes, link: LinkEstimate
+) -> None:
+    with cloud.edge() as edge:
+        _choose_congestion_control(edge, name)
+        edge.pace_first_task(link)
+        assert _pace(edge) == UNPACED
+
+
+def _choose_congestion_control(edge: EdgeSession, name: bytes) -> None:
+    try:
+        edge._connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name)
+    except OSError:
+        pytest.skip(f"this kernel has no {name.decode()}")
+
+
+def _pace(edge: EdgeSession) -> int:
+    return struct.unpack("@I", edge._connection.sock.getsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, 4))[0]
 
 
 def test_nothing_crosses_where_the_edge_did_all() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import socket
 import struct
@@ -497,6 +498,19 @@ def test_a_peer_that_does_not_read_meets_the_deadline(pair: Pair, monkeypatch: p
     monkeypatch.setattr(transport, "MIN_RATE_BYTES_PER_S", 1e12)
     with pytest.raises(DeadlineError, match="did not read"):
         pair[0].send(REQUEST, [torch.zeros(32_000_000, dtype=torch.uint8)])
+
+
+def test_what_fits_into_the_system_would_not_wait(pair: Pair) -> None:
+    near, far = pair
+    assert near.takes_at_once(4_000)
+    assert not near.takes_at_once(10**9)
+    near.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 0, 1_000))
+    with contextlib.suppress(BlockingIOError):
+        while True:  # the far side does not read
+            near.sock.send(bytes(100_000))
+    assert not near.takes_at_once(4_000)
+    near.close()
+    assert not near.takes_at_once(0)
 
 
 def test_a_long_body_gets_the_time_that_the_slowest_link_needs() -> None:
