@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import threading
 from collections import deque
@@ -46,6 +47,7 @@ MAX_UNANSWERED = 32  # messages of one edge; more than may wait in the engine, s
 HEARTBEAT_S = 1.0  # an edge that has heard nothing for so long is told that the cloud lives
 REST_S = 10.0  # behind the last answer, a connection's memory is left to others
 DELIVERY_S = 1.0  # the last answers reach an edge behind any link, or it is gone
+AT_ONCE_S = 0.1  # a worker's send, should the system have no room for it after all
 GRACE_S = 10.0  # a stopping cloud finishes what runs, at most this long
 
 
@@ -172,6 +174,14 @@ class _Done(NamedTuple):
     result: CloudResult | Exception
 
 
+class _Sent(NamedTuple):
+    """A task's answer that is out."""
+
+    received: Received
+    task: _Task
+    reply: Reply
+
+
 class _Spent(NamedTuple):
     """A task's question is not read any more."""
 
@@ -186,8 +196,10 @@ class _Answer(NamedTuple):
 
 
 class Conversation:
-    """One edge: the thread that holds it reads and submits, a second one sends what is done, in the order of doing.
+    """One edge: the thread that holds it reads and submits, a second one sends what is done, and shows it.
 
+    A result that the system has room for is sent by the worker itself, if it has nothing else to do: waking the second
+    thread up would take a tenth of a millisecond.
     An edge that does not read its answers fills its own socket, then `MAX_UNANSWERED`, and is then not read any more;
     neither the workers nor other edges wait for it.
     """
@@ -211,7 +223,9 @@ class Conversation:
         self._counted = (0, 0)  # bytes received and sent, as told to the metrics
         self._latencies = latencies
         self._lines = TaskLines(observe, connection.sock)
-        self._outbox: SimpleQueue[_Answer | _Done | _Spent | _Task | None] = SimpleQueue()
+        self._outbox: SimpleQueue[_Answer | _Done | _Sent | _Spent | _Task | None] = SimpleQueue()
+        self._unsent: deque[None] = deque()  # one for each answer that the writer has yet to send
+        self._sending = threading.Lock()
         self._max_unanswered = MAX_UNANSWERED
         self._places = threading.Semaphore(self._max_unanswered)
         self._sent_ms = self._answered_ms = now_ms()  # when the edge was last told anything, and something of a task
@@ -242,11 +256,13 @@ class Conversation:
             self.break_off()
             self._engine.drop(self)  # nobody waits for these
             self._writer.join()
+            self._sending.acquire()  # for good: a worker that has an answer later must not touch the socket
 
     def break_off(self) -> None:
         """End at once, from any thread."""
         self.connection.break_off()
-        self._outbox.put(None)
+        with self._sending:  # behind an answer that a worker sends just now
+            self._outbox.put(None)
 
     def _has_place(self) -> bool:
         """Wait until one more message may be read; return whether it can be answered."""
@@ -267,15 +283,15 @@ class Conversation:
             match received.message:
                 case AskLatencies(model, digest) if self._latencies:
                     self._engine.graph(model, digest)
-                    self._outbox.put(_Answer(received, self._latencies(model)))
+                    self._post(_Answer(received, self._latencies(model)))
                 case Prepare() as prepare:
-                    self._outbox.put(_Answer(received, self._prepare(prepare)))
+                    self._post(_Answer(received, self._prepare(prepare)))
                 case Request() as request:
                     self._submit(request, received)
                 case other:
                     raise ProtocolError(f"a {type(other).__name__} has no place here")
         except Exception as exc:
-            self._outbox.put(_Answer(received, exc))
+            self._post(_Answer(received, exc))
 
     def _prepare(self, message: Prepare) -> Ready:
         edge_nodes = unpack_nodes(self._engine.graph(message.model, message.graph_digest), message.edge_nodes)
@@ -291,7 +307,7 @@ class Conversation:
 
         asker = Asker(
             compute=partial(self._engine.submit, self, cut, received.tensors),
-            deliver=lambda result: self._outbox.put(_Done(received, task, result)),
+            deliver=lambda result: self._deliver(_Done(received, task, result)),
             release=lambda: self._outbox.put(_Spent(received)),
         )
         if self._edge_id and received.task:
@@ -304,6 +320,34 @@ class Conversation:
 
     # ---------------------------------------------------------------- answering
 
+    def _deliver(self, done: _Done) -> None:
+        """Send a result if that keeps neither the worker nor another task waiting, else leave it to the writer."""
+        if not self._is_sent_at_once(done):
+            self._post(done)
+
+    def _is_sent_at_once(self, done: _Done) -> bool:
+        received, task, result = done
+        if isinstance(result, Exception) or self._engine.has_waiting or self._unsent:
+            return False
+        if not self._sending.acquire(blocking=False):
+            return False
+        try:
+            if not self.connection.takes_at_once(sum(tensor.nbytes for tensor in result.tensors)):
+                return False
+            reply = self._send_reply(received, task, result, AT_ONCE_S)
+            self._outbox.put(_Sent(received, task, reply))
+        except Exception as exc:
+            log.debug("the writer will find out, too: %r", exc)
+            self.connection.break_off()  # half a frame may be out
+            return False
+        finally:
+            self._sending.release()
+        return True
+
+    def _post(self, answer: _Answer | _Done) -> None:
+        self._unsent.append(None)
+        self._outbox.put(answer)
+
     def _write(self) -> None:
         try:
             while answer := self._next_answer():
@@ -312,10 +356,7 @@ class Conversation:
                 elif isinstance(answer, _Spent):
                     self._recycle(answer.received)  # behind its answer, which may be a view of it
                 else:
-                    self._send(answer)
-                    self._sent_ms = self._answered_ms = now_ms()
-                    self._count_bytes()
-                    self._places.release()
+                    self._bring(answer)
         except PeerGoneError as exc:
             log.debug("%s left: %s", self.connection.peer, exc)
         except (NetworkError, OSError) as exc:
@@ -327,7 +368,19 @@ class Conversation:
             self._is_over = True
             self._places.release(self._max_unanswered)  # the reader waits for nothing any more
 
-    def _next_answer(self) -> _Answer | _Done | _Spent | _Task | None:
+    def _bring(self, answer: _Answer | _Done | _Sent) -> None:
+        """See that an answer is out, and give its place to another message."""
+        if isinstance(answer, _Sent):
+            self._show_answered(answer)
+        else:
+            with self._sending:
+                self._send(answer)
+                self._unsent.popleft()
+        self._sent_ms = self._answered_ms = now_ms()
+        self._count_bytes()
+        self._places.release()
+
+    def _next_answer(self) -> _Answer | _Done | _Sent | _Spent | _Task | None:
         """Return what is to be sent, or done, next; meanwhile, tell the edge that the cloud lives, and its load."""
         while True:
             silent_s = ms_to_s(now_ms() - self._sent_ms)
@@ -335,7 +388,8 @@ class Conversation:
                 return self._outbox.get(timeout=max(0.0, HEARTBEAT_S - silent_s))
             except Empty:
                 load = self._engine.load
-                self.connection.send(Pong(0, load.queue_ms, load.service_ms))
+                with self._sending:
+                    self.connection.send(Pong(0, load.queue_ms, load.service_ms))
                 self._sent_ms = now_ms()
                 if self._sent_ms - self._answered_ms > s_to_ms(REST_S):
                     self.connection.rest()
@@ -363,6 +417,9 @@ class Conversation:
             self.connection.send(self._refusal(result, received.task), task=received.task)
             self._lines.failed(task.state)
             return
+        self._show_answered(_Sent(received, task, self._send_reply(received, task, result)))
+
+    def _send_reply(self, received: Received, task: _Task, result: CloudResult, within_s: float = math.inf) -> Reply:
         load = self._engine.load
         reply = Reply(
             cloud_ms=now_ms() - task.arrived_ms,
@@ -372,7 +429,11 @@ class Conversation:
             load_queue_ms=load.queue_ms,
             load_service_ms=load.service_ms,
         )
-        self.connection.send(reply, result.tensors, received.task)
+        self.connection.send(reply, result.tensors, received.task, within_s)
+        return reply
+
+    def _show_answered(self, sent: _Sent) -> None:
+        received, task, reply = sent
         self._lines.finished(task.state)
         self._engine.metrics.answered(
             task.state.model,

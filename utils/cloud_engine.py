@@ -153,6 +153,11 @@ class CloudEngine:
         with self._lock:
             return self._meter.load(now_ms())
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether a worker has something to do next."""
+        return len(self._queue) > 0
+
     def network(self, name: str) -> Network:
         """Return a network, loaded where it is not warm.
 
@@ -330,11 +335,11 @@ class CloudEngine:
         start_ms = now_ms()
         results = run_batch(batch, self.device, start_ms)
         end_ms = now_ms()
-        for task, result in zip(batch, results, strict=True):
-            _deliver(task, result)
-        with self._lock:  # while those who wait for the results wake up
+        with self._lock:
             for task in batch:
                 self._meter.ended(start_ms - task.asked_ms, end_ms - start_ms, end_ms)
+        for task, result in zip(batch, results, strict=True):
+            _deliver(task, result)
 
     def _batches(self, cut: Cut) -> bool:
         """Return whether tasks of a cut may run as one; tried out when the first one comes."""

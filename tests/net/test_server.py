@@ -6,6 +6,7 @@ import pickle
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -43,6 +44,7 @@ from utils.cloud_engine import CloudEngine, CloudResult, Deliver
 from utils.errors import (
     BusyError,
     ConnectError,
+    DeadlineError,
     GraphError,
     NetworkError,
     NeurosurgeonError,
@@ -535,6 +537,49 @@ class LongAnswerEngine(CloudEngine):
 
         self.first = self.first or client
         super().submit(client, cut, tensors, lengthen)
+
+
+@pytest.mark.parametrize(("has_room", "sender"), [(True, "compute"), (False, "write")])
+def test_a_worker_sends_the_answer_that_it_need_not_wait_for(
+    cloud: Cloud, network: Network, monkeypatch: pytest.MonkeyPatch, has_room: bool, sender: str
+) -> None:
+    names: list[str] = []
+    send = Connection.send
+
+    def noted(connection: Connection, message: Any, *arguments: Any, **named: Any) -> None:
+        if isinstance(message, Reply):
+            names.append(threading.current_thread().name.split()[0])
+        send(connection, message, *arguments, **named)
+
+    monkeypatch.setattr(Connection, "send", noted)
+    monkeypatch.setattr(Connection, "takes_at_once", lambda connection, size_bytes: has_room)
+    with cloud.edge() as edge:
+        assert_answers(edge, network)
+    cloud.stop()
+    assert names == [sender]
+    assert cloud.events == [CloudEvent.CONNECTED, *PREPARE_EVENTS, *TASK_EVENTS]
+
+
+@pytest.mark.parametrize("error", [DeadlineError("half a frame is out"), RuntimeError("no tensor that can be sent")])
+def test_a_worker_that_cannot_send_an_answer_ends_the_conversation(
+    start: Callable[[CloudEngine], Cloud], network: Network, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    cloud = start(CloudEngine("cpu", 1, {}))
+    send = Connection.send
+    replies: list[float] = []
+
+    def lose(connection: Connection, message: Any, *arguments: Any, **named: Any) -> None:
+        if isinstance(message, Reply):
+            replies.append(time.monotonic())
+            if len(replies) == 1:  # the worker's; the writer's meets a connection that was broken off
+                raise error
+        send(connection, message, *arguments, **named)
+
+    monkeypatch.setattr(Connection, "send", lose)
+    with cloud.edge() as edge, pytest.raises(NetworkError):
+        assert_answers(edge, network)
+    monkeypatch.undo()
+    assert_serves(cloud, network)
 
 
 def test_an_edge_that_reads_no_answers_holds_up_nobody(
