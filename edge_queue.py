@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -35,25 +35,49 @@ from utils.units import s_to_ms
 log = logging.getLogger(__name__)
 
 POLL_S = 0.01  # how often the tensors are looked after
-REPORT_PAUSE_S = 0.002  # the next task begins before the last one's lines are made
+REPORT_PAUSE_S = 0.01  # a reporter that each task woke up would stand in the next one's way
 IMAGES_AHEAD = 4  # tasks whose images are read or being read: one long read holds up no edge half
 FIRST_RUN_MS = 1_000.0  # the cloud, too, builds kernels for a cut that is new to it
+
+
+class _Known(NamedTuple):
+    """What a task's result is made of, as soon as its edge half has run; no tensors."""
+
+    task: QueuedTask
+    now: LinkNow
+    chosen: Choice
+    half_ms: float
+    start_ms: float  # when its edge half began (`now_ms`)
+    done_ms: float  # and when it had run
 
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
     """A task whose edge half has run."""
 
+    known: _Known
     model: QueueModel
-    candidate: Candidate
     edge_nodes: frozenset[int]
     half: HalfResult
     factors: StageFactors  # the corrections in what was predicted
-    known: TaskResult  # all that is known so far
-    teaches: bool
-    patience_ms: float  # for its answer, with all waits that are known
-    rest_ms: float  # what the rest of it would take here
-    done_ms: float  # when its edge half had run (`now_ms`)
+    is_first: bool  # of its cut
+
+    @property
+    def task(self) -> QueuedTask:
+        return self.known.task
+
+    @property
+    def candidate(self) -> Candidate:
+        return self.known.chosen.candidate
+
+    @property
+    def patience_ms(self) -> float:
+        """How long its answer may take, with all waits that are known."""
+        predicted = self.known.chosen.predicted
+        return predicted.transfer_ms + predicted.cloud_ms + FIRST_RUN_MS * self.is_first
+
+
+_Finished = tuple[Callable[[], TaskResult], Tensor | None, float]  # what makes the result, its output, when (ms)
 
 
 def images_ahead(tasks: Iterable[QueuedTask]) -> Iterator[tuple[QueuedTask, Future[Tensor] | None]]:
@@ -102,10 +126,10 @@ class QueueRun:
         self._pipeline, self._pipeline_ms = IDLE, 0.0  # what link and cloud were still busy with at that time
         self._lock = threading.Lock()
         self._results: list[TaskResult] = []
-        self._slots: SimpleQueue[_Begun | None] = (
-            SimpleQueue()
-        )  # a slot comes back free, or with a task of a lost cloud
-        self._finished: SimpleQueue[tuple[TaskResult, Tensor | None] | int] = SimpleQueue()  # at last, their number
+        # A slot comes back free, or with a task of a lost cloud.
+        self._slots: SimpleQueue[_Begun | None] = SimpleQueue()
+        self._finished: deque[_Finished] = deque()
+        self._all_finished = threading.Event()
         self._stand_ins = {name: stand_in(model.network.graph.input.shape) for name, model in models.items()}
         self._report_error: Exception | None = None
         self.makespan_ms = 0.0
@@ -119,18 +143,18 @@ class QueueRun:
         chooser = self._settings.chooser(tasks)
         reporter = threading.Thread(target=self._report_all, name="reporter", daemon=True)
         reporter.start()
-        begun = 0
-        for task, image in images_ahead(tasks):
-            self._wait_for_slot()
-            if should_stop() or self._report_error:
-                self._slots.put(None)
-                break
-            self._begin(task, image, chooser)
-            begun += 1
-        for _ in range(self._settings.in_flight):
-            self._wait_for_slot()
-        self.makespan_ms = now_ms() - self._start_ms
-        self._finished.put(begun)
+        try:
+            for task, image in images_ahead(tasks):
+                self._wait_for_slot()
+                if should_stop() or self._report_error:
+                    self._slots.put(None)
+                    break
+                self._begin(task, image, chooser)
+            for _ in range(self._settings.in_flight):
+                self._wait_for_slot()
+            self.makespan_ms = now_ms() - self._start_ms
+        finally:
+            self._all_finished.set()
         reporter.join()
         if self._report_error:
             raise self._report_error
@@ -160,23 +184,28 @@ class QueueRun:
             tensor = image.result() if image else self._stand_ins[task.model]
             begun = self._run_edge_half(task, tensor, now, chosen)
         except Exception as exc:  # belongs to this task: its image, or a network that does not take it
-            self._finish(TaskResult(task, error=_reason(exc)))
+            failed = TaskResult(task, error=_reason(exc))
+            self._finish(task, lambda: failed)
             return
         if not begun.candidate.crossing_bytes:
-            self._finish(replace(begun.known, where="edge"), begun.half.tensors[0])
+            self._finish_with(begun.known, begun.half.tensors[0], where="edge")
             return
         self._pipeline = self._pipeline_now().after(replace(begun.candidate.busy, edge_ms=0.0))
         with self._lock:
             self._under_way[task.id] = begun
         request = request_of(begun.model.network, begun.edge_nodes)
+        self._stream.pace_first_task(begun.known.now.link)
         answer = self._stream.submit(task.id, request, begun.half.tensors)
         answer.add_done_callback(partial(self._take_answer, begun))
 
     def _pipeline_now(self) -> Pipeline:
         """Return what link and cloud are still busy with, as predicted when each task was sent."""
+        if not self._under_way:
+            self._pipeline_ms = now_ms()
+            return IDLE
         before_ms, self._pipeline_ms = self._pipeline_ms, now_ms()
         passed = self._pipeline._replace(edge_ms=self._pipeline_ms - before_ms)
-        self._pipeline = passed.from_now() if self._under_way else IDLE
+        self._pipeline = passed.from_now()
         left_ms = max((way.left_ms for _, way in self._on_their_way()), default=0.0)
         return self._pipeline._replace(link_ms=max(self._pipeline.link_ms, left_ms))
 
@@ -192,14 +221,22 @@ class QueueRun:
         return within(chosen, self._settings.deadline_ms, pipeline)
 
     def _run_edge_half(self, task: QueuedTask, tensor: Tensor, now: LinkNow, chosen: Choice) -> _Begun:
-        model, (plan, candidate, predicted) = self._models[task.model], chosen
-        edge_nodes = plan.edge_nodes(candidate)
+        model = self._models[task.model]
+        edge_nodes = chosen.plan.edge_nodes(chosen.candidate)
         is_first = model.is_first_run(edge_nodes)
-        teaches = self._settings.learns and not is_first
         start_ms = now_ms()
         half = run_half(model.network.split(edge_nodes).edge, [tensor], self._settings.device)
-        known = TaskResult(
-            task,
+        done_ms = now_ms()
+        if self._settings.learns and not is_first:
+            self._learn(model.keys.edge, chosen.candidate.busy.edge_ms / model.factors.edge, half.latency_ms)
+        known = _Known(task, now, chosen, half.latency_ms, start_ms, done_ms)
+        return _Begun(known, model, edge_nodes, half, model.factors, is_first)
+
+    def _result(self, known: _Known) -> TaskResult:
+        """Return the result of a task whose edge half has run, so far."""
+        now, (plan, candidate, predicted) = known.now, known.chosen
+        return TaskResult(
+            known.task,
             point=candidate.point,
             layer=candidate.layer,
             layers=len(plan.graph.layers),
@@ -210,14 +247,8 @@ class QueueRun:
             best_total_ms=plan.best.stages.total_ms,
             predicted=predicted,
             deadline_ms=self._settings.deadline_ms,
-            measured=StageTimes(half.latency_ms, 0.0, 0.0),
-            spans=(self._span(start_ms, now_ms()),),
-        )
-        if teaches:
-            self._learn(model.keys.edge, candidate.busy.edge_ms / model.factors.edge, half.latency_ms)
-        patience_ms = predicted.transfer_ms + predicted.cloud_ms + FIRST_RUN_MS * is_first
-        return _Begun(
-            model, candidate, edge_nodes, half, model.factors, known, teaches, patience_ms, chosen.rest_ms, now_ms()
+            measured=StageTimes(known.half_ms, 0.0, 0.0),
+            spans=(self._span(known.start_ms, known.done_ms),),
         )
 
     # ------------------------------------------------------------ tasks that are stuck
@@ -237,7 +268,7 @@ class QueueRun:
         with self._lock:
             under_way = list(self._under_way.items())
         return [
-            (begun, self._hedging.way(time_ms, begun.done_ms, begun.patience_ms, left_bytes.get(task, 0)))
+            (begun, self._hedging.way(time_ms, begun.known.done_ms, begun.patience_ms, left_bytes.get(task, 0)))
             for task, begun in under_way
         ]
 
@@ -247,9 +278,9 @@ class QueueRun:
             return None
         self._looked_ms = now_ms()
         for begun, way in self._on_their_way():
-            task = begun.known.task.id
+            task = begun.task.id
             with self._lock:
-                if task in self._taken_over or not self._hedging.pays(way, begun.rest_ms):
+                if task in self._taken_over or not self._hedging.pays(way, begun.known.chosen.rest_ms):
                     continue
                 if task in self._under_way:  # else its answer has just come
                     self._taken_over.add(task)
@@ -258,7 +289,7 @@ class QueueRun:
 
     def _take_over(self, begun: _Begun) -> None:
         """Compute the rest of a task whose tensors are stuck; its answer may come all the same, and be first."""
-        task = begun.known.task.id
+        task = begun.task.id
         log.info("task %d is stuck on its way: the rest of it is computed here", task)
         if not self._stream.withdraw(task):
             with self._lock:
@@ -268,7 +299,7 @@ class QueueRun:
     # ------------------------------------------------------------ answers, on the stream's threads
 
     def _take_answer(self, begun: _Begun, answer: Future[Answered]) -> None:
-        task = begun.known.task.id
+        task = begun.task.id
         with self._lock:
             self._under_way.pop(task, None)
             is_taken_over = task in self._taken_over
@@ -282,11 +313,11 @@ class QueueRun:
                 log.warning("task %d is computed here: %s", task, exc)
                 self._slots.put(begun)
             else:
-                self._finish(replace(begun.known, error=str(exc)))
+                self._finish_with(begun.known, error=str(exc))
         else:
             self._take_in(begun, answered, is_late=is_taken_over)
-            if self._claim(task):
-                self._tell(self._answered_there(begun, answered), answered.result.tensors[0], answered.answered_ms)
+            there = partial(self._answered_there, begun.known, answered)
+            self._finish(begun.task, there, answered.result.tensors[0], answered.answered_ms)
 
     def _take_in(self, begun: _Begun, answered: Answered, *, is_late: bool) -> None:
         """Let an answer teach what link and stages are like."""
@@ -297,67 +328,70 @@ class QueueRun:
         if is_alone:
             output_bytes = begun.model.network.graph.output.size_bytes
             self._watch.saw_exchange(remote.transfer_ms - remote.receive_ms, output_bytes)
-        if begun.teaches:
+        if self._settings.learns and not begun.is_first:
             keys, factors = begun.model.keys, begun.factors
             self._learn(keys.cloud, begun.candidate.busy.cloud_ms / factors.cloud, remote.compute_ms)
             if is_alone:
                 self._learn(keys.transfer, begun.candidate.stages.transfer_ms / factors.transfer, remote.transfer_ms)
 
-    def _answered_there(self, begun: _Begun, answered: Answered) -> TaskResult:
-        known, remote, done_ms = begun.known, answered.result, answered.answered_ms
+    def _answered_there(self, known: _Known, answered: Answered) -> TaskResult:
+        result, remote, done_ms = self._result(known), answered.result, answered.answered_ms
         return replace(
-            known,
-            measured=StageTimes(known.measured.edge_ms, remote.transfer_ms, remote.cloud_ms),
+            result,
+            measured=StageTimes(known.half_ms, remote.transfer_ms, remote.cloud_ms),
             spans=(
-                *known.spans,
+                *result.spans,
                 self._span(answered.sent_ms, answered.sent_ms + remote.transfer_ms),
                 self._span(done_ms - remote.compute_ms, done_ms),
             ),
             retries=answered.retries,
-            where="split" if begun.candidate.point else "cloud",
+            where="split" if known.chosen.candidate.point else "cloud",
         )
 
     # ------------------------------------------------------------ answers of this side
 
     def _finish_here(self, begun: _Begun) -> bool:
         """Finish a task on this side; False where it has a result already."""
+        known = begun.known
         try:
-            return self._finish(*self._run_here(begun))
+            half, waited_ms = self._run_here(begun)
         except Exception as exc:  # belongs to this task
-            return self._finish(replace(begun.known, error=_reason(exc)))
+            return self._finish_with(known, error=_reason(exc))
+        measured = StageTimes(known.half_ms + half.latency_ms, waited_ms, 0.0)
+        return self._finish_with(known, half.tensors[0], where="edge", measured=measured)
 
-    def _run_here(self, begun: _Begun) -> tuple[TaskResult, Tensor]:
-        """Run the rest of a task that the cloud was lost with, or that is stuck; what it waited was its transfer."""
-        waited_ms = now_ms() - begun.done_ms
+    def _run_here(self, begun: _Begun) -> tuple[HalfResult, float]:
+        """Run the rest of a task that is stuck, or was lost with the cloud; also return how long (ms) it waited."""
+        waited_ms = now_ms() - begun.known.done_ms
         # A network may work in place, while the tensors still go out from their own memory.
         tensors = [tensor.clone() for tensor in begun.half.tensors]
-        half = run_half(begun.model.network.split(begun.edge_nodes).cloud, tensors, self._settings.device)
-        measured = StageTimes(begun.known.measured.edge_ms + half.latency_ms, waited_ms, 0.0)
-        return replace(begun.known, where="edge", measured=measured), half.tensors[0]
+        return run_half(begun.model.network.split(begun.edge_nodes).cloud, tensors, self._settings.device), waited_ms
 
     # ------------------------------------------------------------ bookkeeping
 
-    def _finish(self, result: TaskResult, output: Tensor | None = None) -> bool:
-        """Take a task's result; False where it has one already."""
-        done_ms = now_ms()
-        is_first = self._claim(result.task.id)
-        if is_first:
-            self._tell(result, output, done_ms)
-        return is_first
+    def _finish_with(self, known: _Known, output: Tensor | None = None, **what: Any) -> bool:
+        """Finish a task whose edge half has run; ``what``: fields of its result that are known only now."""
+        return self._finish(known.task, lambda: replace(self._result(known), **what), output)
 
-    def _claim(self, task: int) -> bool:
-        """Free the slot of a task that has a result now; False where it had one already."""
+    def _finish(
+        self,
+        task: QueuedTask,
+        result: Callable[[], TaskResult],
+        output: Tensor | None = None,
+        done_ms: float | None = None,
+    ) -> bool:
+        """Free the slot of a task that has a result now; False where it had one already.
+
+        Args: result: makes it, on the reporter's thread: meanwhile the next task has begun. done_ms: if not now.
+        """
+        done_ms = now_ms() if done_ms is None else done_ms
         with self._lock:
-            if task not in self._unfinished:
+            if task.id not in self._unfinished:
                 return False
-            self._unfinished.remove(task)
+            self._unfinished.remove(task.id)
+        self._finished.append((result, output, done_ms))
         self._slots.put(None)
         return True
-
-    def _tell(self, result: TaskResult, output: Tensor | None, done_ms: float) -> None:
-        if result.spans:
-            result = replace(result, elapsed_ms=done_ms - self._start_ms - result.spans[0].start_ms)
-        self._finished.put((result, output))
 
     def _report_all(self) -> None:
         try:
@@ -366,19 +400,21 @@ class QueueRun:
             self._report_error = exc
 
     def _report_each(self) -> None:
-        count: int | None = None  # of all results, once it is known
-        while count is None or len(self._results) < count:
-            finished = self._finished.get()
-            if isinstance(finished, int):
-                count = finished
-                continue
-            if self._finished.empty():
-                time.sleep(REPORT_PAUSE_S)
-            result, output = finished
-            if output is not None:
-                result = replace(result, output_digest=output_digest(output), top1=top_class(output))
-            self._results.append(result)
-            self._report.task_done(result)
+        is_last_look = False
+        while not is_last_look:
+            is_last_look = self._all_finished.wait(REPORT_PAUSE_S)
+            while self._finished:
+                result = self._whole_result(*self._finished.popleft())
+                self._results.append(result)
+                self._report.task_done(result)
+
+    def _whole_result(self, known: Callable[[], TaskResult], output: Tensor | None, done_ms: float) -> TaskResult:
+        result = known()
+        if result.spans:
+            result = replace(result, elapsed_ms=done_ms - self._start_ms - result.spans[0].start_ms)
+        if output is not None:
+            result = replace(result, output_digest=output_digest(output), top1=top_class(output))
+        return result
 
     def _learn(self, key: str, predicted_ms: float, measured_ms: float) -> None:
         with self._lock:

@@ -20,6 +20,7 @@ from edge_queue import QueueRun
 from edge_task import StageKeys
 from models.cuts import pack_nodes
 from models.zoo import load_network, model_graph
+from net.bandwidth import LinkEstimate
 from net.link_watch import LinkWatch
 from net.messages import Prepare
 from net.session import EdgeSession, OnCloudLoss, RemoteResult
@@ -48,6 +49,9 @@ class FailingStream:
     @property
     def takes_tasks(self) -> bool:
         return not self.submitted or self.keeps_coming_back
+
+    def pace_first_task(self, link: LinkEstimate) -> None:
+        pass
 
     def submit(self, task: int, *what: Any) -> Future[Any]:
         self.submitted.append(task)
@@ -121,6 +125,9 @@ class LateCloud:
 
     def crossing(self) -> None:
         return None
+
+    def pace_first_task(self, link: LinkEstimate) -> None:
+        pass
 
     def submit(self, *what: Any) -> Future[Any]:
         self.waiting.append(Future())
