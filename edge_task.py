@@ -36,6 +36,7 @@ from utils.errors import AddressError, ConnectError, NetworkError, RemoteError
 from utils.inference_utils import (
     Guess,
     as_network_input,
+    blank,
     check_crossing,
     image_input,
     random_input,
@@ -310,6 +311,7 @@ def prepare(task: Task, session: EdgeSession, edge_nodes: frozenset[int], show: 
         session.ask_to_prepare(Prepare(task.model, pack_nodes(graph, edge_nodes), graph.digest))
     half = load_edge_half(task.model, task.weights, task.device, edge_nodes)
     if crosses:
+        session.expect_output(blank(graph.output))
         session.wait_until_ready(half.weights_digest)
         show.prepared()
     return half

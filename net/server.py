@@ -13,6 +13,8 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
+from torch import Tensor
+
 from models.cuts import unpack_nodes
 from net.door import Door
 from net.events import Observer, TaskLines, TaskState
@@ -35,7 +37,7 @@ from net.messages import (
 from net.transport import EDGE_SILENCE_S, Connection, Received, stop_accepting
 from utils.cloud_engine import CloudEngine, CloudResult
 from utils.errors import BusyError, NetworkError, NeurosurgeonError, PeerGoneError, ProtocolError
-from utils.inference_utils import check_finite
+from utils.inference_utils import blank, check_finite
 from utils.kept_answers import Asker, KeptAnswers
 from utils.timing import now_ms
 from utils.units import MS_PER_S, ms_to_s, s_to_ms
@@ -188,11 +190,19 @@ class _Spent(NamedTuple):
     received: Received
 
 
+class _Expected(NamedTuple):
+    """A request that is to come, with blank tensors."""
+
+    request: Request
+    tensors: list[Tensor]
+
+
 class _Answer(NamedTuple):
     """What is to be sent for any other message, or for a task that was not taken."""
 
     received: Received
     content: Message | Exception
+    expected: _Expected | None = None  # what the edge sends next
 
 
 class Conversation:
@@ -285,7 +295,7 @@ class Conversation:
                     self._engine.graph(model, digest)
                     self._post(_Answer(received, self._latencies(model)))
                 case Prepare() as prepare:
-                    self._post(_Answer(received, self._prepare(prepare)))
+                    self._post(_Answer(received, *self._prepare(prepare)))
                 case Request() as request:
                     self._submit(request, received)
                 case other:
@@ -293,11 +303,12 @@ class Conversation:
         except Exception as exc:
             self._post(_Answer(received, exc))
 
-    def _prepare(self, message: Prepare) -> Ready:
+    def _prepare(self, message: Prepare) -> tuple[Ready, _Expected]:
         edge_nodes = unpack_nodes(self._engine.graph(message.model, message.graph_digest), message.edge_nodes)
         network = self._engine.network(message.model)
-        network.split(edge_nodes)
-        return Ready(message.model, network.weights_digest)
+        crossing = network.split(edge_nodes).crossing
+        expected = _Expected(Request(*message, network.weights_digest), list(map(blank, crossing)))
+        return Ready(message.model, network.weights_digest), expected
 
     def _submit(self, request: Request, received: Received) -> None:
         task = _Task(now_ms(), TaskState(request.model, request.edge_nodes))
@@ -409,6 +420,8 @@ class Conversation:
             self.connection.send(answer.content, task=number)
             if isinstance(asked, Prepare):
                 self._lines.prepared(asked.model, asked.edge_nodes)
+            if answer.expected:
+                self.connection.expect(*answer.expected)
         self._recycle(answer.received)
 
     def _send_result(self, done: _Done) -> None:

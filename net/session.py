@@ -217,6 +217,10 @@ class EdgeSession:
         """Return whether a task of so many bytes would go out without waiting for the network."""
         return self._connection.takes_at_once(size_bytes)
 
+    def expect_output(self, blank: Tensor) -> None:
+        """Get to know what an answer looks like: the first one is then read as soon as later ones."""
+        self._connection.expect(Reply(0.0, 0.0, 0.0, 0.0), [blank])
+
     def make_ready(self) -> None:
         """Get ready for an answer, while the cloud is busy."""
         self._connection.make_ready()

@@ -311,6 +311,15 @@ class Connection:
         read_all(self._wire, memory[:length], deadline_s)
         return Received(message, tensors, task, s_to_ms(time.monotonic() - start_s), outline.specs, values, memory)
 
+    def expect(self, message: Message, tensors: Iterable[Tensor]) -> None:
+        """Let `make_ready` take such a message for the last one; where another one comes, little is lost.
+
+        Args: tensors: any of the same types and shapes, and in the same order in memory.
+        """
+        with contextlib.suppress(ProtocolError, LongHeadError):  # it would not be let in, or is a rare one
+            head = bytes(pack_message(message, tensors)[0])
+            self._latest = known_outline(head[:CHANGING_START], head[FIXED_START:HEAD_UNIT], self.limits)
+
     def make_ready(self) -> None:
         """Set memory and tensors aside for one more message like the last with tensors: it will be read sooner.
 
@@ -318,7 +327,7 @@ class Connection:
         """
         if self._latest and not self._ready:
             with contextlib.suppress(BusyError):
-                self._ready.append(self._new_body(self._latest))
+                self._ready.append(self._new_body(self._latest, has_pages=True))
 
     def rest(self) -> None:
         """Keep no memory for later messages: none is expected soon. Not beside `make_ready`."""
@@ -417,8 +426,8 @@ class Connection:
             self._bodies.give_back(ready.memory)
         return self._new_body(outline)
 
-    def _new_body(self, outline: Outline) -> _Body:
-        memory = self._bodies.take(outline.body_length)
+    def _new_body(self, outline: Outline, *, has_pages: bool = False) -> _Body:
+        memory = self._bodies.take(outline.body_length, has_pages=has_pages)
         buffers = split_body(memory[: outline.body_length], outline.lengths)
         tensors = list(map(unpack_tensor, outline.specs, buffers))
         return _Body(outline, memory, tensors, list(map(flat_values, outline.specs, buffers)))

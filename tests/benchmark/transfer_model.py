@@ -3,7 +3,8 @@
     python -m tests.benchmark.transfer_model [RATE_MBIT,RTT_MS ...] [--congestion-control NAME]
 
 Messages of the project itself cross: a request with one tensor, and a reply of 1000 classes. Idle: a connection that
-has only said hello, paced as the edge paces a first task. Warm: one that has just carried the same tensor, twice.
+has said hello and prepared a cut, paced as the edge paces a first task. Warm: one that has just carried the same
+tensor, twice.
 The model is given the link's payload rate (1448 of 1500 bytes of a packet) and the round trip of pings just before,
 both true: what it errs by is its own.
 """
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 
 from net.access import Access
-from net.messages import Hello, Reply, Request
+from net.messages import Hello, Message, Prepare, Ready, Reply, Request
 from net.session import PACE
 from net.transport import Connection, accepted, connect, listen
 from predictor.transfer import FRAME_BYTES, IDLE, Sender, transfer_time_ms
@@ -34,6 +35,7 @@ RATES_MBIT, RTTS_MS = (1, 5, 20, 100, 500), (1, 10, 50)
 SIZES_BYTES = (1_000, 10_000, 37_000, 150_000, 602_000, 3_200_000, 13_000_000)
 LONGEST_S = 30.0  # a transfer; larger ones would make the same point for minutes
 CLASSES = 1000
+REQUEST, REPLY = Request("model", b"", "0" * 16, "0" * 16), Reply(0.0, 0.0, 0.0, 0.0)
 PAYLOAD_SHARE = 1448 / 1500
 PINGS, SETTLE_S, WAIT_S = 5, 0.3, 200.0
 # How often a transfer of at most so many seconds is repeated, on connections of their own: medians count.
@@ -55,24 +57,31 @@ def answer(connection: Connection, tensor: torch.Tensor) -> bool:
         arrived_ms = now_ms()
         if isinstance(received.message, Hello):
             connection.send(Hello.of())
+        elif isinstance(received.message, Prepare):
+            connection.expect(REQUEST, [torch.empty(int(received.message.model))])
+            connection.make_ready()
+            connection.send(Ready(received.message.model, ""))
         else:
             connection.send(Reply(now_ms() - arrived_ms, 0.0, 0.0, received.receive_ms), [tensor])
-        connection.recycle(received)
+            connection.recycle(received)
+            connection.make_ready()
     except Exception:
         return False
     return True
 
 
-def hello_ms(connection: Connection) -> float:
+def asked_ms(connection: Connection, message: Message) -> float:
+    """Return how long the answer to a few bytes took."""
     start_ms = now_ms()
-    connection.send(Hello.of())
+    connection.send(message)
     connection.receive(WAIT_S)
     return now_ms() - start_ms
 
 
 def transfer_ms(connection: Connection, tensor: torch.Tensor) -> float:
     start_ms = now_ms()
-    connection.send(Request("model", b"", "0" * 16, "0" * 16), [tensor])
+    connection.send(REQUEST, [tensor])
+    connection.make_ready()
     received = connection.receive(WAIT_S)
     assert isinstance(received.message, Reply)
     connection.recycle(received)
@@ -93,7 +102,7 @@ def measure(rate_mbit: float) -> None:
 def ping_ms(rate: float) -> float:
     """Return what a few bytes take there and back, less their own time on the link."""
     with connect(CLOUD_IP, PORT) as connection:
-        return statistics.median(hello_ms(connection) for _ in range(PINGS)) - 2e3 * FRAME_BYTES / rate
+        return statistics.median(asked_ms(connection, Hello.of()) for _ in range(PINGS)) - 2e3 * FRAME_BYTES / rate
 
 
 def figures_of(size: int, rate: float, rtt_ms: float) -> list[float]:
@@ -101,7 +110,9 @@ def figures_of(size: int, rate: float, rtt_ms: float) -> list[float]:
     tensor, figures = torch.zeros(size // 4), []
     with connect(CLOUD_IP, PORT) as connection:
         connection.send_at_most(PACE * rate)
-        hello_ms(connection)
+        asked_ms(connection, Hello.of())
+        asked_ms(connection, Prepare(str(len(tensor)), b"", ""))
+        connection.expect(REPLY, [torch.empty(1, CLASSES)])
         for warmup in (0, 1):  # the idle transfer itself is the first that warms the connection
             for _ in range(warmup):
                 transfer_ms(connection, tensor)

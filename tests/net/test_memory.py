@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+
 import pytest
 
-from net.memory import KEPT, MAX_SLACK, SMALL_BYTES, BodyMemory, MemoryLimit
+from net.framing import ALIGNMENT
+from net.memory import HEAP_BYTES, HUGE_PAGE_BYTES, KEPT, MAX_SLACK, SMALL_BYTES, BodyMemory, MemoryLimit
 from utils.errors import BusyError, ProtocolError
 
 
@@ -41,8 +45,23 @@ def test_the_warmest_is_taken_first_and_the_oldest_goes() -> None:
     assert not any(memory is taken[0] for memory in again)
 
 
-def test_memory_starts_on_a_page_and_can_be_written() -> None:
-    memory = BodyMemory().take(1)
+@pytest.mark.parametrize("length", [1, 4096, HEAP_BYTES + 1, HUGE_PAGE_BYTES - 1, HUGE_PAGE_BYTES + 1])
+@pytest.mark.parametrize("has_pages", [False, True])
+def test_memory_starts_on_a_cache_line_and_can_be_written(length: int, *, has_pages: bool) -> None:
+    memory = BodyMemory().take(length, has_pages=has_pages)
+    memory[0] = memory[length - 1] = 1
+    assert memory[0] == memory[length - 1] == 1
+    assert ctypes.addressof(ctypes.c_char.from_buffer(memory)) % ALIGNMENT == 0
+
+
+def test_large_memory_is_whole_huge_pages_where_so_much_is_allowed() -> None:
+    assert len(BodyMemory().take(HUGE_PAGE_BYTES + 1)) == 2 * HUGE_PAGE_BYTES
+    assert len(BodyMemory(MemoryLimit(3_000_000, 3_000_000)).take(HUGE_PAGE_BYTES + 1)) == HUGE_PAGE_BYTES + 1
+
+
+def test_a_system_without_advice_gives_plain_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+    memory = BodyMemory().take(HUGE_PAGE_BYTES, has_pages=True)
     memory[0] = 1
     assert memory[0] == 1
 

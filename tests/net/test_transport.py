@@ -221,6 +221,32 @@ def test_what_was_made_ready_is_never_the_tensor_of_an_earlier_message(pair: Pai
     assert len(set(map(id, seen))) == 4
 
 
+def test_what_is_expected_is_made_ready_before_the_first_one_comes(pair: Pair) -> None:
+    pair[1].expect(REQUEST, [torch.empty_like(tensor) for tensor in TENSORS])
+    pair[1].make_ready()
+    (ready,) = pair[1]._ready
+    pair[0].send(REQUEST, TENSORS, task=3)
+    received = pair[1].receive(WAIT_S)
+    assert received.memory is ready.memory
+    assert all(map(torch.equal, received.tensors, TENSORS))
+
+
+def test_another_message_than_the_expected_one_is_read_all_the_same(pair: Pair) -> None:
+    pair[1].expect(REQUEST, [torch.empty(5)])
+    pair[1].make_ready()
+    pair[0].send(REQUEST, TENSORS)
+    assert_received(pair[1], REQUEST, TENSORS)
+
+
+def test_what_would_not_be_let_in_or_has_a_long_head_is_not_expected(pair: Pair) -> None:
+    pair[1].expect(REQUEST, [torch.empty(5, dtype=torch.complex64)])
+    pair[1].expect(REQUEST._replace(edge_nodes=bytes(HEAD_UNIT)), [torch.empty(5)])
+    pair[1].limits = SMALL_LIMITS
+    pair[1].expect(REQUEST, [torch.empty(5)])
+    pair[1].make_ready()
+    assert not pair[1]._ready
+
+
 def test_nothing_is_made_ready_that_there_is_no_memory_for(wires: Wires) -> None:
     sender, receiver = Connection(wires[0]), Connection(wires[1], memory=MemoryLimit(8192, 8192))
     for _ in range(2):
