@@ -1,7 +1,7 @@
 """Measure uplink rate and RTT against the bandwidth service; bounded in bytes and in time.
 
-A measurement costs at most 200 KB, and as much again with --duplex; where datagrams do not leave this process as fast
-as the link carries them, TCP's probe is added: 340 KB in some milliseconds. No part takes more than 3 s.
+A measurement costs at most 200 KB, and as much again with --duplex. Where datagrams do not leave this process as fast
+as the link carries them, TCP's probe takes the place of some. No part takes more than 3 s.
 
 python -m net.monitor_client -i 127.0.0.1 --monitor-port 9922 [--duplex] [--json]
 """

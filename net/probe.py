@@ -67,10 +67,12 @@ PROBE_TIMEOUT_S = TRAIN_TIMEOUT_S + ANSWER_TIMEOUT_S
 TCP_IP_BYTES = 52  # headers of a packet, with time stamps
 # By UDP, 190 KB at most: a short train, then one that outlasts a token bucket's burst, but not long.
 MOST_PACKETS, QUICK_PACKETS = (20, 100), (12,)
+OUTRUN_PACKETS = 18  # beside TCP's large probe: 200 KB together
 HOPELESS_PACKETS = 10  # so few in that time: the first train has to be enough
 TRAIN_S = 0.5
 SENDER_SHARE = 0.7  # a rate this close to the one at which a train left is the sender's, not the link's
-# By TCP, 144 KB: a probe that fits into TCP's first window, and a larger one where that was quick.
+# By TCP, 144 KB: a probe that fits into TCP's first window, and a larger one where that was quick, or where the link
+# has outrun the trains.
 PROBE_BYTES = (13_032, 131_072)
 SLOW_PROBE_MS = 250.0
 MAX_TIME_US = 60_000_000  # no probe takes so long
@@ -134,7 +136,8 @@ class LinkProbe:
             by_udp = self._measure_by_udp(duplex, QUICK_PACKETS if quick else MOST_PACKETS)
         up, method, down = by_udp.up, ProbeMethod.UDP_TRAIN, by_udp.down
         if up is None or by_udp.outran:
-            burst = self._burst_rate(echo.exchange_ms, PROBE_BYTES[:1] if quick else PROBE_BYTES)
+            known_bytes = PROBE_BYTES[:1] if quick else PROBE_BYTES[by_udp.outran :]
+            burst = self._burst_rate(echo.exchange_ms, known_bytes)
             if up is None or burst.bytes_per_s > up.bytes_per_s:
                 up, method = burst, ProbeMethod.TCP_BURST
         exchange_ms = echo.rtt_ms(up.bytes_per_s, (down or up).bytes_per_s)
@@ -175,7 +178,7 @@ class LinkProbe:
         trains: list[Arrivals] = []
         rate, outran = None, False
         for most in most_packets:
-            packets = self._packets(most, rate)
+            packets = self._packets(min(most, OUTRUN_PACKETS) if outran else most, rate)
             if packets < HOPELESS_PACKETS:
                 break
             number = next(self._trains)
