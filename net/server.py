@@ -114,8 +114,9 @@ class CloudServer:
         for thread in running:
             thread.join(max(0.0, (deadline_ms - now_ms()) / MS_PER_S))
         with self._lock:
-            for conversation in self._conversations:
-                conversation.break_off()
+            left = list(self._conversations)
+        for conversation in left:  # not under the lock: each ends by itself, too, and needs it
+            conversation.break_off()
         self._engine.close(max(0.0, (deadline_ms - now_ms()) / MS_PER_S))
 
     def _serve_one(self, connection: Connection) -> None:
@@ -266,7 +267,8 @@ class Conversation:
             self.break_off()
             self._engine.drop(self)  # nobody waits for these
             self._writer.join()
-            self._sending.acquire()  # for good: a worker that has an answer later must not touch the socket
+            with self._sending:  # a worker may be sending just now; one that has an answer later sees that it is over
+                pass
 
     def break_off(self) -> None:
         """End at once, from any thread."""
@@ -343,13 +345,15 @@ class Conversation:
         if not self._sending.acquire(blocking=False):
             return False
         try:
-            if not self.connection.takes_at_once(sum(tensor.nbytes for tensor in result.tensors)):
+            size_bytes = sum(tensor.nbytes for tensor in result.tensors)
+            if self._is_over or not self.connection.takes_at_once(size_bytes):
                 return False
             reply = self._send_reply(received, task, result, AT_ONCE_S)
             self._outbox.put(_Sent(received, task, reply))
         except Exception as exc:
-            log.debug("the writer will find out, too: %r", exc)
-            self.connection.break_off()  # half a frame may be out
+            level = logging.DEBUG if isinstance(exc, PeerGoneError) else logging.WARNING
+            log.log(level, "closed the connection of %s: %s", self.connection.peer, exc)
+            self.connection.break_off()  # half a frame may be out; the writer finds out, too
             return False
         finally:
             self._sending.release()

@@ -646,6 +646,34 @@ def test_stop_ends_when_its_grace_is_over(start: Callable[[CloudEngine], Cloud],
     engine.may_go_on.set()
 
 
+def test_stop_ends_beside_a_conversation_that_ends_by_itself(
+    start: Callable[[CloudEngine], Cloud], network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = BlockingEngine()
+    cloud = start(engine)
+    with connect(*cloud.address) as connection:
+        edge = ManyTasks(connection, network)
+        edge.send(1)
+        assert engine.running.wait(JOIN_S)
+        break_off, is_left = server.Conversation.break_off, []
+
+        def late(conversation: server.Conversation) -> None:
+            is_left.append(threading.current_thread().name)
+            if len(is_left) == 1:  # the server's: the conversation's own thread goes first
+                conversation.connection.break_off()
+                conversation._writer.join(JOIN_S)
+                for thread in list(cloud.server._threads):
+                    thread.join(JOIN_S)
+            break_off(conversation)
+
+        monkeypatch.setattr(server.Conversation, "break_off", late)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(cloud.server.stop, 0.01).result(3 * JOIN_S)
+        assert len(is_left) == 2
+    engine.may_go_on.set()
+    cloud.serving.join(JOIN_S)
+
+
 # ---------------------------------------------------------------- tasks that come again
 
 
