@@ -191,10 +191,11 @@ class QueueRun:
             self._finish_with(begun.known, begun.half.tensors[0], where="edge")
             return
         self._pipeline = self._pipeline_now().after(replace(begun.candidate.busy, edge_ms=0.0))
+        if not self._under_way:  # the bytes of others are on a link that may be slow just now
+            self._stream.pace_first_task(begun.known.now.link)
         with self._lock:
             self._under_way[task.id] = begun
         request = request_of(begun.model.network, begun.edge_nodes)
-        self._stream.pace_first_task(begun.known.now.link)
         answer = self._stream.submit(task.id, request, begun.half.tensors)
         answer.add_done_callback(partial(self._take_answer, begun))
 

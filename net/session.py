@@ -133,6 +133,8 @@ class EdgeSession:
             return
         is_known = link.source is LinkSource.PROBE and link.rate_bytes_per_s < MAX_PACE_BYTES_PER_S
         self._connection.send_at_most((PACE + 2 * link.error) * link.rate_bytes_per_s if is_known else math.inf)
+        if self._has_answered:  # just now, in another thread
+            self._connection.send_at_most(math.inf)
 
     def send_state(self) -> SendState | None:
         """Return what may be sent before the cloud is heard from; None where the system does not tell."""

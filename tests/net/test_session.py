@@ -118,6 +118,24 @@ def test_the_first_task_is_paced_for_a_link_that_was_measured(cloud: Cloud, netw
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernel takes no pace")
+def test_no_pace_is_left_where_the_answer_comes_just_then(
+    cloud: Cloud, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with cloud.edge() as edge:
+        _choose_congestion_control(edge, b"bbr")
+        send_at_most = Connection.send_at_most
+
+        def answered(connection: Connection, rate_bytes_per_s: float) -> None:
+            monkeypatch.undo()
+            assert_answers(edge, network)
+            send_at_most(connection, rate_bytes_per_s)
+
+        monkeypatch.setattr(Connection, "send_at_most", answered)
+        edge.pace_first_task(LinkEstimate(1e6, 1.0))
+        assert _pace(edge) == UNPACED
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernel takes no pace")
 @pytest.mark.parametrize(
     ("name", "link"),
     [
