@@ -139,7 +139,7 @@ class TaskStream:
         return flight.answer
 
     def pace_first_task(self, link: LinkEstimate) -> None:
-        """See `EdgeSession.pace_first_task`; after each loss of the cloud, anew."""
+        """See `EdgeSession.pace_first_task`; a connection that is opened later starts anew."""
         if session := self._session:
             session.pace_first_task(link)
 
@@ -222,8 +222,10 @@ class TaskStream:
             self._fail([flight], exc)
         except NetworkError as exc:
             self._lose(session, exc)
+        except Exception as exc:  # half a frame may be out
+            self._lose(session, NetworkError(f"a task could not be sent: {exc!r}"))
         except BaseException:
-            session.close()  # half a frame may be out
+            session.close()
             raise
         finally:
             with self._changed:

@@ -176,6 +176,23 @@ def test_a_submitter_that_is_interrupted_leaves_no_half_frame_to_others(
         assert values(submit(stream, 2)) == [4.0]  # over another connection
 
 
+def test_a_sender_without_memory_loses_the_connection_but_no_task(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send_task = EdgeSession.send_task
+    monkeypatch.setattr(EdgeSession, "takes_at_once", lambda session, size_bytes: False)
+    errors = iter([MemoryError()])
+
+    def failing(session: EdgeSession, *arguments: Any) -> SentTask:
+        if error := next(errors, None):
+            raise error
+        return send_task(session, *arguments)
+
+    monkeypatch.setattr(EdgeSession, "send_task", failing)
+    with streaming(listener, reply_to) as (stream, _):
+        assert values(submit(stream, 1)) == [2.0]
+
+
 def test_answers_in_any_order_find_their_tasks(listener: socket.socket) -> None:
     waiting: list[Received] = []
 
