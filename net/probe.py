@@ -70,6 +70,7 @@ MOST_PACKETS, QUICK_PACKETS = (20, 100), (12,)
 OUTRUN_PACKETS = 18  # beside TCP's large probe: 200 KB together
 HOPELESS_PACKETS = 10  # so few in that time: the first train has to be enough
 TRAIN_S = 0.5
+BUCKET_SHARE = 0.25  # of the trains' rate: TCP's large probe, so much slower, outlasted a bucket that they passed whole
 SENDER_SHARE = 0.7  # a rate this close to the one at which a train left is the sender's, not the link's
 # By TCP, 144 KB: a probe that fits into TCP's first window, and a larger one where that was quick, or where the link
 # has outrun the trains.
@@ -134,12 +135,7 @@ class LinkProbe:
         echo, by_udp = self.echo(), _ByUdp()
         if use_udp and self._serves_trains:
             by_udp = self._measure_by_udp(duplex, QUICK_PACKETS if quick else MOST_PACKETS)
-        up, method, down = by_udp.up, ProbeMethod.UDP_TRAIN, by_udp.down
-        if up is None or by_udp.outran:
-            known_bytes = PROBE_BYTES[:1] if quick else PROBE_BYTES[by_udp.outran :]
-            burst = self._burst_rate(echo.exchange_ms, known_bytes)
-            if up is None or burst.bytes_per_s > up.bytes_per_s:
-                up, method = burst, ProbeMethod.TCP_BURST
+        (up, method), down = self._rate(by_udp, echo.exchange_ms, quick), by_udp.down
         exchange_ms = echo.rtt_ms(up.bytes_per_s, (down or up).bytes_per_s)
         rtt_ms = exchange_ms if by_udp.rtt_ms is None else by_udp.rtt_ms
         return Probed(
@@ -152,6 +148,23 @@ class LinkProbe:
             queue_ms=echo.queue_ms,
             size_bytes=self._size_bytes(),
         )
+
+    def _rate(self, by_udp: _ByUdp, exchange_ms: float, quick: bool) -> tuple[Rate, ProbeMethod]:
+        """Return the uplink's rate; TCP is asked where UDP is blocked, or the link outran the trains."""
+        trains = by_udp.up
+        if trains and not by_udp.outran:
+            return trains, ProbeMethod.UDP_TRAIN
+        try:
+            burst = self._burst_rate(exchange_ms, PROBE_BYTES[:1] if quick else PROBE_BYTES[by_udp.outran :])
+        except (DeadlineError, PeerGoneError):
+            if trains is None:
+                raise
+            return trains, ProbeMethod.UDP_TRAIN
+        if trains:
+            outlasted_bucket = not quick and burst.bytes_per_s < BUCKET_SHARE * trains.bytes_per_s
+            if burst.bytes_per_s <= trains.bytes_per_s and not outlasted_bucket:
+                return trains, ProbeMethod.UDP_TRAIN
+        return burst, ProbeMethod.TCP_BURST
 
     # ------------------------------------------------------------ by UDP
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from net import probe, trains
-from net.bandwidth import Echo, ProbeMethod
+from net.bandwidth import Echo, ProbeMethod, Rate
 from net.datagrams import (
     COOKIE_BYTES,
     KNOCK,
@@ -31,7 +31,7 @@ from net.probe import KNOCK_BYTES, LinkProbe
 from net.trains import MAX_TRAIN_PACKETS, Collector, Guest
 from net.transport import Connection, connect
 from tests.net.conftest import JOIN_S, LOOPBACK
-from utils.errors import BusyError, PeerGoneError
+from utils.errors import BusyError, DeadlineError, PeerGoneError
 
 Address = tuple[str, int]
 COOKIE = bytes(range(COOKIE_BYTES))
@@ -208,6 +208,33 @@ def test_both_ways_are_measured(service: Address, monkeypatch: pytest.MonkeyPatc
 def test_a_measurement_costs_at_most_200_kb(service: Address, monkeypatch: pytest.MonkeyPatch, use_udp: bool) -> None:
     monkeypatch.setattr(probe, "SENDER_SHARE", 0.0)  # the link is taken to be faster than the sender: TCP is asked, too
     assert measure_link(*service, use_udp=use_udp).probe_bytes <= 200_000
+
+
+@pytest.mark.parametrize(
+    ("burst_share", "method"),
+    [
+        (0.1, ProbeMethod.TCP_BURST),  # the trains passed a token bucket whole
+        (0.9, ProbeMethod.UDP_TRAIN),
+        (1.1, ProbeMethod.TCP_BURST),
+        (None, ProbeMethod.UDP_TRAIN),  # TCP's probe was stuck
+    ],
+)
+def test_where_the_link_outruns_the_trains_tcp_is_believed_in_part(
+    service: Address, monkeypatch: pytest.MonkeyPatch, burst_share: float | None, method: ProbeMethod
+) -> None:
+    rate = Rate(1e8)
+
+    def burst(_: LinkProbe, size_bytes: int, rtt_ms: float) -> float:
+        if burst_share is None:
+            raise DeadlineError("stuck")
+        return burst_share * rate.bytes_per_s
+
+    monkeypatch.setattr(LinkProbe, "_rate_up", lambda *_: probe._ByUdp(rate, outran=True))
+    monkeypatch.setattr(LinkProbe, "_burst", burst)
+    link = measure_link(*service)
+    assert link.method is method
+    is_tcp = method is ProbeMethod.TCP_BURST and burst_share
+    assert link.rate_bytes_per_s == pytest.approx(rate.bytes_per_s * (burst_share if is_tcp else 1.0))
 
 
 def test_a_knock_tells_the_round_trip_where_pings_pass_quicker_than_the_rate(
