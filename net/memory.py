@@ -134,7 +134,7 @@ def _mapped(size_bytes: int, *, has_pages: bool) -> memoryview:
     with contextlib.suppress(AttributeError, OSError):  # not this system, or not its kernel: pages as they come
         if size_bytes >= HUGE_PAGE_BYTES:
             memory.madvise(mmap.MADV_HUGEPAGE)
-        if has_pages:
+        if has_pages and size_bytes <= HUGE_PAGE_BYTES:  # the interpreter waits for it
             memory.madvise(MADV_POPULATE_WRITE)
     return memoryview(memory)
 

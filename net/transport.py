@@ -326,13 +326,13 @@ class Connection:
         For whoever has nothing else to do. From any thread, but one at a time.
         """
         if self._latest and not self._ready:
-            with contextlib.suppress(BusyError):
+            with contextlib.suppress(BusyError, ProtocolError, OSError):  # no memory: the message itself will tell
                 self._ready.append(self._new_body(self._latest, has_pages=True))
 
     def rest(self) -> None:
         """Keep no memory for later messages: none is expected soon. Not beside `make_ready`."""
-        with contextlib.suppress(IndexError):  # the reader was first
-            self._bodies.give_back(self._ready.popleft().memory)
+        if ready := self._take_ready():
+            self._bodies.give_back(ready.memory)
         self._bodies.rest()
 
     def send_state(self) -> SendState | None:
@@ -419,12 +419,17 @@ class Connection:
     def _body_for(self, outline: Outline) -> _Body:
         """Return a body for such a message, the one that is ready where it fits."""
         self._latest = outline
-        while self._ready:
-            ready = self._ready.popleft()
+        while ready := self._take_ready():
             if ready.outline is outline:
                 return ready
             self._bodies.give_back(ready.memory)
         return self._new_body(outline)
+
+    def _take_ready(self) -> _Body | None:
+        try:
+            return self._ready.popleft()
+        except IndexError:  # none, or another thread was first
+            return None
 
     def _new_body(self, outline: Outline, *, has_pages: bool = False) -> _Body:
         memory = self._bodies.take(outline.body_length, has_pages=has_pages)

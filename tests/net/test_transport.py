@@ -247,6 +247,14 @@ def test_what_would_not_be_let_in_or_has_a_long_head_is_not_expected(pair: Pair)
     assert not pair[1]._ready
 
 
+def test_nothing_is_made_ready_that_there_never_is_memory_for(wires: Wires) -> None:
+    sender, receiver = Connection(wires[0]), Connection(wires[1], memory=MemoryLimit(8192, 8192))
+    receiver.expect(REQUEST, [torch.empty(10_000)])
+    receiver.make_ready()
+    sender.send(REQUEST, [torch.ones(1024)])
+    assert_received(receiver, REQUEST, [torch.ones(1024)])
+
+
 def test_nothing_is_made_ready_that_there_is_no_memory_for(wires: Wires) -> None:
     sender, receiver = Connection(wires[0]), Connection(wires[1], memory=MemoryLimit(8192, 8192))
     for _ in range(2):
