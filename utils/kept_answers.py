@@ -6,6 +6,7 @@ import mmap
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -72,10 +73,10 @@ class _Kept:
 
     def keep(self, result: CloudResult) -> None:
         """Take in a result, and let go of it."""
-        self.result = result._replace(tensors=())
         self.copies = tuple(map(_Copy.of, result.tensors))
         self.size_bytes = sum(tensor.nbytes for tensor in result.tensors)
         self.done_ms = now_ms()
+        self.result = result._replace(tensors=())  # last: whoever sees it finds the rest
 
     def answer(self) -> CloudResult | None:
         """Return the result, if there is one."""
@@ -147,12 +148,13 @@ class KeptAnswers:
 
     def _take_in(self, key: bytes, kept: _Kept, result: CloudResult | Exception) -> list[Asker]:
         """Keep a result, in memory of its own; return who else waits for it."""
+        if isinstance(result, CloudResult):
+            with suppress(OSError):  # no memory for a copy: whoever asks again has it computed
+                kept.keep(result)  # before the lock: the next task must not wait for it
         with self._lock:
             is_wanted = self._computing.get(key) is kept
             if is_wanted:
                 del self._computing[key]
-            if isinstance(result, CloudResult):
-                kept.keep(result)
             if kept.result and is_wanted:
                 self._remove(key)
                 self._done[key] = kept

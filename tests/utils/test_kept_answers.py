@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+from unittest.mock import Mock
+
 import pytest
 import torch
 
@@ -43,6 +46,17 @@ def test_a_task_that_comes_again_gets_the_kept_answer() -> None:
     answers.submit(b"1", "question", Asker(engine.compute, got.append))
     assert len(engine.asked) == 1
     assert value_of(got[1]) == 5.0
+
+
+def test_an_answer_that_cannot_be_copied_is_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, engine, got = KeptAnswers(), Engine(), Got()
+    for _ in range(2):
+        answers.submit(b"1", "question", Asker(engine.compute, got.append))
+    monkeypatch.setattr(kept_answers.mmap, "mmap", Mock(side_effect=OSError(errno.ENOMEM, "no memory")))
+    engine.asked[0](result(5.0))
+    monkeypatch.undo()
+    engine.asked[1](result(6.0))
+    assert list(map(value_of, got)) == [5.0, 6.0]
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 0, 3), (1, 3, 4, 5)])
