@@ -19,7 +19,7 @@ NORMAL_MAD = 1.4826  # standard deviation of a normal distribution over its medi
 SMALLEST_ERROR = 0.01  # clocks, and links that are never quite steady
 PING_BYTES = 512 + 52  # a frame's head, and TCP's
 MIN_PIECE = 8  # packets; fewer tell of jitter more than of the link
-PIECES = 3  # of each train: their median forgives one that met other traffic
+PIECES = 5  # of each train: their median forgives two that met other traffic, or a pause
 BATCH_GAPS, TOGETHER = 3, 0.1  # packets that came this much closer than the third widest gap came together
 BURST_DROP = 0.8  # a rate that falls below this share of the first one was that of a token bucket's burst
 
@@ -153,8 +153,8 @@ def train_rate(trains: Sequence[Arrivals]) -> Rate | None:
     steady = [steady_part(in_batches(train)) for train in trains if len(train[0]) > MIN_PIECE]
     if not steady:
         return None
-    slowest = min(_rate_of(*train) for train in steady)
-    kept = [train for train in steady if _rate_of(*train) * BURST_DROP <= slowest]
+    slowest = min(map(_middle_rate, steady))
+    kept = [train for train in steady if _middle_rate(train) * BURST_DROP <= slowest]
     rates = [_rate_of(*piece) for train in kept for piece in _pieces(train)]
     middle = statistics.median(rates)
     deviation = statistics.median(abs(rate - middle) for rate in rates) / middle if len(rates) > 1 else DEFAULT_ERROR
@@ -182,7 +182,8 @@ def in_batches(train: Arrivals) -> Arrivals:
 def steady_part(train: Arrivals) -> Arrivals:
     """Return a train without the burst that a token bucket let pass first.
 
-    The knee is where most has come beyond what an even flow would have brought.
+    The knee is where most has come beyond what an even flow would have brought. Behind a burst, packet after packet is
+    slower; where only the whole is, something paused.
     """
     times_us, sizes_bytes = train
     come_bytes = list(itertools.accumulate(sizes_bytes))
@@ -190,11 +191,10 @@ def steady_part(train: Arrivals) -> Arrivals:
     even = (come_bytes[-1] - come_bytes[0]) / span_us
     beyond = [come - even * (time - times_us[0]) for come, time in zip(come_bytes, times_us, strict=True)]
     knee = max(range(1, len(times_us)), key=beyond.__getitem__)
-    after = times_us[knee:], sizes_bytes[knee:]
+    before, after = (times_us[: knee + 1], sizes_bytes[: knee + 1]), (times_us[knee + 1 :], sizes_bytes[knee + 1 :])
     if len(after[0]) <= MIN_PIECE:
         return train
-    before = times_us[: knee + 1], sizes_bytes[: knee + 1]
-    return after if _rate_of(*after) < BURST_DROP * _rate_of(*before) else train
+    return after if all(rate(*after) < BURST_DROP * rate(*before) for rate in (_rate_of, _rate_of_gaps)) else train
 
 
 def _pieces(train: Arrivals) -> Iterator[Arrivals]:
@@ -205,6 +205,15 @@ def _pieces(train: Arrivals) -> Iterator[Arrivals]:
     ends = [round(index * gaps / count) for index in range(count + 1)]
     for start, end in itertools.pairwise(ends):
         yield times_us[start : end + 1], sizes_bytes[start : end + 1]
+
+
+def _middle_rate(train: Arrivals) -> float:
+    return statistics.median(_rate_of(*piece) for piece in _pieces(train))
+
+
+def _rate_of_gaps(times_us: Sequence[int], sizes_bytes: Sequence[int]) -> float:
+    gaps = zip(itertools.pairwise(times_us), sizes_bytes[1:], strict=True)
+    return statistics.median(_rate_bytes_per_s(size, after - before) for (before, after), size in gaps)
 
 
 def _rate_of(times_us: Sequence[int], sizes_bytes: Sequence[int]) -> float:

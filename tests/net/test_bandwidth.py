@@ -180,6 +180,18 @@ def test_one_pause_in_a_train_is_forgiven() -> None:
     assert rate.error >= SMALLEST_ERROR
 
 
+@pytest.mark.parametrize("pauses_at", [(9,), (70,), (79, 89), (60, 90), (40, 80)])
+def test_a_machine_that_pauses_is_no_token_bucket(pauses_at: tuple[int, ...]) -> None:
+    gap_us, pause_us = 24, 600  # 500 Mbit/s
+    starts = [0, *pauses_at, 100]
+    parts = [
+        train(end - start, gap_us, start * gap_us + pause_us * number)
+        for number, (start, end) in enumerate(itertools.pairwise(starts))
+    ]
+    rate = train_rate([train(20, gap_us), joined(*parts)])
+    assert rate is not None and rate.bytes_per_s == pytest.approx(PACKET / gap_us * 1e6, rel=0.05)
+
+
 def test_too_few_packets_tell_nothing() -> None:
     assert train_rate([]) is None
     assert train_rate([([], []), train(MIN_PIECE)]) is None
