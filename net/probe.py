@@ -67,14 +67,13 @@ PROBE_TIMEOUT_S = TRAIN_TIMEOUT_S + ANSWER_TIMEOUT_S
 TCP_IP_BYTES = 52  # headers of a packet, with time stamps
 # By UDP, 190 KB at most: a short train, then one that outlasts a token bucket's burst, but not long.
 MOST_PACKETS, QUICK_PACKETS = (20, 100), (12,)
-OUTRUN_PACKETS = 18  # beside TCP's large probe: 200 KB together
+OUTRUN_PACKETS = 50  # beside TCP's probe: 200 KB together
 HOPELESS_PACKETS = 10  # so few in that time: the first train has to be enough
 TRAIN_S = 0.5
-BUCKET_SHARE = 0.25  # of the trains' rate: TCP's large probe, so much slower, outlasted a bucket that they passed whole
 SENDER_SHARE = 0.7  # a rate this close to the one at which a train left is the sender's, not the link's
-# By TCP, 144 KB: a probe that fits into TCP's first window, and a larger one where that was quick, or where the link
-# has outrun the trains.
-PROBE_BYTES = (13_032, 131_072)
+# By TCP, 144 KB: a probe that fits into TCP's first window, and a larger one where that was quick. Where the link has
+# outrun a train: one of more than a packet of loopback.
+PROBE_BYTES, OUTRUN_BYTES = (13_032, 131_072), (72_400,)
 SLOW_PROBE_MS = 250.0
 MAX_TIME_US = 60_000_000  # no probe takes so long
 KNOCKS, HOPELESS_KNOCKS, KNOCK_WAIT_S = 5, 2, 0.4
@@ -155,15 +154,14 @@ class LinkProbe:
         if trains and not by_udp.outran:
             return trains, ProbeMethod.UDP_TRAIN
         try:
-            burst = self._burst_rate(exchange_ms, PROBE_BYTES[:1] if quick else PROBE_BYTES[by_udp.outran :])
+            sizes_bytes = OUTRUN_BYTES if by_udp.outran else PROBE_BYTES
+            burst = self._burst_rate(exchange_ms, PROBE_BYTES[:1] if quick else sizes_bytes)
         except (DeadlineError, PeerGoneError):
             if trains is None:
                 raise
             return trains, ProbeMethod.UDP_TRAIN
-        if trains:
-            outlasted_bucket = not quick and burst.bytes_per_s < BUCKET_SHARE * trains.bytes_per_s
-            if burst.bytes_per_s <= trains.bytes_per_s and not outlasted_bucket:
-                return trains, ProbeMethod.UDP_TRAIN
+        if trains and trains.bytes_per_s >= burst.bytes_per_s:
+            return trains, ProbeMethod.UDP_TRAIN
         return burst, ProbeMethod.TCP_BURST
 
     # ------------------------------------------------------------ by UDP
@@ -204,7 +202,8 @@ class LinkProbe:
             rate = train_rate(trains)
             if rate is None:
                 return _ByUdp()
-            outran = sending_s * rate.bytes_per_s > SENDER_SHARE * packets * (self._packet_bytes() + IP_UDP_BYTES)
+            is_senders = sending_s * rate.bytes_per_s > SENDER_SHARE * packets * (self._packet_bytes() + IP_UDP_BYTES)
+            outran = is_senders and (outran or len(trains) == 1)  # a long train tells enough, and leaves TCP no bytes
         return _ByUdp(self._as_payload(rate) if rate else None, outran=outran)
 
     def _rate_down(self, datagrams: Datagrams, ticket: Ticket) -> Rate | None:
