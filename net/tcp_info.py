@@ -9,6 +9,7 @@ from typing import NamedTuple
 UNLIMITED_SEGMENTS = 0x7FFFFFFF  # a threshold that has not been found yet
 INITIAL_SEGMENTS = 10  # RFC 6928
 UNPACED_SEGMENTS = 10  # the kernel paces none of a connection's first ones
+PIECE_S = 1 / 1024  # of the pace: what the kernel hands to the device in one piece (tcp_tso_autosize), at once
 PACED = frozenset({"bbr", "bbr2", "bbr3"})  # they space packets, and keep their estimate of the link while idle
 _ACKED = struct.Struct("=120xQ")  # bytes_acked, Linux 4.1
 _FIELDS = struct.Struct("=8xI4xI24xI20xIIII20xQ44xI")  # up to data_segs_out, Linux 4.6
@@ -49,7 +50,8 @@ def send_state(data: bytes, congestion_control: str) -> SendState | None:
     if congestion_control in PACED:
         unpaced = max(0, UNPACED_SEGMENTS - info.segments_sent)
         window_bytes, pace_bytes_per_s = info.window_segments * info.segment_bytes, max(info.pace_bytes_per_s, 1)
-        return SendState(window_bytes, math.inf, pace_bytes_per_s, unpaced * info.segment_bytes)
+        burst_bytes = max(unpaced * info.segment_bytes, PIECE_S * pace_bytes_per_s)
+        return SendState(window_bytes, math.inf, pace_bytes_per_s, burst_bytes)
     window = _window_after_silence(info) * info.segment_bytes
     knows_threshold = info.threshold_segments < UNLIMITED_SEGMENTS
     threshold = info.threshold_segments * info.segment_bytes if knows_threshold else math.inf
