@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from net.bandwidth import (
+    MAX_RATE_BYTES_PER_S,
     Arrivals,
     Burst,
     Echo,
@@ -160,7 +161,7 @@ class LinkProbe:
             if trains is None:
                 raise
             return trains, ProbeMethod.UDP_TRAIN
-        if trains and trains.bytes_per_s >= burst.bytes_per_s:
+        if trains and not trains.bytes_per_s < burst.bytes_per_s < MAX_RATE_BYTES_PER_S:  # the limit tells nothing
             return trains, ProbeMethod.UDP_TRAIN
         return burst, ProbeMethod.TCP_BURST
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from net import probe, trains
-from net.bandwidth import Echo, ProbeMethod, Rate
+from net.bandwidth import MAX_RATE_BYTES_PER_S, Echo, ProbeMethod, Rate
 from net.datagrams import (
     COOKIE_BYTES,
     KNOCK,
@@ -215,6 +215,7 @@ def test_a_measurement_costs_at_most_200_kb(service: Address, monkeypatch: pytes
     [
         (0.9, ProbeMethod.UDP_TRAIN),
         (1.1, ProbeMethod.TCP_BURST),
+        (1e6, ProbeMethod.UDP_TRAIN),  # read at once
         (None, ProbeMethod.UDP_TRAIN),  # TCP's probe was stuck
     ],
 )
@@ -226,7 +227,7 @@ def test_where_the_link_outruns_the_trains_tcp_may_tell_more_but_need_not_tell(
     def burst(_: LinkProbe, size_bytes: int, rtt_ms: float) -> float:
         if burst_share is None:
             raise DeadlineError("stuck")
-        return burst_share * rate.bytes_per_s
+        return min(burst_share * rate.bytes_per_s, MAX_RATE_BYTES_PER_S)
 
     monkeypatch.setattr(LinkProbe, "_rate_up", lambda *_: probe._ByUdp(rate, outran=True))
     monkeypatch.setattr(LinkProbe, "_burst", burst)
