@@ -1,16 +1,20 @@
 """From task to task on loopback: what a queue adds to edge half, cloud half and a raw transfer of the same bytes.
 
-    python -m tests.benchmark.gap
+    python -m tests.benchmark.gap [--cloud-threads N]
 
 Queues of one network that stays on the edge, or goes to the cloud whole, three rounds in turn; medians. The period is
 the time from one start to the next: the median of one task after the other, the mean of many in flight, which come in
 bursts. The raw transfer is what a plain socket takes that sends what crosses, to a server that only reads, computes the
 same half and sends its output, beyond that half: right behind a network nothing is in the caches. One after the other,
 the gap is what the period has beyond the sum of the parts; in flight, beyond the longest of them.
+
+On two cores a cloud of two threads computes where the edge is to plan, send and read, and an OpenMP thread waits there
+for more to compute. With --cloud-threads 1 each side has a core of its own, as on two machines.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import multiprocessing
@@ -47,9 +51,9 @@ IN_FLIGHT = {"one": ["--in-flight", "1"], "many": []}
 CASES = [*itertools.product(("le_net", "mobile_net"), PLACES, IN_FLIGHT)]
 
 
-def compute_bare(listener: socket.socket, model: str) -> None:
+def compute_bare(listener: socket.socket, model: str, threads: int) -> None:
     """Read a network's input, answer what computing took (ms) and its output, until the peer leaves."""
-    use_threads(dataset_threads("cloud", "cpu"))
+    use_threads(threads)
     network = load_network(model)
     tensor = stand_in(network.graph.input.shape)
     in_order = tensor if tensor.is_contiguous() else tensor.permute(0, 2, 3, 1)  # channels last: a view, no copy
@@ -62,11 +66,11 @@ def compute_bare(listener: socket.socket, model: str) -> None:
         sock.sendall(TOOK_MS.pack(result.latency_ms) + result.tensors[0].numpy().tobytes())
 
 
-def raw_transfer_ms(model: str) -> float:
+def raw_transfer_ms(model: str, threads: int) -> float:
     """Return the median time of an exchange with `compute_bare`, less what it computed."""
     graph = model_graph(model)
     listener = socket.create_server((DEFAULT_IP, 0))
-    peer = multiprocessing.get_context("spawn").Process(target=compute_bare, args=(listener, model))
+    peer = multiprocessing.get_context("spawn").Process(target=compute_bare, args=(listener, model, threads))
     peer.start()
     data, answer = bytes(graph.crossing_bytes[0]), memoryview(bytearray(TOOK_MS.size + graph.output.size_bytes))
     found_ms = []
@@ -102,25 +106,30 @@ def gap(tasks: Sequence[dict[str, Any]], raw_ms: float, *, is_alone: bool) -> di
     return dict(zip(FIGURES, (period_ms, *parts_ms, gap_ms), strict=True))
 
 
-def measure(model: str, place: str, in_flight: str, address: Sequence[str]) -> dict[str, float]:
+def measure(model: str, place: str, in_flight: str, address: Sequence[str], threads: int) -> dict[str, float]:
     """Return the figures of one queue."""
     graph = model_graph(model)
     tasks = run_queue([*address, *PLACES[place], *IN_FLIGHT[in_flight], "-t", model])
     sent = {task["partition_point"] != len(graph.layers) for task in tasks}
     if sent != {place == "cloud"}:
         raise SystemExit(f"{model}: not all tasks were computed on the {place}")
-    raw_ms = raw_transfer_ms(model) if place == "cloud" else 0.0
+    raw_ms = raw_transfer_ms(model, threads) if place == "cloud" else 0.0
     return gap(tasks, raw_ms, is_alone=in_flight == "one")
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cloud-threads", type=int, default=dataset_threads("cloud", "cpu"))
+    threads = parser.parse_args().cloud_threads
+    command = [*CLOUD, "--threads", str(threads)]
     found: dict[tuple[str, str, str], list[dict[str, float]]] = {case: [] for case in CASES}
-    with TemporaryDirectory() as folder, ServiceProcess(CLOUD, services=2) as cloud:
+    with TemporaryDirectory() as folder, ServiceProcess(command, services=2) as cloud:
         slow = ["--edge-config", str(write_slow_edge(Path(folder) / "slow.json"))]
         address = ["-p", str(cloud.ports[0]), "--monitor-port", str(cloud.ports[1])]
         for _ in trange(ROUNDS, disable=None):
             for case in CASES:
-                found[case].append(measure(*case, [*address, *(slow if case[1] == "cloud" else [])]))
+                flags = [*address, *(slow if case[1] == "cloud" else [])]
+                found[case].append(measure(*case, flags, threads))
     print(f"{'':<12}{'on the':<8}{'in flight':<10}" + "".join(f"{name:>9}" for name in FIGURES) + "  ms, gap of rounds")
     results = {}
     for (model, place, in_flight), rounds in found.items():
@@ -128,7 +137,7 @@ def main() -> None:
         gaps = ", ".join(f"{one['gap']:.2f}" for one in rounds)
         print(f"{model:<12}{place:<8}{in_flight:<10}" + "".join(f"{medians[name]:>9.3f}" for name in FIGURES), gaps)
         results[f"{model} on the {place}, {in_flight} in flight"] = {**medians, "gaps": [one["gap"] for one in rounds]}
-    save("gap", {"medians_ms": results})
+    save("gap", {"cloud_threads": threads, "medians_ms": results})
 
 
 if __name__ == "__main__":
