@@ -5,7 +5,7 @@
 Five measurements a link; medians, and the largest error of the rate. The true rate is that of TCP's payload, 1448 of
 1500 bytes of a packet. Behind a token bucket (tbf on the edge's side, on a link of 500 Mbit/s and 10 ms) it is the
 bucket's. With another TCP flow, started 2 s before, both the link's rate and half of it can be called true: the table
-compares with the link's. The true RTT is that of ICMP echoes between the two kernels, just before.
+compares with the link's. The true RTT is that of ICMP echoes between the two kernels, right before each measurement.
 """
 
 from __future__ import annotations
@@ -52,13 +52,11 @@ while True:
 
 
 def measure(port: int, use_udp: bool) -> None:
-    """Print what an echo takes, and the measurements of one link, as JSON (runs on the near side)."""
+    """Print the measurements of one link as JSON, and at last what an echo takes (runs on the near side)."""
     echoes = []
-    while not echoes:
+    for _ in range(ROUNDS):
         with contextlib.suppress(TimeoutError):  # a lossy link
             echoes.append(echo_ms())
-    print(echoes[0], flush=True)
-    for _ in range(ROUNDS):
         start_ms = now_ms()
         try:
             estimate = measure_link(CLOUD_IP, port, use_udp=use_udp)
@@ -66,6 +64,10 @@ def measure(port: int, use_udp: bool) -> None:
             print(exc, file=sys.stderr)
             continue
         print(json.dumps(document_of(estimate, now_ms() - start_ms)), flush=True)
+    while not echoes:
+        with contextlib.suppress(TimeoutError):
+            echoes.append(echo_ms())
+    print(statistics.median(echoes))
 
 
 @contextlib.contextmanager
@@ -98,7 +100,7 @@ def run(link: tuple[float, float], true_mbit: float, tcp: bool, loss: int = 0, b
         with ServiceProcess(server, prefix=[str(TOOL), "cloud"]) as service:
             command = [TOOL, "edge", *module, "--measure", str(service.ports[0]), *flags]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    an_echo_ms, *found = [json.loads(line) for line in done.stdout.splitlines()]
+    *found, an_echo_ms = [json.loads(line) for line in done.stdout.splitlines()]
     true_rtt_ms = an_echo_ms - 2 * ECHO_BYTES * 8 / (rate_mbit * 1e3)  # less its own bytes' time on the link
     if not found:
         print(f"{rate_mbit:>6g}{rtt_ms:>6g}  failed", flush=True)
