@@ -78,6 +78,7 @@ PROBE_BYTES, OUTRUN_BYTES = (13_032, 131_072), (72_400,)
 SLOW_PROBE_MS = 250.0
 MAX_TIME_US = 60_000_000  # no probe takes so long
 KNOCKS, HOPELESS_KNOCKS, KNOCK_WAIT_S = 5, 2, 0.4
+SHORT_MS, SHORT_KNOCKS = 5.0, 12  # of a round trip to which the tenth of a millisecond matters that machines add
 KNOCK_REST = NONCE_BYTES + KEPT.size
 KNOCK_BYTES = HEADER.size + KNOCK_REST + IP_UDP_BYTES  # the answer is as long
 
@@ -229,11 +230,13 @@ class LinkProbe:
     def _shortest_knock_ms(self, datagrams: Datagrams, cookie: bytes) -> float | None:
         """Return the round trip of a knock; None where UDP is blocked: the first ones had no answer."""
         answered_ms: list[float] = []
-        for sequence in range(1, KNOCKS + 1):
+        for sequence in range(1, SHORT_KNOCKS + 1):
             knock = self._knock(datagrams, cookie, sequence)
             answered_ms += [knock.rtt_ms] if knock else []
             if sequence >= HOPELESS_KNOCKS and not answered_ms:
                 return None
+            if sequence >= KNOCKS and min(answered_ms) > SHORT_MS:
+                break
         return min(answered_ms)
 
     def _knock(self, datagrams: Datagrams, cookie: bytes, sequence: int) -> _Knock | None:
