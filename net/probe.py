@@ -235,7 +235,7 @@ class LinkProbe:
             answered_ms += [knock.rtt_ms] if knock else []
             if sequence >= HOPELESS_KNOCKS and not answered_ms:
                 return None
-            if sequence >= KNOCKS and min(answered_ms) > SHORT_MS:
+            if sequence >= KNOCKS and (min(answered_ms) > SHORT_MS or len(answered_ms) < sequence):
                 break
         return min(answered_ms)
 

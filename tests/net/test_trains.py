@@ -7,6 +7,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -245,6 +246,30 @@ def test_a_knock_tells_the_round_trip_where_pings_pass_quicker_than_the_rate(
     link = measure_link(*service)
     assert link.exchange_ms == link.rtt_ms > 0
     assert link.ping_ms == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize(
+    ("round_trips_ms", "knocks"),
+    [
+        ([1.0] * 20, probe.SHORT_KNOCKS),
+        ([20.0] * 20, probe.KNOCKS),
+        ([None, 1.0] * 10, probe.KNOCKS),  # each that is lost takes its time
+        ([None, None], probe.HOPELESS_KNOCKS),
+    ],
+)
+def test_a_short_way_is_knocked_at_more_often(
+    service: Address, monkeypatch: pytest.MonkeyPatch, round_trips_ms: list[float | None], knocks: int
+) -> None:
+    answers = iter([rtt_ms and probe._Knock(b"", rtt_ms) for rtt_ms in round_trips_ms])
+    asked: list[int] = []
+
+    def knock(_: LinkProbe, __: Datagrams, ___: bytes, sequence: int) -> Any:
+        asked.append(sequence)
+        return next(answers)
+
+    monkeypatch.setattr(LinkProbe, "_knock", knock)
+    measure_link(*service)
+    assert asked == list(range(1, knocks + 1))
 
 
 def test_a_quick_measurement_costs_a_fifth(service: Address, monkeypatch: pytest.MonkeyPatch) -> None:
