@@ -7,6 +7,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -169,9 +170,15 @@ def access_flags(args: argparse.Namespace) -> list[str]:
 
 def latency_source(engine: CloudEngine, name: str, path: Path | None) -> Callable[[str], Latencies]:
     """Return the function that tells edges what a model's layers take here, predicted or measured."""
-    from predictor.predictor_utils import find_predictor
+    from predictor.predictor_utils import LatencyPredictor, find_predictor, suited, this_machine
     from predictor.profile import measured_latencies
     from utils.inference_utils import as_network_input, random_input
+
+    @cache
+    def predictor() -> LatencyPredictor:
+        found = find_predictor("cloud", engine.device, name, path)
+        machine = this_machine(engine.device, engine.threads)
+        return engine.submit_job(lambda: suited(found, "cloud", machine, is_chosen=path is not None))()
 
     def latencies(model: str) -> Latencies:
         if name == "measured":
@@ -179,7 +186,7 @@ def latency_source(engine: CloudEngine, name: str, path: Path | None) -> Callabl
             tensor = as_network_input(random_input(network.graph.input.shape), engine.device)
             known = engine.submit_job(lambda: measured_latencies(network, tensor))()
         else:
-            known = find_predictor("cloud", engine.device, name, path).predict(model_graph(canonical_name(model)))
+            known = predictor().predict(model_graph(canonical_name(model)))
         columns = (list(known.latency_ms), list(known.low_ms), list(known.high_ms))
         return Latencies(model, known.source, *columns, list(known.extrapolated))
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from deployment import Candidate, SplitPlan, plan_split
-from edge_task import StageKeys, Task, cloud_latencies, edge_latencies, stage_keys
+from edge_task import StageKeys, Task, predicted_stages
 from models.cuts import pack_nodes
 from models.zoo import Network, WeightsSource, load_network, model_graph
 from net.bandwidth import LinkEstimate
@@ -223,8 +223,7 @@ def prepare_models(
         session.ask_to_prepare(Prepare(name, pack_nodes(graph, graph.edge_nodes(0)), graph.digest))
         network = load_network(name, task.weights, task.device)  # while the cloud does the same
         session.wait_until_ready(network.weights_digest)
-        edge, cloud = edge_latencies(task, network.graph), cloud_latencies(task, session, network.graph)
-        models[name] = QueueModel(network, edge, cloud, stage_keys(task, session, link, is_warm=True))
+        models[name] = QueueModel(network, *predicted_stages(task, session, link, is_warm=True))
     return models
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ from net.session import EdgeSession, OnCloudLoss, stage_times
 from net.stream import PATIENCE_S
 from predictor.correction import Corrections
 from predictor.latencies import LayerLatencies
-from predictor.predictor_utils import LatencyPredictor, dataset_threads, find_predictor
+from predictor.predictor_utils import Machine, dataset_threads, find_predictor, suited, this_machine
 from predictor.profile import measured_latencies
 from predictor.strategies import Strategy
 from predictor.transfer import IDLE, WARM, Sender
@@ -145,14 +145,14 @@ def run_with_cloud(task: Task, session: EdgeSession, link: LinkEstimate, show: E
 
     Raises: NetworkError, WeightsError, PlanningError.
     """
-    keys = stage_keys(task, session, link, is_warm=task.repeat > 1)
+    stages = predicted_stages(task, session, link, is_warm=task.repeat > 1)
     corrections = Corrections.load() if task.learns else Corrections()
-    plan, candidate = plan_task(task, session, link, corrections, keys)
+    plan, candidate = plan_task(task, session, link, corrections, stages)
     show.plan(plan, candidate)
     half = prepare(task, session, plan.edge_nodes(candidate), show)
     outcome = infer(task, half, plan, candidate, session, show)
     if task.learns:
-        learn(corrections, keys, link, outcome)
+        learn(corrections, stages.keys, link, outcome)
     show_outcome(outcome, show)
     return outcome
 
@@ -211,16 +211,23 @@ def infer(
 
 
 def plan_task(
-    task: Task, session: EdgeSession, link: LinkEstimate, corrections: Corrections, keys: StageKeys
+    task: Task, session: EdgeSession, link: LinkEstimate, corrections: Corrections, stages: PredictedStages
 ) -> tuple[SplitPlan, Candidate]:
     """Return the plan for this edge, this cloud, and the link of the moment, and the cut to take."""
-    graph = model_graph(task.model)
-    edge = edge_latencies(task, graph).scaled(corrections.factor(keys.edge))
-    cloud = cloud_latencies(task, session, graph).scaled(corrections.factor(keys.cloud))
+    keys = stages.keys
+    edge, cloud = stages.edge.scaled(corrections.factor(keys.edge)), stages.cloud.scaled(corrections.factor(keys.cloud))
     state = session.send_state()
     sender = WARM if task.repeat > 1 else Sender(*state) if state else IDLE
-    factor = corrections.factor(keys.transfer)
-    plan_with = partial(plan_split, graph, edge, cloud, link.rate_bytes_per_s, link.exchange_ms, factor, sender=sender)
+    plan_with = partial(
+        plan_split,
+        model_graph(task.model),
+        edge,
+        cloud,
+        link.rate_bytes_per_s,
+        link.exchange_ms,
+        corrections.factor(keys.transfer),
+        sender=sender,
+    )
     plan = plan_with(strategy=task.strategy, max_edge_bytes=task.max_edge_bytes)
     if task.point is None:
         return plan, plan.best
@@ -236,18 +243,31 @@ class StageKeys(NamedTuple):
     cloud: str
 
 
-def stage_keys(task: Task, session: EdgeSession, link: LinkEstimate, *, is_warm: bool) -> StageKeys:
-    """Return what the three stages of a task depend on.
+class PredictedStages(NamedTuple):
+    """What a model's layers take on both sides by prediction, before any correction, and what corrects it."""
 
-    The first inference of a process also builds its kernels, so it has corrections of its own.
+    edge: LayerLatencies
+    cloud: LayerLatencies
+    keys: StageKeys
+
+
+def predicted_stages(task: Task, session: EdgeSession, link: LinkEstimate, *, is_warm: bool) -> PredictedStages:
+    """Return what is predicted for a model on both sides.
+
+    The first inference of a process also builds its kernels, so it has corrections of its own. So has every other
+    prediction: who has collected new data learns anew what it misses.
     """
+    graph = model_graph(task.model)
+    edge, cloud = edge_latencies(task, graph), cloud_latencies(task, session, graph)
     phase = "warm" if is_warm else "first"
-    cloud = f"{session.host} {session.cloud.get('device')} {session.cloud.get('threads')} {task.cloud_config}"
-    return StageKeys(
-        edge=f"{phase} edge {task.model} {task.device} {task.threads} {task.predictor} {task.edge_config}",
-        transfer=f"{phase} transfer {task.model} {cloud} {link.source.name}",
-        cloud=f"{phase} cloud {task.model} {cloud}",
+    where = f"{session.host} {session.cloud.get('device')} {session.cloud.get('threads')} {task.cloud_config}"
+    this_edge = f"{task.device} {task.threads} {task.predictor} {task.edge_config}"
+    keys = StageKeys(
+        edge=f"{phase} edge {task.model} {this_edge} {edge.total():.4g} ms",
+        transfer=f"{phase} transfer {task.model} {where} {link.source.name}",
+        cloud=f"{phase} cloud {task.model} {where} {cloud.total():.4g} ms",
     )
+    return PredictedStages(edge, cloud, keys)
 
 
 def learn(corrections: Corrections, keys: StageKeys, link: LinkEstimate, outcome: Outcome) -> None:
@@ -266,9 +286,8 @@ def edge_latencies(task: Task, graph: LayerGraph) -> LayerLatencies:
         network = build_network(task.model, task.weights, task.device)  # and not kept: most of it may not be needed
         return measured_latencies(network, as_network_input(random_input(graph.input.shape), task.device))
     predictor = find_predictor("edge", task.device, task.predictor, task.edge_config)
-    threads = use_threads(task.threads or predictor.threads)
-    warn_of_other_machines(predictor, {"device": task.device, "threads": threads}, "edge")
-    return predictor.predict(graph)
+    machine = this_machine(task.device, use_threads(task.threads or predictor.threads))
+    return suited(predictor, "edge", machine, is_chosen=task.edge_config is not None).predict(graph)
 
 
 def cloud_latencies(task: Task, session: EdgeSession, graph: LayerGraph) -> LayerLatencies:
@@ -277,30 +296,12 @@ def cloud_latencies(task: Task, session: EdgeSession, graph: LayerGraph) -> Laye
         told = session.ask_latencies(task.model, graph.digest)
         latencies = LayerLatencies(told.latency_ms, told.low_ms, told.high_ms, told.source, told.extrapolated)
     else:
-        cloud_device = str(session.cloud.get("device"))
+        device, threads = str(session.cloud.get("device")), session.cloud.get("threads")
         name = "linear" if task.predictor == "linear" else "forest"
-        predictor = find_predictor("cloud", cloud_device, name, task.cloud_config)
-        warn_of_other_machines(predictor, session.cloud, "cloud")
-        latencies = predictor.predict(graph)
+        predictor = find_predictor("cloud", device, name, task.cloud_config)
+        machine = Machine(device, threads if isinstance(threads, int) else None, None)
+        latencies = suited(predictor, "cloud", machine, is_chosen=True).predict(graph)
     return latencies
-
-
-def warn_of_other_machines(predictor: LatencyPredictor, machine: Mapping[str, Any], side: str) -> None:
-    """Say that predictions are for another device or number of threads than the one that computes."""
-    measured = {"device": predictor.device, "threads": predictor.threads}
-    actual = {name: machine.get(name) for name in measured}
-    if actual["device"] == "cuda":
-        del measured["threads"], actual["threads"]
-    if measured != actual:
-        log.warning(
-            "the %s computes with %s, but its predictors were measured with %s: collect its own with "
-            "python -m predictor.collect --side %s, and pass --%s-config",
-            side,
-            actual,
-            measured,
-            side,
-            side,
-        )
 
 
 def prepare(task: Task, session: EdgeSession, edge_nodes: frozenset[int], show: EdgeReport) -> EdgeHalf:

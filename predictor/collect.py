@@ -31,25 +31,31 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from models.operations import LayerKind
-from predictor.get_datasets_func import COLUMNS, csv_path
+from predictor.get_datasets_func import COLUMNS, csv_path, pace_of
 from predictor.kernel_flops import row_work
-from predictor.predictor_utils import SIDES, default_directory, fit_and_save, parameter_file, read_provenance
+from predictor.pace import SEED, Layer, built, lower_quartile, one_pass, pace_layers
+from predictor.predictor_utils import (
+    SIDES,
+    default_directory,
+    fit_and_save,
+    name_to_collect,
+    parameter_file,
+    read_provenance,
+)
 from predictor.sampling import RECIPES, Config, Sample, draw_layer, expected_ms
 from utils.cli import add_device, base_parser, positive_float, run_main
 from utils.errors import DataSetError, UsageError, writing
 from utils.files import append_durably, replace_file
 from utils.inference_utils import check_device, use_threads
 from utils.machine import device_name, frequency_governor, memory_bytes
-from utils.timing import Timing, now_ms, synchronise
+from utils.timing import Timing, now_ms
 from utils.units import MS_PER_S
 
 log = logging.getLogger(__name__)
 
-SEED = 20170408  # fixed: the same command continues the same sequence of blocks
 DEFAULT_MINUTES = 8.0
 BATCH_LAYERS = 512  # drawn together, then grouped by size
 BLOCK_LAYERS = 64
@@ -63,7 +69,6 @@ EXTRA_COLUMNS = ("median_ms", "min_ms", "iqr_ms", "samples", "pace_ms")
 PACE_RUNS = 8  # after each pass of a block; the first ones find its leavings in the caches, and only the last counts
 SECONDS_PER_MINUTE = 60.0
 
-Layer = tuple[LayerKind, Config]
 Collection = dict[str, Any]  # as `collection` makes it
 
 
@@ -71,7 +76,9 @@ Collection = dict[str, Any]  # as `collection` makes it
 
 
 def blocks(max_bytes: float, kinds: Sequence[LayerKind] = tuple(RECIPES)) -> Iterator[list[Layer]]:
-    """Yield blocks of layers of some kinds without end, always the same ones; see the top of this file.
+    """Yield blocks of layers of some kinds without end, always the same ones: a command that broke off goes on.
+
+    See the top of this file.
 
     Args: max_bytes: of a block's weights and tensors; a larger block is cut short.
     """
@@ -110,17 +117,6 @@ class BlockTimes:
     pace_ms: float
 
 
-def pace_layers() -> list[Layer]:
-    """Return the layers of the pace: arithmetic, weights from memory, and activations."""
-    rng = np.random.default_rng(SEED)
-    conv = RECIPES[LayerKind.CONV].draw(rng) | {"HW": 28, "kernel": 3, "stride": 1, "padding": 1, "bias": 1}
-    return [
-        (LayerKind.CONV, conv | {"Cin": 64, "Cout": 64, "groups": 1}),
-        (LayerKind.LINEAR, RECIPES[LayerKind.LINEAR].draw(rng) | {"in_features": 1024, "out_features": 1024}),
-        (LayerKind.BATCHNORM, RECIPES[LayerKind.BATCHNORM].draw(rng) | {"HW": 28, "Cin": 128}),
-    ]
-
-
 def measure_block(block: Sequence[Layer], device: str, pace: Sequence[Sample]) -> BlockTimes:
     """Run a block, and the layers of the pace, in turn."""
     samples = built(block, device)
@@ -132,51 +128,6 @@ def measure_block(block: Sequence[Layer], device: str, pace: Sequence[Sample]) -
         passes.append(one_pass(samples, device))
         paces_ms.append([sum(one_pass(pace, device)) for _ in range(PACE_RUNS)][-1])
     return BlockTimes([list(times_ms) for times_ms in zip(*passes, strict=True)], lower_quartile(paces_ms))
-
-
-def lower_quartile(times_ms: Sequence[float]) -> float:
-    """Return what a quarter of the times are below: the device undisturbed."""
-    return statistics.quantiles(times_ms, n=4, method="inclusive")[0]
-
-
-def built(block: Sequence[Layer], device: str) -> list[Sample]:
-    """Return the layers of a block, ready to run."""
-    return [RECIPES[kind].build(config).to(device) for kind, config in block]
-
-
-def one_pass(samples: Sequence[Sample], device: str) -> list[float]:
-    """Run every layer of a block once, in turn; return what each took, (layers,), ms."""
-    with torch.inference_mode():
-        return _pass_on_gpu(samples) if device == "cuda" else _pass_on_cpu(samples)
-
-
-def _pass_on_cpu(samples: Sequence[Sample]) -> list[float]:
-    times_ms = []
-    for run, inputs in samples:
-        fresh = _rewritten(inputs)
-        start_ms = now_ms()
-        run(*fresh)
-        times_ms.append(now_ms() - start_ms)
-    return times_ms
-
-
-def _pass_on_gpu(samples: Sequence[Sample]) -> list[float]:
-    """Time with events, which the GPU stamps between one layer and the next."""
-    marks = []
-    for run, inputs in samples:
-        fresh = _rewritten(inputs)
-        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        before.record()
-        run(*fresh)
-        after.record()
-        marks.append((before, after))
-    synchronise("cuda")
-    return [float(before.elapsed_time(after)) for before, after in marks]
-
-
-def _rewritten(inputs: Iterable[Tensor]) -> list[Tensor]:
-    """Return copies in fresh memory, the first written last: as if the layer before had just made them."""
-    return [torch.empty_like(value).copy_(value) for value in reversed(tuple(inputs))][::-1]
 
 
 # ---------------------------------------------------------------- files
@@ -345,6 +296,15 @@ def write_provenance(directory: Path, about: Mapping[str, Any], collections: Seq
     replace_file(directory / "provenance.json", json.dumps(document, indent=2) + "\n")
 
 
+def add_pace(directory: Path) -> None:
+    """Write into the provenance how fast the machine was: predictions for another one are scaled by it.
+
+    Raises: DataSetError.
+    """
+    document = {**read_provenance(directory), "pace_ms": pace_of(directory)}
+    replace_file(directory / "provenance.json", json.dumps(document, indent=2) + "\n")
+
+
 def check_same_machine(directory: Path, about: Mapping[str, Any]) -> None:
     """Refuse to mix rows of two machines.
 
@@ -368,10 +328,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = base_parser("collect.py", __doc__)
     parser.add_argument("--side", choices=SIDES, required=True, help="which side of the split this device is")
     add_device(parser)
-    parser.add_argument("--output", type=Path, help="directory of the CSV files (default: predictor/dataset/SIDE)")
-    parser.add_argument(
-        "--config", type=Path, help="parameter file to write (default: predictor/config/SIDE/DEVICE.json)"
-    )
+    parser.add_argument("--output", type=Path, help="directory of the CSV files (default: in predictor/dataset/SIDE)")
+    parser.add_argument("--config", type=Path, help="parameter file to write (default: in predictor/config/SIDE)")
     parser.add_argument("--fresh", action="store_true", help="first remove the rows that are there (default: go on)")
     parser.add_argument(
         "--minutes",
@@ -394,7 +352,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     check_device(args.device)
     threads = use_threads(args.threads or {"edge": 1, "cloud": os.cpu_count() or 1}[args.side])
-    directory = args.output or default_directory(args.side, args.device)
+    name = name_to_collect(args.side, args.device)
+    directory = args.output or default_directory(args.side, name)
     about = provenance(args.side, args.device, threads)
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
@@ -403,7 +362,8 @@ def _run(args: argparse.Namespace) -> int:
                 path.unlink(missing_ok=True)
         check_same_machine(directory, about)
         collect(directory, args.device, args.minutes, about, args.kinds)
-    fit_and_save(directory, args.config or parameter_file(args.side, args.device))
+        add_pace(directory)
+    fit_and_save(directory, args.config or parameter_file(args.side, name))
     return 0
 
 

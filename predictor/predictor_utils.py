@@ -19,10 +19,10 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,9 +44,11 @@ from predictor.get_datasets_func import (
 from predictor.kernel_flops import node_work
 from predictor.kind_models import HELD_OUT_EVERY, KindModel, Score, fit_kind
 from predictor.latencies import LayerLatencies
+from predictor.pace import kept_pace_ms
 from utils.cli import base_parser, run_main
 from utils.errors import DataSetError, MissingPredictorError, writing
-from utils.files import cache_directory, replace_file
+from utils.files import cache_directory, file_name, replace_file
+from utils.machine import device_name
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +71,18 @@ STAND_INS: Mapping[LayerKind, tuple[LayerKind, ...]] = {
 # ---------------------------------------------------------------- predictors
 
 
+class Machine(NamedTuple):
+    """What a latency depends on, beside the layer."""
+
+    device: str
+    threads: int | None  # of a CPU
+    device_name: str | None
+
+    def __str__(self) -> str:
+        threads = f" and {self.threads} threads" if self.threads else ""
+        return f"{self.device_name or self.device}{threads}"
+
+
 @dataclass(frozen=True, eq=False)
 class LatencyPredictor:
     """A model for every kind, and where their data comes from."""
@@ -76,7 +90,8 @@ class LatencyPredictor:
     name: str  # linear or forest
     kinds: Mapping[LayerKind, KindModel]
     provenance: Mapping[str, Any]
-    _known: dict[LayerGraph, LayerLatencies] = field(default_factory=dict, repr=False)
+    factor: float = 1.0  # how much longer layers take than where the data comes from
+    _known: dict[LayerGraph, LayerLatencies] = field(default_factory=dict, repr=False, init=False)
 
     @property
     def threads(self) -> int:
@@ -84,9 +99,17 @@ class LatencyPredictor:
         return int(self.provenance.get("threads", 1))
 
     @property
-    def device(self) -> str:
-        """Device that the data was measured on."""
-        return str(self.provenance.get("device", "cpu"))
+    def machine(self) -> Machine:
+        """What the data was measured with, as far as it tells."""
+        device = str(self.provenance.get("device", "cpu"))
+        name = self.provenance.get("device_name")
+        return Machine(device, self.threads if device == "cpu" else None, None if name is None else str(name))
+
+    @property
+    def pace_ms(self) -> float | None:
+        """What the layers of the pace took there; None where it is not known."""
+        pace_ms = self.provenance.get("pace_ms")
+        return float(pace_ms) if pace_ms else None
 
     def predict(self, graph: LayerGraph) -> LayerLatencies:
         """Return the predicted latency of every layer of a chain; kept with the graph.
@@ -96,7 +119,7 @@ class LatencyPredictor:
         Raises: MissingPredictorError: names the layer whose kind has no predictor.
         """
         if graph not in self._known:
-            self._known[graph] = self._predict(graph)
+            self._known[graph] = self._predict(graph).scaled(self.factor)
         return self._known[graph]
 
     def _predict(self, graph: LayerGraph) -> LayerLatencies:
@@ -204,6 +227,37 @@ def find_predictor(side: str, device: str = "cpu", name: str = "forest", path: P
     return installed_predictor(path or dataset_directory(side, device), name)
 
 
+def this_machine(device: str, threads: int) -> Machine:
+    """Return what a predictor's data should have been measured with, to be used here."""
+    return Machine(device, threads, device_name(device))
+
+
+@cache
+def suited(predictor: LatencyPredictor, side: str, machine: Machine, *, is_chosen: bool) -> LatencyPredictor:
+    """Return a predictor for a machine: as it is where its data was measured there; where not, that is said.
+
+    Predictions are then scaled to the pace of this machine (`predictor.pace`), with the threads in use.
+
+    Args: machine: what is None of it is not compared. is_chosen: the user named the predictor, and gets just that.
+    """
+    measured = predictor.machine
+    pairs = [(ours, theirs) for ours, theirs in zip(machine, measured, strict=True) if None not in (ours, theirs)]
+    if all(ours == theirs for ours, theirs in pairs):
+        return predictor
+    factor = 1.0 if is_chosen or not predictor.pace_ms else kept_pace_ms(machine.device) / predictor.pace_ms
+    scaled = f"scaled by {factor:.2g}, as a few layers take so much longer, they" if factor != 1.0 else "they"
+    log.warning(
+        "the %s computes with %s, but its predictors were measured with %s: %s may be wrong by a lot until enough is "
+        "learnt from use; python -m predictor.collect --side %s measures what it has",
+        side,
+        machine,
+        measured,
+        scaled,
+        side,
+    )
+    return replace(predictor, factor=factor)
+
+
 @cache
 def installed_predictor(directory: Path, name: str) -> LatencyPredictor:
     """Return the predictor of a directory of data sets, kept in this process; a forest, in the cache directory."""
@@ -226,25 +280,40 @@ def installed_predictor(directory: Path, name: str) -> LatencyPredictor:
 
 
 def dataset_directory(side: str, device: str) -> Path:
-    """Return where the data sets of a side and device lie, or where there are none, those of the CPU."""
-    own = default_directory(side, device)
-    return own if _kinds_in(own) else default_directory(side, "cpu")
+    """Return where the data sets of a side and device lie: of this very machine, of such a device, or of the CPU."""
+    places = [default_directory(side, name) for name in names_of(device)]
+    return next(filter(_kinds_in, places), default_directory(side, "cpu"))
 
 
-def default_directory(side: str, device: str) -> Path:
-    """Return where the data sets of a side and device belong: those of the CPU in the contract's place."""
-    return DATASET_DIR / side if device == "cpu" else DATASET_DIR / side / device
+def default_directory(side: str, name: str) -> Path:
+    """Return where data sets belong that go by the name of a device, or of a machine: the CPU's in the contract's."""
+    return DATASET_DIR / side if name == "cpu" else DATASET_DIR / side / name
 
 
 def config_path(side: str, device: str = "cpu") -> Path:
-    """Return where a side's linear parameters lie: those of the device, or where there are none, of the CPU."""
-    own = parameter_file(side, device)
-    return own if own.exists() else parameter_file(side, "cpu")
+    """Return where the linear parameters lie: of this very machine, of such a device, or of the CPU."""
+    places = [parameter_file(side, name) for name in names_of(device)]
+    return next(filter(Path.exists, places), parameter_file(side, "cpu"))
 
 
-def parameter_file(side: str, device: str) -> Path:
-    """Return the parameter file of a side and device, which may not exist."""
-    return CONFIG_DIR / side / f"{device}.json"
+def parameter_file(side: str, name: str) -> Path:
+    """Return the parameter file that goes by the name of a device, or of a machine; it may not exist."""
+    return CONFIG_DIR / side / f"{name}.json"
+
+
+def names_of(device: str) -> tuple[str, str]:
+    """Return the names by which data of this machine, and of any such device, go."""
+    return file_name(device_name(device)), device
+
+
+def name_to_collect(side: str, device: str) -> str:
+    """Return the name for data of this machine: that of the device, unless another machine's go by it.
+
+    Raises: DataSetError: the provenance of what is there is damaged.
+    """
+    default = default_directory(side, device)
+    is_taken = _kinds_in(default) and read_provenance(default).get("device_name") != device_name(device)
+    return names_of(device)[0] if is_taken else device
 
 
 # ---------------------------------------------------------------- forests on disk
@@ -405,13 +474,15 @@ def print_scores(scores: Mapping[str, Mapping[LayerKind, Score]]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = base_parser("predictor_utils.py", __doc__)
     parser.add_argument("--side", choices=SIDES, required=True, help="which side's data sets to fit")
-    parser.add_argument("--dataset", type=Path, help="directory of CSV files (default: predictor/dataset/SIDE)")
-    parser.add_argument("--output", type=Path, help="parameter file to write (default: predictor/config/SIDE/cpu.json)")
+    parser.add_argument("--dataset", type=Path, help="directory of CSV files (default: what is in use)")
+    parser.add_argument("--output", type=Path, help="parameter file to write (default: beside those in use)")
     return run_main(parser, argv, _run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    fit_and_save(args.dataset or DATASET_DIR / args.side, args.output or parameter_file(args.side, "cpu"))
+    directory = dataset_directory(args.side, "cpu")
+    name = "cpu" if args.dataset or directory == default_directory(args.side, "cpu") else directory.name
+    fit_and_save(args.dataset or directory, args.output or parameter_file(args.side, name))
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
 from pathlib import Path
 from typing import BinaryIO
@@ -34,6 +35,11 @@ def append_durably(path: Path, text: str) -> None:
     with path.open("ab", buffering=0) as file:
         file.write(text.encode())
         os.fsync(file.fileno())
+
+
+def file_name(name: str) -> str:
+    """Return what a file for a thing of that name is called: its letters and digits, with hyphens between words."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def cache_directory() -> Path:

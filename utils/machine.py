@@ -19,12 +19,16 @@ def cpu_name() -> str:
 
 
 def device_name(device: str) -> str:
-    """Return the name of the processor that computes, the GPU's or the CPU's."""
-    if device == "cuda":
-        import torch
+    """Return the name of the processor that computes, a CPU's with the instruction set that torch's kernels use.
 
-        return torch.cuda.get_device_name()
-    return cpu_name()
+    Generations of processors may share a name: virtual machines tell "AMD EPYC" with AVX2 and with AVX512, and the
+    second computes convolutions up to four times as fast.
+    """
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
+    return f"{cpu_name()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def frequency_governor() -> str | None:

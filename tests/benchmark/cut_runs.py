@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from deployment import SplitPlan
-from edge_task import Task, plan_task, request_of, stage_keys
+from edge_task import Task, plan_task, predicted_stages, request_of
 from models.graph import LayerGraph
 from models.zoo import Network
 from net.bandwidth import LinkEstimate
@@ -67,10 +67,10 @@ Runs = Mapping[Cut, Sequence[Taken]]
 def plan_for(task: Task, port: int, link: LinkEstimate, slowdown: float) -> SplitPlan:
     """Return the plan for a task, of an edge that knows from use that it takes so many times as long as predicted."""
     with EdgeSession.open(CLOUD_IP, port) as session:
-        keys = stage_keys(task, session, link, is_warm=False)
+        stages = predicted_stages(task, session, link, is_warm=False)
         residual = math.log(slowdown)
-        known = Corrections({keys.edge: Residuals(residual, residual * residual, MIN_SAMPLES)})
-        plan, _ = plan_task(task, session, link, known, keys)
+        known = Corrections({stages.keys.edge: Residuals(residual, residual * residual, MIN_SAMPLES)})
+        plan, _ = plan_task(task, session, link, known, stages)
     return plan
 
 

@@ -3,10 +3,10 @@
     python -m tests.benchmark.gap [--cloud-threads N]
 
 Queues of one network that stays on the edge, or goes to the cloud whole, three rounds in turn; medians. The period is
-the time from one start to the next: the median of one task after the other, the mean of many in flight, which come in
-bursts. The raw transfer is what a plain socket takes that sends what crosses, to a server that only reads, computes the
-same half and sends its output, beyond that half: right behind a network nothing is in the caches. One after the other,
-the gap is what the period has beyond the sum of the parts; in flight, beyond the longest of them.
+the time from one start to the next; of many in flight, which come in bursts, all is given as means. The raw transfer is
+what a plain socket takes that sends what crosses, to a server that only reads, computes the same half and sends its
+output, beyond that half: right behind a network nothing is in the caches. One after the other, the gap is what the
+period has beyond the sum of the parts; in flight, beyond the longest of them.
 
 On two cores a cloud of two threads computes where the edge is to plan, send and read, and an OpenMP thread waits there
 for more to compute. With --cloud-threads 1 each side has a core of its own, as on two machines.
@@ -94,13 +94,16 @@ def run_queue(arguments: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def gap(tasks: Sequence[dict[str, Any]], raw_ms: float, *, is_alone: bool) -> dict[str, float]:
-    """Return medians (ms) of the period of a queue, of what it is made of, and of the rest."""
+    """Return the period (ms) of a queue, what it is made of, and the rest: medians, or means of many in flight.
+
+    A mean of periods less a median of the longest part would take the machine's slow moments for a gap.
+    """
     starts = [task["spans_ms"]["edge"][0] for task in tasks]
     middle = statistics.median if is_alone else statistics.mean
     period_ms = middle(after - before for before, after in itertools.pairwise(starts))
-    edge_ms = statistics.median(task["measured"]["edge_ms"] for task in tasks)
+    edge_ms = middle(task["measured"]["edge_ms"] for task in tasks)
     clouds = [task["spans_ms"].get("cloud", [0.0, 0.0]) for task in tasks]
-    cloud_ms = statistics.median(end - start for start, end in clouds)
+    cloud_ms = middle(end - start for start, end in clouds)
     parts_ms = (edge_ms, cloud_ms, raw_ms)
     gap_ms = period_ms - (sum(parts_ms) if is_alone else max(parts_ms))
     return dict(zip(FIGURES, (period_ms, *parts_ms, gap_ms), strict=True))

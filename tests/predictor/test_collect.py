@@ -21,17 +21,15 @@ from predictor import collect
 from predictor.collect import (
     BLOCK_LAYERS,
     BlockTimes,
-    Layer,
     append_rows,
     blocks,
-    built,
     config_names,
     finished_configs,
     measure_block,
-    pace_layers,
 )
 from predictor.get_datasets_func import COLUMNS, csv_path, load_dataset
 from predictor.kernel_flops import row_work
+from predictor.pace import Layer, built, pace_layers
 from predictor.predictor_utils import (
     SIDES,
     default_directory,
@@ -240,11 +238,12 @@ def test_damaged_collections_are_told(tmp_path: Path, run: Collect, damage: str)
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_the_shipped_data_tells_of_every_kind_when_it_was_collected(side: str) -> None:
-    directory = default_directory(side, "cpu")
+@pytest.mark.parametrize("name", ["cpu", "amd-epyc-avx2"])
+def test_the_shipped_data_tells_of_every_kind_when_it_was_collected(side: str, name: str) -> None:
+    directory = default_directory(side, name)
     collections = read_provenance(directory)["collections"]
     assert sorted(kind for each in collections for kind in each["kinds"]) == sorted(load_datasets(directory))
-    assert load_predictor(parameter_file(side, "cpu")).provenance["collections"] == collections
+    assert load_predictor(parameter_file(side, name)).provenance["collections"] == collections
 
 
 def test_no_layer_is_written_twice(tmp_path: Path, run: Collect) -> None:

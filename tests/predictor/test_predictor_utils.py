@@ -36,8 +36,10 @@ from predictor.predictor_utils import (
     PREDICTORS,
     SIDES,
     LatencyPredictor,
+    Machine,
     config_path,
     data_digest,
+    dataset_directory,
     default_directory,
     find_predictor,
     fit_and_save,
@@ -45,14 +47,18 @@ from predictor.predictor_utils import (
     installed_predictor,
     load_forest,
     load_predictor,
+    name_to_collect,
+    parameter_file,
     save_forest,
     save_predictor,
+    suited,
 )
 from utils.errors import DataSetError, MissingPredictorError
 from utils.files import cache_directory
 
 RATES = np.array([0.01, 5.0, 0.1, 0.2, 0.05, 0.3, 0.0, 1.5])
 ONES = np.ones(len(FEATURE_NAMES))
+SHIPPED = ("cpu", "amd-epyc-avx2")  # names of data sets; the first is of a machine with AVX512
 ANYWHERE = np.array([-np.inf]), np.array([np.inf])
 
 
@@ -146,7 +152,7 @@ def test_fitting_a_directory_writes_a_file_that_loads(dataset: Path) -> None:
     fit_and_save(dataset, path)
     predictor = load_predictor(path)
     assert list(predictor.kinds) == [LayerKind.BATCHNORM]
-    assert (predictor.threads, predictor.device) == (3, "cpu")
+    assert predictor.machine == Machine("cpu", 3, None)
     assert predictor.provenance["rows"] == {"batchnorm": 30}
 
 
@@ -164,6 +170,92 @@ def test_the_command_fits_and_prints_the_scores_of_both(dataset: Path, capsys: p
     assert load_predictor(path).kinds
 
 
+# ---------------------------------------------------------------- whose data is used
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A place for data sets and one for parameters, both empty, on a machine of a known name."""
+    monkeypatch.setattr(predictor_utils, "DATASET_DIR", tmp_path / "dataset")
+    monkeypatch.setattr(predictor_utils, "CONFIG_DIR", tmp_path / "config")
+    monkeypatch.setattr(predictor_utils, "device_name", lambda device: f"Some {device} (X2)")
+    return tmp_path
+
+
+def install(directory: Path, machine: str) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "batchnorm_lat.csv").write_text("HW,Cin,latency\n")
+    (directory / "provenance.json").write_text(json.dumps({"device_name": machine}))
+
+
+def test_data_of_this_very_machine_is_used_where_there_is_any(places: Path) -> None:
+    install(places / "dataset" / "edge", "Another")
+    assert dataset_directory("edge", "cpu") == dataset_directory("edge", "cuda") == places / "dataset" / "edge"
+    install(places / "dataset" / "edge" / "cuda", "Another GPU")
+    assert dataset_directory("edge", "cuda") == places / "dataset" / "edge" / "cuda"
+    for device in ("cpu", "cuda"):
+        own = places / "dataset" / "edge" / f"some-{device}-x2"
+        install(own, f"Some {device} (X2)")
+        assert dataset_directory("edge", device) == own
+
+
+def test_so_are_its_parameters(places: Path) -> None:
+    folder = places / "config" / "edge"
+    folder.mkdir(parents=True)
+    assert config_path("edge", "cuda") == folder / "cpu.json"
+    for name in ("cuda.json", "some-cuda-x2.json"):
+        (folder / name).touch()
+        assert config_path("edge", "cuda") == folder / name
+    assert config_path("edge") == folder / "cpu.json"
+
+
+def test_what_is_collected_never_takes_the_place_of_another_machines_data(places: Path) -> None:
+    assert name_to_collect("edge", "cpu") == "cpu"  # an empty place
+    install(places / "dataset" / "edge", "Some cpu (X2)")
+    assert name_to_collect("edge", "cpu") == "cpu"
+    install(places / "dataset" / "edge", "Another")
+    assert name_to_collect("edge", "cpu") == "some-cpu-x2"
+
+
+@pytest.mark.parametrize(
+    ("measured", "machine", "is_told"),
+    [
+        ({"device_name": "A", "threads": 2}, Machine("cpu", 2, "A"), False),
+        ({"device_name": "B", "threads": 2}, Machine("cpu", 2, "A"), True),
+        ({"device_name": "A", "threads": 1}, Machine("cpu", 2, "A"), True),
+        ({"device_name": "A"}, Machine("cuda", 1, "A"), True),
+        ({"device": "cuda", "device_name": "A", "threads": 1}, Machine("cuda", 2, "A"), False),
+        ({"threads": 2}, Machine("cpu", 2, "A"), False),  # as in the contract's files
+        ({"device_name": "A", "threads": 2}, Machine("cpu", None, None), False),  # an old cloud tells no more
+    ],
+)
+def test_a_predictor_of_another_machine_is_told(
+    measured: dict[str, Any], machine: Machine, is_told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    suited(LatencyPredictor("linear", {}, measured), "edge", machine, is_chosen=False)
+    assert ("python -m predictor.collect --side edge measures what it has" in caplog.text) == is_told
+
+
+def test_a_predictor_of_another_machine_is_scaled_to_the_pace_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor_utils, "kept_pace_ms", lambda device: 3.0)
+    kinds = {LayerKind.LINEAR: linear_model(ONES)}
+    predictor = LatencyPredictor("linear", kinds, {"device_name": "fast", "pace_ms": 0.5})
+    graph = trace(nn.Sequential(nn.Linear(4, 4)), "one", (1, 4))
+    as_is = predictor.predict(graph)
+    slow, same = Machine("cpu", 1, "slow"), Machine("cpu", 1, "fast")
+    scaled = suited(predictor, "edge", slow, is_chosen=False).predict(graph)
+    assert scaled.latency_ms == [pytest.approx(6 * latency_ms) for latency_ms in as_is.latency_ms]
+    assert scaled.high_ms == [pytest.approx(6 * high_ms) for high_ms in as_is.high_ms]
+    for predicted in (
+        suited(predictor, "edge", same, is_chosen=False),
+        suited(
+            predictor, "edge", slow, is_chosen=True
+        ),  # whoever names a predictor may want to plan for another machine
+        suited(LatencyPredictor("linear", kinds, {"device_name": "fast"}), "edge", slow, is_chosen=False),
+    ):
+        assert predicted.predict(graph).latency_ms == as_is.latency_ms
+
+
 # ---------------------------------------------------------------- files of the linear predictor
 
 
@@ -172,7 +264,7 @@ def test_a_saved_predictor_loads_as_it_was(tmp_path: Path) -> None:
     predictor = LatencyPredictor("linear", kinds, {"device": "cuda", "threads": 7})
     save_predictor(tmp_path / "p.json", predictor, {LayerKind.CONV: Score(10, 0.1, 0.5, 0.9)})
     loaded = load_predictor(tmp_path / "p.json")
-    assert (loaded.name, loaded.device, loaded.threads) == ("linear", "cuda", 7)
+    assert (loaded.name, loaded.machine.device, loaded.threads) == ("linear", "cuda", 7)
     model = loaded.kinds[LayerKind.CONV]
     np.testing.assert_allclose(model.rates, RATES, atol=1e-9)
     assert (model.interval, model.low.tolist(), model.high.tolist()) == ((0.7, 1.4), [1.0, 2.0], [3.0, 4.0])
@@ -377,18 +469,21 @@ def test_the_shipped_predictors_price_every_layer_of_the_four_models(side: str, 
         assert [latency_ms > 0 for latency_ms in latencies.latency_ms] == worked
 
 
+@pytest.mark.parametrize("name", SHIPPED)
 @pytest.mark.parametrize("side", SIDES)
-def test_the_shipped_parameters_say_where_they_come_from(side: str) -> None:
-    predictor = load_predictor(config_path(side))
+def test_the_shipped_parameters_say_where_they_come_from(side: str, name: str) -> None:
+    predictor = load_predictor(parameter_file(side, name))
     assert set(predictor.provenance) >= {"side", "device", "device_name", "threads", "torch", "date", "rows"}
     assert predictor.provenance["side"] == side
     assert set(predictor.provenance["rows"]) == set(predictor.kinds) == set(COLUMNS)
 
 
+@pytest.mark.parametrize("name", SHIPPED)
 @pytest.mark.parametrize("side", SIDES)
-def test_the_shipped_parameters_are_those_of_the_shipped_data_sets(side: str) -> None:
-    shipped = load_predictor(config_path(side))
-    fitted, _ = fit_directory(default_directory(side, "cpu"), "linear")
+def test_the_shipped_parameters_are_those_of_the_shipped_data_sets(side: str, name: str) -> None:
+    shipped = load_predictor(parameter_file(side, name))
+    fitted, _ = fit_directory(default_directory(side, name), "linear")
+    assert shipped.provenance["device_name"] == fitted.provenance["device_name"]
     for kind, model in fitted.kinds.items():
         np.testing.assert_allclose(shipped.kinds[kind].rates, model.rates, rtol=1e-4, atol=1e-6)
 
