@@ -79,7 +79,7 @@ class Machine(NamedTuple):
     device_name: str | None
 
     def __str__(self) -> str:
-        threads = f" and {self.threads} threads" if self.threads else ""
+        threads = f", threads: {self.threads}" if self.threads else ""
         return f"{self.device_name or self.device}{threads}"
 
 
@@ -245,14 +245,13 @@ def suited(predictor: LatencyPredictor, side: str, machine: Machine, *, is_chose
     if all(ours == theirs for ours, theirs in pairs):
         return predictor
     factor = 1.0 if is_chosen or not predictor.pace_ms else kept_pace_ms(machine.device) / predictor.pace_ms
-    scaled = f"scaled by {factor:.2g}, as a few layers take so much longer, they" if factor != 1.0 else "they"
     log.warning(
-        "the %s computes with %s, but its predictors were measured with %s: %s may be wrong by a lot until enough is "
-        "learnt from use; python -m predictor.collect --side %s measures what it has",
+        "the %s computes with %s, but its predictions are of %s%s: they may be far off until enough is learnt from use; "
+        "python -m predictor.collect --side %s measures what it has",
         side,
         machine,
         measured,
-        scaled,
+        f", scaled by {factor:.2g} to its pace" if factor != 1.0 else "",
         side,
     )
     return replace(predictor, factor=factor)
