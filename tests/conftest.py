@@ -37,15 +37,19 @@ def photo() -> Path:
 
 
 @pytest.fixture(scope="session")
-def fitted_forests(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the fitted forests of all tests are kept: fitting takes seconds."""
-    return tmp_path_factory.mktemp("forests")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where what takes seconds to make is kept for all tests: fitted forests, and the pace of this machine."""
+    cache = tmp_path_factory.mktemp("cache")
+    for name in ("forests", "paces"):
+        (cache / name).mkdir()
+    return cache
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fitted_forests: Path) -> None:
-    """Keep what tests learn out of the user's cache; only fitted forests are shared between them."""
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_cache: Path) -> None:
+    """Keep what tests learn out of the user's cache, and of each other's."""
     kept = tmp_path / "cache" / "neurosurgeon"
     kept.mkdir(parents=True)
-    (kept / "forests").symlink_to(fitted_forests)
+    for shared in shared_cache.iterdir():
+        (kept / shared.name).symlink_to(shared)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -12,6 +12,11 @@ from predictor.pace import kept_pace_ms, measured_pace_ms
 from utils.files import cache_directory
 
 
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+
+
 def kept() -> list[Path]:
     return list((cache_directory() / "paces").glob("*"))
 
