@@ -246,7 +246,7 @@ def suited(predictor: LatencyPredictor, side: str, machine: Machine, *, is_chose
         return predictor
     factor = 1.0 if is_chosen or not predictor.pace_ms else kept_pace_ms(machine.device) / predictor.pace_ms
     log.warning(
-        "the %s computes with %s, but its predictions are of %s%s: they may be far off until enough is learnt from use; "
+        "the %s computes with %s, but its predictions are of %s%s: they may be far off until enough is learnt; "
         "python -m predictor.collect --side %s measures what it has",
         side,
         machine,
