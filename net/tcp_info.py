@@ -12,7 +12,7 @@ UNPACED_SEGMENTS = 10  # the kernel paces none of a connection's first ones
 PIECE_S = 1 / 1024  # of the pace: what the kernel hands to the device in one piece (tcp_tso_autosize), at once
 PACED = frozenset({"bbr", "bbr2", "bbr3"})  # they space packets, and keep their estimate of the link while idle
 _ACKED = struct.Struct("=120xQ")  # bytes_acked, Linux 4.1
-_FIELDS = struct.Struct("=8xI4xI24xI20xIIII20xQ44xI")  # up to data_segs_out, Linux 4.6
+_FIELDS = struct.Struct("=8xI4xI24xI20xI4xII20xQ44xI")  # up to data_segs_out, Linux 4.6
 
 
 class SendState(NamedTuple):
@@ -22,6 +22,7 @@ class SendState(NamedTuple):
     threshold_bytes: float
     pace_bytes_per_s: float
     burst_bytes: float
+    rtt_s: float
     is_encrypted: bool = False
 
 
@@ -31,8 +32,7 @@ class TcpInfo(NamedTuple):
     rto_us: int
     segment_bytes: int
     silent_ms: int  # since anything was sent
-    rtt_us: int
-    rtt_deviation_us: int
+    rtt_us: int  # smoothed, of segments and their acknowledgements: for most of these no process has to wake up
     threshold_segments: int
     window_segments: int
     pace_bytes_per_s: int
@@ -51,11 +51,11 @@ def send_state(data: bytes, congestion_control: str) -> SendState | None:
         unpaced = max(0, UNPACED_SEGMENTS - info.segments_sent)
         window_bytes, pace_bytes_per_s = info.window_segments * info.segment_bytes, max(info.pace_bytes_per_s, 1)
         burst_bytes = max(unpaced * info.segment_bytes, PIECE_S * pace_bytes_per_s)
-        return SendState(window_bytes, math.inf, pace_bytes_per_s, burst_bytes)
+        return SendState(window_bytes, math.inf, pace_bytes_per_s, burst_bytes, info.rtt_us / 1e6)
     window = _window_after_silence(info) * info.segment_bytes
     knows_threshold = info.threshold_segments < UNLIMITED_SEGMENTS
     threshold = info.threshold_segments * info.segment_bytes if knows_threshold else math.inf
-    return SendState(window, threshold, math.inf, 0.0)
+    return SendState(window, threshold, math.inf, 0.0, info.rtt_us / 1e6)
 
 
 def acked_bytes(data: bytes) -> int | None:

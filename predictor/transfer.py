@@ -28,6 +28,7 @@ class Sender:
     threshold_bytes: float = math.inf  # the window doubles no further than this
     pace_bytes_per_s: float = math.inf  # of a first window; infinite: it leaves as fast as the link takes it
     burst_bytes: float = 0.0  # what leaves before pacing begins
+    rtt_s: float = math.inf  # of segments and their acknowledgements, where it is known to be less than an exchange's
     is_encrypted: bool = False
 
 
@@ -60,6 +61,7 @@ def frame_bytes(tensor_bytes: int) -> int:
 
 def sending_s(size_bytes: float, rate_bytes_per_s: float, rtt_s: float, sender: Sender) -> float:
     """Return the time (s) from the first byte's start to the last byte's end, the delay of the link left out."""
+    rtt_s = min(rtt_s, sender.rtt_s)  # a window waits for kernels alone, an exchange for processes to wake up, too
     if math.isfinite(sender.pace_bytes_per_s):
         return _paced_s(size_bytes, rate_bytes_per_s, rtt_s, sender)
     return size_bytes / rate_bytes_per_s + _pauses_s(size_bytes, rate_bytes_per_s, rtt_s, sender)

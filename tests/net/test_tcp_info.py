@@ -15,7 +15,7 @@ SEGMENT = 1448
 
 def tcp_info(**fields: int) -> bytes:
     """Return a struct tcp_info with some fields at their offsets in linux/tcp.h."""
-    offsets = {"rto": 8, "mss": 16, "silent": 44, "threshold": 76, "window": 80, "sent": 156}
+    offsets = {"rto": 8, "mss": 16, "silent": 44, "rtt": 68, "threshold": 76, "window": 80, "sent": 156}
     data = bytearray(240)
     for name, value in {"rto": 200_000, "mss": SEGMENT, "threshold": UNLIMITED_SEGMENTS, **fields}.items():
         if name in ("pace", "acked"):
@@ -26,8 +26,8 @@ def tcp_info(**fields: int) -> bytes:
 
 
 def test_a_window_is_in_bytes_and_knows_its_threshold() -> None:
-    state = send_state(tcp_info(window=40, threshold=30), "cubic")
-    assert state == (40 * SEGMENT, 30 * SEGMENT, math.inf, 0.0, False)
+    state = send_state(tcp_info(window=40, threshold=30, rtt=1_500), "cubic")
+    assert state == (40 * SEGMENT, 30 * SEGMENT, math.inf, 0.0, 0.0015, False)
     unlimited = send_state(tcp_info(window=10), "reno")
     assert unlimited is not None and unlimited.threshold_bytes == math.inf
 
@@ -41,8 +41,8 @@ def test_silence_halves_the_window_down_to_the_initial_one() -> None:
 
 
 def test_a_paced_sender_keeps_its_window_and_its_pace() -> None:
-    state = send_state(tcp_info(window=80, silent=5_000, pace=10**6, sent=4), "bbr")
-    assert state == (80 * SEGMENT, math.inf, 10**6, 6 * SEGMENT, False)
+    state = send_state(tcp_info(window=80, silent=5_000, pace=10**6, rtt=1_500, sent=4), "bbr")
+    assert state == (80 * SEGMENT, math.inf, 10**6, 6 * SEGMENT, 0.0015, False)
     later = send_state(tcp_info(window=80, pace=10**6, sent=1_000), "bbr")
     assert later is not None and later.burst_bytes == pytest.approx(1e6 / 1024)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from predictor.transfer import IDLE, INITIAL_WINDOW_BYTES, WARM, Sender, frame_bytes, sending_s, transfer_time_ms
+from utils.units import s_to_ms
 
 RATE, RTT_S = 12.5e6, 0.05  # bytes/s: 100 Mbit/s
 SENDERS = st.builds(
@@ -17,6 +19,7 @@ SENDERS = st.builds(
     threshold_bytes=st.floats(1_000, 1e9) | st.just(math.inf),
     pace_bytes_per_s=st.floats(1e3, 1e9) | st.just(math.inf),
     burst_bytes=st.floats(0, 15_000),
+    rtt_s=st.floats(0, 1) | st.just(math.inf),
 )
 
 
@@ -55,6 +58,17 @@ def test_a_paced_sender_spreads_its_window_and_doubles() -> None:
     assert sending_s(10_000, RATE, RTT_S, sender) == pytest.approx(0.01)
     assert sending_s(80_000, RATE, RTT_S, sender) == pytest.approx(0.02 + 2 * RTT_S)
     assert sending_s(10_000, RATE, RTT_S, Sender(20_000, math.inf, 1e6, 10_000)) == pytest.approx(10_000 / RATE)
+
+
+def test_windows_wait_for_the_kernels_round_trip_and_the_answer_for_that_of_an_exchange() -> None:
+    kernel_s = RTT_S / 2
+    for sender in (IDLE, Sender(window_bytes=20_000, pace_bytes_per_s=1e6)):
+        quick = replace(sender, rtt_s=kernel_s)
+        assert sending_s(80_000, RATE, RTT_S, quick) == sending_s(80_000, RATE, kernel_s, sender)
+        assert sending_s(80_000, RATE, kernel_s / 2, quick) == sending_s(80_000, RATE, kernel_s / 2, sender)
+        assert transfer_time_ms(1, 1, RATE, s_to_ms(RTT_S), quick) == transfer_time_ms(
+            1, 1, RATE, s_to_ms(RTT_S), sender
+        )
 
 
 def test_encryption_adds_a_tenth_of_a_percent() -> None:
