@@ -178,6 +178,8 @@ def latency_source(engine: CloudEngine, name: str, path: Path | None) -> Callabl
     def predictor() -> LatencyPredictor:
         found = find_predictor("cloud", engine.device, name, path)
         machine = this_machine(engine.device, engine.threads)
+        if found.is_of(machine):
+            return found
         return engine.submit_job(lambda: suited(found, "cloud", machine, is_chosen=path is not None))()
 
     def latencies(model: str) -> Latencies:

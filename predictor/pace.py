@@ -10,6 +10,7 @@ import json
 import logging
 import statistics
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -93,18 +94,21 @@ def kept_pace_ms(device: str) -> float:
     """Return what the layers of the pace take on this device with the threads in use: measured once, and kept."""
     name = f"{file_name(device_name(device))}-{torch.get_num_threads()}-{file_name(torch.__version__)}.json"
     try:
-        path = cache_directory() / "paces" / name
-        return float(json.loads(path.read_text())["pace_ms"])
+        return float(json.loads(_path(name).read_text())["pace_ms"])
     except OSError:
         pass  # not measured yet
     except (ValueError, KeyError, TypeError) as exc:
         log.warning("the kept pace of this machine is damaged (%s): measuring again", exc)
     pace_ms = measured_pace_ms(device)
     try:
-        replace_file(cache_directory() / "paces" / name, json.dumps({"pace_ms": pace_ms}) + "\n")
+        replace_file(_path(name), json.dumps({"pace_ms": pace_ms}) + "\n")
     except OSError as exc:
         log.warning("the pace of this machine cannot be kept: %s", exc)
     return pace_ms
+
+
+def _path(name: str) -> Path:
+    return cache_directory() / "paces" / name
 
 
 def measured_pace_ms(device: str) -> float:

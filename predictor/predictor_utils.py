@@ -105,6 +105,11 @@ class LatencyPredictor:
         name = self.provenance.get("device_name")
         return Machine(device, self.threads if device == "cpu" else None, None if name is None else str(name))
 
+    def is_of(self, machine: Machine) -> bool:
+        """Return whether the data was measured with such a machine; what one of them does not tell is not compared."""
+        pairs = zip(machine, self.machine, strict=True)
+        return all(None in (ours, theirs) or ours == theirs for ours, theirs in pairs)
+
     @property
     def pace_ms(self) -> float | None:
         """What the layers of the pace took there; None where it is not known."""
@@ -238,11 +243,9 @@ def suited(predictor: LatencyPredictor, side: str, machine: Machine, *, is_chose
 
     Predictions are then scaled to the pace of this machine (`predictor.pace`), with the threads in use.
 
-    Args: machine: what is None of it is not compared. is_chosen: the user named the predictor, and gets just that.
+    Args: is_chosen: the user named the predictor, and gets just that.
     """
-    measured = predictor.machine
-    pairs = [(ours, theirs) for ours, theirs in zip(machine, measured, strict=True) if None not in (ours, theirs)]
-    if all(ours == theirs for ours, theirs in pairs):
+    if predictor.is_of(machine):
         return predictor
     factor = 1.0 if is_chosen or not predictor.pace_ms else kept_pace_ms(machine.device) / predictor.pace_ms
     log.warning(
@@ -250,7 +253,7 @@ def suited(predictor: LatencyPredictor, side: str, machine: Machine, *, is_chose
         "python -m predictor.collect --side %s measures what it has",
         side,
         machine,
-        measured,
+        predictor.machine,
         f", scaled by {factor:.2g} to its pace" if factor != 1.0 else "",
         side,
     )

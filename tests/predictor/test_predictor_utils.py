@@ -248,9 +248,7 @@ def test_a_predictor_of_another_machine_is_scaled_to_the_pace_of_this_one(monkey
     assert scaled.high_ms == [pytest.approx(6 * high_ms) for high_ms in as_is.high_ms]
     for predicted in (
         suited(predictor, "edge", same, is_chosen=False),
-        suited(
-            predictor, "edge", slow, is_chosen=True
-        ),  # whoever names a predictor may want to plan for another machine
+        suited(predictor, "edge", slow, is_chosen=True),  # who names one may want to plan for another machine
         suited(LatencyPredictor("linear", kinds, {"device_name": "fast"}), "edge", slow, is_chosen=False),
     ):
         assert predicted.predict(graph).latency_ms == as_is.latency_ms
