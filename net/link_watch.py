@@ -95,7 +95,7 @@ class LinkWatch:
         self._probes_by_tcp = UDP_AGAIN if first.udp_is_blocked else 0  # so many are to come
         self._pings_ms: deque[float] = deque([first.ping_ms], maxlen=KEPT_PINGS)
         self._slow: Slow | None = None  # while a tensor is, and until one has arrived
-        self.wants_probe = False  # a slow tensor tells of the link as it was
+        self.wants_probe = False  # once no tensor crosses
         self._queue_ms = 0.0
         self._gain = random.uniform(*LOAD_GAIN)  # noqa: S311  # no secret
         self._is_away = False
@@ -152,6 +152,8 @@ class LinkWatch:
         if self._saw_slow_one():
             return
         if size_bytes < MIN_TRANSFER_BYTES or not MIN_TRANSFER_MS <= receive_ms < math.inf:
+            if self.wants_probe and not self._sending_bytes():
+                self._refresh_now()
             return
         with self._lock:
             seen = transfer_rate(size_bytes, receive_ms, self._link.rtt_ms)
@@ -169,10 +171,13 @@ class LinkWatch:
                 self._filter.saw_transfer(Rate(rate_bytes_per_s, TRANSFER_ERROR), self._since_last_s(), SURE_S)
                 self._set_rate(LinkSource.TRANSFERS)
             self.wants_probe = True
+        self._refresh_now()
+        return True
+
+    def _refresh_now(self) -> None:
         if job := self._job:
             with contextlib.suppress(JobLookupError):  # the watch has just ended
                 job.modify(next_run_time=datetime.now(UTC))
-        return True
 
     def saw_exchange(self, exchange_ms: float, reply_bytes: int) -> None:
         """Take in what a task's round trip took beyond its tensors' way up and its time in the cloud."""
@@ -193,6 +198,7 @@ class LinkWatch:
             if self._is_told_by_tensors():
                 self._saw_echo(ping_link(*self._service, began=self._began))
             else:
+                self.wants_probe = False
                 before_bytes_per_s = self.now().link.rate_bytes_per_s
                 measured = self._probe(quick=True)
                 if self._filter.doubts:  # a token bucket lets a short train pass whole
@@ -216,8 +222,10 @@ class LinkWatch:
         known = now.link
         is_fresh = known.source is LinkSource.TRANSFERS and known.age_s < self._interval_s and not self._filter.doubts
         is_fresh &= not self.wants_probe
-        # Small tensors tell no rate: where all are small, a probe goes between them once the estimate is stale.
-        tells = sending_bytes >= MIN_TRANSFER_BYTES or (sending_bytes > 0 and not now.is_stale)
+        # Small tensors tell no rate. A probe follows the next one, or goes beside them once the estimate is stale.
+        is_small = 0 < sending_bytes < MIN_TRANSFER_BYTES
+        self.wants_probe |= is_small and known.age_s >= self._interval_s
+        tells = sending_bytes >= MIN_TRANSFER_BYTES or (is_small and not now.is_stale)
         return is_fresh or known.source is LinkSource.GIVEN or tells
 
     def _probe(self, *, quick: bool) -> LinkEstimate:
@@ -226,7 +234,6 @@ class LinkWatch:
         self._probes_by_tcp = UDP_AGAIN * measured.udp_is_blocked if tries_udp else self._probes_by_tcp - 1
         with self._lock:
             self._slow = self._slow and self._slow._replace(is_newest=False)
-            self.wants_probe = False
             self._filter.saw_probe(Rate(measured.rate_bytes_per_s, measured.error), self._since_last_s())
             self._set_rate(LinkSource.PROBE)
             host_ms = 0.0 if self._link.rtt_is_given else measured.host_ms

@@ -205,6 +205,29 @@ def test_no_probe_competes_with_tensors(clock: Clock, monkeypatch: pytest.Monkey
     assert 0 < watch.now().queue_ms < 8.0
 
 
+def test_small_tensors_tell_no_rate_so_a_probe_follows_as_soon_as_none_crosses(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sending_bytes = 40_000
+    watch = LinkWatch("cloud", 1, FIRST, sending_bytes=lambda: sending_bytes)
+    asked = measures(monkeypatch, LinkEstimate(1e6, 20.0), echo=Echo(20.0, 0.0))
+    refreshed = Mock(side_effect=watch.refresh)
+    monkeypatch.setattr(watch, "_refresh_now", refreshed)
+    watch.refresh()
+    assert asked == ["ping"]
+    assert not watch.wants_probe  # the estimate is no older than an interval
+    clock.ms += 1_100
+    watch.refresh()
+    assert asked == ["ping"] * 2
+    watch.saw_transfer(40_000, 50.0)
+    assert asked == ["ping"] * 2  # the next one crosses already
+    sending_bytes = 0
+    watch.saw_transfer(40_000, 50.0)
+    assert asked == ["ping", "ping", "probe"]
+    watch.saw_transfer(40_000, 50.0)
+    assert refreshed.call_count == 1
+
+
 def test_the_shortest_of_the_last_pings_is_the_round_trip(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = LinkWatch("cloud", 1, FIRST, sending_bytes=lambda: 1_000_000)
     measures(monkeypatch, echo=Echo(35.0, 0.0))
