@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from net.session import EdgeSession, OnCloudLoss
 from predictor.chain_search import Objective
 from predictor.correction import Corrections
 from predictor.flow_shop import IDLE, Pipeline, Schedule, choose_cuts, makespan_ms, order_of
+from predictor.hedge import pays_to_begin_anew
 from predictor.latencies import LayerLatencies
 from predictor.strategies import Strategy
 from utils.queue_tasks import QueuedTask
@@ -205,8 +206,28 @@ def within(chosen: Choice, deadline_ms: float | None, under_way: Pipeline) -> Ch
     """Return what was chosen where it makes the deadline, else the fastest cut: in time, or the best effort."""
     if deadline_ms is None or chosen.predicted.total_ms <= deadline_ms:
         return chosen
-    choices = [choice(chosen.plan, point, under_way) for point in range(len(chosen.plan.candidates))]
-    return min(choices, key=lambda other: other.predicted.total_ms)
+    return _fastest(chosen.plan, under_way)
+
+
+def anew(chosen: Choice, elapsed_ms: float, plan: SplitPlan, under_way: Pipeline) -> Choice | None:
+    """Return how to begin a task anew that the edge has computed for so long, where that pays now.
+
+    A link that was bad when a long edge half began may be back long before its end. Where throughput counts, the cuts
+    of all tasks belong together, and each keeps its own.
+    """
+    if plan.objective is not Objective.LATENCY:
+        return None
+    as_chosen = choice(plan, chosen.candidate.point, under_way).predicted
+    left_ms = as_chosen.total_ms - min(elapsed_ms, as_chosen.edge_ms)
+    better = _fastest(plan, under_way)
+    if not pays_to_begin_anew(left_ms, better.predicted.total_ms):
+        return None
+    return better._replace(predicted=replace(better.predicted, edge_ms=elapsed_ms + better.predicted.edge_ms))
+
+
+def _fastest(plan: SplitPlan, under_way: Pipeline) -> Choice:
+    choices = (choice(plan, index, under_way) for index in range(len(plan.candidates)))
+    return min(choices, key=lambda choice: choice.predicted.total_ms)
 
 
 def prepare_models(

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from deployment import Candidate
-from edge_cuts import Choice, Chooser, QueueModel, QueueSettings, StageFactors, choice, within
+from deployment import Candidate, SplitPlan
+from edge_cuts import Choice, Chooser, QueueModel, QueueSettings, StageFactors, anew, choice, within
 from edge_task import request_of
 from models.zoo import input_size
 from net.link_watch import LinkNow, LinkWatch
@@ -37,7 +37,21 @@ log = logging.getLogger(__name__)
 POLL_S = 0.01  # how often the tensors are looked after
 REPORT_PAUSE_S = 0.01  # a reporter that each task woke up would stand in the next one's way
 IMAGES_AHEAD = 4  # tasks whose images are read or being read: one long read holds up no edge half
+LOOK_MS = 100.0  # how often a long edge half is looked at: measurements come every second
+LONG_HALF_MS = 250.0  # a shorter one is finished before the next measurement
 FIRST_RUN_MS = 1_000.0  # the cloud, too, builds kernels for a cut that is new to it
+
+
+class _BetterError(Exception):
+    """The link is another one than it was when a long edge half began, and another cut is sooner at its end."""
+
+    def __init__(self, now: LinkNow, chosen: Choice) -> None:
+        self.now = now
+        self.chosen = chosen
+
+
+class _AnsweredError(Exception):
+    """The cloud was first: what is left to compute nobody wants."""
 
 
 class _Known(NamedTuple):
@@ -212,26 +226,50 @@ class QueueRun:
 
     def _choose(self, chooser: Chooser, now: LinkNow) -> Choice:
         pipeline = self._pipeline_now()
-        with self._lock:
-            chosen = chooser.choose(
-                lambda model: self._models[model].plan(now, self._corrections, self._settings), pipeline
-            )
+        chosen = chooser.choose(lambda model: self._plan(model, now), pipeline)
         runs_here = self._settings.on_cloud_loss is OnCloudLoss.LOCAL and not self._stream.takes_tasks
         if runs_here:
             return choice(chosen.plan, -1, pipeline)
         return within(chosen, self._settings.deadline_ms, pipeline)
 
-    def _run_edge_half(self, task: QueuedTask, tensor: Tensor, now: LinkNow, chosen: Choice) -> _Begun:
+    def _plan(self, model: str, now: LinkNow) -> SplitPlan:
+        with self._lock:
+            return self._models[model].plan(now, self._corrections, self._settings)
+
+    def _run_edge_half(
+        self, task: QueuedTask, tensor: Tensor, now: LinkNow, chosen: Choice, lost_ms: float = 0.0
+    ) -> _Begun:
+        """Compute what was chosen for the edge; ``lost_ms``: what it had computed before it began anew."""
         model = self._models[task.model]
         edge_nodes = chosen.plan.edge_nodes(chosen.candidate)
         is_first = model.is_first_run(edge_nodes)
+        is_looked_at = self._hedges and not lost_ms and chosen.candidate.busy.edge_ms > LONG_HALF_MS
         start_ms = now_ms()
-        half = run_half(model.network.split(edge_nodes).edge, [tensor], self._settings.device)
+        between = partial(self._look_for_better, task, chosen, start_ms) if is_looked_at else None
+        try:
+            half = run_half(model.network.split(edge_nodes).edge, [tensor], self._settings.device, between)
+        except _BetterError as better:
+            log.info("task %d begins anew, with another cut: the link is another one now", task.id)
+            return self._run_edge_half(task, tensor, better.now, better.chosen, now_ms() - start_ms)
         done_ms = now_ms()
         if self._settings.learns and not is_first:
             self._learn(model.keys.edge, chosen.candidate.busy.edge_ms / model.factors.edge, half.latency_ms)
-        known = _Known(task, now, chosen, half.latency_ms, start_ms, done_ms)
+        known = _Known(task, now, chosen, lost_ms + half.latency_ms, start_ms - lost_ms, done_ms)
         return _Begun(known, model, edge_nodes, half, model.factors, is_first)
+
+    def _look_for_better(self, task: QueuedTask, chosen: Choice, start_ms: float) -> None:
+        """Look, now and then in a long edge half, whether to begin the task anew.
+
+        Raises: _BetterError.
+        """
+        time_ms = now_ms()
+        if time_ms - max(self._looked_ms, start_ms) < LOOK_MS or not self._stream.takes_tasks:
+            return
+        self._looked_ms = time_ms
+        now = self._watch.now()
+        better = anew(chosen, time_ms - start_ms, self._plan(task.model, now), self._pipeline_now())
+        if better:
+            raise _BetterError(now, better)
 
     def _result(self, known: _Known) -> TaskResult:
         """Return the result of a task whose edge half has run, so far."""
@@ -356,6 +394,8 @@ class QueueRun:
         known = begun.known
         try:
             half, waited_ms = self._run_here(begun)
+        except _AnsweredError:
+            return False
         except Exception as exc:  # belongs to this task
             return self._finish_with(known, error=_reason(exc))
         measured = StageTimes(known.half_ms + half.latency_ms, waited_ms, 0.0)
@@ -366,7 +406,13 @@ class QueueRun:
         waited_ms = now_ms() - begun.known.done_ms
         # A network may work in place, while the tensors still go out from their own memory.
         tensors = [tensor.clone() for tensor in begun.half.tensors]
-        return run_half(begun.model.network.split(begun.edge_nodes).cloud, tensors, self._settings.device), waited_ms
+        cloud_half = begun.model.network.split(begun.edge_nodes).cloud
+        between = partial(self._check_unfinished, begun.task)
+        return run_half(cloud_half, tensors, self._settings.device, between), waited_ms
+
+    def _check_unfinished(self, task: QueuedTask) -> None:
+        if task.id not in self._unfinished:
+            raise _AnsweredError
 
     # ------------------------------------------------------------ bookkeeping
 

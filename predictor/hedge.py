@@ -15,8 +15,16 @@ from utils.units import MS_PER_S, s_to_ms
 WINDOW_MS, WINDOW_RTTS = 50.0, 2.0  # how long bytes are watched before they tell a rate; radios pause for less
 MAX_ACK_MS = 300.0  # an acknowledgement that takes longer does not come from afar: the link is stuck
 LATE_MS, LATE_SHARE = 100.0, 0.5  # of the prediction: an answer that is expected no later is none to worry about
-GAIN = 1.25  # by so much the edge must be sooner: it may begin in vain
+GAIN = 1.25  # by so much the other way must be sooner: it may be in vain
 MAX_PATIENCE = 8.0
+
+
+def pays_to_begin_anew(left_ms: float, anew_ms: float) -> bool:
+    """Return whether to drop what a task has computed, and begin it anew on a link that is better now.
+
+    Args: left_ms: what the task as it was begun still takes. anew_ms: what it takes from its beginning.
+    """
+    return left_ms > max(GAIN * anew_ms, anew_ms + LATE_MS)
 
 
 class Moved(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deployment import SplitPlan, plan_split
-from edge_cuts import Chooser, QueueModel, QueueSettings, choice, in_order, within
+from edge_cuts import Chooser, QueueModel, QueueSettings, anew, choice, in_order, within
 from edge_task import StageKeys
 from models.zoo import load_network, model_graph
 from net.bandwidth import LinkEstimate, LinkSource
@@ -109,3 +109,32 @@ def test_a_deadline_takes_the_fastest_cut_where_the_chosen_one_is_late() -> None
     assert within(chosen, late_ms, IDLE) is chosen
     assert within(chosen, late_ms - 1, IDLE).candidate is made.best
     assert within(chosen, 1e-6, IDLE).candidate is made.best  # the best effort
+
+
+# ---------------------------------------------------------------- a task that begins anew
+
+
+SLOW = LATENCIES.scaled(1_000.0)
+
+
+def slow_plan(rate_bytes_per_s: float, objective: Objective = Objective.LATENCY) -> SplitPlan:
+    """Return a plan for an edge that takes a second for every layer."""
+    return plan_split(model_graph(MODEL), SLOW, FASTER, rate_bytes_per_s, 0.1, objective=objective)
+
+
+def test_a_task_begins_anew_when_the_link_is_back_long_before_its_end() -> None:
+    chosen = choice(slow_plan(1e-3), LAYERS, IDLE)
+    assert chosen.candidate is chosen.plan.best
+    assert anew(chosen, 1_000.0, slow_plan(1e-3), IDLE) is None
+    better = anew(chosen, 1_000.0, slow_plan(1e9), IDLE)
+    assert better
+    assert better.candidate is better.plan.best
+    assert better.predicted.edge_ms == 1_000.0 + better.candidate.stages.edge_ms  # what is lost counts
+    assert anew(chosen, 1e3 * LAYERS - 50.0, slow_plan(1e9), IDLE) is None  # it is all but done
+    assert anew(chosen, 1e9, slow_plan(1e9), IDLE) is None  # longer than predicted: who knows for how much longer
+    assert anew(chosen, 1_000.0, slow_plan(1e9), Pipeline(link_ms=1e6)) is None  # other tasks are under way
+
+
+def test_where_throughput_counts_no_task_begins_anew() -> None:
+    chosen = choice(slow_plan(1e-3, Objective.THROUGHPUT), LAYERS, IDLE)
+    assert anew(chosen, 1_000.0, slow_plan(1e9, Objective.THROUGHPUT), IDLE) is None

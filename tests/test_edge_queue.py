@@ -21,7 +21,7 @@ from edge_task import StageKeys
 from models.cuts import pack_nodes
 from models.zoo import load_network, model_graph
 from net.bandwidth import LinkEstimate
-from net.link_watch import LinkWatch
+from net.link_watch import LinkNow, LinkWatch
 from net.messages import Prepare
 from net.session import EdgeSession, OnCloudLoss, RemoteResult
 from net.stream import Answered, TaskStream
@@ -135,10 +135,29 @@ class LateCloud:
         keeps = self.behind if self.left else 0
         newest = self.waiting[-1]
         while len(self.waiting) > keeps:
-            answered = self.waiting.pop(0)
-            result = RemoteResult([torch.zeros(OUTPUT_SHAPE)], 1.0, self.compute_ms, self.compute_ms, 0.1, 0.0, 1_000)
-            answered.set_result(Answered(result, now_ms(), now_ms(), 0))
+            self.waiting.pop(0).set_result(self.answered())
         return newest
+
+    def answered(self) -> Answered:
+        result = RemoteResult([torch.zeros(OUTPUT_SHAPE)], 1.0, self.compute_ms, self.compute_ms, 0.1, 0.0, 1_000)
+        return Answered(result, now_ms(), now_ms(), 0)
+
+
+class StuckStream(LateCloud):
+    """Stands in for a stream whose task is answered when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0, 1)
+
+    def submit(self, *what: Any) -> Future[Any]:
+        self.waiting.append(Future())
+        return self.waiting[-1]
+
+    def withdraw(self, task: int) -> bool:
+        return True
+
+    def answer(self) -> None:
+        self.waiting.pop().set_result(self.answered())
 
 
 def test_a_late_answer_teaches_what_its_own_prediction_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,6 +244,60 @@ def test_a_task_that_is_stuck_is_finished_here_and_the_next_ones_wait_for_no_lin
         stuck = next(result for result in results if result.task.id == 5)
         assert stuck.point == 0
         assert stuck.measured.transfer_ms > 0
+
+
+class RestoredLink:
+    """Stands in for a watch: the link is all but dead when it is first asked for, and back later."""
+
+    def __init__(self) -> None:
+        self.links = itertools.chain([LinkEstimate(1.0, 0.1)], itertools.repeat(LINK))
+
+    def now(self) -> LinkNow:
+        return LinkNow(next(self.links), is_stale=False, queue_ms=0.0)
+
+    def saw(self, *what: Any) -> None:
+        pass
+
+    saw_transfer = saw_load = saw_exchange = saw
+
+
+@pytest.mark.parametrize("hedges", [True, False])
+def test_a_long_edge_half_is_left_for_another_cut_when_the_link_is_back(
+    hedges: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edge_queue, "LOOK_MS", 0.0)
+    model = QueueModel(load_network(MODEL), LATENCIES.scaled(1_000.0), FASTER, StageKeys("edge", "transfer", "cloud"))
+    stream: Any = LateCloud(1.0, 1)
+    watch: Any = RestoredLink()
+    settings = QueueSettings({}, learns=False, in_flight=1, hedges=hedges)
+    with QueueReport([QueuedTask(1, MODEL)], io.StringIO()) as report:
+        (result,) = QueueRun(settings, {MODEL: model}, stream, watch, report).run([QueuedTask(1, MODEL)])
+    assert (result.where, result.point) == (("cloud", 0) if hedges else ("edge", len(LATENCIES.latency_ms)))
+    assert result.rate_bytes_per_s == (LINK.rate_bytes_per_s if hedges else 1.0)
+    assert result.measured.edge_ms <= result.spans[0].end_ms - result.spans[0].start_ms  # what was lost is in both
+
+
+def test_what_the_cloud_has_answered_is_no_longer_computed_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_half, ended = edge_queue.run_half, []
+    stream: Any = StuckStream()
+
+    def answered_meanwhile(*what: Any) -> Any:
+        is_rest = bool(stream.waiting)
+        if is_rest:
+            stream.answer()
+        result = run_half(*what)
+        ended.append(is_rest)
+        return result
+
+    monkeypatch.setattr(edge_queue, "run_half", answered_meanwhile)
+    monkeypatch.setattr(edge_queue.Hedging, "pays", lambda *what: True)
+    model = QueueModel(load_network(MODEL), SLOW_EDGE, FASTER, StageKeys("edge", "transfer", "cloud"))
+    settings = QueueSettings({}, learns=False, in_flight=1)
+    watch = LinkWatch("nowhere", 1, LINK)
+    with QueueReport([QueuedTask(1, MODEL)], io.StringIO()) as report:
+        results = QueueRun(settings, {MODEL: model}, stream, watch, report).run([QueuedTask(1, MODEL)])
+    assert [result.where for result in results] == ["cloud"]
+    assert ended == [False]  # the edge half, and nothing of the rest
 
 
 # ---------------------------------------------------------------- images

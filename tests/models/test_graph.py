@@ -14,7 +14,7 @@ from models.graph import fold_batch_norms, trace
 from models.LeNet import LeNet
 from models.operations import LayerKind
 from models.zoo import INPUT_SHAPE, ZOO, Network, load_network, model_graph, seeded_state, skeleton
-from utils.inference_utils import random_input, run_half, run_whole
+from utils.inference_utils import MAX_LOOKS, random_input, run_half, run_whole
 
 
 @pytest.fixture(scope="module", params=ZOO)
@@ -40,6 +40,24 @@ def test_both_halves_compute_what_the_whole_computes_at_every_point(network: Net
         output = run_half(halves.cloud, crossing).tensors
         assert len(output) == 1
         assert torch.equal(output[0], whole), f"point {point}"
+
+
+def test_a_half_that_is_looked_at_computes_the_same_and_may_be_left(network: Network) -> None:
+    images, looks = random_input(), []
+    whole = network.cut(len(network.graph.layers)).edge
+    (output,) = run_half(whole, [images], between=lambda: looks.append(1)).tensors
+    assert torch.equal(output, run_whole(network, images))
+    assert min(len(network.graph.layers), MAX_LOOKS) / 2 < len(looks) <= MAX_LOOKS
+
+    def leave() -> None:
+        looks.pop()
+        if len(looks) == 1:
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        run_half(whole, [images], between=leave)
+    assert torch.equal(run_half(whole, [images]).tensors[0], output)
+    assert len(looks) == 1  # nobody looks any more
 
 
 def test_halves_hold_only_the_parameters_they_need(network: Network) -> None:
