@@ -197,12 +197,8 @@ class LinkWatch:
         try:
             if self._is_told_by_tensors():
                 self._saw_echo(ping_link(*self._service, began=self._began))
-            else:
-                self.wants_probe = False
-                before_bytes_per_s = self.now().link.rate_bytes_per_s
-                measured = self._probe(quick=True)
-                if self._filter.doubts:  # a token bucket lets a short train pass whole
-                    self._probe(quick=measured.rate_bytes_per_s < before_bytes_per_s)
+            if not self._is_told_by_tensors():  # any more
+                self._probe_until_sure()
         except NeurosurgeonError as exc:
             if not (self._is_away or self._is_over):
                 log.warning("the bandwidth is no longer measured: %s", exc)
@@ -227,6 +223,13 @@ class LinkWatch:
         self.wants_probe |= is_small and known.age_s >= self._interval_s
         tells = sending_bytes >= MIN_TRANSFER_BYTES or (is_small and not now.is_stale)
         return is_fresh or known.source is LinkSource.GIVEN or tells
+
+    def _probe_until_sure(self) -> None:
+        self.wants_probe = False
+        before_bytes_per_s = self.now().link.rate_bytes_per_s
+        measured = self._probe(quick=True)
+        if self._filter.doubts:  # a token bucket lets a short train pass whole
+            self._probe(quick=measured.rate_bytes_per_s < before_bytes_per_s)
 
     def _probe(self, *, quick: bool) -> LinkEstimate:
         tries_udp = not self._probes_by_tcp
