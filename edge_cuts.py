@@ -225,6 +225,14 @@ def anew(chosen: Choice, elapsed_ms: float, plan: SplitPlan, under_way: Pipeline
     return better._replace(predicted=replace(better.predicted, edge_ms=elapsed_ms + better.predicted.edge_ms))
 
 
+def again(chosen: Choice, elapsed_ms: float, plan: SplitPlan, under_way: Pipeline) -> Choice | None:
+    """Return how to send a task again, where that pays now: the edge has computed its rest for so long."""
+    there = choice(plan, chosen.candidate.point, under_way)
+    left_ms = chosen.rest_ms - elapsed_ms
+    is_sooner = pays_to_begin_anew(left_ms, there.predicted.transfer_ms + there.predicted.cloud_ms)
+    return there if is_sooner else None
+
+
 def _fastest(plan: SplitPlan, under_way: Pipeline) -> Choice:
     choices = (choice(plan, index, under_way) for index in range(len(plan.candidates)))
     return min(choices, key=lambda choice: choice.predicted.total_ms)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from deployment import Candidate, SplitPlan
-from edge_cuts import Choice, Chooser, QueueModel, QueueSettings, StageFactors, anew, choice, within
+from edge_cuts import Choice, Chooser, QueueModel, QueueSettings, StageFactors, again, anew, choice, within
 from edge_task import request_of
 from models.zoo import input_size
 from net.link_watch import LinkNow, LinkWatch
@@ -75,6 +75,7 @@ class _Begun:
     half: HalfResult
     factors: StageFactors  # the corrections in what was predicted
     is_first: bool  # of its cut
+    is_sent_again: bool = False  # after it was lost with the cloud
 
     @property
     def task(self) -> QueuedTask:
@@ -89,6 +90,14 @@ class _Begun:
         """How long its answer may take, with all waits that are known."""
         predicted = self.known.chosen.predicted
         return predicted.transfer_ms + predicted.cloud_ms + FIRST_RUN_MS * self.is_first
+
+    def again(self, now: LinkNow, chosen: Choice) -> _Begun:
+        """Return the same, to be sent once more: what was lost counts as the edge's time."""
+        done_ms = now_ms()
+        edge_ms = done_ms - self.known.start_ms
+        chosen = chosen._replace(predicted=replace(chosen.predicted, edge_ms=edge_ms))
+        known = self.known._replace(now=now, chosen=chosen, half_ms=edge_ms, done_ms=done_ms)
+        return replace(self, known=known, is_sent_again=True)
 
 
 _Finished = tuple[Callable[[], TaskResult], Tensor | None, float]  # what makes the result, its output, when (ms)
@@ -204,13 +213,16 @@ class QueueRun:
         if not begun.candidate.crossing_bytes:
             self._finish_with(begun.known, begun.half.tensors[0], where="edge")
             return
+        self._send(begun)
+
+    def _send(self, begun: _Begun) -> None:
         self._pipeline = self._pipeline_now().after(replace(begun.candidate.busy, edge_ms=0.0))
         if not self._under_way:  # the bytes of others are on a link that may be slow just now
             self._stream.pace_first_task(begun.known.now.link)
         with self._lock:
-            self._under_way[task.id] = begun
+            self._under_way[begun.task.id] = begun
         request = request_of(begun.model.network, begun.edge_nodes)
-        answer = self._stream.submit(task.id, request, begun.half.tensors)
+        answer = self._stream.submit(begun.task.id, request, begun.half.tensors)
         answer.add_done_callback(partial(self._take_answer, begun))
 
     def _pipeline_now(self) -> Pipeline:
@@ -262,14 +274,19 @@ class QueueRun:
 
         Raises: _BetterError.
         """
-        time_ms = now_ms()
-        if time_ms - max(self._looked_ms, start_ms) < LOOK_MS or not self._stream.takes_tasks:
+        if not self._is_time_to_look(start_ms):
             return
-        self._looked_ms = time_ms
         now = self._watch.now()
-        better = anew(chosen, time_ms - start_ms, self._plan(task.model, now), self._pipeline_now())
+        better = anew(chosen, now_ms() - start_ms, self._plan(task.model, now), self._pipeline_now())
         if better:
             raise _BetterError(now, better)
+
+    def _is_time_to_look(self, start_ms: float) -> bool:
+        """Whether the last look was long enough before, and the cloud takes tasks."""
+        if now_ms() - max(self._looked_ms, start_ms) < LOOK_MS or not self._stream.takes_tasks:
+            return False
+        self._looked_ms = now_ms()
+        return True
 
     def _result(self, known: _Known) -> TaskResult:
         """Return the result of a task whose edge half has run, so far."""
@@ -396,6 +413,10 @@ class QueueRun:
             half, waited_ms = self._run_here(begun)
         except _AnsweredError:
             return False
+        except _BetterError as better:
+            log.info("task %d is sent again: the cloud is back", begun.task.id)
+            self._send(begun.again(better.now, better.chosen))
+            return False
         except Exception as exc:  # belongs to this task
             return self._finish_with(known, error=_reason(exc))
         measured = StageTimes(known.half_ms + half.latency_ms, waited_ms, 0.0)
@@ -407,12 +428,23 @@ class QueueRun:
         # A network may work in place, while the tensors still go out from their own memory.
         tensors = [tensor.clone() for tensor in begun.half.tensors]
         cloud_half = begun.model.network.split(begun.edge_nodes).cloud
-        between = partial(self._check_unfinished, begun.task)
+        between = partial(self._look_for_cloud, begun, now_ms())
         return run_half(cloud_half, tensors, self._settings.device, between), waited_ms
 
-    def _check_unfinished(self, task: QueuedTask) -> None:
+    def _look_for_cloud(self, begun: _Begun, start_ms: float) -> None:
+        """Look, while the rest of a task is computed here, whether that is still of use.
+
+        Raises: _AnsweredError: the cloud was first. _BetterError: the task was lost with the cloud, which is back.
+        """
+        task = begun.task
         if task.id not in self._unfinished:
             raise _AnsweredError
+        if task.id in self._taken_over or begun.is_sent_again or not self._is_time_to_look(start_ms):
+            return
+        now = self._watch.now()
+        there = again(begun.known.chosen, now_ms() - start_ms, self._plan(task.model, now), self._pipeline_now())
+        if there:
+            raise _BetterError(now, there)
 
     # ------------------------------------------------------------ bookkeeping
 
