@@ -10,12 +10,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from deployment import Candidate, SplitPlan
 from edge_cuts import Choice, Chooser, QueueModel, QueueSettings, StageFactors, again, anew, choice, within
+from edge_results import Known, Results, reason
 from edge_task import request_of
 from models.zoo import input_size
 from net.link_watch import LinkNow, LinkWatch
@@ -25,17 +25,15 @@ from predictor.correction import Corrections
 from predictor.flow_shop import IDLE, Pipeline
 from predictor.hedge import Hedging, OnItsWay
 from utils.errors import ConnectError, NeurosurgeonError
-from utils.inference_utils import HalfResult, check_crossing, load_image, run_half, stand_in, top_class
+from utils.inference_utils import HalfResult, check_crossing, load_image, run_half, stand_in
 from utils.queue_report import QueueReport
-from utils.queue_tasks import QueuedTask, Span, TaskResult
-from utils.report import output_digest
+from utils.queue_tasks import QueuedTask, TaskResult
 from utils.timing import StageTimes, now_ms
 from utils.units import s_to_ms
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.01  # how often the tensors are looked after
-REPORT_PAUSE_S = 0.01  # a reporter that each task woke up would stand in the next one's way
 IMAGES_AHEAD = 4  # tasks whose images are read or being read: one long read holds up no edge half
 LOOK_MS = 100.0  # how often a long edge half is looked at: measurements come every second
 LONG_HALF_MS = 250.0  # a shorter one is finished before the next measurement
@@ -54,22 +52,11 @@ class _AnsweredError(Exception):
     """The cloud was first: what is left to compute nobody wants."""
 
 
-class _Known(NamedTuple):
-    """What a task's result is made of, as soon as its edge half has run; no tensors."""
-
-    task: QueuedTask
-    now: LinkNow
-    chosen: Choice
-    half_ms: float
-    start_ms: float  # when its edge half began (`now_ms`)
-    done_ms: float  # and when it had run
-
-
 @dataclass(frozen=True, slots=True)
 class _Begun:
     """A task whose edge half has run."""
 
-    known: _Known
+    known: Known
     model: QueueModel
     edge_nodes: frozenset[int]
     half: HalfResult
@@ -98,9 +85,6 @@ class _Begun:
         chosen = chosen._replace(predicted=replace(chosen.predicted, edge_ms=edge_ms))
         known = self.known._replace(now=now, chosen=chosen, half_ms=edge_ms, done_ms=done_ms)
         return replace(self, known=known, is_sent_again=True)
-
-
-_Finished = tuple[Callable[[], TaskResult], Tensor | None, float]  # what makes the result, its output, when (ms)
 
 
 def images_ahead(tasks: Iterable[QueuedTask]) -> Iterator[tuple[QueuedTask, Future[Tensor] | None]]:
@@ -139,51 +123,38 @@ class QueueRun:
         self._stream = stream
         self._watch = watch
         self._report = report
+        self._results = Results(report, settings.deadline_ms, lambda: self._slots.put(None))
         self._corrections = Corrections.load() if settings.learns else Corrections()
         self._under_way: dict[int, _Begun] = {}  # tasks that the cloud has not answered, nor lost
         self._taken_over: set[int] = set()  # of them, those whose rest is computed here
-        self._unfinished: set[int] = set()  # tasks without a result
         self._hedges = settings.hedges and settings.on_cloud_loss is OnCloudLoss.LOCAL
         self._hedging = Hedging()
         self._looked_ms = 0.0  # when stuck tasks were last looked for
         self._pipeline, self._pipeline_ms = IDLE, 0.0  # what link and cloud were still busy with at that time
         self._lock = threading.Lock()
-        self._results: list[TaskResult] = []
         # A slot comes back free, or with a task of a lost cloud.
         self._slots: SimpleQueue[_Begun | None] = SimpleQueue()
-        self._finished: deque[_Finished] = deque()
-        self._all_finished = threading.Event()
         self._stand_ins = {name: stand_in(model.network.graph.input.shape) for name, model in models.items()}
-        self._report_error: Exception | None = None
         self.makespan_ms = 0.0
-        self._start_ms = now_ms()
         for _ in range(settings.in_flight):
             self._slots.put(None)
 
     def run(self, tasks: Sequence[QueuedTask], should_stop: Callable[[], bool] = lambda: False) -> list[TaskResult]:
         """Return the results of the tasks, in the order in which they came; stops early with what is in flight."""
-        self._start_ms = now_ms()
         chooser = self._settings.chooser(tasks)
-        reporter = threading.Thread(target=self._report_all, name="reporter", daemon=True)
-        reporter.start()
-        try:
+        with self._results:
             for task, image in images_ahead(tasks):
                 self._wait_for_slot()
-                if should_stop() or self._report_error:
+                if should_stop() or self._results.are_lost:
                     self._slots.put(None)
                     break
                 self._begin(task, image, chooser)
             for _ in range(self._settings.in_flight):
                 self._wait_for_slot()
-            self.makespan_ms = now_ms() - self._start_ms
-        finally:
-            self._all_finished.set()
-        reporter.join()
-        if self._report_error:
-            raise self._report_error
+            self.makespan_ms = self._results.elapsed_ms
         if self._settings.learns:
             self._corrections.save()
-        return self._results
+        return self._results.reported
 
     def _wait_for_slot(self) -> None:
         while True:
@@ -199,7 +170,7 @@ class QueueRun:
             self._finish_here(begun)
 
     def _begin(self, task: QueuedTask, image: Future[Tensor] | None, chooser: Chooser) -> None:
-        self._unfinished.add(task.id)
+        self._results.await_result(task)
         try:
             now = self._watch.now()
             self._report.show_state(now.link.rate_bytes_per_s, now.queue_ms)
@@ -207,11 +178,10 @@ class QueueRun:
             tensor = image.result() if image else self._stand_ins[task.model]
             begun = self._run_edge_half(task, tensor, now, chosen)
         except Exception as exc:  # belongs to this task: its image, or a network that does not take it
-            failed = TaskResult(task, error=_reason(exc))
-            self._finish(task, lambda: failed)
+            self._results.failed(task, exc)
             return
         if not begun.candidate.crossing_bytes:
-            self._finish_with(begun.known, begun.half.tensors[0], where="edge")
+            self._results.finish(begun.known, begun.half.tensors[0], where="edge")
             return
         self._send(begun)
 
@@ -266,7 +236,7 @@ class QueueRun:
         done_ms = now_ms()
         if self._settings.learns and not is_first:
             self._learn(model.keys.edge, chosen.candidate.busy.edge_ms / model.factors.edge, half.latency_ms)
-        known = _Known(task, now, chosen, lost_ms + half.latency_ms, start_ms - lost_ms, done_ms)
+        known = Known(task, now, chosen, lost_ms + half.latency_ms, start_ms - lost_ms, done_ms)
         return _Begun(known, model, edge_nodes, half, model.factors, is_first)
 
     def _look_for_better(self, task: QueuedTask, chosen: Choice, start_ms: float) -> None:
@@ -287,25 +257,6 @@ class QueueRun:
             return False
         self._looked_ms = now_ms()
         return True
-
-    def _result(self, known: _Known) -> TaskResult:
-        """Return the result of a task whose edge half has run, so far."""
-        now, (plan, candidate, predicted) = known.now, known.chosen
-        return TaskResult(
-            known.task,
-            point=candidate.point,
-            layer=candidate.layer,
-            layers=len(plan.graph.layers),
-            graph=plan.graph,
-            rate_bytes_per_s=now.link.rate_bytes_per_s,
-            rate_age_s=now.link.age_s,
-            rate_is_stale=now.is_stale,
-            best_total_ms=plan.best.stages.total_ms,
-            predicted=predicted,
-            deadline_ms=self._settings.deadline_ms,
-            measured=StageTimes(known.half_ms, 0.0, 0.0),
-            spans=(self._span(known.start_ms, known.done_ms),),
-        )
 
     # ------------------------------------------------------------ tasks that are stuck
 
@@ -369,11 +320,10 @@ class QueueRun:
                 log.warning("task %d is computed here: %s", task, exc)
                 self._slots.put(begun)
             else:
-                self._finish_with(begun.known, error=str(exc))
+                self._results.finish(begun.known, error=str(exc))
         else:
             self._take_in(begun, answered, is_late=is_taken_over)
-            there = partial(self._answered_there, begun.known, answered)
-            self._finish(begun.task, there, answered.result.tensors[0], answered.answered_ms)
+            self._results.answered(begun.known, answered)
 
     def _take_in(self, begun: _Begun, answered: Answered, *, is_late: bool) -> None:
         """Let an answer teach what link and stages are like."""
@@ -390,20 +340,6 @@ class QueueRun:
             if is_alone:
                 self._learn(keys.transfer, begun.candidate.stages.transfer_ms / factors.transfer, remote.transfer_ms)
 
-    def _answered_there(self, known: _Known, answered: Answered) -> TaskResult:
-        result, remote, done_ms = self._result(known), answered.result, answered.answered_ms
-        return replace(
-            result,
-            measured=StageTimes(known.half_ms, remote.transfer_ms, remote.cloud_ms),
-            spans=(
-                *result.spans,
-                self._span(answered.sent_ms, answered.sent_ms + remote.transfer_ms),
-                self._span(done_ms - remote.compute_ms, done_ms),
-            ),
-            retries=answered.retries,
-            where="split" if known.chosen.candidate.point else "cloud",
-        )
-
     # ------------------------------------------------------------ answers of this side
 
     def _finish_here(self, begun: _Begun) -> bool:
@@ -418,9 +354,9 @@ class QueueRun:
             self._send(begun.again(better.now, better.chosen))
             return False
         except Exception as exc:  # belongs to this task
-            return self._finish_with(known, error=_reason(exc))
+            return self._results.finish(known, error=reason(exc))
         measured = StageTimes(known.half_ms + half.latency_ms, waited_ms, 0.0)
-        return self._finish_with(known, half.tensors[0], where="edge", measured=measured)
+        return self._results.finish(known, half.tensors[0], where="edge", measured=measured)
 
     def _run_here(self, begun: _Begun) -> tuple[HalfResult, float]:
         """Run the rest of a task that is stuck, or was lost with the cloud; also return how long (ms) it waited."""
@@ -437,7 +373,7 @@ class QueueRun:
         Raises: _AnsweredError: the cloud was first. _BetterError: the task was lost with the cloud, which is back.
         """
         task = begun.task
-        if task.id not in self._unfinished:
+        if not self._results.are_awaited(task):
             raise _AnsweredError
         if task.id in self._taken_over or begun.is_sent_again or not self._is_time_to_look(start_ms):
             return
@@ -446,66 +382,6 @@ class QueueRun:
         if there:
             raise _BetterError(now, there)
 
-    # ------------------------------------------------------------ bookkeeping
-
-    def _finish_with(self, known: _Known, output: Tensor | None = None, **what: Any) -> bool:
-        """Finish a task whose edge half has run; ``what``: fields of its result that are known only now."""
-        return self._finish(known.task, lambda: replace(self._result(known), **what), output)
-
-    def _finish(
-        self,
-        task: QueuedTask,
-        result: Callable[[], TaskResult],
-        output: Tensor | None = None,
-        done_ms: float | None = None,
-    ) -> bool:
-        """Free the slot of a task that has a result now; False where it had one already.
-
-        Args: result: makes it, on the reporter's thread: meanwhile the next task has begun. done_ms: if not now.
-        """
-        done_ms = now_ms() if done_ms is None else done_ms
-        with self._lock:
-            if task.id not in self._unfinished:
-                return False
-            self._unfinished.remove(task.id)
-        self._finished.append((result, output, done_ms))
-        self._slots.put(None)
-        return True
-
-    def _report_all(self) -> None:
-        try:
-            self._report_each()
-        except Exception as exc:  # belongs to the thread that runs the queue; nobody may read the lines any more
-            self._report_error = exc
-
-    def _report_each(self) -> None:
-        is_last_look = False
-        while not is_last_look:
-            is_last_look = self._all_finished.wait(REPORT_PAUSE_S)
-            while self._finished:
-                result = self._whole_result(*self._finished.popleft())
-                self._results.append(result)
-                self._report.task_done(result)
-
-    def _whole_result(self, known: Callable[[], TaskResult], output: Tensor | None, done_ms: float) -> TaskResult:
-        result = known()
-        if result.spans:
-            result = replace(result, elapsed_ms=done_ms - self._start_ms - result.spans[0].start_ms)
-        if output is not None:
-            result = replace(result, output_digest=output_digest(output), top1=top_class(output))
-        return result
-
     def _learn(self, key: str, predicted_ms: float, measured_ms: float) -> None:
         with self._lock:
             self._corrections.learn(key, predicted_ms, measured_ms)
-
-    def _span(self, start_ms: float, end_ms: float) -> Span:
-        return Span(start_ms - self._start_ms, end_ms - self._start_ms)
-
-
-def _reason(exc: Exception) -> str:
-    """Return why a task failed, for its line."""
-    if isinstance(exc, NeurosurgeonError):
-        return str(exc)
-    log.debug("a task failed", exc_info=exc)
-    return f"{type(exc).__name__}: {exc}"

@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("models", "net", "predictor", "utils")
-SHARED = {"cloud_service", "deployment", "edge_cuts", "edge_queue", "edge_task"}  # modules that scripts share
+# Modules that scripts share.
+SHARED = {"cloud_service", "deployment", "edge_cuts", "edge_queue", "edge_results", "edge_task"}
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")} - SHARED
 FOUNDATIONS = ("utils.errors", "utils.units")
 

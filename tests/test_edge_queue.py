@@ -277,6 +277,37 @@ def test_a_long_edge_half_is_left_for_another_cut_when_the_link_is_back(
     assert result.measured.edge_ms <= result.spans[0].end_ms - result.spans[0].start_ms  # what was lost is in both
 
 
+class LosingStream(LateCloud):
+    """Stands in for a stream that loses a task so many times, and takes it all the same."""
+
+    def __init__(self, losses: int) -> None:
+        super().__init__(1.0, 1)
+        self.losses = losses
+
+    def submit(self, *what: Any) -> Future[Any]:
+        self.losses -= 1
+        if self.losses < 0:
+            return super().submit(*what)
+        lost: Future[Any] = Future()
+        lost.set_exception(ConnectError("gone"))
+        return lost
+
+
+@pytest.mark.parametrize("losses", [1, 2])
+def test_a_lost_task_is_sent_again_once_when_the_cloud_is_back_before_the_edge_has_computed_it(
+    losses: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edge_queue, "LOOK_MS", 0.0)
+    model = QueueModel(load_network(MODEL), LATENCIES.scaled(1_000.0), FASTER, StageKeys("edge", "transfer", "cloud"))
+    stream: Any = LosingStream(losses)
+    settings = QueueSettings({}, learns=False, in_flight=1)
+    watch = LinkWatch("nowhere", 1, LINK)
+    with QueueReport([QueuedTask(1, MODEL)], io.StringIO()) as report:
+        results = QueueRun(settings, {MODEL: model}, stream, watch, report).run([QueuedTask(1, MODEL)])
+    assert [result.where for result in results] == ["cloud" if losses == 1 else "edge"]
+    assert results[0].error is None
+
+
 def test_what_the_cloud_has_answered_is_no_longer_computed_here(monkeypatch: pytest.MonkeyPatch) -> None:
     run_half, ended = edge_queue.run_half, []
     stream: Any = StuckStream()

@@ -1,0 +1,197 @@
+"""What becomes of the tasks of a queue: each has one result, which a thread of its own makes and reports."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from edge_cuts import Choice
+from net.link_watch import LinkNow
+from net.stream import Answered
+from utils.errors import NeurosurgeonError
+from utils.inference_utils import top_class
+from utils.queue_report import QueueReport
+from utils.queue_tasks import QueuedTask, Span, TaskResult
+from utils.report import output_digest
+from utils.timing import StageTimes, now_ms
+
+log = logging.getLogger(__name__)
+
+REPORT_PAUSE_S = 0.01  # a reporter that each task woke up would stand in the next one's way
+
+
+class Known(NamedTuple):
+    """What a task's result is made of, as soon as its edge half has run; no tensors."""
+
+    task: QueuedTask
+    now: LinkNow
+    chosen: Choice
+    half_ms: float
+    start_ms: float  # when its edge half began (`now_ms`)
+    done_ms: float  # and when it had run
+
+
+_Finished = tuple[Callable[[], TaskResult], Tensor | None, float]  # what makes the result, its output, when (ms)
+
+
+class Results:
+    """The results of a queue; use it in a ``with`` block, at whose end all have been reported.
+
+    Of two answers to a task, that of the cloud and that of the edge, the first counts: each way to finish a task tells
+    whether it was that. Results are made on the reporter's thread; meanwhile the next task has begun.
+
+    Args: finished: called as soon as a task has its result.
+    """
+
+    def __init__(self, report: QueueReport, deadline_ms: float | None, finished: Callable[[], None]) -> None:
+        self._report = report
+        self._deadline_ms = deadline_ms
+        self._tell_finished = finished
+        self._awaited: set[int] = set()  # tasks without a result
+        self._lock = threading.Lock()
+        self._finished: deque[_Finished] = deque()
+        self._is_over = threading.Event()
+        self._error: Exception | None = None  # of the reporter
+        self._reporter = threading.Thread(target=self._report_all, name="reporter", daemon=True)
+        self._start_ms = now_ms()
+        self.reported: list[TaskResult] = []  # in the order in which they came
+
+    def __enter__(self) -> Results:
+        self._start_ms = now_ms()
+        self._reporter.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._is_over.set()
+        if kind:
+            return
+        self._reporter.join()
+        if self._error:
+            raise self._error
+
+    @property
+    def elapsed_ms(self) -> float:
+        """Since the queue started."""
+        return now_ms() - self._start_ms
+
+    @property
+    def are_lost(self) -> bool:
+        """Whether no result can be reported any more."""
+        return self._error is not None
+
+    def await_result(self, task: QueuedTask) -> None:
+        """From now on the task has no result, and is to have one."""
+        self._awaited.add(task.id)
+
+    def are_awaited(self, task: QueuedTask) -> bool:
+        """Whether a task has no result yet."""
+        return task.id in self._awaited
+
+    # ------------------------------------------------------------ ways to finish a task
+
+    def failed(self, task: QueuedTask, exc: Exception) -> bool:
+        """Finish a task whose edge half broke."""
+        result = TaskResult(task, error=reason(exc))
+        return self._finish(task, lambda: result)
+
+    def finish(self, known: Known, output: Tensor | None = None, **what: Any) -> bool:
+        """Finish a task whose edge half has run; ``what``: fields of its result that are known only now."""
+        return self._finish(known.task, lambda: replace(self._planned(known), **what), output)
+
+    def answered(self, known: Known, answered: Answered) -> bool:
+        """Finish a task that the cloud has answered."""
+        make = partial(self._answered_there, known, answered)
+        return self._finish(known.task, make, answered.result.tensors[0], answered.answered_ms)
+
+    def _finish(
+        self,
+        task: QueuedTask,
+        make: Callable[[], TaskResult],
+        output: Tensor | None = None,
+        done_ms: float | None = None,
+    ) -> bool:
+        done_ms = now_ms() if done_ms is None else done_ms
+        with self._lock:
+            if task.id not in self._awaited:
+                return False
+            self._awaited.remove(task.id)
+        self._finished.append((make, output, done_ms))
+        self._tell_finished()
+        return True
+
+    # ------------------------------------------------------------ results, on the reporter's thread
+
+    def _report_all(self) -> None:
+        try:
+            self._report_each()
+        except Exception as exc:  # belongs to the thread that runs the queue; nobody may read the lines any more
+            self._error = exc
+
+    def _report_each(self) -> None:
+        is_last_look = False
+        while not is_last_look:
+            is_last_look = self._is_over.wait(REPORT_PAUSE_S)
+            while self._finished:
+                result = self._whole(*self._finished.popleft())
+                self.reported.append(result)
+                self._report.task_done(result)
+
+    def _whole(self, make: Callable[[], TaskResult], output: Tensor | None, done_ms: float) -> TaskResult:
+        result = make()
+        if result.spans:
+            result = replace(result, elapsed_ms=done_ms - self._start_ms - result.spans[0].start_ms)
+        if output is not None:
+            result = replace(result, output_digest=output_digest(output), top1=top_class(output))
+        return result
+
+    def _planned(self, known: Known) -> TaskResult:
+        """Return the result of a task whose edge half has run, so far."""
+        now, (plan, candidate, predicted) = known.now, known.chosen
+        return TaskResult(
+            known.task,
+            point=candidate.point,
+            layer=candidate.layer,
+            layers=len(plan.graph.layers),
+            graph=plan.graph,
+            rate_bytes_per_s=now.link.rate_bytes_per_s,
+            rate_age_s=now.link.age_s,
+            rate_is_stale=now.is_stale,
+            best_total_ms=plan.best.stages.total_ms,
+            predicted=predicted,
+            deadline_ms=self._deadline_ms,
+            measured=StageTimes(known.half_ms, 0.0, 0.0),
+            spans=(self._span(known.start_ms, known.done_ms),),
+        )
+
+    def _answered_there(self, known: Known, answered: Answered) -> TaskResult:
+        result, remote, done_ms = self._planned(known), answered.result, answered.answered_ms
+        return replace(
+            result,
+            measured=StageTimes(known.half_ms, remote.transfer_ms, remote.cloud_ms),
+            spans=(
+                *result.spans,
+                self._span(answered.sent_ms, answered.sent_ms + remote.transfer_ms),
+                self._span(done_ms - remote.compute_ms, done_ms),
+            ),
+            retries=answered.retries,
+            where="split" if known.chosen.candidate.point else "cloud",
+        )
+
+    def _span(self, start_ms: float, end_ms: float) -> Span:
+        return Span(start_ms - self._start_ms, end_ms - self._start_ms)
+
+
+def reason(exc: Exception) -> str:
+    """Return why a task failed, for its line."""
+    if isinstance(exc, NeurosurgeonError):
+        return str(exc)
+    log.debug("a task failed", exc_info=exc)
+    return f"{type(exc).__name__}: {exc}"
