@@ -17,7 +17,7 @@ from deployment import Candidate, SplitPlan
 from edge_cuts import Choice, Chooser, QueueModel, QueueSettings, StageFactors, again, anew, choice, within
 from edge_results import Known, Results, reason
 from edge_task import request_of
-from models.zoo import input_size
+from models.zoo import Network, input_size
 from net.link_watch import LinkNow, LinkWatch
 from net.session import OnCloudLoss
 from net.stream import Answered, TaskStream
@@ -225,11 +225,11 @@ class QueueRun:
         model = self._models[task.model]
         edge_nodes = chosen.plan.edge_nodes(chosen.candidate)
         is_first = model.is_first_run(edge_nodes)
-        is_looked_at = self._hedges and not lost_ms and chosen.candidate.busy.edge_ms > LONG_HALF_MS
         start_ms = now_ms()
+        is_looked_at = self._hedges and not lost_ms and chosen.candidate.busy.edge_ms > LONG_HALF_MS
         between = partial(self._look_for_better, task, chosen, start_ms) if is_looked_at else None
         try:
-            half = run_half(model.network.split(edge_nodes).edge, [tensor], self._settings.device, between)
+            half = self._edge_half(model.network, edge_nodes, tensor, between)
         except _BetterError as better:
             log.info("task %d begins anew, with another cut: the link is another one now", task.id)
             return self._run_edge_half(task, tensor, better.now, better.chosen, now_ms() - start_ms)
@@ -238,6 +238,13 @@ class QueueRun:
             self._learn(model.keys.edge, chosen.candidate.busy.edge_ms / model.factors.edge, half.latency_ms)
         known = Known(task, now, chosen, lost_ms + half.latency_ms, start_ms - lost_ms, done_ms)
         return _Begun(known, model, edge_nodes, half, model.factors, is_first)
+
+    def _edge_half(
+        self, network: Network, edge_nodes: frozenset[int], tensor: Tensor, between: Callable[[], None] | None
+    ) -> HalfResult:
+        if len(edge_nodes) == 1:  # the input alone: it crosses as it is
+            return HalfResult((tensor,), 0.0)
+        return run_half(network.split(edge_nodes).edge, [tensor], self._settings.device, between)
 
     def _look_for_better(self, task: QueuedTask, chosen: Choice, start_ms: float) -> None:
         """Look, now and then in a long edge half, whether to begin the task anew.

@@ -181,7 +181,7 @@ def test_a_task_on_which_the_network_breaks_fails_alone(monkeypatch: pytest.Monk
     run_half, calls = edge_queue.run_half, itertools.count(1)
 
     def breaking(*what: Any) -> Any:
-        if next(calls) == 2:
+        if next(calls) == 1:  # task 1 goes to the cloud as it is
             raise ZeroDivisionError("of this image")
         return run_half(*what)
 
@@ -313,11 +313,9 @@ def test_what_the_cloud_has_answered_is_no_longer_computed_here(monkeypatch: pyt
     stream: Any = StuckStream()
 
     def answered_meanwhile(*what: Any) -> Any:
-        is_rest = bool(stream.waiting)
-        if is_rest:
-            stream.answer()
+        stream.answer()
         result = run_half(*what)
-        ended.append(is_rest)
+        ended.append(result)
         return result
 
     monkeypatch.setattr(edge_queue, "run_half", answered_meanwhile)
@@ -328,7 +326,7 @@ def test_what_the_cloud_has_answered_is_no_longer_computed_here(monkeypatch: pyt
     with QueueReport([QueuedTask(1, MODEL)], io.StringIO()) as report:
         results = QueueRun(settings, {MODEL: model}, stream, watch, report).run([QueuedTask(1, MODEL)])
     assert [result.where for result in results] == ["cloud"]
-    assert ended == [False]  # the edge half, and nothing of the rest
+    assert ended == []
 
 
 # ---------------------------------------------------------------- images
