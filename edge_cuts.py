@@ -20,7 +20,7 @@ from net.session import EdgeSession, OnCloudLoss
 from predictor.chain_search import Objective
 from predictor.correction import Corrections
 from predictor.flow_shop import IDLE, Pipeline, Schedule, choose_cuts, makespan_ms, order_of
-from predictor.hedge import pays_to_begin_anew
+from predictor.hedge import is_clearly_sooner
 from predictor.latencies import LayerLatencies
 from predictor.strategies import Strategy
 from utils.queue_tasks import QueuedTask
@@ -212,25 +212,26 @@ def within(chosen: Choice, deadline_ms: float | None, under_way: Pipeline) -> Ch
 def anew(chosen: Choice, elapsed_ms: float, plan: SplitPlan, under_way: Pipeline) -> Choice | None:
     """Return how to begin a task anew that the edge has computed for so long, where that pays now.
 
-    A link that was bad when a long edge half began may be back long before its end. Where throughput counts, the cuts
-    of all tasks belong together, and each keeps its own.
+    A link that was bad when a long edge half began may be back long before its end.
     """
-    if plan.objective is not Objective.LATENCY:
-        return None
     as_chosen = choice(plan, chosen.candidate.point, under_way).predicted
     left_ms = as_chosen.total_ms - min(elapsed_ms, as_chosen.edge_ms)
     better = _fastest(plan, under_way)
-    if not pays_to_begin_anew(left_ms, better.predicted.total_ms):
+    if not is_clearly_sooner(better.predicted.total_ms, left_ms):
         return None
     return better._replace(predicted=replace(better.predicted, edge_ms=elapsed_ms + better.predicted.edge_ms))
 
 
-def again(chosen: Choice, elapsed_ms: float, plan: SplitPlan, under_way: Pipeline) -> Choice | None:
-    """Return how to send a task again, where that pays now: the edge has computed its rest for so long."""
-    there = choice(plan, chosen.candidate.point, under_way)
-    left_ms = chosen.rest_ms - elapsed_ms
-    is_sooner = pays_to_begin_anew(left_ms, there.predicted.transfer_ms + there.predicted.cloud_ms)
-    return there if is_sooner else None
+def once_more(chosen: Choice, elapsed_ms: float, plan: SplitPlan, under_way: Pipeline) -> Choice | None:
+    """Return how to send a task again whose rest the edge has computed for so long, where that pays now.
+
+    What is predicted begins when it is sent: its edge half has run.
+    """
+    candidate = plan.candidates[chosen.candidate.point]
+    stages, busy = (replace(times, edge_ms=0.0) for times in (candidate.stages, candidate.busy))
+    predicted = under_way.with_waits(stages, busy)
+    is_sooner = is_clearly_sooner(predicted.total_ms, chosen.rest_ms - elapsed_ms)
+    return Choice(plan, candidate, predicted) if is_sooner else None
 
 
 def _fastest(plan: SplitPlan, under_way: Pipeline) -> Choice:

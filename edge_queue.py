@@ -14,13 +14,14 @@ from queue import Empty, SimpleQueue
 from torch import Tensor
 
 from deployment import Candidate, SplitPlan
-from edge_cuts import Choice, Chooser, QueueModel, QueueSettings, StageFactors, again, anew, choice, within
+from edge_cuts import Choice, Chooser, QueueModel, QueueSettings, StageFactors, anew, choice, once_more, within
 from edge_results import Known, Results, reason
 from edge_task import request_of
 from models.zoo import Network, input_size
 from net.link_watch import LinkNow, LinkWatch
 from net.session import OnCloudLoss
 from net.stream import Answered, TaskStream
+from predictor.chain_search import Objective
 from predictor.correction import Corrections
 from predictor.flow_shop import IDLE, Pipeline
 from predictor.hedge import Hedging, OnItsWay
@@ -41,7 +42,7 @@ FIRST_RUN_MS = 1_000.0  # the cloud, too, builds kernels for a cut that is new t
 
 
 class _BetterError(Exception):
-    """The link is another one than it was when a long edge half began, and another cut is sooner at its end."""
+    """What the edge computes is sooner done in the cloud after all: with another cut, or sent once more."""
 
     def __init__(self, now: LinkNow, chosen: Choice) -> None:
         self.now = now
@@ -62,6 +63,7 @@ class _Begun:
     half: HalfResult
     factors: StageFactors  # the corrections in what was predicted
     is_first: bool  # of its cut
+    sent_ms: float
     is_sent_again: bool = False  # after it was lost with the cloud
 
     @property
@@ -78,13 +80,16 @@ class _Begun:
         predicted = self.known.chosen.predicted
         return predicted.transfer_ms + predicted.cloud_ms + FIRST_RUN_MS * self.is_first
 
-    def again(self, now: LinkNow, chosen: Choice) -> _Begun:
-        """Return the same, to be sent once more: what was lost counts as the edge's time."""
-        done_ms = now_ms()
-        edge_ms = done_ms - self.known.start_ms
-        chosen = chosen._replace(predicted=replace(chosen.predicted, edge_ms=edge_ms))
-        known = self.known._replace(now=now, chosen=chosen, half_ms=edge_ms, done_ms=done_ms)
-        return replace(self, known=known, is_sent_again=True)
+    def again(self, now: LinkNow, chosen: Choice, rest_start_ms: float) -> _Begun:
+        """Return the same, to be sent once more, after the edge has computed its rest for a while."""
+        known, time_ms = self.known, now_ms()
+        lost_ms, rest_ms = rest_start_ms - self.sent_ms, time_ms - rest_start_ms
+        edge_ms = known.chosen.predicted.edge_ms + rest_ms
+        predicted = replace(chosen.predicted, edge_ms=edge_ms, transfer_ms=lost_ms + chosen.predicted.transfer_ms)
+        known = known._replace(
+            now=now, chosen=chosen._replace(predicted=predicted), half_ms=known.half_ms + rest_ms, lost_ms=lost_ms
+        )
+        return replace(self, known=known, factors=self.model.factors, sent_ms=time_ms, is_sent_again=True)
 
 
 def images_ahead(tasks: Iterable[QueuedTask]) -> Iterator[tuple[QueuedTask, Future[Tensor] | None]]:
@@ -107,7 +112,7 @@ class QueueRun:
 
     At most ``in_flight`` tasks are begun and without an answer: each holds a slot until its result is there. While this
     thread waits for one, it looks how the tensors move; the rest of a task that is stuck it computes itself, and the
-    first answer counts.
+    first answer counts. While it computes for long, it looks whether the cloud would be sooner after all.
     """
 
     def __init__(
@@ -129,7 +134,7 @@ class QueueRun:
         self._taken_over: set[int] = set()  # of them, those whose rest is computed here
         self._hedges = settings.hedges and settings.on_cloud_loss is OnCloudLoss.LOCAL
         self._hedging = Hedging()
-        self._looked_ms = 0.0  # when stuck tasks were last looked for
+        self._looked_ms = 0.0  # when this thread last looked for what is better done elsewhere
         self._pipeline, self._pipeline_ms = IDLE, 0.0  # what link and cloud were still busy with at that time
         self._lock = threading.Lock()
         # A slot comes back free, or with a task of a lost cloud.
@@ -192,7 +197,8 @@ class QueueRun:
         with self._lock:
             self._under_way[begun.task.id] = begun
         request = request_of(begun.model.network, begun.edge_nodes)
-        answer = self._stream.submit(begun.task.id, request, begun.half.tensors)
+        losses = int(begun.is_sent_again)
+        answer = self._stream.submit(begun.task.id, request, begun.half.tensors, losses)
         answer.add_done_callback(partial(self._take_answer, begun))
 
     def _pipeline_now(self) -> Pipeline:
@@ -223,21 +229,26 @@ class QueueRun:
     ) -> _Begun:
         """Compute what was chosen for the edge; ``lost_ms``: what it had computed before it began anew."""
         model = self._models[task.model]
+        factors = model.factors  # a look makes another plan
         edge_nodes = chosen.plan.edge_nodes(chosen.candidate)
-        is_first = model.is_first_run(edge_nodes)
+        may_begin_anew = self._hedges and not lost_ms and self._settings.objective is Objective.LATENCY
+        is_looked_at = may_begin_anew and chosen.candidate.busy.edge_ms > LONG_HALF_MS
+        better: tuple[LinkNow, Choice] | None = None
         start_ms = now_ms()
-        is_looked_at = self._hedges and not lost_ms and chosen.candidate.busy.edge_ms > LONG_HALF_MS
         between = partial(self._look_for_better, task, chosen, start_ms) if is_looked_at else None
         try:
             half = self._edge_half(model.network, edge_nodes, tensor, between)
-        except _BetterError as better:
+        except _BetterError as exc:
+            better = exc.now, exc.chosen
+        if better:  # not in the handler, which keeps all that was computed so far
             log.info("task %d begins anew, with another cut: the link is another one now", task.id)
-            return self._run_edge_half(task, tensor, better.now, better.chosen, now_ms() - start_ms)
+            return self._run_edge_half(task, tensor, *better, now_ms() - start_ms)
         done_ms = now_ms()
+        is_first = model.is_first_run(edge_nodes)
         if self._settings.learns and not is_first:
-            self._learn(model.keys.edge, chosen.candidate.busy.edge_ms / model.factors.edge, half.latency_ms)
+            self._learn(model.keys.edge, chosen.candidate.busy.edge_ms / factors.edge, half.latency_ms)
         known = Known(task, now, chosen, lost_ms + half.latency_ms, start_ms - lost_ms, done_ms)
-        return _Begun(known, model, edge_nodes, half, model.factors, is_first)
+        return _Begun(known, model, edge_nodes, half, factors, is_first, done_ms)
 
     def _edge_half(
         self, network: Network, edge_nodes: frozenset[int], tensor: Tensor, between: Callable[[], None] | None
@@ -254,8 +265,7 @@ class QueueRun:
         if not self._is_time_to_look(start_ms):
             return
         now = self._watch.now()
-        better = anew(chosen, now_ms() - start_ms, self._plan(task.model, now), self._pipeline_now())
-        if better:
+        if better := anew(chosen, now_ms() - start_ms, self._plan(task.model, now), self._pipeline_now()):
             raise _BetterError(now, better)
 
     def _is_time_to_look(self, start_ms: float) -> bool:
@@ -282,7 +292,7 @@ class QueueRun:
         with self._lock:
             under_way = list(self._under_way.items())
         return [
-            (begun, self._hedging.way(time_ms, begun.known.done_ms, begun.patience_ms, left_bytes.get(task, 0)))
+            (begun, self._hedging.way(time_ms, begun.sent_ms, begun.patience_ms, left_bytes.get(task, 0)))
             for task, begun in under_way
         ]
 
@@ -323,7 +333,9 @@ class QueueRun:
         except NeurosurgeonError as exc:
             if is_taken_over:
                 log.debug("task %d, whose rest is computed here, is no longer on its way: %s", task, exc)
-            elif isinstance(exc, ConnectError) and self._settings.on_cloud_loss is OnCloudLoss.LOCAL:
+            elif self._settings.on_cloud_loss is OnCloudLoss.LOCAL and (
+                begun.is_sent_again or isinstance(exc, ConnectError)
+            ):
                 log.warning("task %d is computed here: %s", task, exc)
                 self._slots.put(begun)
             else:
@@ -351,28 +363,28 @@ class QueueRun:
 
     def _finish_here(self, begun: _Begun) -> bool:
         """Finish a task on this side; False where it has a result already."""
-        known = begun.known
+        known, start_ms = begun.known, now_ms()
         try:
-            half, waited_ms = self._run_here(begun)
+            half = self._run_here(begun, start_ms)
         except _AnsweredError:
             return False
         except _BetterError as better:
             log.info("task %d is sent again: the cloud is back", begun.task.id)
-            self._send(begun.again(better.now, better.chosen))
+            self._send(begun.again(better.now, better.chosen, start_ms))
             return False
         except Exception as exc:  # belongs to this task
             return self._results.finish(known, error=reason(exc))
+        waited_ms = known.lost_ms + start_ms - begun.sent_ms
         measured = StageTimes(known.half_ms + half.latency_ms, waited_ms, 0.0)
         return self._results.finish(known, half.tensors[0], where="edge", measured=measured)
 
-    def _run_here(self, begun: _Begun) -> tuple[HalfResult, float]:
-        """Run the rest of a task that is stuck, or was lost with the cloud; also return how long (ms) it waited."""
-        waited_ms = now_ms() - begun.known.done_ms
+    def _run_here(self, begun: _Begun, start_ms: float) -> HalfResult:
+        """Run the rest of a task that is stuck, or was lost with the cloud."""
         # A network may work in place, while the tensors still go out from their own memory.
         tensors = [tensor.clone() for tensor in begun.half.tensors]
         cloud_half = begun.model.network.split(begun.edge_nodes).cloud
-        between = partial(self._look_for_cloud, begun, now_ms())
-        return run_half(cloud_half, tensors, self._settings.device, between), waited_ms
+        between = partial(self._look_for_cloud, begun, start_ms) if self._hedges else None
+        return run_half(cloud_half, tensors, self._settings.device, between)
 
     def _look_for_cloud(self, begun: _Begun, start_ms: float) -> None:
         """Look, while the rest of a task is computed here, whether that is still of use.
@@ -385,8 +397,8 @@ class QueueRun:
         if task.id in self._taken_over or begun.is_sent_again or not self._is_time_to_look(start_ms):
             return
         now = self._watch.now()
-        there = again(begun.known.chosen, now_ms() - start_ms, self._plan(task.model, now), self._pipeline_now())
-        if there:
+        chosen, elapsed_ms = begun.known.chosen, now_ms() - start_ms
+        if there := once_more(chosen, elapsed_ms, self._plan(task.model, now), self._pipeline_now()):
             raise _BetterError(now, there)
 
     def _learn(self, key: str, predicted_ms: float, measured_ms: float) -> None:

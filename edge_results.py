@@ -37,6 +37,7 @@ class Known(NamedTuple):
     half_ms: float
     start_ms: float  # when its edge half began (`now_ms`)
     done_ms: float  # and when it had run
+    lost_ms: float = 0.0  # how long it waited for a cloud that was lost with it
 
 
 _Finished = tuple[Callable[[], TaskResult], Tensor | None, float]  # what makes the result, its output, when (ms)
@@ -175,7 +176,7 @@ class Results:
         result, remote, done_ms = self._planned(known), answered.result, answered.answered_ms
         return replace(
             result,
-            measured=StageTimes(known.half_ms, remote.transfer_ms, remote.cloud_ms),
+            measured=StageTimes(known.half_ms, known.lost_ms + remote.transfer_ms, remote.cloud_ms),
             spans=(
                 *result.spans,
                 self._span(answered.sent_ms, answered.sent_ms + remote.transfer_ms),

@@ -112,9 +112,9 @@ def queue_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no-hedging",
         action="store_true",
-        help="wait for the cloud, however long a task is stuck on its way, and finish what was begun here (default: off; "
-        "with --on-cloud-loss local, the rest of a task is computed here, or there after all, as soon as that pays, and "
-        "the first answer counts)",
+        help="wait for the cloud, however long a task is stuck on its way, and finish here what was begun here "
+        "(default: off; with --on-cloud-loss local, a task goes the other way as soon as that pays, and the first "
+        "answer counts)",
     )
     add_objective(parser)
     parser.add_argument(

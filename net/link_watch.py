@@ -196,6 +196,8 @@ class LinkWatch:
         """Ask the bandwidth service once; where it is away, what is known grows old."""
         try:
             if self._is_told_by_tensors():
+                if 0 < self._sending_bytes() < MIN_TRANSFER_BYTES and self.now().link.age_s >= self._interval_s / 2:
+                    self.wants_probe = True  # the last one ended a while after its interval had begun
                 self._saw_echo(ping_link(*self._service, began=self._began))
             if not self._is_told_by_tensors():  # any more
                 self._probe_until_sure()
@@ -218,10 +220,8 @@ class LinkWatch:
         known = now.link
         is_fresh = known.source is LinkSource.TRANSFERS and known.age_s < self._interval_s and not self._filter.doubts
         is_fresh &= not self.wants_probe
-        # Small tensors tell no rate. A probe follows the next one, or goes beside them once the estimate is stale.
-        is_small = 0 < sending_bytes < MIN_TRANSFER_BYTES
-        self.wants_probe |= is_small and known.age_s >= self._interval_s
-        tells = sending_bytes >= MIN_TRANSFER_BYTES or (is_small and not now.is_stale)
+        # Small tensors tell no rate: where all are small, a probe goes beside them once the estimate is stale.
+        tells = sending_bytes >= MIN_TRANSFER_BYTES or (sending_bytes > 0 and not now.is_stale)
         return is_fresh or known.source is LinkSource.GIVEN or tells
 
     def _probe_until_sure(self) -> None:

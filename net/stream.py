@@ -113,12 +113,14 @@ class TaskStream:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def submit(self, task: int, request: Request, tensors: Sequence[Tensor]) -> Future[Answered]:
+    def submit(self, task: int, request: Request, tensors: Sequence[Tensor], losses: int = 0) -> Future[Answered]:
         """Queue a task to be sent; ``task`` must differ from all that have no answer yet.
 
         The future fails with what the cloud answered, or with ConnectError where the cloud is lost.
+
+        Args: losses: how often the cloud was lost with this task before.
         """
-        flight = _Flight(task, request, tensors)
+        flight = _Flight(task, request, tensors, losses=losses)
         with self._changed:
             if self._closing.is_set() or task in self._flights:
                 raise ValueError(f"task {task} is on its way already, or the stream is closed")
@@ -390,7 +392,10 @@ class TaskStream:
         with self._changed:
             if flight.losses:
                 self._changed.notify_all()  # others waited for it
-            return self._flights.pop(flight.task, None) is flight
+            is_there = self._flights.get(flight.task) is flight  # one that was lost may have been sent again
+            if is_there:
+                del self._flights[flight.task]
+            return is_there
 
     def _fail(self, flights: Iterable[_Flight], why: NeurosurgeonError) -> None:
         for flight in flights:

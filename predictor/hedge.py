@@ -1,7 +1,8 @@
 """A task that is stuck on its way: when it pays to compute the rest of it here, while the cloud may still answer.
 
 A request is hedged when its answer is overdue, and the first answer wins (Dean and Barroso, The Tail at Scale, 2013).
-Bytes tell earlier than answers: while fewer move than should, the answer is overdue before its time has come.
+Bytes tell earlier than answers: while fewer move than should, the answer is overdue before its time has come. And the
+other way round: when to leave a task to the cloud that the edge computes, because the link is back.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ GAIN = 1.25  # by so much the other way must be sooner: it may be in vain
 MAX_PATIENCE = 8.0
 
 
-def pays_to_begin_anew(left_ms: float, anew_ms: float) -> bool:
-    """Return whether to drop what a task has computed, and begin it anew on a link that is better now.
+def is_clearly_sooner(other_ms: float, left_ms: float) -> bool:
+    """Return whether to drop what the edge computes for a task, because the cloud would be sooner after all.
 
-    Args: left_ms: what the task as it was begun still takes. anew_ms: what it takes from its beginning.
+    Args: other_ms: what the other way takes. left_ms: what this one still takes.
     """
-    return left_ms > max(GAIN * anew_ms, anew_ms + LATE_MS)
+    return left_ms > max(GAIN * other_ms, other_ms + LATE_MS)
 
 
 class Moved(NamedTuple):

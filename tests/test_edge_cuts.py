@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deployment import SplitPlan, plan_split
-from edge_cuts import Chooser, QueueModel, QueueSettings, anew, choice, in_order, within
+from edge_cuts import Chooser, QueueModel, QueueSettings, anew, choice, in_order, once_more, within
 from edge_task import StageKeys
 from models.zoo import load_network, model_graph
 from net.bandwidth import LinkEstimate, LinkSource
@@ -13,6 +13,7 @@ from predictor.chain_search import Objective
 from predictor.flow_shop import IDLE, Pipeline, Schedule, makespan_ms
 from predictor.latencies import LayerLatencies
 from utils.queue_tasks import QueuedTask
+from utils.timing import StageTimes
 
 MODEL = "le_net"
 LAYERS = len(model_graph(MODEL).layers)
@@ -117,9 +118,9 @@ def test_a_deadline_takes_the_fastest_cut_where_the_chosen_one_is_late() -> None
 SLOW = LATENCIES.scaled(1_000.0)
 
 
-def slow_plan(rate_bytes_per_s: float, objective: Objective = Objective.LATENCY) -> SplitPlan:
+def slow_plan(rate_bytes_per_s: float) -> SplitPlan:
     """Return a plan for an edge that takes a second for every layer."""
-    return plan_split(model_graph(MODEL), SLOW, FASTER, rate_bytes_per_s, 0.1, objective=objective)
+    return plan_split(model_graph(MODEL), SLOW, FASTER, rate_bytes_per_s, 0.1)
 
 
 def test_a_task_begins_anew_when_the_link_is_back_long_before_its_end() -> None:
@@ -135,6 +136,12 @@ def test_a_task_begins_anew_when_the_link_is_back_long_before_its_end() -> None:
     assert anew(chosen, 1_000.0, slow_plan(1e9), Pipeline(link_ms=1e6)) is None  # other tasks are under way
 
 
-def test_where_throughput_counts_no_task_begins_anew() -> None:
-    chosen = choice(slow_plan(1e-3, Objective.THROUGHPUT), LAYERS, IDLE)
-    assert anew(chosen, 1_000.0, slow_plan(1e9, Objective.THROUGHPUT), IDLE) is None
+def test_a_task_is_sent_once_more_when_the_edge_needs_longer_for_its_rest() -> None:
+    chosen = choice(slow_plan(1e9), 1, IDLE)
+    there = once_more(chosen, 100.0, slow_plan(1e9), Pipeline(link_ms=300.0))
+    assert there
+    assert there.candidate.point == 1
+    stages = there.candidate.stages
+    assert there.predicted == StageTimes(0.0, 300.0 + stages.transfer_ms, stages.cloud_ms)  # its edge half has run
+    assert once_more(chosen, chosen.rest_ms - 50.0, slow_plan(1e9), IDLE) is None
+    assert once_more(chosen, 100.0, slow_plan(1e-3), IDLE) is None

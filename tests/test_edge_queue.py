@@ -25,11 +25,12 @@ from net.link_watch import LinkNow, LinkWatch
 from net.messages import Prepare
 from net.session import EdgeSession, OnCloudLoss, RemoteResult
 from net.stream import Answered, TaskStream
+from predictor.chain_search import Objective
 from predictor.correction import Corrections
 from tests.faults import FaultProxy
 from tests.test_edge_cuts import FASTER, LATENCIES, LINK, MODEL, queue_model
 from utils.cli import ServiceProcess
-from utils.errors import ConnectError, NeurosurgeonError, RemoteError
+from utils.errors import ConnectError, NeurosurgeonError, RemoteError, WeightsError
 from utils.inference_utils import random_input, run_whole
 from utils.queue_report import QueueReport
 from utils.queue_tasks import QueuedTask
@@ -261,51 +262,67 @@ class RestoredLink:
     saw_transfer = saw_load = saw_exchange = saw
 
 
-@pytest.mark.parametrize("hedges", [True, False])
+@pytest.mark.parametrize(
+    ("hedges", "objective", "is_left"),
+    [
+        (True, Objective.LATENCY, True),
+        (False, Objective.LATENCY, False),
+        (True, Objective.THROUGHPUT, False),  # there the cuts of all tasks belong together
+    ],
+)
 def test_a_long_edge_half_is_left_for_another_cut_when_the_link_is_back(
-    hedges: bool, monkeypatch: pytest.MonkeyPatch
+    hedges: bool, objective: Objective, is_left: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(edge_queue, "LOOK_MS", 0.0)
     model = QueueModel(load_network(MODEL), LATENCIES.scaled(1_000.0), FASTER, StageKeys("edge", "transfer", "cloud"))
     stream: Any = LateCloud(1.0, 1)
     watch: Any = RestoredLink()
-    settings = QueueSettings({}, learns=False, in_flight=1, hedges=hedges)
+    settings = QueueSettings({}, learns=False, in_flight=1, hedges=hedges, objective=objective)
     with QueueReport([QueuedTask(1, MODEL)], io.StringIO()) as report:
         (result,) = QueueRun(settings, {MODEL: model}, stream, watch, report).run([QueuedTask(1, MODEL)])
-    assert (result.where, result.point) == (("cloud", 0) if hedges else ("edge", len(LATENCIES.latency_ms)))
-    assert result.rate_bytes_per_s == (LINK.rate_bytes_per_s if hedges else 1.0)
+    assert (result.where, result.point) == (("cloud", 0) if is_left else ("edge", len(LATENCIES.latency_ms)))
+    assert result.rate_bytes_per_s == (LINK.rate_bytes_per_s if is_left else 1.0)
     assert result.measured.edge_ms <= result.spans[0].end_ms - result.spans[0].start_ms  # what was lost is in both
 
 
 class LosingStream(LateCloud):
-    """Stands in for a stream that loses a task so many times, and takes it all the same."""
+    """Stands in for a stream whose tasks end with these errors, one after the other, and which takes them all."""
 
-    def __init__(self, losses: int) -> None:
+    def __init__(self, errors: list[NeurosurgeonError]) -> None:
         super().__init__(1.0, 1)
-        self.losses = losses
+        self.errors = list(errors)
+        self.losses: list[int] = []
 
     def submit(self, *what: Any) -> Future[Any]:
-        self.losses -= 1
-        if self.losses < 0:
+        self.losses.append(what[-1])
+        if not self.errors:
             return super().submit(*what)
         lost: Future[Any] = Future()
-        lost.set_exception(ConnectError("gone"))
+        lost.set_exception(self.errors.pop(0))
         return lost
 
 
-@pytest.mark.parametrize("losses", [1, 2])
+@pytest.mark.parametrize(
+    ("errors", "hedges", "where"),
+    [
+        ([ConnectError("gone")], True, "cloud"),
+        ([ConnectError("gone")], False, "edge"),
+        ([ConnectError("gone")] * 2, True, "edge"),
+        ([ConnectError("gone"), WeightsError("others, now")], True, "edge"),
+    ],
+)
 def test_a_lost_task_is_sent_again_once_when_the_cloud_is_back_before_the_edge_has_computed_it(
-    losses: int, monkeypatch: pytest.MonkeyPatch
+    errors: list[NeurosurgeonError], hedges: bool, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(edge_queue, "LOOK_MS", 0.0)
     model = QueueModel(load_network(MODEL), LATENCIES.scaled(1_000.0), FASTER, StageKeys("edge", "transfer", "cloud"))
-    stream: Any = LosingStream(losses)
-    settings = QueueSettings({}, learns=False, in_flight=1)
+    stream: Any = LosingStream(errors)
+    settings = QueueSettings({}, learns=False, in_flight=1, hedges=hedges)
     watch = LinkWatch("nowhere", 1, LINK)
     with QueueReport([QueuedTask(1, MODEL)], io.StringIO()) as report:
         results = QueueRun(settings, {MODEL: model}, stream, watch, report).run([QueuedTask(1, MODEL)])
-    assert [result.where for result in results] == ["cloud" if losses == 1 else "edge"]
-    assert results[0].error is None
+    assert [(result.where, result.error) for result in results] == [(where, None)]
+    assert stream.losses == list(range(1 + hedges))  # as told to the stream
 
 
 def test_what_the_cloud_has_answered_is_no_longer_computed_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from models.cutting import LayerStep, layer_steps
 from models.pixels import as_values, takes_images
@@ -108,7 +108,7 @@ def run_half(
 
     Tensors keep their order of memory: another one would be another sum, with other last bits.
 
-    Args: between: called now and then, between two layers; what it raises ends the run.
+    Args: between: called now and then, between two layers that are modules; what it raises ends the run.
     """
     start_ms = now_ms()
     with torch.inference_mode(), _called_within(module, between):
@@ -122,10 +122,17 @@ def run_half(
 def _called_within(half: nn.Module, between: Callable[[], None] | None) -> Iterator[None]:
     with ExitStack() as hooks:
         if between:
-            layers = [module for module in half.modules() if not any(module.children())]
+            layers = _plain_layers(half)
             for layer in layers[:: len(layers) // MAX_LOOKS + 1]:
                 hooks.callback(layer.register_forward_pre_hook(lambda *_: between()).remove)
         yield
+
+
+def _plain_layers(half: nn.Module) -> list[nn.Module]:
+    """Return the modules that a half calls, without composed ones: these may compute in another way beside hooks."""
+    calls = half.graph.nodes if isinstance(half, fx.GraphModule) else ()
+    modules = [half.get_submodule(str(node.target)) for node in calls if node.op == "call_module"]
+    return [module for module in dict.fromkeys(modules) if not any(module.children())]
 
 
 def allows_batches(half: nn.Module, crossing: Sequence[TensorSpec], device: str) -> bool:
