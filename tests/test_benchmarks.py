@@ -7,6 +7,7 @@ import re
 import pytest
 
 from tests.benchmark import __main__ as benchmarks
+from tests.benchmark import common
 from utils.cli import ROOT
 
 
@@ -46,3 +47,21 @@ def test_one_that_fails_leaves_the_others_to_run(
     assert benchmarks.main() == 1
     assert run == [benchmark.name for benchmark in benchmarks.BENCHMARKS if not benchmark.left_out]
     assert capsys.readouterr().out.endswith("failed: decision\n")
+
+
+@pytest.mark.parametrize(("stolen_ms", "tries"), [(0.0, 1), (3.0, 3), (100.0, common.MAX_TRIES)])
+def test_what_the_host_disturbed_is_measured_again(
+    stolen_ms: float, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock_ms, stolen, calls = 0.0, 0.0, 0
+
+    def measure() -> int:
+        nonlocal clock_ms, stolen, calls
+        clock_ms += 100.0
+        stolen += max(stolen_ms - 0.7 * calls, 0.0)  # less from time to time
+        calls += 1
+        return calls
+
+    monkeypatch.setattr(common, "now_ms", lambda: clock_ms)
+    monkeypatch.setattr(common, "_stolen_ms", lambda: stolen)
+    assert common.undisturbed(measure) == tries
