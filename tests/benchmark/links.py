@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import statistics
@@ -54,11 +55,19 @@ def echo_ms(count: int = 20) -> float:
     """Return the median round trip of an ICMP echo over the link, ms, as the two kernels see it.
 
     It is what the link really takes: the emulator needs a tenth of a millisecond beyond what it is told.
+
+    Raises: TimeoutError: none came back.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock:
         sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
         sock.settimeout(ECHO_TIMEOUT_S)
-        return statistics.median(_one_echo_ms(sock, sequence) for sequence in range(count))
+        echoes = []
+        for sequence in range(count):
+            with contextlib.suppress(TimeoutError):  # a lossy link
+                echoes.append(_one_echo_ms(sock, sequence))
+    if not echoes:
+        raise TimeoutError("no echo came back")
+    return statistics.median(echoes)
 
 
 def _one_echo_ms(sock: socket.socket, sequence: int) -> float:

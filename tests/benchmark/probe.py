@@ -54,32 +54,20 @@ while True:
 
 
 def measured(port: int, use_udp: bool) -> dict[str, Any]:
-    """Return one measurement, as the self-test tells it."""
-    start_ms = now_ms()
+    """Return one measurement, as the self-test tells it, and the mean of the echoes before and behind it."""
+    before_ms, start_ms = echo_ms(), now_ms()
     estimate = measure_link(CLOUD_IP, port, use_udp=use_udp)
-    return document_of(estimate, now_ms() - start_ms)
+    document = document_of(estimate, now_ms() - start_ms)
+    return {**document, "echo_ms": (before_ms + echo_ms()) / 2}
 
 
 def measure(port: int, use_udp: bool) -> None:
-    """Print the measurements of one link as JSON, and at last what an echo takes (runs on the near side)."""
-    echoes: list[float] = []
-
-    def listen() -> None:
-        with contextlib.suppress(TimeoutError):  # a lossy link
-            echoes.append(echo_ms())
-
+    """Print the measurements of one link as JSON (runs on the near side)."""
     for _ in range(ROUNDS):
-        listen()
         try:
-            document = undisturbed(lambda: measured(port, use_udp))
+            print(json.dumps(undisturbed(lambda: measured(port, use_udp))), flush=True)
         except NetworkError as exc:  # a lossy link may lose the first packet of a connection: asked again in a second
             print(exc, file=sys.stderr)
-            continue
-        print(json.dumps(document), flush=True)
-        listen()
-    while not echoes:
-        listen()
-    print(statistics.median(echoes))
 
 
 @contextlib.contextmanager
@@ -112,13 +100,14 @@ def run(link: tuple[float, float], true_mbit: float, tcp: bool, loss: int = 0, b
         with ServiceProcess(server, prefix=[str(TOOL), "cloud"]) as service:
             command = [TOOL, "edge", *module, "--measure", str(service.ports[0]), *flags]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    *found, an_echo_ms = [json.loads(line) for line in done.stdout.splitlines()]
-    true_rtt_ms = an_echo_ms - 2 * ECHO_BYTES * 8 / (rate_mbit * 1e3)  # less its own bytes' time on the link
+    found = [json.loads(line) for line in done.stdout.splitlines()]
     if not found:
         print(f"{rate_mbit:>6g}{rtt_ms:>6g}  failed", flush=True)
         return {"link": link, "true_mbit": true_mbit, "found": []}
     errors = [one["bandwidth_mb_per_s"] * 8 / (true_mbit * PAYLOAD_SHARE) - 1 for one in found]
-    rtt_error = statistics.median(one["rtt_ms"] for one in found) / true_rtt_ms - 1
+    own_ms = 2 * ECHO_BYTES * 8 / (rate_mbit * 1e3)  # of an echo's bytes on the link
+    true_rtts_ms = [one["echo_ms"] - own_ms for one in found]
+    rtt_errors = [one["rtt_ms"] / true_ms - 1 for one, true_ms in zip(found, true_rtts_ms, strict=True)]
     row = {
         "link": link,
         "true_mbit": true_mbit,
@@ -126,7 +115,8 @@ def run(link: tuple[float, float], true_mbit: float, tcp: bool, loss: int = 0, b
         "worst_error": max(errors, key=abs),
         "told_error": statistics.median(one["relative_error"] for one in found),
         "rtt_ms": statistics.median(one["rtt_ms"] for one in found),
-        "echo_ms": true_rtt_ms,
+        "echo_ms": statistics.median(true_rtts_ms),
+        "rtt_error": statistics.median(rtt_errors),
         "bytes": max(one["probe_bytes"] for one in found),
         "ms": statistics.median(one["probe_ms"] for one in found),
         "methods": sorted({one["method"] for one in found}),
@@ -134,8 +124,8 @@ def run(link: tuple[float, float], true_mbit: float, tcp: bool, loss: int = 0, b
     }
     print(
         f"{rate_mbit:>6g}{rtt_ms:>6g}{true_mbit:>7g}{100 * row['error']:>+8.1f}{100 * row['worst_error']:>+8.1f}"
-        f"{100 * row['told_error']:>7.1f}{row['rtt_ms']:>10.2f}{true_rtt_ms:>8.2f}{100 * rtt_error:>+8.1f}"
-        f"{row['bytes'] / 1e3:>8.0f}{row['ms']:>8.0f}  {', '.join(row['methods'])}",
+        f"{100 * row['told_error']:>7.1f}{row['rtt_ms']:>10.2f}{row['echo_ms']:>8.2f}"
+        f"{100 * row['rtt_error']:>+8.1f}{row['bytes'] / 1e3:>8.0f}{row['ms']:>8.0f}  {', '.join(row['methods'])}",
         flush=True,
     )
     return row
@@ -164,7 +154,7 @@ def main() -> None:
             beside = other_flow if case == "shared" else contextlib.nullcontext
             found[case] = [run(link, link[0], args.tcp, loss, beside()) for link in links]
         good = sum(abs(row.get("error", 1)) <= 0.05 for row in found[case])
-        near = sum(abs(row["rtt_ms"] / row["echo_ms"] - 1) <= 0.05 for row in found[case] if "echo_ms" in row)
+        near = sum(abs(row.get("rtt_error", 1)) <= 0.05 for row in found[case])
         print(f"{case}: rate of {good}, RTT of {near} of {len(found[case])} within 5 %")
     save("probe", {"cases": found})
 
