@@ -64,7 +64,7 @@ class _Begun:
     factors: StageFactors  # the corrections in what was predicted
     is_first: bool  # of its cut
     sent_ms: float
-    is_sent_again: bool = False  # after it was lost with the cloud
+    losses: int = 0  # how often the cloud was lost with it, and it was sent again
 
     @property
     def task(self) -> QueuedTask:
@@ -89,7 +89,7 @@ class _Begun:
         known = known._replace(
             now=now, chosen=chosen._replace(predicted=predicted), half_ms=known.half_ms + rest_ms, lost_ms=lost_ms
         )
-        return replace(self, known=known, factors=self.model.factors, sent_ms=time_ms, is_sent_again=True)
+        return replace(self, known=known, factors=self.model.factors, sent_ms=time_ms, losses=self.losses + 1)
 
 
 def images_ahead(tasks: Iterable[QueuedTask]) -> Iterator[tuple[QueuedTask, Future[Tensor] | None]]:
@@ -197,8 +197,7 @@ class QueueRun:
         with self._lock:
             self._under_way[begun.task.id] = begun
         request = request_of(begun.model.network, begun.edge_nodes)
-        losses = int(begun.is_sent_again)
-        answer = self._stream.submit(begun.task.id, request, begun.half.tensors, losses)
+        answer = self._stream.submit(begun.task.id, request, begun.half.tensors, begun.losses)
         answer.add_done_callback(partial(self._take_answer, begun))
 
     def _pipeline_now(self) -> Pipeline:
@@ -225,13 +224,13 @@ class QueueRun:
             return self._models[model].plan(now, self._corrections, self._settings)
 
     def _run_edge_half(
-        self, task: QueuedTask, tensor: Tensor, now: LinkNow, chosen: Choice, lost_ms: float = 0.0
+        self, task: QueuedTask, tensor: Tensor, now: LinkNow, chosen: Choice, dropped_ms: float = 0.0
     ) -> _Begun:
-        """Compute what was chosen for the edge; ``lost_ms``: what it had computed before it began anew."""
+        """Compute what was chosen for the edge; ``dropped_ms``: for how long it had computed before it began anew."""
         model = self._models[task.model]
         factors = model.factors  # a look makes another plan
         edge_nodes = chosen.plan.edge_nodes(chosen.candidate)
-        may_begin_anew = self._hedges and not lost_ms and self._settings.objective is Objective.LATENCY
+        may_begin_anew = self._hedges and not dropped_ms and self._settings.objective is Objective.LATENCY
         is_looked_at = may_begin_anew and chosen.candidate.busy.edge_ms > LONG_HALF_MS
         better: tuple[LinkNow, Choice] | None = None
         start_ms = now_ms()
@@ -247,7 +246,7 @@ class QueueRun:
         is_first = model.is_first_run(edge_nodes)
         if self._settings.learns and not is_first:
             self._learn(model.keys.edge, chosen.candidate.busy.edge_ms / factors.edge, half.latency_ms)
-        known = Known(task, now, chosen, lost_ms + half.latency_ms, start_ms - lost_ms, done_ms)
+        known = Known(task, now, chosen, dropped_ms + half.latency_ms, start_ms - dropped_ms, done_ms)
         return _Begun(known, model, edge_nodes, half, factors, is_first, done_ms)
 
     def _edge_half(
@@ -333,9 +332,7 @@ class QueueRun:
         except NeurosurgeonError as exc:
             if is_taken_over:
                 log.debug("task %d, whose rest is computed here, is no longer on its way: %s", task, exc)
-            elif self._settings.on_cloud_loss is OnCloudLoss.LOCAL and (
-                begun.is_sent_again or isinstance(exc, ConnectError)
-            ):
+            elif self._settings.on_cloud_loss is OnCloudLoss.LOCAL and (begun.losses or isinstance(exc, ConnectError)):
                 log.warning("task %d is computed here: %s", task, exc)
                 self._slots.put(begun)
             else:
@@ -394,7 +391,7 @@ class QueueRun:
         task = begun.task
         if not self._results.are_awaited(task):
             raise _AnsweredError
-        if task.id in self._taken_over or begun.is_sent_again or not self._is_time_to_look(start_ms):
+        if task.id in self._taken_over or begun.losses or not self._is_time_to_look(start_ms):
             return
         now = self._watch.now()
         chosen, elapsed_ms = begun.known.chosen, now_ms() - start_ms

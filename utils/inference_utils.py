@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -111,7 +111,7 @@ def run_half(
     Args: between: called now and then, between two layers that are modules; what it raises ends the run.
     """
     start_ms = now_ms()
-    with torch.inference_mode(), _called_within(module, between):
+    with torch.inference_mode(), _called_within(module, between) if between else nullcontext():
         outputs = module(*(tensor.to(device) for tensor in tensors))
     outputs = tuple(output.cpu() for output in outputs)
     synchronise(device)
@@ -119,12 +119,11 @@ def run_half(
 
 
 @contextmanager
-def _called_within(half: nn.Module, between: Callable[[], None] | None) -> Iterator[None]:
+def _called_within(half: nn.Module, between: Callable[[], None]) -> Iterator[None]:
+    layers = _plain_layers(half)
     with ExitStack() as hooks:
-        if between:
-            layers = _plain_layers(half)
-            for layer in layers[:: len(layers) // MAX_LOOKS + 1]:
-                hooks.callback(layer.register_forward_pre_hook(lambda *_: between()).remove)
+        for layer in layers[:: len(layers) // MAX_LOOKS + 1]:
+            hooks.callback(layer.register_forward_pre_hook(lambda *_: between()).remove)
         yield
 
 
