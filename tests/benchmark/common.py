@@ -7,7 +7,10 @@ import os
 import platform
 import random
 import statistics
-from collections.abc import Callable, Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +21,13 @@ RESULTS = Path(os.environ.get("BENCH_RESULTS", "results"))
 STOLEN_SHARE = 0.02  # of a measurement's time: while the host runs others, no time means anything
 STOLEN_FIELD = 8  # of the first line of /proc/stat (man 5 proc): clock ticks of all cores
 MAX_TRIES = 5
+AWAKE = """
+import os
+parent = os.getppid()
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+while os.getppid() == parent:
+    pass
+"""
 
 Measured = TypeVar("Measured")
 
@@ -50,6 +60,19 @@ def undisturbed(measure: Callable[[], Measured]) -> Measured:
         if _stolen_ms() - stolen_ms <= STOLEN_SHARE * (now_ms() - start_ms):
             break
     return measured
+
+
+@contextmanager
+def cores_awake() -> Iterator[None]:
+    """Keep every core from sleeping for as long as the block runs: a virtual one wakes up when its host gets to it.
+
+    A process of the scheduler's idle class spins on each; any other takes the core from it at once.
+    """
+    with ExitStack() as stack:
+        for _ in range(os.cpu_count() or 1):
+            process = stack.enter_context(subprocess.Popen([sys.executable, "-c", AWAKE]))
+            stack.callback(process.kill)
+        yield
 
 
 def _stolen_ms() -> float:
