@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import NamedTuple
 
 from torch import Tensor
@@ -39,6 +39,7 @@ from utils.cloud_engine import CloudEngine, CloudResult
 from utils.errors import BusyError, NetworkError, NeurosurgeonError, PeerGoneError, ProtocolError
 from utils.inference_utils import blank, check_finite
 from utils.kept_answers import Asker, KeptAnswers
+from utils.lazy_queue import LazyQueue
 from utils.timing import now_ms
 from utils.units import MS_PER_S, ms_to_s, s_to_ms
 
@@ -191,6 +192,12 @@ class _Spent(NamedTuple):
     received: Received
 
 
+class _Chore(NamedTuple):
+    """Anything else that nobody waits for, and that must be done even where the edge has left."""
+
+    run: Callable[[], None]
+
+
 class _Expected(NamedTuple):
     """A request that is to come, with blank tensors."""
 
@@ -206,11 +213,14 @@ class _Answer(NamedTuple):
     expected: _Expected | None = None  # what the edge sends next
 
 
+_Item = _Answer | _Done | _Sent | _Spent | _Chore | _Task
+
+
 class Conversation:
     """One edge: the thread that holds it reads and submits, a second one sends what is done, and shows it.
 
     A result that the system has room for is sent by the worker itself, if it has nothing else to do: waking the second
-    thread up would take a tenth of a millisecond.
+    thread up would take a tenth of a millisecond. What is left to do behind it waits until that thread looks.
     An edge that does not read its answers fills its own socket, then `MAX_UNANSWERED`, and is then not read any more;
     neither the workers nor other edges wait for it.
     """
@@ -234,7 +244,7 @@ class Conversation:
         self._counted = (0, 0)  # bytes received and sent, as told to the metrics
         self._latencies = latencies
         self._lines = TaskLines(observe, connection.sock)
-        self._outbox: SimpleQueue[_Answer | _Done | _Sent | _Spent | _Task | None] = SimpleQueue()
+        self._outbox: LazyQueue[_Item | None] = LazyQueue()
         self._unsent: deque[None] = deque()  # one for each answer that the writer has yet to send
         self._sending = threading.Lock()
         self._max_unanswered = MAX_UNANSWERED
@@ -321,7 +331,8 @@ class Conversation:
         asker = Asker(
             compute=partial(self._engine.submit, self, cut, received.tensors),
             deliver=lambda result: self._deliver(_Done(received, task, result)),
-            release=lambda: self._outbox.put(_Spent(received)),
+            release=lambda: self._outbox.put(_Spent(received), is_urgent=False),
+            later=self._do_later,
         )
         if self._edge_id and received.task:
             key = task_id(self._edge_id, received.task)
@@ -329,7 +340,7 @@ class Conversation:
             self._kept.submit(key, request, asker)
         else:  # a task without an id of its own
             asker.compute(asker.answer)
-        self._outbox.put(task)  # to be shown while the half already runs
+        self._outbox.put(task, is_urgent=False)  # to be shown while the half already runs
 
     # ---------------------------------------------------------------- answering
 
@@ -349,7 +360,7 @@ class Conversation:
             if self._is_over or not self.connection.takes_at_once(size_bytes):
                 return False
             reply = self._send_reply(received, task, result, AT_ONCE_S)
-            self._outbox.put(_Sent(received, task, reply))
+            self._outbox.put(_Sent(received, task, reply), is_urgent=False)
         except Exception as exc:
             level = logging.DEBUG if isinstance(exc, PeerGoneError) else logging.WARNING
             log.log(level, "closed the connection of %s: %s", self.connection.peer, exc)
@@ -363,15 +374,28 @@ class Conversation:
         self._unsent.append(None)
         self._outbox.put(answer)
 
+    def _do_later(self, chore: Callable[[], None]) -> None:
+        self._outbox.put(_Chore(chore), is_urgent=False)
+        if self._is_over:
+            self._do_rest()
+
+    def _do_rest(self) -> None:
+        for item in self._outbox.rest():
+            if isinstance(item, _Chore):
+                item.run()
+
     def _write(self) -> None:
         try:
-            while answer := self._next_answer():
-                if isinstance(answer, _Task):
-                    self._lines.arrived(answer.state)
-                elif isinstance(answer, _Spent):
-                    self._recycle(answer.received)  # behind its answer, which may be a view of it
-                else:
-                    self._bring(answer)
+            while item := self._next_item():
+                match item:
+                    case _Task():
+                        self._lines.arrived(item.state)
+                    case _Spent():
+                        self._recycle(item.received)  # behind its answer, which may be a view of it
+                    case _Chore():
+                        item.run()
+                    case _:
+                        self._bring(item)
         except PeerGoneError as exc:
             log.debug("%s left: %s", self.connection.peer, exc)
         except (NetworkError, OSError) as exc:
@@ -381,6 +405,7 @@ class Conversation:
         finally:
             self.connection.break_off()
             self._is_over = True
+            self._do_rest()
             self._places.release(self._max_unanswered)  # the reader waits for nothing any more
 
     def _bring(self, answer: _Answer | _Done | _Sent) -> None:
@@ -395,12 +420,12 @@ class Conversation:
         self._count_bytes()
         self._places.release()
 
-    def _next_answer(self) -> _Answer | _Done | _Sent | _Spent | _Task | None:
+    def _next_item(self) -> _Item | None:
         """Return what is to be sent, or done, next; meanwhile, tell the edge that the cloud lives, and its load."""
         while True:
             silent_s = ms_to_s(now_ms() - self._sent_ms)
             try:
-                return self._outbox.get(timeout=max(0.0, HEARTBEAT_S - silent_s))
+                return self._outbox.get(max(0.0, HEARTBEAT_S - silent_s))
             except Empty:
                 load = self._engine.load
                 with self._sending:

@@ -31,7 +31,7 @@ from net.framing import (
     split_body,
 )
 from net.keys import Refusal, refused, tell_refusal
-from net.memory import UNLIMITED, BodyMemory, MemoryLimit
+from net.memory import SMALL_BYTES, UNLIMITED, BodyMemory, MemoryLimit
 from net.messages import Hello, Message, Reply
 from net.net_utils import format_address
 from net.pickling import TensorSpec, flat_values, unpack_tensor
@@ -75,6 +75,7 @@ TCP_INFO_BYTES, NAME_BYTES = 256, 16  # the kernel says less where it knows less
 SO_MAX_PACING_RATE, UNPACED = 47, 0xFFFF_FFFF  # asm-generic/socket.h; the socket module has no name for it
 OVERHEAD, FRAME_ROOM_BYTES = 2, 4096  # the kernel counts its own memory for packets, too
 MAX_SEALED_BYTES = 65_536  # sealing more takes as long as waking a thread up that does
+MAX_READY = 4  # bodies for messages of a megabyte and less; one for larger ones, which do not come that often
 MAX_PIECES = 64  # pieces for one sendmsg, far below the system's limit (IOV_MAX, 1024)
 
 
@@ -171,7 +172,7 @@ class Connection:
         self._wire: Wire = self._link
         self._head = memoryview(bytearray(HEAD_UNIT))
         self._bodies = BodyMemory(memory)
-        self._ready: deque[_Body] = deque()  # one at most
+        self._ready: deque[_Body] = deque()
         self._latest: Outline | None = None  # of a message with tensors
         self._room_bytes = 0  # of the system for what is sent, when last seen
         self.peer = self._link.peer
@@ -325,13 +326,13 @@ class Connection:
 
         For whoever has nothing else to do. From any thread, but one at a time.
         """
-        if self._latest and not self._ready:
+        if self._latest and len(self._ready) < (MAX_READY if self._latest.body_length <= SMALL_BYTES else 1):
             with contextlib.suppress(BusyError, ProtocolError, OSError):  # no memory: the message itself will tell
                 self._ready.append(self._new_body(self._latest, has_pages=True))
 
     def rest(self) -> None:
         """Keep no memory for later messages: none is expected soon. Not beside `make_ready`."""
-        if ready := self._take_ready():
+        while ready := self._take_ready():
             self._bodies.give_back(ready.memory)
         self._bodies.rest()
 

@@ -30,6 +30,7 @@ class Asker(NamedTuple):
     compute: Compute  # starts the computation, as `CloudEngine.submit`
     deliver: Deliver
     release: Callable[[], None] = lambda: None  # called behind ``deliver``: the question is not read any more
+    later: Callable[[Callable[[], None]], None] = lambda chore: chore()  # does, soon, what none waits for
 
     def answer(self, result: CloudResult | Exception) -> None:
         """Give the answer, of which nothing is needed here."""
@@ -127,17 +128,8 @@ class KeptAnswers:
 
     def _start(self, key: bytes, kept: _Kept, asker: Asker) -> None:
         def done(result: CloudResult | Exception) -> None:
-            asker.deliver(result)  # first: it is on its way while it is copied
-            waiting = self._take_in(key, kept, result)
-            asker.release()
-            for other in waiting:
-                if answer := kept.answer():
-                    other.answer(answer)
-                    continue
-                try:
-                    self.submit(key, kept.request, other)
-                except Exception as exc:  # belongs to whoever asked
-                    other.answer(exc)
+            asker.deliver(result)
+            asker.later(lambda: self._settle(key, kept, result, asker.release))
 
         try:
             asker.compute(done)
@@ -145,6 +137,19 @@ class KeptAnswers:
             for other in self._take_in(key, kept, exc):
                 other.answer(exc)
             raise
+
+    def _settle(self, key: bytes, kept: _Kept, result: CloudResult | Exception, release: Callable[[], None]) -> None:
+        """Keep an answer that is on its way already, and give it to those who asked again meanwhile."""
+        waiting = self._take_in(key, kept, result)
+        release()
+        for other in waiting:
+            if answer := kept.answer():
+                other.answer(answer)
+                continue
+            try:
+                self.submit(key, kept.request, other)
+            except Exception as exc:  # belongs to whoever asked
+                other.answer(exc)
 
     def _take_in(self, key: bytes, kept: _Kept, result: CloudResult | Exception) -> list[Asker]:
         """Keep a result, in memory of its own; return who else waits for it."""
