@@ -228,8 +228,7 @@ def once_more(chosen: Choice, elapsed_ms: float, plan: SplitPlan, under_way: Pip
     What is predicted begins when it is sent: its edge half has run.
     """
     candidate = plan.candidates[chosen.candidate.point]
-    stages, busy = (replace(times, edge_ms=0.0) for times in (candidate.stages, candidate.busy))
-    predicted = under_way.with_waits(stages, busy)
+    predicted = under_way.with_waits(candidate.stages.beyond_edge, candidate.busy.beyond_edge)
     is_sooner = is_clearly_sooner(predicted.total_ms, chosen.rest_ms - elapsed_ms)
     return Choice(plan, candidate, predicted) if is_sooner else None
 

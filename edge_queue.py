@@ -7,9 +7,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -53,8 +54,7 @@ class _AnsweredError(Exception):
     """The cloud was first: what is left to compute nobody wants."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Begun:
+class _Begun(NamedTuple):
     """A task whose edge half has run."""
 
     known: Known
@@ -89,7 +89,7 @@ class _Begun:
         known = known._replace(
             now=now, chosen=chosen._replace(predicted=predicted), half_ms=known.half_ms + rest_ms, lost_ms=lost_ms
         )
-        return replace(self, known=known, factors=self.model.factors, sent_ms=time_ms, losses=self.losses + 1)
+        return self._replace(known=known, factors=self.model.factors, sent_ms=time_ms, losses=self.losses + 1)
 
 
 def images_ahead(tasks: Iterable[QueuedTask]) -> Iterator[tuple[QueuedTask, Future[Tensor] | None]]:
@@ -191,14 +191,13 @@ class QueueRun:
         self._send(begun)
 
     def _send(self, begun: _Begun) -> None:
-        self._pipeline = self._pipeline_now().after(replace(begun.candidate.busy, edge_ms=0.0))
+        self._pipeline = self._pipeline_now().after(begun.candidate.busy.beyond_edge)
         if not self._under_way:  # the bytes of others are on a link that may be slow just now
             self._stream.pace_first_task(begun.known.now.link)
         with self._lock:
             self._under_way[begun.task.id] = begun
         request = request_of(begun.model.network, begun.edge_nodes)
-        answer = self._stream.submit(begun.task.id, request, begun.half.tensors, begun.losses)
-        answer.add_done_callback(partial(self._take_answer, begun))
+        self._stream.submit(begun.task.id, request, begun.half.tensors, partial(self._take_answer, begun), begun.losses)
 
     def _pipeline_now(self) -> Pipeline:
         """Return what link and cloud are still busy with, as predicted when each task was sent."""
@@ -321,14 +320,13 @@ class QueueRun:
 
     # ------------------------------------------------------------ answers, on the stream's threads
 
-    def _take_answer(self, begun: _Begun, answer: Future[Answered]) -> None:
+    def _take_answer(self, begun: _Begun, answer: Answered | NeurosurgeonError) -> None:
         task = begun.task.id
         with self._lock:
             self._under_way.pop(task, None)
             is_taken_over = task in self._taken_over
         try:
-            answered = answer.result()
-            check_crossing([begun.model.network.graph.output], answered.result.tensors)
+            answered = self._checked(begun, answer)
         except NeurosurgeonError as exc:
             if is_taken_over:
                 log.debug("task %d, whose rest is computed here, is no longer on its way: %s", task, exc)
@@ -340,6 +338,12 @@ class QueueRun:
         else:
             self._take_in(begun, answered, is_late=is_taken_over)
             self._results.answered(begun.known, answered)
+
+    def _checked(self, begun: _Begun, answer: Answered | NeurosurgeonError) -> Answered:
+        if isinstance(answer, NeurosurgeonError):
+            raise answer
+        check_crossing([begun.model.network.graph.output], answer.result.tensors)
+        return answer
 
     def _take_in(self, begun: _Begun, answered: Answered, *, is_late: bool) -> None:
         """Let an answer teach what link and stages are like."""

@@ -6,7 +6,6 @@ import logging
 import math
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -60,8 +59,7 @@ def new_edge_id() -> bytes:
     return secrets.token_bytes(EDGE_ID_BYTES)
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteResult:
+class RemoteResult(NamedTuple):
     """The cloud's answer to one task, and where the time went, seen from the edge."""
 
     tensors: list[Tensor]

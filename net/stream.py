@@ -16,8 +16,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from net.bandwidth import LinkEstimate
@@ -41,14 +40,16 @@ CLOSE_TIMEOUT_S = 1.0  # a thread that looks for the cloud may wait longer for i
 RETRY_JITTER = 0.5  # edges that were refused together do not come back together
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(NamedTuple):
     """A task's answer, and what it took to get it."""
 
     result: RemoteResult
     sent_ms: float  # when it began to go out (`now_ms`)
     answered_ms: float
     retries: int
+
+
+OnAnswer = Callable[[Answered | NeurosurgeonError], None]
 
 
 class Crossing(NamedTuple):
@@ -58,14 +59,14 @@ class Crossing(NamedTuple):
     left_bytes: Mapping[int, int]  # of each task: until its last byte is acknowledged, with those before it
 
 
-@dataclass(eq=False)
+@dataclass(slots=True, eq=False)
 class _Flight:
     """A task that has no answer yet."""
 
     task: int
     request: Request
     tensors: Sequence[Tensor]
-    answer: Future[Answered] = field(default_factory=Future)
+    on_answer: OnAnswer
     due_ms: float = 0.0  # not to be sent before
     sent: SentTask | None = None
     is_out: bool = False  # taken by the sender
@@ -113,14 +114,16 @@ class TaskStream:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def submit(self, task: int, request: Request, tensors: Sequence[Tensor], losses: int = 0) -> Future[Answered]:
+    def submit(
+        self, task: int, request: Request, tensors: Sequence[Tensor], on_answer: OnAnswer, losses: int = 0
+    ) -> None:
         """Queue a task to be sent; ``task`` must differ from all that have no answer yet.
 
-        The future fails with what the cloud answered, or with ConnectError where the cloud is lost.
-
-        Args: losses: how often the cloud was lost with this task before.
+        Args: on_answer: called once, by whatever thread, with the answer, or with what the cloud answered in its place;
+                         with ConnectError where the cloud is lost.
+              losses: how often the cloud was lost with this task before.
         """
-        flight = _Flight(task, request, tensors, losses=losses)
+        flight = _Flight(task, request, tensors, on_answer, losses=losses)
         with self._changed:
             if self._closing.is_set() or task in self._flights:
                 raise ValueError(f"task {task} is on its way already, or the stream is closed")
@@ -138,7 +141,6 @@ class TaskStream:
             self._send(session, flight)
         elif request.model in self._unfit:
             self._fail([flight], self._unfit[request.model])
-        return flight.answer
 
     def pace_first_task(self, link: LinkEstimate) -> None:
         """See `EdgeSession.pace_first_task`; a connection that is opened later starts anew."""
@@ -146,7 +148,7 @@ class TaskStream:
             session.pace_first_task(link)
 
     def withdraw(self, task: int) -> bool:
-        """Do not send a task any more; return whether it has been sent, so that its future ends all the same."""
+        """Do not send a task any more; return whether it has been sent, so that it has an answer all the same."""
         with self._changed:
             flight = self._flights.get(task)
             if flight is None:
@@ -299,8 +301,7 @@ class TaskStream:
             answered = Answered(result, sent.start_ms, now_ms(), flight.losses + flight.refusals)
             with self._changed:
                 self._breaker.answered()
-            if self._take(flight):
-                flight.answer.set_result(answered)
+            self._end(flight, answered)
 
     def _send_later(self, flight: _Flight, retry_ms: float) -> None:
         bounded_ms = max(MIN_RETRY_MS, min(retry_ms, MAX_RETRY_MS))  # in this order NaN becomes the shortest
@@ -399,5 +400,12 @@ class TaskStream:
 
     def _fail(self, flights: Iterable[_Flight], why: NeurosurgeonError) -> None:
         for flight in flights:
-            if self._take(flight):
-                flight.answer.set_exception(why)
+            self._end(flight, why)
+
+    def _end(self, flight: _Flight, outcome: Answered | NeurosurgeonError) -> None:
+        if not self._take(flight):
+            return
+        try:
+            flight.on_answer(outcome)
+        except Exception:  # belongs to whoever submitted it
+            log.exception("the answer to task %d could not be taken", flight.task)

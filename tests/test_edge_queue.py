@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 import threading
-from concurrent.futures import Future
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -22,9 +21,9 @@ from models.cuts import pack_nodes
 from models.zoo import load_network, model_graph
 from net.bandwidth import LinkEstimate
 from net.link_watch import LinkNow, LinkWatch
-from net.messages import Prepare
+from net.messages import Prepare, Request
 from net.session import EdgeSession, OnCloudLoss, RemoteResult
-from net.stream import Answered, TaskStream
+from net.stream import Answered, OnAnswer, TaskStream
 from predictor.chain_search import Objective
 from predictor.correction import Corrections
 from tests.faults import FaultProxy
@@ -54,11 +53,9 @@ class FailingStream:
     def pace_first_task(self, link: LinkEstimate) -> None:
         pass
 
-    def submit(self, task: int, *what: Any) -> Future[Any]:
+    def submit(self, task: int, request: Request, tensors: Any, on_answer: OnAnswer, losses: int = 0) -> None:
         self.submitted.append(task)
-        answer: Future[Any] = Future()
-        answer.set_exception(self.errors.pop(0))
-        return answer
+        on_answer(self.errors.pop(0))
 
 
 def run_queue(stream: Any, count: int, in_flight: int = 2, **how: Any) -> tuple[list[Any], str]:
@@ -122,7 +119,7 @@ class LateCloud:
     def __init__(self, compute_ms: float, count: int) -> None:
         self.compute_ms = compute_ms
         self.left = count
-        self.waiting: list[Future[Any]] = []
+        self.waiting: list[OnAnswer] = []
 
     def crossing(self) -> None:
         return None
@@ -130,14 +127,12 @@ class LateCloud:
     def pace_first_task(self, link: LinkEstimate) -> None:
         pass
 
-    def submit(self, *what: Any) -> Future[Any]:
-        self.waiting.append(Future())
+    def submit(self, task: int, request: Request, tensors: Any, on_answer: OnAnswer, losses: int = 0) -> None:
+        self.waiting.append(on_answer)
         self.left -= 1
         keeps = self.behind if self.left else 0
-        newest = self.waiting[-1]
         while len(self.waiting) > keeps:
-            self.waiting.pop(0).set_result(self.answered())
-        return newest
+            self.waiting.pop(0)(self.answered())
 
     def answered(self) -> Answered:
         result = RemoteResult([torch.zeros(OUTPUT_SHAPE)], 1.0, self.compute_ms, self.compute_ms, 0.1, 0.0, 1_000)
@@ -150,15 +145,14 @@ class StuckStream(LateCloud):
     def __init__(self) -> None:
         super().__init__(1.0, 1)
 
-    def submit(self, *what: Any) -> Future[Any]:
-        self.waiting.append(Future())
-        return self.waiting[-1]
+    def submit(self, task: int, request: Request, tensors: Any, on_answer: OnAnswer, losses: int = 0) -> None:
+        self.waiting.append(on_answer)
 
     def withdraw(self, task: int) -> bool:
         return True
 
     def answer(self) -> None:
-        self.waiting.pop().set_result(self.answered())
+        self.waiting.pop()(self.answered())
 
 
 def test_a_late_answer_teaches_what_its_own_prediction_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,13 +287,12 @@ class LosingStream(LateCloud):
         self.errors = list(errors)
         self.losses: list[int] = []
 
-    def submit(self, *what: Any) -> Future[Any]:
-        self.losses.append(what[-1])
-        if not self.errors:
-            return super().submit(*what)
-        lost: Future[Any] = Future()
-        lost.set_exception(self.errors.pop(0))
-        return lost
+    def submit(self, task: int, request: Request, tensors: Any, on_answer: OnAnswer, losses: int = 0) -> None:
+        self.losses.append(losses)
+        if self.errors:
+            on_answer(self.errors.pop(0))
+        else:
+            super().submit(task, request, tensors, on_answer, losses)
 
 
 @pytest.mark.parametrize(

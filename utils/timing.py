@@ -40,6 +40,11 @@ class StageTimes:
         return self.edge_ms + self.transfer_ms + self.cloud_ms
 
     @property
+    def beyond_edge(self) -> StageTimes:
+        """What is left once the edge's half has run."""
+        return StageTimes(0.0, self.transfer_ms, self.cloud_ms)
+
+    @property
     def longest_ms(self) -> float:
         """The stage that takes longest."""
         return max(self.edge_ms, self.transfer_ms, self.cloud_ms)

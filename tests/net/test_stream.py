@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import Mock
@@ -15,12 +16,13 @@ import torch
 from net import stream as stream_module
 from net.messages import ErrorReply, Hello, Pong, Prepare, Ready, Reply, Request
 from net.session import EdgeSession, SentTask
-from net.stream import TaskStream
+from net.stream import Answered, TaskStream
 from net.transport import Connection, Received, accepted, stop_accepting
 from utils.errors import (
     BusyError,
     ConnectError,
     NetworkError,
+    NeurosurgeonError,
     PeerGoneError,
     ProtocolError,
     RemoteError,
@@ -94,8 +96,21 @@ def streaming(listener: socket.socket, *scripts: Script, **options: Any) -> Iter
         server.join()
 
 
+def submit_one(stream: TaskStream, task: int, tensor: torch.Tensor, request: Request = REQUEST) -> Future[Answered]:
+    answer: Future[Answered] = Future()
+
+    def take(outcome: Answered | NeurosurgeonError) -> None:
+        if isinstance(outcome, NeurosurgeonError):
+            answer.set_exception(outcome)
+        else:
+            answer.set_result(outcome)
+
+    stream.submit(task, request, [tensor], take)
+    return answer
+
+
 def submit(stream: TaskStream, *tasks: int, request: Request = REQUEST) -> list[Any]:
-    return [stream.submit(task, request, [torch.tensor([float(task)])]) for task in tasks]
+    return [submit_one(stream, task, torch.tensor([float(task)]), request) for task in tasks]
 
 
 def values(answers: list[Any]) -> list[float]:
@@ -399,7 +414,7 @@ def test_a_task_that_takes_the_cloud_down_costs_no_other_its_answer(
 
 def test_a_tensor_that_cannot_be_sent_costs_no_connection(listener: socket.socket) -> None:
     with streaming(listener, reply_to) as (stream, cloud):
-        first = stream.submit(1, REQUEST, [torch.zeros(1, dtype=torch.complex64)])
+        first = submit_one(stream, 1, torch.zeros(1, dtype=torch.complex64))
         with pytest.raises(ProtocolError):
             first.result(WAIT_S)
         assert values(submit(stream, 2)) == [4.0]
@@ -493,7 +508,7 @@ def test_the_stream_tells_how_far_its_tensors_are(listener: socket.socket) -> No
         if stream.crossing() is None:
             pytest.skip("this system does not tell what was acknowledged")
         large = torch.zeros(8_000_000)
-        answers = [stream.submit(task, REQUEST, [large]) for task in (1, 2)]
+        answers = [submit_one(stream, task, large) for task in (1, 2)]
         crossing = stream.crossing()
         assert crossing is not None
         assert crossing.left_bytes[2] - crossing.left_bytes[1] == pytest.approx(large.nbytes, rel=0.01)
