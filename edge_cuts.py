@@ -26,8 +26,9 @@ from predictor.strategies import Strategy
 from utils.queue_tasks import QueuedTask
 from utils.timing import StageTimes
 
-QUEUE_DIGITS, FACTOR_DIGITS = 0, 2  # a plan is made anew for changes of a ms, or a percent
-RATE_DIGITS, EXCHANGE_DIGITS = 3, 1  # of the link: a few per mille, and a tenth of a ms
+# A plan is kept while nothing that it was made for has moved by more.
+SAME_RATE, SAME_EXCHANGE_MS = 0.002, 0.05
+SAME_QUEUE_MS, SAME_FACTOR = 0.5, 0.005
 MAX_PREDICTED = 2000  # tasks of a queue whose makespan is predicted: some 0.1 ms each
 HORIZON = 40  # tasks of a queue that are thought of together
 RETHINK = 8  # tasks after which they are thought over, in 2 ms; the first time takes 10
@@ -81,6 +82,24 @@ class StageFactors(NamedTuple):
     cloud: float
 
 
+class _Basis(NamedTuple):
+    """What a plan is made for, beside the latencies of layers."""
+
+    rate_bytes_per_s: float
+    exchange_ms: float
+    queue_ms: float
+    factors: StageFactors
+
+    def is_near(self, other: _Basis) -> bool:
+        """Return whether a plan that was made for the other is one for this, too."""
+        return (
+            abs(self.rate_bytes_per_s - other.rate_bytes_per_s) <= SAME_RATE * other.rate_bytes_per_s
+            and abs(self.exchange_ms - other.exchange_ms) <= SAME_EXCHANGE_MS
+            and abs(self.queue_ms - other.queue_ms) <= SAME_QUEUE_MS
+            and all(abs(one - before) <= SAME_FACTOR for one, before in zip(self.factors, other.factors, strict=True))
+        )
+
+
 class QueueModel:
     """One model of the queue: its network, and what its layers take on both sides.
 
@@ -93,26 +112,24 @@ class QueueModel:
         self.keys = keys
         self._edge = edge
         self._cloud = cloud
-        self._known: tuple[object, ...] | None = None  # what the last plan was made of
+        self._basis: _Basis | None = None  # of the last plan
         self._plan: SplitPlan
         self.factors = StageFactors(1.0, 1.0, 1.0)  # the corrections in it
         self._cuts_run: set[frozenset[int]] = set()
 
     def plan(self, now: LinkNow, corrections: Corrections, settings: QueueSettings) -> SplitPlan:
         """Return the plan for the link of the moment; while nothing changes, the same one."""
-        queue_ms = round(now.queue_ms, QUEUE_DIGITS) if settings.hears_load else 0.0
-        factors = StageFactors._make(round(corrections.factor(key), FACTOR_DIGITS) for key in self.keys)
-        rate_bytes_per_s = float(f"{now.link.rate_bytes_per_s:.{RATE_DIGITS}g}")
-        exchange_ms = round(now.link.exchange_ms, EXCHANGE_DIGITS)
-        known = (rate_bytes_per_s, exchange_ms, queue_ms, factors)
-        if known != self._known:
-            self._known, self.factors = known, factors
+        queue_ms = now.queue_ms if settings.hears_load else 0.0
+        factors = StageFactors._make(map(corrections.factor, self.keys))
+        basis = _Basis(now.link.rate_bytes_per_s, now.link.exchange_ms, queue_ms, factors)
+        if self._basis is None or not basis.is_near(self._basis):
+            self._basis, self.factors = basis, factors
             self._plan = plan_split(
                 self.network.graph,
                 self._edge.scaled(factors.edge),
                 self._cloud.scaled(factors.cloud),
-                rate_bytes_per_s,
-                exchange_ms,
+                basis.rate_bytes_per_s,
+                basis.exchange_ms,
                 factors.transfer,
                 queue_ms=queue_ms,
                 objective=settings.objective,
@@ -136,7 +153,7 @@ class Chooser:
         self._in_flight = in_flight
         self._position = 0  # in the queue
         self._last: dict[str, Candidate] = {}  # latency: of each model
-        self._settled: dict[str, tuple[SplitPlan, int]] = {}  # latency: what was chosen when nothing was under way
+        self._settled: dict[str, Choice] = {}  # latency: what was chosen when nothing was under way
         self._ahead: list[int] = []  # throughput: candidates of the tasks since they were last thought over, and after
 
     def choose(self, plan_of: Callable[[str], SplitPlan], under_way: Pipeline = IDLE) -> Choice:
@@ -152,10 +169,11 @@ class Chooser:
             if self._position % RETHINK == 0:
                 self._think_over(plan_of, under_way)
             index = min(self._ahead[self._position % RETHINK], len(plan.candidates) - 1)
+            chosen = choice(plan, index, under_way)
         else:
-            index = self._last_unless_another_pays(plan, under_way)
+            chosen = self._last_unless_another_pays(plan, under_way)
         self._position += 1
-        return choice(plan, index, under_way)
+        return chosen
 
     def _think_over(self, plan_of: Callable[[str], SplitPlan], under_way: Pipeline) -> None:
         ahead = [plan_of(model).candidates for model in self._queue[self._position :][:HORIZON]]
@@ -165,22 +183,20 @@ class Chooser:
         start = [min(index, len(option) - 1) for index, option in known]
         self._ahead = choose_cuts(options, under_way, self._in_flight, start)
 
-    def _last_unless_another_pays(self, plan: SplitPlan, under_way: Pipeline) -> int:
+    def _last_unless_another_pays(self, plan: SplitPlan, under_way: Pipeline) -> Choice:
         model = plan.graph.model
-        known, settled = self._settled.get(model, (None, 0))
-        if known is plan and under_way == IDLE:
-            self._last[model] = plan.candidates[settled]
+        settled = self._settled.get(model)
+        if settled and settled.plan is plan and under_way == IDLE:
+            self._last[model] = settled.candidate
             return settled
-        indices = range(len(plan.candidates))
-        totals_ms = [choice(plan, index, under_way).predicted.total_ms for index in indices]
-        best = min(indices, key=totals_ms.__getitem__)
-        last = self._last.get(model)
-        same = (index for index in indices if last and plan.candidates[index].is_same_cut(last))
-        index = next((index for index in same if totals_ms[best] >= (1 - MIN_GAIN) * totals_ms[index]), best)
-        self._last[model] = plan.candidates[index]
+        choices, last = _choices(plan, under_way), self._last.get(model)
+        best = min(choices, key=_total_ms)
+        same = (one for one in choices if last and one.candidate.is_same_cut(last))
+        chosen = next((one for one in same if _total_ms(best) >= (1 - MIN_GAIN) * _total_ms(one)), best)
+        self._last[model] = chosen.candidate
         if under_way == IDLE:
-            self._settled[model] = plan, index
-        return index
+            self._settled[model] = chosen
+        return chosen
 
 
 class Choice(NamedTuple):
@@ -234,8 +250,15 @@ def once_more(chosen: Choice, elapsed_ms: float, plan: SplitPlan, under_way: Pip
 
 
 def _fastest(plan: SplitPlan, under_way: Pipeline) -> Choice:
-    choices = (choice(plan, index, under_way) for index in range(len(plan.candidates)))
-    return min(choices, key=lambda choice: choice.predicted.total_ms)
+    return min(_choices(plan, under_way), key=_total_ms)
+
+
+def _choices(plan: SplitPlan, under_way: Pipeline) -> list[Choice]:
+    return [choice(plan, index, under_way) for index in range(len(plan.candidates))]
+
+
+def _total_ms(choice: Choice) -> float:
+    return choice.predicted.total_ms
 
 
 def prepare_models(

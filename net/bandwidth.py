@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from utils.units import BYTES_PER_MB, s_to_ms
 
@@ -42,8 +43,7 @@ class ProbeMethod(StrEnum):
     TCP_BURST = "tcp burst"
 
 
-@dataclass(frozen=True, slots=True)
-class LinkEstimate:
+class LinkEstimate(NamedTuple):
     """The link as the edge sees it; rates are those of TCP's payload."""
 
     rate_bytes_per_s: float

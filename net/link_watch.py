@@ -15,7 +15,6 @@ import random
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -44,8 +43,7 @@ UNSURE = 0.5  # the relative error of a rate from another day
 LOAD_GAIN = (0.2, 0.5)  # of each new load; drawn for each edge, so that edges do not swing together
 
 
-@dataclass(frozen=True, slots=True)
-class LinkNow:
+class LinkNow(NamedTuple):
     """The newest estimate, how old it is, and what the cloud's queue is like."""
 
     link: LinkEstimate
@@ -128,7 +126,7 @@ class LinkWatch:
             known = self._link.rate_bytes_per_s
             slow = self._slow if self._slow and self._slow.is_newest else None
             rate_bytes_per_s = min(known, slow.rate_bytes_per_s) if slow else known
-            link = replace(self._link, rate_bytes_per_s=rate_bytes_per_s, age_s=age_s)
+            link = self._link._replace(rate_bytes_per_s=rate_bytes_per_s, age_s=age_s)
             return LinkNow(link, is_stale, self._queue_ms)
 
     def saw_progress(self, size_bytes: int, took_ms: float, left_bytes: int = 0) -> None:
@@ -240,7 +238,7 @@ class LinkWatch:
             self._filter.saw_probe(Rate(measured.rate_bytes_per_s, measured.error), self._since_last_s())
             self._set_rate(LinkSource.PROBE)
             host_ms = 0.0 if self._link.rtt_is_given else measured.host_ms
-            self._link = replace(self._link, host_ms=host_ms, method=measured.method)
+            self._link = self._link._replace(host_ms=host_ms, method=measured.method)
             self._saw_exchange(measured.ping_ms)
         self.saw_load(measured.queue_ms)
         return measured
@@ -254,7 +252,7 @@ class LinkWatch:
     def _saw_exchange(self, exchange_ms: float) -> None:
         self._pings_ms.append(exchange_ms)
         if self._link.source is not LinkSource.GIVEN and not self._link.rtt_is_given:
-            self._link = replace(self._link, rtt_ms=max(min(self._pings_ms) - self._link.host_ms, 0.0))
+            self._link = self._link._replace(rtt_ms=max(min(self._pings_ms) - self._link.host_ms, 0.0))
 
     def _since_last_s(self) -> float:
         return (now_ms() - self._since_ms) / MS_PER_S
@@ -262,5 +260,5 @@ class LinkWatch:
     def _set_rate(self, source: LinkSource) -> None:
         if self._link.source is not LinkSource.GIVEN:
             rate = self._filter.rate
-            self._link = replace(self._link, rate_bytes_per_s=rate.bytes_per_s, error=rate.error, source=source)
+            self._link = self._link._replace(rate_bytes_per_s=rate.bytes_per_s, error=rate.error, source=source)
             self._since_ms = now_ms()

@@ -15,7 +15,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +126,7 @@ def given_or_measured(
     """
     if bandwidth_mb_per_s is None:
         measured = measure()
-        return measured if rtt_ms is None else replace(measured, rtt_ms=rtt_ms, host_ms=0.0, rtt_is_given=True)
+        return measured if rtt_ms is None else measured._replace(rtt_ms=rtt_ms, host_ms=0.0, rtt_is_given=True)
     rate_bytes_per_s = mb_per_s_to_bytes_per_s(bandwidth_mb_per_s)
     return LinkEstimate(rate_bytes_per_s, hello_ms if rtt_ms is None else rtt_ms, LinkSource.GIVEN)
 

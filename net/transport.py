@@ -322,13 +322,19 @@ class Connection:
             self._latest = known_outline(head[:CHANGING_START], head[FIXED_START:HEAD_UNIT], self.limits)
 
     def make_ready(self) -> None:
-        """Set memory and tensors aside for one more message like the last with tensors: it will be read sooner.
+        """Set memory and tensors aside for messages like the last with tensors: they will be read sooner.
 
         For whoever has nothing else to do. From any thread, but one at a time.
         """
-        if self._latest and len(self._ready) < (MAX_READY if self._latest.body_length <= SMALL_BYTES else 1):
-            with contextlib.suppress(BusyError, ProtocolError, OSError):  # no memory: the message itself will tell
-                self._ready.append(self._new_body(self._latest, has_pages=True))
+        latest = self._latest
+        if latest is None:
+            return
+        most = MAX_READY if latest.body_length <= SMALL_BYTES else 1
+        if len(self._ready) > most // 2:
+            return
+        with contextlib.suppress(BusyError, ProtocolError, OSError):  # no memory: the message itself will tell
+            while len(self._ready) < most:  # the first takes longest
+                self._ready.append(self._new_body(latest, has_pages=True))
 
     def rest(self) -> None:
         """Keep no memory for later messages: none is expected soon. Not beside `make_ready`."""

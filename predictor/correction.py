@@ -65,6 +65,7 @@ class Corrections:
 
     def __init__(self, residuals: Mapping[str, Residuals] | None = None) -> None:
         self._residuals = dict(residuals or {})
+        self._factors: dict[str, float] = {}  # those that were asked for, until they change
 
     @classmethod
     def load(cls) -> Corrections:
@@ -80,12 +81,16 @@ class Corrections:
 
     def factor(self, key: str) -> float:
         """Return the factor for one stage; 1 where nothing is known."""
-        return self._residuals.get(key, Residuals()).factor
+        known = self._factors.get(key)
+        if known is None:
+            known = self._factors[key] = self._residuals.get(key, Residuals()).factor
+        return known
 
     def learn(self, key: str, predicted_ms: float, measured_ms: float) -> None:
         """Take in one inference; ``predicted_ms`` is the prediction without any correction."""
         residuals = self._residuals.pop(key, Residuals()).with_sample(predicted_ms, measured_ms)
         self._residuals[key] = residuals  # the newest are last
+        self._factors.pop(key, None)
 
     def save(self) -> None:
         """Keep everything; a cache that cannot be written is only a pity."""

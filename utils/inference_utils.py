@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -93,8 +93,7 @@ def random_input(shape: Sequence[int] = INPUT_SHAPE) -> Tensor:
 # ---------------------------------------------------------------- running
 
 
-@dataclass(frozen=True, slots=True)
-class HalfResult:
+class HalfResult(NamedTuple):
     """What a half of a network made, and how long it took on this machine."""
 
     tensors: tuple[Tensor, ...]

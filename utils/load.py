@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 TIME_CONSTANT_MS = 1000.0  # what is this old counts e times less; an edge plans on what was a second ago
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(NamedTuple):
     """What a task has to expect, ms."""
 
     queue_ms: float

@@ -35,13 +35,13 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 from deployment import SplitPlan, plan_split
-from edge_cuts import EXCHANGE_DIGITS, RATE_DIGITS, Choice, Chooser, anew
+from edge_cuts import Choice, Chooser, anew
 from edge_queue import LONG_HALF_MS, LOOK_MS
 from models.zoo import ZOO, model_graph
 from net import link_watch
@@ -79,8 +79,8 @@ class World:
         self.plans: dict[tuple[float, float], SplitPlan] = {}
 
     def plan(self, link: LinkEstimate) -> SplitPlan:
-        """Return the plan for a link, as `edge_cuts.QueueModel` makes it."""
-        rate, exchange = float(f"{link.rate_bytes_per_s:.{RATE_DIGITS}g}"), round(link.exchange_ms, EXCHANGE_DIGITS)
+        """Return the plan for a link, to a few per mille and a tenth of a ms, as `edge_cuts.QueueModel` makes it."""
+        rate, exchange = float(f"{link.rate_bytes_per_s:.3g}"), round(link.exchange_ms, 1)
         if (rate, exchange) not in self.plans:
             self.plans[rate, exchange] = plan_split(self.graph, self.edge, self.cloud, rate, exchange)
         return self.plans[rate, exchange]
@@ -190,7 +190,7 @@ class Follower:
 
     def measure(self, *service: object, use_udp: bool, quick: bool, began: object) -> LinkEstimate:
         link = self.world.link(self.time_s)
-        return replace(link, rate_bytes_per_s=self.noisy(link.rate_bytes_per_s, PROBE_NOISE), error=0.05)
+        return link._replace(rate_bytes_per_s=self.noisy(link.rate_bytes_per_s, PROBE_NOISE), error=0.05)
 
     def ping(self, *service: object, began: object) -> Echo:
         return Echo(self.world.link(self.time_s).rtt_ms, 0.0)
@@ -326,7 +326,7 @@ def once_a_task(world: World) -> Strategy:
         link = world.link(time_s)
         choosing_s = PROBE_RTTS * link.rtt_ms / 1e3 + world.trace.crossing_s(time_s, PROBE_BYTES)
         link = world.link(time_s + choosing_s)
-        seen = replace(link, rate_bytes_per_s=link.rate_bytes_per_s * 2.718281828 ** draw.gauss(0.0, PROBE_NOISE))
+        seen = link._replace(rate_bytes_per_s=link.rate_bytes_per_s * 2.718281828 ** draw.gauss(0.0, PROBE_NOISE))
         return world.plan(seen).best.point, choosing_s
 
     return choose

@@ -23,7 +23,7 @@ from net.framing import FIXED_START, HEAD_UNIT, PREFIX, SMALL_LIMITS, WIRE_VERSI
 from net.memory import BodyMemory, MemoryLimit
 from net.messages import Hello, Message, Ping, Prepare, Reply, Request
 from net.pickling import pack_header
-from net.transport import Connection, Received, connect, listen
+from net.transport import MAX_READY, Connection, Received, connect, listen
 from tests.net.conftest import LOOPBACK
 from utils.errors import (
     AccessError,
@@ -224,11 +224,25 @@ def test_what_was_made_ready_is_never_the_tensor_of_an_earlier_message(pair: Pai
 def test_what_is_expected_is_made_ready_before_the_first_one_comes(pair: Pair) -> None:
     pair[1].expect(REQUEST, [torch.empty_like(tensor) for tensor in TENSORS])
     pair[1].make_ready()
-    (ready,) = pair[1]._ready
+    ready, *_ = pair[1]._ready
     pair[0].send(REQUEST, TENSORS, task=3)
     received = pair[1].receive(WAIT_S)
     assert received.memory is ready.memory
     assert all(map(torch.equal, received.tensors, TENSORS))
+
+
+@pytest.mark.parametrize(("size_bytes", "count"), [(1_000, MAX_READY), (1_048_577, 1)])
+def test_several_small_messages_may_come_before_the_next_look_but_one_large_one(
+    pair: Pair, size_bytes: int, count: int
+) -> None:
+    tensor = torch.zeros(size_bytes, dtype=torch.uint8)
+    pair[1].expect(REQUEST, [tensor])
+    pair[1].make_ready()
+    memories = [ready.memory for ready in pair[1]._ready]
+    assert len(memories) == count
+    for memory in memories:
+        pair[0].send(REQUEST, [tensor])
+        assert pair[1].receive(WAIT_S).memory is memory
 
 
 def test_another_message_than_the_expected_one_is_read_all_the_same(pair: Pair) -> None:

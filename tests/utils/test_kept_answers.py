@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from unittest.mock import Mock
 
 import pytest
@@ -169,3 +170,17 @@ def test_a_question_is_released_behind_its_answer_and_the_copy_of_it() -> None:
     assert value_of(got[0]) == 0.0  # has long been sent when the memory is used again
     assert value_of(got[1]) == 5.0
     assert isinstance(got[2], ValueError)
+
+
+def test_an_answer_that_is_kept_later_is_given_to_whoever_asked_meanwhile() -> None:
+    answers, engine, got = KeptAnswers(), Engine(), Got()
+    later: list[Callable[[], None]] = []
+    answers.submit(b"1", "question", Asker(engine.compute, got.append, later=later.append))
+    engine.asked[0](result(5.0))
+    answers.submit(b"1", "question", Asker(engine.compute, got.append))
+    assert list(map(value_of, got)) == [5.0]
+    for chore in later:
+        chore()
+    answers.submit(b"1", "question", Asker(engine.compute, got.append))
+    assert list(map(value_of, got)) == [5.0, 5.0, 5.0]
+    assert len(engine.asked) == 1
