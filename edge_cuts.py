@@ -81,6 +81,10 @@ class StageFactors(NamedTuple):
     transfer: float
     cloud: float
 
+    def are_near(self, others: StageFactors) -> bool:
+        """Return whether a plan makes no difference between these and others."""
+        return all(abs(one - other) <= SAME_FACTOR for one, other in zip(self, others, strict=True))
+
 
 class _Basis(NamedTuple):
     """What a plan is made for, beside the latencies of layers."""
@@ -96,7 +100,7 @@ class _Basis(NamedTuple):
             abs(self.rate_bytes_per_s - other.rate_bytes_per_s) <= SAME_RATE * other.rate_bytes_per_s
             and abs(self.exchange_ms - other.exchange_ms) <= SAME_EXCHANGE_MS
             and abs(self.queue_ms - other.queue_ms) <= SAME_QUEUE_MS
-            and all(abs(one - before) <= SAME_FACTOR for one, before in zip(self.factors, other.factors, strict=True))
+            and (self.factors == other.factors or self.factors.are_near(other.factors))
         )
 
 

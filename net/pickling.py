@@ -166,8 +166,8 @@ def pack_tensor(tensor: Tensor) -> tuple[TensorSpec, memoryview]:
         other = array.transpose(0, 2, 3, 1) if len(shape) == 4 else array
         channels_last = other.flags.c_contiguous
         array = other if channels_last else array.copy()
-    flat: Any = array.reshape(-1)
-    return (dtype, shape, channels_last), memoryview(flat).cast("B")
+    view: Any = array if array.size else array.reshape(-1)  # a view of no bytes must be flat
+    return (dtype, shape, channels_last), memoryview(view).cast("B")
 
 
 def _host_array(tensor: Tensor) -> tuple[Any, str]:

@@ -174,7 +174,7 @@ class Connection:
         self._bodies = BodyMemory(memory)
         self._ready: deque[_Body] = deque()
         self._latest: Outline | None = None  # of a message with tensors
-        self._room_bytes = 0  # of the system for what is sent, when last seen
+        self._room_bytes = self._acked_bytes = 0  # of what is sent, when the system was last asked
         self.peer = self._link.peer
 
     def __enter__(self) -> Connection:
@@ -196,6 +196,7 @@ class Connection:
     def close(self) -> None:
         """Close the socket, and keep no memory; closing twice is fine."""
         self.sock.close()
+        self._room_bytes = 0
         self._ready.clear()
         self._bodies.close()
 
@@ -273,12 +274,17 @@ class Connection:
         if self._wire is not self._link and size_bytes > MAX_SEALED_BYTES:
             return False
         try:
-            needed_bytes = OVERHEAD * (size_bytes + FRAME_ROOM_BYTES + _unacknowledged_bytes(self.sock))
-            if needed_bytes > self._room_bytes:  # it grows with use
-                self._room_bytes = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+            if not self._has_room(size_bytes):
+                self._acked_bytes = self.sent_bytes - _unacknowledged_bytes(self.sock)
+                self._room_bytes = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)  # it grows with use
         except OSError:  # already gone, or a system that does not tell
             return False
-        return needed_bytes <= self._room_bytes
+        return self._has_room(size_bytes)
+
+    def _has_room(self, size_bytes: int) -> bool:
+        """Return whether there was room when the system was last asked; there may be more by now."""
+        unacknowledged_bytes = self.sent_bytes - self._acked_bytes
+        return OVERHEAD * (size_bytes + FRAME_ROOM_BYTES + unacknowledged_bytes) <= self._room_bytes
 
     def receive(self, wait_s: float) -> Received:
         """Return the next message, waiting at most ``wait_s`` for its first byte.
