@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from queue import Empty
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from net.link_watch import LinkNow
 from net.stream import Answered
 from utils.errors import NeurosurgeonError
 from utils.inference_utils import top_class
+from utils.lazy_queue import LazyQueue
 from utils.queue_report import QueueReport
 from utils.queue_tasks import QueuedTask, Span, TaskResult
 from utils.report import output_digest
@@ -25,7 +27,7 @@ from utils.timing import StageTimes, now_ms
 
 log = logging.getLogger(__name__)
 
-REPORT_PAUSE_S = 0.01  # a reporter that each task woke up would stand in the next one's way
+IDLE_S = 1.0
 
 
 class Known(NamedTuple):
@@ -58,8 +60,7 @@ class Results:
         self._tell_finished = finished
         self._awaited: set[int] = set()  # tasks without a result
         self._lock = threading.Lock()
-        self._finished: deque[_Finished] = deque()
-        self._is_over = threading.Event()
+        self._finished: LazyQueue[_Finished | None] = LazyQueue()  # each of them would stand in the next task's way
         self._error: Exception | None = None  # of the reporter
         self._reporter = threading.Thread(target=self._report_all, name="reporter", daemon=True)
         self._start_ms = now_ms()
@@ -71,7 +72,7 @@ class Results:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._is_over.set()
+        self._finished.put(None)
         if kind:
             return
         self._reporter.join()
@@ -124,7 +125,7 @@ class Results:
             if task.id not in self._awaited:
                 return False
             self._awaited.remove(task.id)
-        self._finished.append((make, output, done_ms))
+        self._finished.put((make, output, done_ms), is_urgent=False)
         self._tell_finished()
         return True
 
@@ -137,13 +138,15 @@ class Results:
             self._error = exc
 
     def _report_each(self) -> None:
-        is_last_look = False
-        while not is_last_look:
-            is_last_look = self._is_over.wait(REPORT_PAUSE_S)
-            while self._finished:
-                result = self._whole(*self._finished.popleft())
-                self.reported.append(result)
-                self._report.task_done(result)
+        while finished := self._next_finished():
+            result = self._whole(*finished)
+            self.reported.append(result)
+            self._report.task_done(result)
+
+    def _next_finished(self) -> _Finished | None:
+        while True:
+            with suppress(Empty):
+                return self._finished.get(IDLE_S)
 
     def _whole(self, make: Callable[[], TaskResult], output: Tensor | None, done_ms: float) -> TaskResult:
         result = make()

@@ -31,7 +31,7 @@ from net.framing import (
     split_body,
 )
 from net.keys import Refusal, refused, tell_refusal
-from net.memory import SMALL_BYTES, UNLIMITED, BodyMemory, MemoryLimit
+from net.memory import UNLIMITED, BodyMemory, MemoryLimit
 from net.messages import Hello, Message, Reply
 from net.net_utils import format_address
 from net.pickling import TensorSpec, flat_values, unpack_tensor
@@ -75,7 +75,7 @@ TCP_INFO_BYTES, NAME_BYTES = 256, 16  # the kernel says less where it knows less
 SO_MAX_PACING_RATE, UNPACED = 47, 0xFFFF_FFFF  # asm-generic/socket.h; the socket module has no name for it
 OVERHEAD, FRAME_ROOM_BYTES = 2, 4096  # the kernel counts its own memory for packets, too
 MAX_SEALED_BYTES = 65_536  # sealing more takes as long as waking a thread up that does
-MAX_READY = 4  # bodies for messages of a megabyte and less; one for larger ones, which do not come that often
+MAX_READY, READY_BYTES = 8, 2_097_152  # bodies for the next messages; of large ones one
 MAX_PIECES = 64  # pieces for one sendmsg, far below the system's limit (IOV_MAX, 1024)
 
 
@@ -335,7 +335,7 @@ class Connection:
         latest = self._latest
         if latest is None:
             return
-        most = MAX_READY if latest.body_length <= SMALL_BYTES else 1
+        most = max(1, min(MAX_READY, READY_BYTES // max(latest.body_length, 1)))
         if len(self._ready) > most // 2:
             return
         with contextlib.suppress(BusyError, ProtocolError, OSError):  # no memory: the message itself will tell

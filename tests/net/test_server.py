@@ -253,7 +253,7 @@ def test_an_edge_that_dies_while_it_sends_harms_nobody(
         connection.sock.sendall(request[: len(request) // 2])
         end(connection.sock)
     assert_serves(cloud, network)
-    assert cloud.events.count(CloudEvent.EDGE_OUTPUT) == 1  # of the second edge
+    wait_until(lambda: cloud.events.count(CloudEvent.EDGE_OUTPUT) == 1)  # of the second edge
 
 
 def test_an_edge_that_does_not_wait_for_its_answer_harms_nobody(
