@@ -299,8 +299,6 @@ class TaskStream:
             self._fail([flight], exc)
         else:
             answered = Answered(result, sent.start_ms, now_ms(), flight.losses + flight.refusals)
-            with self._changed:
-                self._breaker.answered()
             self._end(flight, answered)
 
     def _send_later(self, flight: _Flight, retry_ms: float) -> None:
@@ -388,24 +386,22 @@ class TaskStream:
         self._threads.append(thread)
         thread.start()
 
-    def _take(self, flight: _Flight) -> bool:
-        """Remove a task from those without an answer; False where somebody else was first."""
-        with self._changed:
-            if flight.losses:
-                self._changed.notify_all()  # others waited for it
-            is_there = self._flights.get(flight.task) is flight  # one that was lost may have been sent again
-            if is_there:
-                del self._flights[flight.task]
-            return is_there
-
     def _fail(self, flights: Iterable[_Flight], why: NeurosurgeonError) -> None:
         for flight in flights:
             self._end(flight, why)
 
     def _end(self, flight: _Flight, outcome: Answered | NeurosurgeonError) -> None:
-        if not self._take(flight):
-            return
-        try:
-            flight.on_answer(outcome)
-        except Exception:  # belongs to whoever submitted it
-            log.exception("the answer to task %d could not be taken", flight.task)
+        """Let a task leave with its answer, or what stands for it, unless it has left already."""
+        with self._changed:
+            if isinstance(outcome, Answered):
+                self._breaker.answered()
+            if flight.losses:
+                self._changed.notify_all()  # others waited for it
+            is_there = self._flights.get(flight.task) is flight  # one that was lost may have been sent again
+            if is_there:
+                del self._flights[flight.task]
+        if is_there:
+            try:
+                flight.on_answer(outcome)
+            except Exception:  # belongs to whoever submitted it
+                log.exception("the answer to task %d could not be taken", flight.task)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from utils.units import s_to_ms
+from utils.units import MS_PER_S
 
 WARMUP_RUNS = 2  # the first runs build kernels and touch memory
 MIN_SAMPLE_MS = 0.2  # a sample shorter than this is dominated by the clock's own cost
@@ -15,7 +15,7 @@ MIN_SAMPLE_MS = 0.2  # a sample shorter than this is dominated by the clock's ow
 
 def now_ms() -> float:
     """Return a monotonic time in ms; only differences within one process mean anything."""
-    return s_to_ms(time.perf_counter())
+    return time.perf_counter() * MS_PER_S
 
 
 def synchronise(device: str) -> None:
