@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,6 +114,7 @@ class QueueModel:
     def __init__(self, network: Network, edge: LayerLatencies, cloud: LayerLatencies, keys: StageKeys) -> None:
         self.network = network
         self.keys = keys
+        self.output_bytes = network.graph.output.size_bytes
         self._edge = edge
         self._cloud = cloud
         self._basis: _Basis | None = None  # of the last plan
@@ -239,7 +240,7 @@ def anew(chosen: Choice, elapsed_ms: float, plan: SplitPlan, under_way: Pipeline
     better = _fastest(plan, under_way)
     if not is_clearly_sooner(better.predicted.total_ms, left_ms):
         return None
-    return better._replace(predicted=replace(better.predicted, edge_ms=elapsed_ms + better.predicted.edge_ms))
+    return better._replace(predicted=better.predicted._replace(edge_ms=elapsed_ms + better.predicted.edge_ms))
 
 
 def once_more(chosen: Choice, elapsed_ms: float, plan: SplitPlan, under_way: Pipeline) -> Choice | None:

@@ -7,7 +7,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
@@ -85,7 +84,7 @@ class _Begun(NamedTuple):
         known, time_ms = self.known, now_ms()
         lost_ms, rest_ms = rest_start_ms - self.sent_ms, time_ms - rest_start_ms
         edge_ms = known.chosen.predicted.edge_ms + rest_ms
-        predicted = replace(chosen.predicted, edge_ms=edge_ms, transfer_ms=lost_ms + chosen.predicted.transfer_ms)
+        predicted = chosen.predicted._replace(edge_ms=edge_ms, transfer_ms=lost_ms + chosen.predicted.transfer_ms)
         known = known._replace(
             now=now, chosen=chosen._replace(predicted=predicted), half_ms=known.half_ms + rest_ms, lost_ms=lost_ms
         )
@@ -342,7 +341,7 @@ class QueueRun:
     def _checked(self, begun: _Begun, answer: Answered | NeurosurgeonError) -> Answered:
         if isinstance(answer, NeurosurgeonError):
             raise answer
-        check_crossing([begun.model.network.graph.output], answer.result.tensors)
+        check_crossing([begun.model.network.graph.output], answer.result.specs)
         return answer
 
     def _take_in(self, begun: _Begun, answered: Answered, *, is_late: bool) -> None:
@@ -352,8 +351,7 @@ class QueueRun:
         self._watch.saw_load(remote.load_queue_ms)
         is_alone = self._settings.in_flight == 1 and not is_late  # otherwise tensors also wait for each other
         if is_alone:
-            output_bytes = begun.model.network.graph.output.size_bytes
-            self._watch.saw_exchange(remote.transfer_ms - remote.receive_ms, output_bytes)
+            self._watch.saw_exchange(remote.transfer_ms - remote.receive_ms, begun.model.output_bytes)
         if self._settings.learns and not begun.is_first:
             keys, factors = begun.model.keys, begun.factors
             self._learn(keys.cloud, begun.candidate.busy.cloud_ms / factors.cloud, remote.compute_ms)

@@ -333,7 +333,7 @@ def run_once(session: EdgeSession | None, half: EdgeHalf, tensor: Tensor, show: 
         return Run(result.tensors[0], stage_times(result.latency_ms, None), 0)
     on_sent = show.sent if show else lambda: None
     remote = session.infer(request_of(half, half.edge_nodes), result.tensors, on_sent)
-    check_crossing([half.graph.output], remote.tensors)
+    check_crossing([half.graph.output], remote.specs)
     times = stage_times(result.latency_ms, remote)
     if show:
         show.cloud_done(half.name, times)

@@ -38,7 +38,7 @@ STREAMED = (Request, Reply)  # one much like the other
 def pack_message(message: Message, tensors: Iterable[Tensor] = (), task: int = 0) -> list[Buffer]:
     """Return the pieces of the frame that carries a message, its tensors in their own memory."""
     packed = [pack_tensor(tensor) for tensor in tensors]
-    specs, buffers = tuple(spec for spec, _ in packed), [buffer for _, buffer in packed]
+    specs, buffers = zip(*packed, strict=True) if packed else ((), ())
     make = _known_head if type(message) in STREAMED else _head
     head = make(kind_of(message), header_values(message), specs, tuple(map(len, buffers)))
     return frame_pieces(head, buffers, task, figures_of(message))

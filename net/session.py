@@ -26,6 +26,7 @@ from net.messages import (
     Request,
     error_of,
 )
+from net.pickling import TensorSpec
 from net.tcp_info import SendState
 from net.transport import SILENCE_S, Connection, Received, connect
 from utils.errors import DeadlineError, NetworkError, ProtocolError, WeightsError
@@ -69,6 +70,7 @@ class RemoteResult(NamedTuple):
     receive_ms: float  # from the first byte of the request to its last, seen from the cloud
     load_queue_ms: float  # what tasks of all edges wait in the cloud of late
     sent_bytes: int
+    specs: tuple[TensorSpec, ...]  # of the tensors
 
 
 class SentTask(NamedTuple):
@@ -268,6 +270,7 @@ class EdgeSession:
             receive_ms=reply.receive_ms,
             load_queue_ms=reply.load_queue_ms,
             sent_bytes=sent.size_bytes,
+            specs=received.specs,
         )
 
     def _expect(self, expected: type[Answer], wait_s: float) -> tuple[Answer, Received]:

@@ -108,6 +108,7 @@ def test_a_task_that_the_cloud_refuses_fails_alone() -> None:
 
 
 OUTPUT_SHAPE = model_graph(MODEL).output.shape
+OUTPUT_SPEC = ("float32", OUTPUT_SHAPE, False)
 
 
 class LateCloud:
@@ -135,7 +136,9 @@ class LateCloud:
             self.waiting.pop(0)(self.answered())
 
     def answered(self) -> Answered:
-        result = RemoteResult([torch.zeros(OUTPUT_SHAPE)], 1.0, self.compute_ms, self.compute_ms, 0.1, 0.0, 1_000)
+        result = RemoteResult(
+            [torch.zeros(OUTPUT_SHAPE)], 1.0, self.compute_ms, self.compute_ms, 0.1, 0.0, 1_000, (OUTPUT_SPEC,)
+        )
         return Answered(result, now_ms(), now_ms(), 0)
 
 

@@ -22,7 +22,7 @@ from models.graph import LayerGraph
 from models.zoo import ZOO, Cut, Network, WeightsSource, build_network, canonical_name, model_graph
 from utils.errors import BusyError, NeurosurgeonError, ProtocolError, UnknownModelError, UsageError, WeightsError
 from utils.fair_queue import FairQueue, QueueFullError
-from utils.inference_utils import allows_batches, check_device, run_half, use_threads
+from utils.inference_utils import WireSpec, allows_batches, check_device, run_half, use_threads
 from utils.load import Load, LoadMeter
 from utils.metrics import Metrics
 from utils.timing import now_ms
@@ -72,9 +72,6 @@ class CutRequest(Hashable, Protocol):
     @property
     def weights_digest(self) -> str:
         """What tells the edge's weights from others."""
-
-
-WireSpec = tuple[str, tuple[int, ...], bool]  # dtype, shape, channels-last
 
 
 class CloudResult(NamedTuple):

@@ -93,6 +93,9 @@ def random_input(shape: Sequence[int] = INPUT_SHAPE) -> Tensor:
 # ---------------------------------------------------------------- running
 
 
+WireSpec = tuple[str, tuple[int, ...], bool]  # of a tensor that crosses: dtype, shape, channels-last
+
+
 class HalfResult(NamedTuple):
     """What a half of a network made, and how long it took on this machine."""
 
@@ -174,14 +177,15 @@ def run_whole(network: Network, tensor: Tensor) -> Tensor:
     return output.cpu()
 
 
-def check_crossing(expected: Sequence[TensorSpec], tensors: Sequence[Tensor]) -> None:
-    """Compare tensors with those that cross at a partition point.
+def check_crossing(expected: Sequence[TensorSpec], given: Sequence[WireSpec]) -> None:
+    """Compare what came with what crosses at a partition point.
 
+    Args:   given: dtype, shape and memory format of each tensor.
     Raises: ProtocolError: another number, shape or dtype.
     """
-    given = [(tuple(tensor.shape), tensor.dtype) for tensor in tensors]
-    if given != [(spec.shape, getattr(torch, spec.dtype)) for spec in expected]:
-        raise ProtocolError(f"{[spec.shape for spec in expected]} crosses at this point, not {given}")
+    came = [(dtype, shape) for dtype, shape, _ in given]
+    if came != [(spec.dtype, spec.shape) for spec in expected]:
+        raise ProtocolError(f"{[spec.shape for spec in expected]} crosses at this point, not {came}")
 
 
 def check_finite(tensors: Sequence[NDArray[Any]]) -> None:

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from utils.units import MS_PER_S
 
@@ -26,8 +27,7 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-@dataclass(frozen=True, slots=True)
-class StageTimes:
+class StageTimes(NamedTuple):
     """What one split inference takes, predicted or measured, in ms."""
 
     edge_ms: float
