@@ -328,12 +328,12 @@ class CloudEngine:
         batch = [item, *self._companions(item)] if self._max_batch > 1 and self._batches(item.cut) else [item]
         with self._lock:
             self._meter.started(len(batch))
-        self.metrics.batch(len(batch))
         start_ms = now_ms()
         results = run_batch(batch, self.device, start_ms)
         end_ms = now_ms()
         for task, result in zip(batch, results, strict=True):
             _deliver(task, result)
+        self.metrics.batch(len(batch))
         with self._lock:  # behind the answers, which do not wait for it
             for task in batch:
                 self._meter.ended(start_ms - task.asked_ms, end_ms - start_ms, end_ms)
