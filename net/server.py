@@ -38,7 +38,7 @@ from net.transport import EDGE_SILENCE_S, Connection, Received, stop_accepting
 from utils.cloud_engine import CloudEngine, CloudResult
 from utils.errors import BusyError, NetworkError, NeurosurgeonError, PeerGoneError, ProtocolError
 from utils.inference_utils import blank, check_finite
-from utils.kept_answers import Asker, KeptAnswers
+from utils.kept_answers import Asker, Chore, KeptAnswers
 from utils.lazy_queue import LazyQueue
 from utils.timing import now_ms
 from utils.units import MS_PER_S, ms_to_s, s_to_ms
@@ -50,6 +50,7 @@ MAX_UNANSWERED = 32  # messages of one edge; more than may wait in the engine, s
 HEARTBEAT_S = 1.0  # an edge that has heard nothing for so long is told that the cloud lives
 REST_S = 10.0  # behind the last answer, a connection's memory is left to others
 DELIVERY_S = 1.0  # the last answers reach an edge behind any link, or it is gone
+LAZY_BYTES = 1_048_576  # of a task's question and answer together: larger ones are not held until the next look
 AT_ONCE_S = 0.1  # a worker's send, should the system have no room for it after all
 GRACE_S = 10.0  # a stopping cloud finishes what runs, at most this long
 
@@ -195,7 +196,7 @@ class _Spent(NamedTuple):
 class _Chore(NamedTuple):
     """Anything else that nobody waits for, and that must be done even where the edge has left."""
 
-    run: Callable[[], None]
+    run: Chore
 
 
 class _Expected(NamedTuple):
@@ -332,7 +333,7 @@ class Conversation:
             compute=partial(self._engine.submit, self, cut, received.tensors),
             deliver=lambda result: self._deliver(_Done(received, task, result)),
             release=lambda: self._outbox.put(_Spent(received), is_urgent=False),
-            later=self._do_later,
+            later=partial(self._do_later, received),
         )
         if self._edge_id and received.task:
             key = task_id(self._edge_id, received.task)
@@ -356,8 +357,7 @@ class Conversation:
         if not self._sending.acquire(blocking=False):
             return False
         try:
-            size_bytes = sum(tensor.nbytes for tensor in result.tensors)
-            if self._is_over or not self.connection.takes_at_once(size_bytes):
+            if self._is_over or not self.connection.takes_at_once(result.size_bytes):
                 return False
             reply = self._send_reply(received, task, result, AT_ONCE_S)
             self._outbox.put(_Sent(received, task, reply), is_urgent=False)
@@ -374,15 +374,16 @@ class Conversation:
         self._unsent.append(None)
         self._outbox.put(answer)
 
-    def _do_later(self, chore: Callable[[], None]) -> None:
-        self._outbox.put(_Chore(chore), is_urgent=False)
+    def _do_later(self, received: Received, chore: Chore, result_bytes: int) -> None:
+        held_bytes = result_bytes + (len(received.memory) if received.memory else 0)
+        self._outbox.put(_Chore(chore), is_urgent=held_bytes > LAZY_BYTES)
         if self._is_over:
             self._do_rest()
 
     def _do_rest(self) -> None:
         for item in self._outbox.rest():
             if isinstance(item, _Chore):
-                item.run()
+                _do(item)
 
     def _write(self) -> None:
         try:
@@ -393,7 +394,7 @@ class Conversation:
                     case _Spent():
                         self._recycle(item.received)  # behind its answer, which may be a view of it
                     case _Chore():
-                        item.run()
+                        _do(item)
                     case _:
                         self._bring(item)
         except PeerGoneError as exc:
@@ -405,8 +406,8 @@ class Conversation:
         finally:
             self.connection.break_off()
             self._is_over = True
-            self._do_rest()
             self._places.release(self._max_unanswered)  # the reader waits for nothing any more
+            self._do_rest()
 
     def _bring(self, answer: _Answer | _Done | _Sent) -> None:
         """See that an answer is out, and give its place to another message."""
@@ -508,6 +509,14 @@ class Conversation:
             return reply_of(exc)
         log.error("a task of %s failed: %r", peer, exc, exc_info=exc if _show_traceback() else None, extra=fields)
         return ErrorReply(str(ErrorCode.INTERNAL), "the task failed in the cloud; its log says why")
+
+
+def _do(chore: _Chore) -> None:
+    """Do a chore; an error in it costs the conversation nothing."""
+    try:
+        chore.run()
+    except Exception:
+        log.exception("an error of our own")
 
 
 def _fields(peer: str, exc: Exception) -> dict[str, str]:

@@ -67,6 +67,7 @@ class _Flight:
     request: Request
     tensors: Sequence[Tensor]
     on_answer: OnAnswer
+    size_bytes: int  # what it takes on the wire, nearly
     due_ms: float = 0.0  # not to be sent before
     sent: SentTask | None = None
     is_out: bool = False  # taken by the sender
@@ -74,11 +75,6 @@ class _Flight:
     end_bytes: int = 0  # of what the connection has sent, when this is out
     losses: int = 0  # connections that were lost while it was on its way
     refusals: int = 0  # by a busy cloud
-
-    @property
-    def size_bytes(self) -> int:
-        """What it takes on the wire, nearly."""
-        return sum(tensor.nbytes for tensor in self.tensors)
 
 
 class TaskStream:
@@ -123,7 +119,8 @@ class TaskStream:
                          with ConnectError where the cloud is lost.
               losses: how often the cloud was lost with this task before.
         """
-        flight = _Flight(task, request, tensors, on_answer, losses=losses)
+        size_bytes = sum([tensor.nbytes for tensor in tensors])
+        flight = _Flight(task, request, tensors, on_answer, size_bytes, losses=losses)
         with self._changed:
             if self._closing.is_set() or task in self._flights:
                 raise ValueError(f"task {task} is on its way already, or the stream is closed")

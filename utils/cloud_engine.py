@@ -84,6 +84,11 @@ class CloudResult(NamedTuple):
     compute_ms: float
     queue_ms: float
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the tensors."""
+        return sum([tensor.nbytes for tensor in self.tensors])
+
 
 Deliver = Callable[[CloudResult | Exception], None]
 

@@ -22,6 +22,7 @@ MAX_KEPT_BYTES = 64 * 1024 * 1024  # 16,000 answers of a thousand classes; beyon
 MAX_KEPT = 16_384  # whatever their size
 
 Compute = Callable[[Deliver], None]
+Chore = Callable[[], None]
 
 
 class Asker(NamedTuple):
@@ -29,8 +30,8 @@ class Asker(NamedTuple):
 
     compute: Compute  # starts the computation, as `CloudEngine.submit`
     deliver: Deliver
-    release: Callable[[], None] = lambda: None  # called behind ``deliver``: the question is not read any more
-    later: Callable[[Callable[[], None]], None] = lambda chore: chore()  # does, soon, what none waits for
+    release: Chore = lambda: None  # called behind ``deliver``: the question is not read any more
+    later: Callable[[Chore, int], None] = lambda chore, held_bytes: chore()  # does, soon, what frees so much memory
 
     def answer(self, result: CloudResult | Exception) -> None:
         """Give the answer, of which nothing is needed here."""
@@ -75,7 +76,7 @@ class _Kept:
     def keep(self, result: CloudResult) -> None:
         """Take in a result, and let go of it."""
         self.copies = tuple(map(_Copy.of, result.tensors))
-        self.size_bytes = sum(tensor.nbytes for tensor in result.tensors)
+        self.size_bytes = result.size_bytes
         self.done_ms = now_ms()
         self.result = result._replace(tensors=())  # last: whoever sees it finds the rest
 
@@ -129,7 +130,8 @@ class KeptAnswers:
     def _start(self, key: bytes, kept: _Kept, asker: Asker) -> None:
         def done(result: CloudResult | Exception) -> None:
             asker.deliver(result)
-            asker.later(lambda: self._settle(key, kept, result, asker.release))
+            held_bytes = result.size_bytes if isinstance(result, CloudResult) else 0
+            asker.later(lambda: self._settle(key, kept, result, asker.release), held_bytes)
 
         try:
             asker.compute(done)
@@ -138,7 +140,7 @@ class KeptAnswers:
                 other.answer(exc)
             raise
 
-    def _settle(self, key: bytes, kept: _Kept, result: CloudResult | Exception, release: Callable[[], None]) -> None:
+    def _settle(self, key: bytes, kept: _Kept, result: CloudResult | Exception, release: Chore) -> None:
         """Keep an answer that is on its way already, and give it to those who asked again meanwhile."""
         waiting = self._take_in(key, kept, result)
         release()

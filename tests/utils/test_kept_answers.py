@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from unittest.mock import Mock
 
 import pytest
@@ -11,7 +10,7 @@ import torch
 
 from utils import kept_answers
 from utils.cloud_engine import CloudResult, Deliver
-from utils.kept_answers import Asker, KeptAnswers
+from utils.kept_answers import Asker, Chore, KeptAnswers
 
 Got = list[CloudResult | Exception]
 
@@ -174,8 +173,10 @@ def test_a_question_is_released_behind_its_answer_and_the_copy_of_it() -> None:
 
 def test_an_answer_that_is_kept_later_is_given_to_whoever_asked_meanwhile() -> None:
     answers, engine, got = KeptAnswers(), Engine(), Got()
-    later: list[Callable[[], None]] = []
-    answers.submit(b"1", "question", Asker(engine.compute, got.append, later=later.append))
+    later: list[Chore] = []
+    answers.submit(
+        b"1", "question", Asker(engine.compute, got.append, later=lambda chore, held_bytes: later.append(chore))
+    )
     engine.asked[0](result(5.0))
     answers.submit(b"1", "question", Asker(engine.compute, got.append))
     assert list(map(value_of, got)) == [5.0]
