@@ -27,7 +27,7 @@ from utils.timing import StageTimes, now_ms
 
 log = logging.getLogger(__name__)
 
-IDLE_S = 1.0
+IDLE_S = 1.0  # the reporter waits on behind it
 
 
 class Known(NamedTuple):

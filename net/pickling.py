@@ -155,6 +155,7 @@ def pack_tensor(tensor: Tensor) -> tuple[TensorSpec, memoryview]:
     A channels-last tensor (N, C, H, W) is sent in its own order and marked as such. A tensor on another device or
     with gaps is copied once.
     """
+    array: Any
     try:
         array = tensor.numpy()  # right behind a network nothing is in the caches: the fewer calls, the better
     except (TypeError, RuntimeError):  # it is elsewhere, part of a computation with gradients, or no type of numpy's
@@ -162,12 +163,14 @@ def pack_tensor(tensor: Tensor) -> tuple[TensorSpec, memoryview]:
     else:
         dtype = _DTYPES.get(array.dtype.char) or _refuse(array.dtype)
     shape, channels_last = array.shape, False
-    if not array.flags.c_contiguous:
+    if array.size == 0:
+        array = array.reshape(-1)  # else its view could not be cast
+    view = memoryview(array)
+    if not view.c_contiguous:
         other = array.transpose(0, 2, 3, 1) if len(shape) == 4 else array
         channels_last = other.flags.c_contiguous
-        array = other if channels_last else array.copy()
-    view: Any = array if array.size else array.reshape(-1)  # a view of no bytes must be flat
-    return (dtype, shape, channels_last), memoryview(view).cast("B")
+        view = memoryview(other if channels_last else array.copy())
+    return (dtype, shape, channels_last), view.cast("B")
 
 
 def _host_array(tensor: Tensor) -> tuple[Any, str]:

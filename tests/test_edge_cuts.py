@@ -9,7 +9,9 @@ from edge_cuts import Chooser, QueueModel, QueueSettings, anew, choice, in_order
 from edge_task import StageKeys
 from models.zoo import load_network, model_graph
 from net.bandwidth import LinkEstimate, LinkSource
+from net.link_watch import LinkNow
 from predictor.chain_search import Objective
+from predictor.correction import Corrections
 from predictor.flow_shop import IDLE, Pipeline, Schedule, makespan_ms
 from predictor.latencies import LayerLatencies
 from utils.queue_tasks import QueuedTask
@@ -145,3 +147,29 @@ def test_a_task_is_sent_once_more_when_the_edge_needs_longer_for_its_rest() -> N
     assert there.predicted == StageTimes(0.0, 300.0 + stages.transfer_ms, stages.cloud_ms)  # its edge half has run
     assert once_more(chosen, chosen.rest_ms - 50.0, slow_plan(1e9), IDLE) is None
     assert once_more(chosen, 100.0, slow_plan(1e-3), IDLE) is None
+
+
+def test_a_plan_is_kept_until_what_has_moved_adds_up() -> None:
+    model, settings = queue_model(), QueueSettings({})
+
+    def plan_at(rate_bytes_per_s: float = 1e6, rtt_ms: float = 10.0, queue_ms: float = 0.0) -> SplitPlan:
+        now = LinkNow(LinkEstimate(rate_bytes_per_s, rtt_ms), is_stale=False, queue_ms=queue_ms)
+        return model.plan(now, Corrections(), settings)
+
+    first = plan_at()
+    assert all(plan is first for plan in (plan_at(1.0015e6), plan_at(rtt_ms=10.04), plan_at(queue_ms=0.4)))
+    second = plan_at(1.003e6)  # of which half was no matter before
+    assert second is not first
+    assert plan_at(queue_ms=1.0) is not second
+    assert plan_at(rtt_ms=10.1).candidates[0].stages.transfer_ms > first.candidates[0].stages.transfer_ms
+
+
+def test_a_plan_follows_what_is_learnt() -> None:
+    model, settings, corrections = queue_model(), QueueSettings({}), Corrections()
+    now = LinkNow(LINK, is_stale=False, queue_ms=0.0)
+    before = model.plan(now, corrections, settings)
+    for _ in range(5):
+        corrections.learn(model.keys.edge, 1.0, 1.5)
+    after = model.plan(now, corrections, settings)
+    assert model.factors.edge == pytest.approx(1.5)
+    assert after.candidates[-1].stages.edge_ms == pytest.approx(1.5 * before.candidates[-1].stages.edge_ms)

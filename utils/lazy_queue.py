@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
 
-LOOK_S = 0.03  # between two looks, while items come: of several items together each costs a third of one alone
+LOOK_S = 0.03  # between two looks, while items come; those that are found together share the cost of waking up
 MANY = 32  # items; whatever comes beyond wakes the reader
 LIVELY_S = 1.0  # behind the last item; then the reader sleeps, and whatever comes next wakes it
 
