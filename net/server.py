@@ -50,7 +50,8 @@ MAX_UNANSWERED = 32  # messages of one edge; more than may wait in the engine, s
 HEARTBEAT_S = 1.0  # an edge that has heard nothing for so long is told that the cloud lives
 REST_S = 10.0  # behind the last answer, a connection's memory is left to others
 DELIVERY_S = 1.0  # the last answers reach an edge behind any link, or it is gone
-LAZY_BYTES = 1_048_576  # of a task's question and answer together: larger ones are not held until the next look
+LAZY_BYTES = 1_048_576  # of a question: the memory of a larger one is not held until the writer's next look
+COPIED_LATER_BYTES = 65_536  # of an answer: a larger one is copied by the worker, with the threads it has
 AT_ONCE_S = 0.1  # a worker's send, should the system have no room for it after all
 GRACE_S = 10.0  # a stopping cloud finishes what runs, at most this long
 
@@ -329,11 +330,12 @@ class Conversation:
         if not self._rules.allows_nonfinite:
             check_finite(received.values)
 
+        is_large = received.memory is not None and len(received.memory) > LAZY_BYTES
         asker = Asker(
             compute=partial(self._engine.submit, self, cut, received.tensors),
             deliver=lambda result: self._deliver(_Done(received, task, result)),
-            release=lambda: self._outbox.put(_Spent(received), is_urgent=False),
-            later=partial(self._do_later, received),
+            release=lambda: self._outbox.put(_Spent(received), is_urgent=is_large),
+            later=partial(self._do_later, is_large),
         )
         if self._edge_id and received.task:
             key = task_id(self._edge_id, received.task)
@@ -374,9 +376,11 @@ class Conversation:
         self._unsent.append(None)
         self._outbox.put(answer)
 
-    def _do_later(self, received: Received, chore: Chore, result_bytes: int) -> None:
-        held_bytes = result_bytes + (len(received.memory) if received.memory else 0)
-        self._outbox.put(_Chore(chore), is_urgent=held_bytes > LAZY_BYTES)
+    def _do_later(self, is_urgent: bool, chore: Chore, result_bytes: int) -> None:
+        if result_bytes > COPIED_LATER_BYTES:
+            chore()
+            return
+        self._outbox.put(_Chore(chore), is_urgent=is_urgent)
         if self._is_over:
             self._do_rest()
 

@@ -75,7 +75,7 @@ TCP_INFO_BYTES, NAME_BYTES = 256, 16  # the kernel says less where it knows less
 SO_MAX_PACING_RATE, UNPACED = 47, 0xFFFF_FFFF  # asm-generic/socket.h; the socket module has no name for it
 OVERHEAD, FRAME_ROOM_BYTES = 2, 4096  # the kernel counts its own memory for packets, too
 MAX_SEALED_BYTES = 65_536  # sealing more takes as long as waking a thread up that does
-MAX_READY, READY_BYTES = 8, 2_097_152  # bodies for the next messages; of large ones one
+MAX_READY, READY_BYTES = 8, 1_048_576  # bodies for the next messages, together; of large ones one
 MAX_PIECES = 64  # pieces for one sendmsg, far below the system's limit (IOV_MAX, 1024)
 
 

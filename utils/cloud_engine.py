@@ -336,12 +336,12 @@ class CloudEngine:
         start_ms = now_ms()
         results = run_batch(batch, self.device, start_ms)
         end_ms = now_ms()
+        with self._lock:  # before the answers, which tell the load
+            for task in batch:
+                self._meter.ended(start_ms - task.asked_ms, end_ms - start_ms, end_ms)
         for task, result in zip(batch, results, strict=True):
             _deliver(task, result)
         self.metrics.batch(len(batch))
-        with self._lock:  # behind the answers, which do not wait for it
-            for task in batch:
-                self._meter.ended(start_ms - task.asked_ms, end_ms - start_ms, end_ms)
 
     def _batches(self, cut: Cut) -> bool:
         """Return whether tasks of a cut may run as one; tried out when the first one comes."""

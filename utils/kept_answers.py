@@ -72,6 +72,7 @@ class _Kept:
     size_bytes: int = 0
     done_ms: float = 0.0
     waiting: list[Asker] = field(default_factory=list)  # those who asked again meanwhile
+    settle: Chore | None = None  # what is left to do for an answer that was delivered
 
     def keep(self, result: CloudResult) -> None:
         """Take in a result, and let go of it."""
@@ -112,13 +113,16 @@ class KeptAnswers:
             if known is None or known.request != request:
                 known = None
                 mine = self._computing[key] = _Kept(request)
-            elif known.result is None:
+            elif known.result is None and known.settle is None:
                 known.waiting.append(asker)
                 return
-        if known and (answer := known.answer()):
-            asker.answer(answer)
-        else:
+        if known is None:
             self._start(key, mine, asker)
+        elif answer := known.answer():
+            asker.answer(answer)
+        else:  # whoever is to settle it may be held up by a link that is gone
+            self._settle(known)
+            self.submit(key, request, asker)
 
     def forget(self, keys: Iterable[bytes]) -> None:
         """Keep no answers of these tasks: what was asked may not have been what the edge meant to ask."""
@@ -130,8 +134,9 @@ class KeptAnswers:
     def _start(self, key: bytes, kept: _Kept, asker: Asker) -> None:
         def done(result: CloudResult | Exception) -> None:
             asker.deliver(result)
+            kept.settle = lambda: self._keep(key, kept, result, asker.release)
             held_bytes = result.size_bytes if isinstance(result, CloudResult) else 0
-            asker.later(lambda: self._settle(key, kept, result, asker.release), held_bytes)
+            asker.later(lambda: self._settle(kept), held_bytes)
 
         try:
             asker.compute(done)
@@ -140,7 +145,14 @@ class KeptAnswers:
                 other.answer(exc)
             raise
 
-    def _settle(self, key: bytes, kept: _Kept, result: CloudResult | Exception, release: Chore) -> None:
+    def _settle(self, kept: _Kept) -> None:
+        """Do what is left to do for an answer, if nobody has yet."""
+        with self._lock:
+            settle, kept.settle = kept.settle, None
+        if settle:
+            settle()
+
+    def _keep(self, key: bytes, kept: _Kept, result: CloudResult | Exception, release: Chore) -> None:
         """Keep an answer that is on its way already, and give it to those who asked again meanwhile."""
         waiting = self._take_in(key, kept, result)
         release()

@@ -79,7 +79,7 @@ class World:
         self.plans: dict[tuple[float, float], SplitPlan] = {}
 
     def plan(self, link: LinkEstimate) -> SplitPlan:
-        """Return the plan for a link, to a few per mille and a tenth of a ms, as `edge_cuts.QueueModel` makes it."""
+        """Return the plan for a link, to a few per mille and a tenth of a ms: about as long is one kept in a queue."""
         rate, exchange = float(f"{link.rate_bytes_per_s:.3g}"), round(link.exchange_ms, 1)
         if (rate, exchange) not in self.plans:
             self.plans[rate, exchange] = plan_split(self.graph, self.edge, self.cloud, rate, exchange)

@@ -230,7 +230,7 @@ def test_what_is_expected_is_made_ready_before_the_first_one_comes(pair: Pair) -
     assert all(map(torch.equal, received.tensors, TENSORS))
 
 
-@pytest.mark.parametrize(("size_bytes", "count"), [(1_000, MAX_READY), (600_000, 3), (3_000_000, 1)])
+@pytest.mark.parametrize(("size_bytes", "count"), [(1_000, MAX_READY), (300_000, 3), (3_000_000, 1)])
 def test_memory_is_ready_for_several_small_messages_or_for_a_large_one(pair: Pair, size_bytes: int, count: int) -> None:
     tensor = torch.zeros(size_bytes, dtype=torch.uint8)
     pair[1].expect(REQUEST, [tensor])
