@@ -83,7 +83,7 @@ class StageFactors(NamedTuple):
 
     def are_near(self, others: StageFactors) -> bool:
         """Return whether a plan makes no difference between these and others."""
-        return all(abs(one - other) <= SAME_FACTOR for one, other in zip(self, others, strict=True))
+        return self == others or all(abs(one - other) <= SAME_FACTOR for one, other in zip(self, others, strict=True))
 
 
 class _Basis(NamedTuple):
@@ -100,7 +100,7 @@ class _Basis(NamedTuple):
             abs(self.rate_bytes_per_s - other.rate_bytes_per_s) <= SAME_RATE * other.rate_bytes_per_s
             and abs(self.exchange_ms - other.exchange_ms) <= SAME_EXCHANGE_MS
             and abs(self.queue_ms - other.queue_ms) <= SAME_QUEUE_MS
-            and (self.factors == other.factors or self.factors.are_near(other.factors))
+            and self.factors.are_near(other.factors)
         )
 
 

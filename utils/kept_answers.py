@@ -31,7 +31,7 @@ class Asker(NamedTuple):
     compute: Compute  # starts the computation, as `CloudEngine.submit`
     deliver: Deliver
     release: Chore = lambda: None  # called behind ``deliver``: the question is not read any more
-    later: Callable[[Chore, int], None] = lambda chore, held_bytes: chore()  # does, soon, what frees so much memory
+    later: Callable[[Chore, int], None] = lambda chore, result_bytes: chore()  # does what none waits for
 
     def answer(self, result: CloudResult | Exception) -> None:
         """Give the answer, of which nothing is needed here."""
@@ -135,8 +135,8 @@ class KeptAnswers:
         def done(result: CloudResult | Exception) -> None:
             asker.deliver(result)
             kept.settle = lambda: self._keep(key, kept, result, asker.release)
-            held_bytes = result.size_bytes if isinstance(result, CloudResult) else 0
-            asker.later(lambda: self._settle(kept), held_bytes)
+            result_bytes = result.size_bytes if isinstance(result, CloudResult) else 0
+            asker.later(lambda: self._settle(kept), result_bytes)
 
         try:
             asker.compute(done)

@@ -18,7 +18,7 @@ from net.bandwidth import LinkEstimate, LinkSource
 from net.framing import HEAD_UNIT
 from net.messages import Hello, Message, Pong, Ready, Reply
 from net.session import EdgeSession, stage_times
-from net.transport import SO_MAX_PACING_RATE, UNPACED, Connection
+from net.transport import MAX_READY, READY_BYTES, SO_MAX_PACING_RATE, UNPACED, Connection
 from tests.net.clouds import LATENCIES, MODEL, OTHER_DIGEST, POINT, Cloud, assert_answers, crossing, request_at
 from tests.net.conftest import JOIN_S, wait_until
 from utils.errors import DeadlineError, ProtocolError
@@ -51,12 +51,13 @@ def test_the_first_tensors_meet_memory_that_is_ready_on_both_sides(
 
     monkeypatch.setattr(Connection, "make_ready", noted_ready)
     monkeypatch.setattr(Connection, "_new_body", noted_body)
+    most = max(1, min(MAX_READY, READY_BYTES // network.graph.crossing_bytes[point]))
     request, half = request_at(network, point), run_half(network.cut(point).edge, [stand_in(network.graph.input.shape)])
     with cloud.edge() as edge:
         edge.expect_output(blank(network.graph.output))
         edge.ask_to_prepare(request.preparation)
         edge.wait_until_ready(network.weights_digest)
-        wait_until(lambda: any(were_ready))
+        wait_until(lambda: were_ready == [most])
         edge.infer(request, half.tensors)
     assert all(made_ahead)
 

@@ -175,7 +175,7 @@ def test_a_question_is_released_behind_its_answer_and_the_copy_of_it() -> None:
 def test_an_answer_that_is_to_be_kept_later_is_there_for_whoever_asks_again(asks_before: bool) -> None:
     answers, engine, got = KeptAnswers(), Engine(), Got()
     later: list[Chore] = []
-    asker = Asker(engine.compute, got.append, later=lambda chore, held_bytes: later.append(chore))
+    asker = Asker(engine.compute, got.append, later=lambda chore, result_bytes: later.append(chore))
     answers.submit(b"1", "question", asker)
     if asks_before:
         answers.submit(b"1", "question", Asker(engine.compute, got.append))
@@ -192,7 +192,7 @@ def test_an_answer_that_is_to_be_kept_later_is_there_for_whoever_asks_again(asks
 def test_a_failure_that_is_to_be_settled_later_is_computed_anew_for_whoever_asks_again() -> None:
     answers, engine, got = KeptAnswers(), Engine(), Got()
     later: list[Chore] = []
-    asker = Asker(engine.compute, got.append, later=lambda chore, held_bytes: later.append(chore))
+    asker = Asker(engine.compute, got.append, later=lambda chore, result_bytes: later.append(chore))
     answers.submit(b"1", "question", asker)
     engine.asked[0](ValueError("it broke"))
     answers.submit(b"1", "question", Asker(engine.compute, got.append))
