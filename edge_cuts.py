@@ -10,12 +10,12 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from deployment import Candidate, SplitPlan, plan_split
-from edge_task import StageKeys, Task, predicted_stages
+from edge_task import StageKeys, Task, predicted_stages, request_of
 from models.cuts import pack_nodes
 from models.zoo import Network, WeightsSource, load_network, model_graph
 from net.bandwidth import LinkEstimate
 from net.link_watch import LinkNow
-from net.messages import Prepare
+from net.messages import Prepare, Request
 from net.session import EdgeSession, OnCloudLoss
 from predictor.chain_search import Objective
 from predictor.correction import Corrections
@@ -121,6 +121,7 @@ class QueueModel:
         self._plan: SplitPlan
         self.factors = StageFactors(1.0, 1.0, 1.0)  # the corrections in it
         self._cuts_run: set[frozenset[int]] = set()
+        self._requests: dict[frozenset[int], Request] = {}
 
     def plan(self, now: LinkNow, corrections: Corrections, settings: QueueSettings) -> SplitPlan:
         """Return the plan for the link of the moment; while nothing changes, the same one."""
@@ -141,6 +142,13 @@ class QueueModel:
                 strategy=Strategy.NEUROSURGEON,
             )
         return self._plan
+
+    def request(self, edge_nodes: frozenset[int]) -> Request:
+        """Return the message that asks the cloud for its half of a cut."""
+        known = self._requests.get(edge_nodes)
+        if known is None:
+            known = self._requests[edge_nodes] = request_of(self.network, edge_nodes)
+        return known
 
     def is_first_run(self, edge_nodes: frozenset[int]) -> bool:
         """Return whether this cut runs for the first time: such a run also builds kernels, and teaches nothing."""

@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
@@ -16,7 +17,6 @@ from torch import Tensor
 from deployment import Candidate, SplitPlan
 from edge_cuts import Choice, Chooser, QueueModel, QueueSettings, StageFactors, anew, choice, once_more, within
 from edge_results import Known, Results, reason
-from edge_task import request_of
 from models.zoo import Network, input_size
 from net.link_watch import LinkNow, LinkWatch
 from net.session import OnCloudLoss
@@ -161,17 +161,26 @@ class QueueRun:
         return self._results.reported
 
     def _wait_for_slot(self) -> None:
-        while True:
-            if stuck := self._look_for_stuck_task():
+        is_free = False
+        while not is_free:
+            lost: _Begun | None = None
+            with suppress(Empty):
+                lost = self._next_slot()
+                is_free = lost is None
+            if lost:
+                self._finish_here(lost)
+            elif stuck := self._look_for_stuck_task():
                 self._take_over(stuck)
-                continue
-            try:
-                begun = self._slots.get(timeout=POLL_S if self._hedges and self._under_way else None)
-            except Empty:
-                continue
-            if begun is None:
-                return
-            self._finish_here(begun)
+
+    def _next_slot(self) -> _Begun | None:
+        """Wait a while for a slot; with it may come a task of a lost cloud.
+
+        Raises: Empty: it is to be looked after the tensors.
+        """
+        if not self._stream.is_served:
+            return self._slots.get(timeout=POLL_S if self._hedges and self._under_way else None)
+        self._stream.serve(POLL_S if self._slots.empty() else 0.0)
+        return self._slots.get_nowait()
 
     def _begin(self, task: QueuedTask, image: Future[Tensor] | None, chooser: Chooser) -> None:
         self._results.await_result(task)
@@ -195,7 +204,7 @@ class QueueRun:
             self._stream.pace_first_task(begun.known.now.link)
         with self._lock:
             self._under_way[begun.task.id] = begun
-        request = request_of(begun.model.network, begun.edge_nodes)
+        request = begun.model.request(begun.edge_nodes)
         self._stream.submit(begun.task.id, request, begun.half.tensors, partial(self._take_answer, begun), begun.losses)
 
     def _pipeline_now(self) -> Pipeline:
@@ -391,6 +400,8 @@ class QueueRun:
         Raises: _AnsweredError: the cloud was first. _BetterError: the task was lost with the cloud, which is back.
         """
         task = begun.task
+        if self._stream.is_served:
+            self._stream.serve(0.0)
         if not self._results.are_awaited(task):
             raise _AnsweredError
         if task.id in self._taken_over or begun.losses or not self._is_time_to_look(start_ms):

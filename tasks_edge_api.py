@@ -148,11 +148,12 @@ def _run_queue(args: argparse.Namespace, access: Access, begin_trace: Callable[[
     from edge_cuts import in_order, prepare_models  # torch takes a second: only when the cloud has answered
     from edge_queue import QueueRun
 
+    patience_s = PATIENCE_S if settings.on_cloud_loss is OnCloudLoss.RETRY else None
     models = prepare_models((task.model for task in tasks), settings, session, link)
     ordered, predicted_ms = in_order(tasks, models, link, settings)
     with (
         patient_interrupts() as interrupted,
-        TaskStream(session, open_session, PATIENCE_S if args.on_cloud_loss == OnCloudLoss.RETRY else None) as stream,
+        TaskStream(session, open_session, patience_s, is_served=settings.in_flight == 1) as stream,
         LinkWatch(
             args.ip,
             args.monitor_port,

@@ -91,6 +91,7 @@ class EdgeSession:
         self.host = connection.peer.rpartition(":")[0]
         self._tasks = 0
         self._has_answered = False  # a task
+        self._silent_s = 0.0  # while somebody waited
         start_ms = now_ms()
         connection.send(Hello.of(edge=edge_id or new_edge_id()))
         hello, _ = self._expect(Hello, HELLO_TIMEOUT_S)
@@ -226,6 +227,17 @@ class EdgeSession:
     def make_ready(self) -> None:
         """Get ready for an answer, while the cloud is busy."""
         self._connection.make_ready()
+
+    def has_message(self, wait_s: float) -> bool:
+        """Return whether the cloud says something, waiting at most ``wait_s`` for it.
+
+        Raises: DeadlineError: it has been silent for `SILENCE_S`, with all that was waited here.
+        """
+        has_message = self._connection.has_message(wait_s)
+        self._silent_s = 0.0 if has_message else self._silent_s + wait_s
+        if self._silent_s > SILENCE_S:
+            raise DeadlineError(f"{self._connection.peer} has been silent for {SILENCE_S:g} s")
+        return has_message
 
     def receive_next(self) -> Received:
         """Return what the cloud says next: an answer to whatever task, or a sign of life (`Pong`).

@@ -5,9 +5,9 @@
                   └── cloud busy, or connection lost and tasks are kept ──┘
 
 Tasks go out in the order of `submit`: at once where nothing is before them and the system has room for their bytes,
-else by a thread that sends, and finds a lost cloud again. Another one receives, in whatever order the cloud answers. A
-task leaves the stream exactly once: with its answer, or with the error that ended it. An answer to a task that has left
-is dropped.
+else by a thread that sends, and finds a lost cloud again. Another one receives, in whatever order the cloud answers; or
+whoever waits for a task does (`serve`), and need not be woken up. A task leaves the stream exactly once: with its
+answer, or with the error that ended it. An answer to a task that has left is dropped.
 """
 
 from __future__ import annotations
@@ -83,11 +83,18 @@ class TaskStream:
     Args: session: a conversation in which every model has been prepared; the stream owns it from now on.
           reopen: opens another one when that is lost.
           patience_s: how long tasks are kept for a lost cloud, to be sent again; None: they fail at once.
+          is_served: answers are received in `serve` alone, by one thread.
     """
 
     def __init__(
-        self, session: EdgeSession, reopen: Callable[[], EdgeSession], patience_s: float | None = PATIENCE_S
+        self,
+        session: EdgeSession,
+        reopen: Callable[[], EdgeSession],
+        patience_s: float | None = PATIENCE_S,
+        *,
+        is_served: bool = False,
     ) -> None:
+        self.is_served = is_served
         self._reopen = reopen
         self._patience_s = patience_s
         self._changed = threading.Condition()
@@ -207,7 +214,8 @@ class TaskStream:
         The sender's thread would need a tenth of a millisecond to wake up.
         """
         session = self._session
-        is_next = not self._is_sending and self._may_go() == [flight] and flight.request.model not in self._unfit
+        is_next = not self._is_sending and (len(self._flights) == 1 or self._may_go() == [flight])
+        is_next &= flight.request.model not in self._unfit
         return session is not None and is_next and session.takes_at_once(flight.size_bytes)
 
     def _mark_out(self, flight: _Flight, session: EdgeSession) -> None:
@@ -257,19 +265,39 @@ class TaskStream:
 
     # ------------------------------------------------------------ receiving
 
+    def serve(self, wait_s: float) -> None:
+        """Take what the cloud says next, if it begins to within ``wait_s``; of a stream that is served."""
+        session = self._session
+        if session is None:
+            with self._changed:
+                self._changed.wait(wait_s)
+            return
+        try:
+            if session.has_message(wait_s):
+                self._take_next(session)
+        except NetworkError as exc:
+            self._lose(session, exc)
+
     def _receive_all(self, session: EdgeSession) -> None:
         try:
             while True:
-                received = session.receive_next()
-                flight = self._flights.get(received.task)
-                if isinstance(received.message, Pong):
-                    self._check_overdue()
-                elif flight is None or flight.sent is None:
-                    log.warning("an answer to task %d, which has one already, is dropped", received.task)
-                else:
-                    self._answer(flight, session, flight.sent, received)
+                self._take_next(session)
         except NetworkError as exc:
             self._lose(session, exc)
+
+    def _take_next(self, session: EdgeSession) -> None:
+        """Receive a message, and see whose it is.
+
+        Raises: NetworkError.
+        """
+        received = session.receive_next()
+        flight = self._flights.get(received.task)
+        if isinstance(received.message, Pong):
+            self._check_overdue()
+        elif flight is None or flight.sent is None:
+            log.warning("an answer to task %d, which has one already, is dropped", received.task)
+        else:
+            self._answer(flight, session, flight.sent, received)
 
     def _check_overdue(self) -> None:
         """Give up a cloud that lives, but has forgotten a task.
@@ -372,7 +400,8 @@ class TaskStream:
                 session.close()
                 return None
             self._session = session
-        self._start(lambda: self._receive_all(session), "receiver")
+        if not self.is_served:
+            self._start(lambda: self._receive_all(session), "receiver")
         return session
 
     # ------------------------------------------------------------ bookkeeping

@@ -7,6 +7,7 @@ import errno
 import fcntl
 import logging
 import math
+import select
 import socket
 import struct
 import sys
@@ -117,6 +118,12 @@ class SocketWire:
             sock.close()
             raise PeerGoneError("the peer left as soon as it had come") from exc
         self._timeouts_s = {socket.SO_RCVTIMEO: 0.0, socket.SO_SNDTIMEO: 0.0}
+        self._incoming = select.poll()
+        self._incoming.register(sock, select.POLLIN)
+
+    def has_bytes(self, wait_s: float) -> bool:
+        """Return whether there is something to read; see `Wire`."""
+        return len(self._incoming.poll(s_to_ms(wait_s))) > 0
 
     def read_some(self, view: memoryview, deadline_s: float, fill: bool = False) -> int:
         """Read at least a byte; see `Wire`."""
@@ -285,6 +292,10 @@ class Connection:
         """Return whether there was room when the system was last asked; there may be more by now."""
         unacknowledged_bytes = self.sent_bytes - self._acked_bytes
         return OVERHEAD * (size_bytes + FRAME_ROOM_BYTES + unacknowledged_bytes) <= self._room_bytes
+
+    def has_message(self, wait_s: float) -> bool:
+        """Return whether a message, or the end, has begun to come, waiting at most ``wait_s`` for it."""
+        return self._wire.has_bytes(wait_s)
 
     def receive(self, wait_s: float) -> Received:
         """Return the next message, waiting at most ``wait_s`` for its first byte.

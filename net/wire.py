@@ -25,6 +25,9 @@ class Wire(Protocol):
         Raises: DeadlineError, PeerGoneError, ProtocolError.
         """
 
+    def has_bytes(self, wait_s: float) -> bool:
+        """Return whether there is something to read, be it the end, waiting at most ``wait_s`` for it."""
+
     def send(self, pieces: Sequence[Buffer], deadline_s: float) -> None:
         """Send all pieces, one behind the other.
 

@@ -40,7 +40,7 @@ from utils.timing import now_ms
 class FailingStream:
     """Stands in for a stream: the first tasks fail at once with the errors given, the others are lost."""
 
-    keeps_coming_back = False
+    keeps_coming_back = is_served = False
 
     def __init__(self, *errors: NeurosurgeonError) -> None:
         self.errors = list(errors)
@@ -115,6 +115,7 @@ class LateCloud:
     """Stands in for a stream: each task takes ``compute_ms`` there, and four others are sent before it is answered."""
 
     takes_tasks = True
+    is_served = False
     behind = 4
 
     def __init__(self, compute_ms: float, count: int) -> None:
@@ -217,7 +218,11 @@ def test_a_task_that_is_stuck_is_finished_here_and_the_next_ones_wait_for_no_lin
         session, graph = EdgeSession.open("127.0.0.1", proxy.port), model.network.graph
         session.ask_to_prepare(Prepare(MODEL, pack_nodes(graph, graph.edge_nodes(0)), graph.digest))
         session.wait_until_ready(model.network.weights_digest)
-        with TaskStream(session, pytest.fail) as stream, QueueReport(tasks, io.StringIO()) as report:
+        is_served = in_flight == 1
+        with (
+            TaskStream(session, pytest.fail, is_served=is_served) as stream,
+            QueueReport(tasks, io.StringIO()) as report,
+        ):
 
             def hold_from_the_fifth_to_the_tenth() -> bool:
                 task = next(begun)
@@ -226,7 +231,7 @@ def test_a_task_that_is_stuck_is_finished_here_and_the_next_ones_wait_for_no_lin
                 elif task == 11:
                     proxy.flows.set()
                     while stream.sending_bytes:
-                        threading.Event().wait(0.001)
+                        stream.serve(0.001) if is_served else threading.Event().wait(0.001)
                 return False
 
             run = QueueRun(settings, {MODEL: model}, stream, LinkWatch("nowhere", 1, LINK), report)
