@@ -199,7 +199,8 @@ class QueueRun:
         self._send(begun)
 
     def _send(self, begun: _Begun) -> None:
-        self._pipeline = self._pipeline_now().after(begun.candidate.busy.beyond_edge)
+        if self._settings.in_flight > 1:  # else no task waits for link or cloud
+            self._pipeline = self._pipeline_now().after(begun.candidate.busy.beyond_edge)
         if not self._under_way:  # the bytes of others are on a link that may be slow just now
             self._stream.pace_first_task(begun.known.now.link)
         with self._lock:

@@ -101,6 +101,7 @@ class LayerGraph:
     made_by: tuple[tuple[fx.Node, ...], ...] = field(repr=False)  # what in the program makes each node's tensors
     fixed: frozenset[fx.Node] = field(repr=False)  # what in the program depends on no input: computed once
     constants: Mapping[str, Tensor] = field(repr=False)  # of the program, made while tracing
+    _edge_nodes: dict[int, frozenset[int]] = field(default_factory=dict, repr=False)  # by partition point
 
     @property
     def input(self) -> TensorSpec:
@@ -125,7 +126,10 @@ class LayerGraph:
 
     def edge_nodes(self, point: int) -> frozenset[int]:
         """Return the nodes that partition point ``point`` (0 ... len(layers)) leaves on the edge."""
-        return frozenset(node.index for node in self.nodes if node.layer < point)
+        known = self._edge_nodes.get(point)
+        if known is None:
+            known = self._edge_nodes[point] = frozenset(node.index for node in self.nodes if node.layer < point)
+        return known
 
     @cached_property
     def block_points(self) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ the figures: the rest is packed, and read and checked, once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,10 +35,9 @@ STREAMED = (Request, Reply)  # one much like the other
 # ---------------------------------------------------------------- to frames
 
 
-def pack_message(message: Message, tensors: Iterable[Tensor] = (), task: int = 0) -> list[Buffer]:
+def pack_message(message: Message, tensors: Sequence[Tensor] = (), task: int = 0) -> list[Buffer]:
     """Return the pieces of the frame that carries a message, its tensors in their own memory."""
-    packed = [pack_tensor(tensor) for tensor in tensors]
-    specs, buffers = zip(*packed, strict=True) if packed else ((), ())
+    specs, buffers = zip(*map(pack_tensor, tensors), strict=True) if tensors else ((), ())
     make = _known_head if type(message) in STREAMED else _head
     head = make(kind_of(message), header_values(message), specs, tuple(map(len, buffers)))
     return frame_pieces(head, buffers, task, figures_of(message))

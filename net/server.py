@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from queue import Empty
+from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from torch import Tensor
@@ -250,7 +250,8 @@ class Conversation:
         self._unsent: deque[None] = deque()  # one for each answer that the writer has yet to send
         self._sending = threading.Lock()
         self._max_unanswered = MAX_UNANSWERED
-        self._places = threading.Semaphore(self._max_unanswered)
+        self._places: SimpleQueue[None] = SimpleQueue()  # one for each message that may be read; waiting here is C
+        self._give_places(self._max_unanswered)
         self._sent_ms = self._answered_ms = now_ms()  # when the edge was last told anything, and something of a task
         self._is_over = False  # set by the writer: no answer can be sent any more
         self._writer = threading.Thread(target=self._write, name=f"write {connection.peer}", daemon=True)
@@ -290,12 +291,16 @@ class Conversation:
 
     def _has_place(self) -> bool:
         """Wait until one more message may be read; return whether it can be answered."""
-        self._places.acquire()
+        self._places.get()
         return not self._is_over
+
+    def _give_places(self, count: int) -> None:
+        for _ in range(count):
+            self._places.put(None)
 
     def _wait_for_answers(self) -> None:
         for _ in range(self._max_unanswered - 1):  # this thread has the last place, for the message that did not come
-            self._places.acquire()
+            self._places.get()
 
     # ---------------------------------------------------------------- reading
 
@@ -410,7 +415,7 @@ class Conversation:
         finally:
             self.connection.break_off()
             self._is_over = True
-            self._places.release(self._max_unanswered)  # the reader waits for nothing any more
+            self._give_places(self._max_unanswered)  # the reader waits for nothing any more
             self._do_rest()
 
     def _bring(self, answer: _Answer | _Done | _Sent) -> None:
@@ -423,7 +428,7 @@ class Conversation:
                 self._unsent.popleft()
         self._sent_ms = self._answered_ms = now_ms()
         self._count_bytes()
-        self._places.release()
+        self._places.put(None)
 
     def _next_item(self) -> _Item | None:
         """Return what is to be sent, or done, next; meanwhile, tell the edge that the cloud lives, and its load."""

@@ -97,7 +97,8 @@ class TaskStream:
         self.is_served = is_served
         self._reopen = reopen
         self._patience_s = patience_s
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)  # to hold the lock itself is quicker
         self._flights: dict[int, _Flight] = {}
         self._known: dict[str, Request] = {}  # of every model, the last request
         self._unfit: dict[str, NeurosurgeonError] = {}  # models that the cloud, when it came back, had otherwise
@@ -128,7 +129,7 @@ class TaskStream:
         """
         size_bytes = sum([tensor.nbytes for tensor in tensors])
         flight = _Flight(task, request, tensors, on_answer, size_bytes, losses=losses)
-        with self._changed:
+        with self._lock:
             if self._closing.is_set() or task in self._flights:
                 raise ValueError(f"task {task} is on its way already, or the stream is closed")
             self._flights[task] = flight
@@ -153,7 +154,7 @@ class TaskStream:
 
     def withdraw(self, task: int) -> bool:
         """Do not send a task any more; return whether it has been sent, so that it has an answer all the same."""
-        with self._changed:
+        with self._lock:
             flight = self._flights.get(task)
             if flight is None:
                 return False
@@ -165,7 +166,7 @@ class TaskStream:
 
     def crossing(self) -> Crossing | None:
         """Return how far tensors are on their way; None where the cloud is lost, or the system does not tell."""
-        with self._changed:
+        with self._lock:
             acked_bytes = self._session.acked_bytes() if self._session else None
             if acked_bytes is None:
                 return None
@@ -178,7 +179,7 @@ class TaskStream:
     @property
     def takes_tasks(self) -> bool:
         """Whether a task should go to the cloud now: it is there, and has not just come back untried."""
-        with self._changed:
+        with self._lock:
             return self._session is not None and self._breaker.admits(len(self._flights))
 
     @property
@@ -189,7 +190,7 @@ class TaskStream:
     def close(self) -> None:
         """End the stream; tasks without an answer fail."""
         self._closing.set()
-        with self._changed:
+        with self._lock:
             sessions, self._session = (self._session, self._opening), None
             self._changed.notify_all()
         for session in sessions:
@@ -237,14 +238,14 @@ class TaskStream:
             session.close()
             raise
         finally:
-            with self._changed:
+            with self._lock:
                 self._is_sending = False
                 if self._may_go():
                     self._changed.notify_all()
 
     def _next_due(self) -> _Flight | None:
         """Return the first task that may be sent, waiting for one; None when the cloud is lost or the stream closes."""
-        with self._changed:
+        with self._lock:
             while self._session and not self._closing.is_set():
                 waiting = [] if self._is_sending else self._may_go()
                 next_due = min(waiting, key=lambda flight: flight.due_ms, default=None)
@@ -269,7 +270,7 @@ class TaskStream:
         """Take what the cloud says next, if it begins to within ``wait_s``; of a stream that is served."""
         session = self._session
         if session is None:
-            with self._changed:
+            with self._lock:
                 self._changed.wait(wait_s)
             return
         try:
@@ -329,7 +330,7 @@ class TaskStream:
     def _send_later(self, flight: _Flight, retry_ms: float) -> None:
         bounded_ms = max(MIN_RETRY_MS, min(retry_ms, MAX_RETRY_MS))  # in this order NaN becomes the shortest
         pause_ms = bounded_ms * (1 + RETRY_JITTER * random.random())  # noqa: S311  # no secret
-        with self._changed:
+        with self._lock:
             flight.due_ms = now_ms() + pause_ms
             flight.is_out, flight.sent = False, None
             flight.refusals += 1
@@ -340,7 +341,7 @@ class TaskStream:
     def _lose(self, session: EdgeSession, why: NetworkError) -> None:
         """Give up a connection: what is in flight waits to be sent again, or fails where tasks are not kept."""
         session.close()
-        with self._changed:
+        with self._lock:
             if self._session is not session:
                 return  # the other thread was first, or the stream closes
             self._session = None
@@ -395,7 +396,7 @@ class TaskStream:
         return session
 
     def _use(self, session: EdgeSession) -> EdgeSession | None:
-        with self._changed:
+        with self._lock:
             if self._closing.is_set():
                 session.close()
                 return None
@@ -418,7 +419,7 @@ class TaskStream:
 
     def _end(self, flight: _Flight, outcome: Answered | NeurosurgeonError) -> None:
         """Let a task leave with its answer, or what stands for it, unless it has left already."""
-        with self._changed:
+        with self._lock:
             if isinstance(outcome, Answered):
                 self._breaker.answered()
             if flight.losses:

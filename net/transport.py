@@ -103,7 +103,11 @@ class _Body(NamedTuple):
 
 
 class SocketWire:
-    """A socket as it is; see `Wire`. Deadlines are the kernel's: one system call a read, where settimeout makes two."""
+    """A socket as it is; see `Wire`.
+
+    Deadlines are the kernel's: one system call a read, where settimeout makes two. A call's bound is kept for others
+    that have more time, and made longer only where nothing came within it.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -128,10 +132,13 @@ class SocketWire:
     def read_some(self, view: memoryview, deadline_s: float, fill: bool = False) -> int:
         """Read at least a byte; see `Wire`."""
         fills = fill and self.silence_s == math.inf  # else it would hide when the last byte came
+        deadline_s = min(deadline_s, time.monotonic() + self.silence_s)
         try:
-            self._set_timeout(socket.SO_RCVTIMEO, min(deadline_s, time.monotonic() + self.silence_s))
+            self._set_timeout(socket.SO_RCVTIMEO, deadline_s)
             count = self.sock.recv_into(view, 0, socket.MSG_WAITALL if fills else 0)
         except BlockingIOError as exc:
+            if self._was_cut_short(socket.SO_RCVTIMEO, deadline_s):
+                return self.read_some(view, deadline_s, fill)
             raise DeadlineError(f"{self.peer} sent nothing, or not all of a message, in time") from exc
         except OSError as exc:
             raise PeerGoneError(f"connection to {self.peer} lost: {exc.strerror or exc}") from exc
@@ -140,30 +147,45 @@ class SocketWire:
 
     def send(self, pieces: Sequence[Buffer], deadline_s: float) -> None:
         """Send the pieces from their own memory; see `Wire`."""
-        views = [memoryview(piece) for piece in pieces if len(piece)]
+        left_bytes = sum(map(len, pieces))
         try:
-            while views:
+            while left_bytes:
                 self._set_timeout(socket.SO_SNDTIMEO, deadline_s)
-                count = self.sock.sendmsg(views[:MAX_PIECES])
+                count = self.sock.sendmsg(pieces[:MAX_PIECES])
                 self.sent_bytes += count
-                while views and count >= len(views[0]):
-                    count -= len(views.pop(0))
-                if count:
-                    views[0] = views[0][count:]
+                left_bytes -= count
+                if left_bytes:
+                    pieces = _behind(pieces, count)
         except BlockingIOError as exc:
+            if self._was_cut_short(socket.SO_SNDTIMEO, deadline_s):
+                return self.send(pieces, deadline_s)
             raise DeadlineError(f"{self.peer} did not read our message in time") from exc
         except OSError as exc:
             raise PeerGoneError(f"connection to {self.peer} lost: {exc.strerror or exc}") from exc
 
     def _set_timeout(self, option: int, deadline_s: float) -> None:
-        """Bound the next call by the time that is left; a bound that is right to a tenth is kept."""
+        """Bound the next call by the time that is left, to a tenth, or by less."""
         remaining_s = min(deadline_s, self.latest_s) - time.monotonic()
         if remaining_s <= 0:
             raise BlockingIOError
-        if not remaining_s * 0.9 <= self._timeouts_s[option] <= remaining_s * 1.1:
+        if not 0.0 < self._timeouts_s[option] <= remaining_s * 1.1:
             seconds, microseconds = divmod(round(remaining_s * 1e6) + 1, 1_000_000)  # 0 would mean for ever
             self.sock.setsockopt(socket.SOL_SOCKET, option, TIMEVAL.pack(seconds, microseconds))
             self._timeouts_s[option] = remaining_s
+
+    def _was_cut_short(self, option: int, deadline_s: float) -> bool:
+        """Return whether a call was bound by less than its deadline; the next one is bound anew."""
+        self._timeouts_s[option] = 0.0
+        return time.monotonic() < min(deadline_s, self.latest_s)
+
+
+def _behind(pieces: Sequence[Buffer], count: int) -> list[memoryview]:
+    """Return what is left of the pieces behind their first ``count`` bytes, fewer than all."""
+    left = deque(memoryview(piece) for piece in pieces)
+    while count >= len(left[0]):
+        count -= len(left.popleft())
+    left[0] = left[0][count:]
+    return list(left)
 
 
 class Connection:
@@ -267,7 +289,7 @@ class Connection:
 
     # ---------------------------------------------------------------- messages
 
-    def send(self, message: Message, tensors: Iterable[Tensor] = (), task: int = 0, within_s: float = math.inf) -> None:
+    def send(self, message: Message, tensors: Sequence[Tensor] = (), task: int = 0, within_s: float = math.inf) -> None:
         """Send a message and its tensors, these from their own memory.
 
         Args:   within_s: less than what a body of this size may take.
@@ -280,10 +302,11 @@ class Connection:
         """Return whether `send` would neither wait for the peer nor seal long: the system has room for so much."""
         if self._wire is not self._link and size_bytes > MAX_SEALED_BYTES:
             return False
+        if self._has_room(size_bytes):
+            return True
         try:
-            if not self._has_room(size_bytes):
-                self._acked_bytes = self.sent_bytes - _unacknowledged_bytes(self.sock)
-                self._room_bytes = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)  # it grows with use
+            self._acked_bytes = self.sent_bytes - _unacknowledged_bytes(self.sock)
+            self._room_bytes = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)  # it grows with use
         except OSError:  # already gone, or a system that does not tell
             return False
         return self._has_room(size_bytes)
@@ -329,7 +352,7 @@ class Connection:
         read_all(self._wire, memory[:length], deadline_s)
         return Received(message, tensors, task, s_to_ms(time.monotonic() - start_s), outline.specs, values, memory)
 
-    def expect(self, message: Message, tensors: Iterable[Tensor]) -> None:
+    def expect(self, message: Message, tensors: Sequence[Tensor]) -> None:
         """Let `make_ready` take such a message for the last one; where another one comes, little is lost.
 
         Args: tensors: any of the same types and shapes, and in the same order in memory.
