@@ -245,6 +245,9 @@ def test_a_silent_cloud_is_told_of_long_before_an_answer_is_due(
         monkeypatch.setattr(session, "SILENCE_S", 0.02)
         with pytest.raises(DeadlineError, match="sent nothing"):
             edge.infer(request_at(network), [])
+        with pytest.raises(DeadlineError, match="has been silent"):
+            while True:
+                assert not edge.has_message(0.005)
     leave.set()
     thread.join()
 

@@ -32,6 +32,7 @@ from utils.errors import (
 
 WAIT_S = 20.0
 REQUEST = Request("le_net", b"\3", "graph", "digest")
+both_ways = pytest.mark.parametrize("is_served", [False, True], ids=["receives", "is served"])
 Script = Callable[[Connection, Received], None]
 
 
@@ -78,6 +79,26 @@ class ScriptedCloud:
 
 
 @contextmanager
+def serving(stream: TaskStream) -> Iterator[None]:
+    """Receive for a stream that does not do so itself."""
+    is_over = threading.Event()
+
+    def serve() -> None:
+        while not is_over.is_set():
+            stream.serve(0.005)
+
+    thread = threading.Thread(target=serve)
+    if stream.is_served:
+        thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        if stream.is_served:
+            thread.join()
+
+
+@contextmanager
 def streaming(listener: socket.socket, *scripts: Script, **options: Any) -> Iterator[tuple[TaskStream, ScriptedCloud]]:
     """A stream to a scripted cloud; both are gone after the block."""
     cloud = ScriptedCloud(listener, *scripts)
@@ -89,7 +110,7 @@ def streaming(listener: socket.socket, *scripts: Script, **options: Any) -> Iter
         return EdgeSession.open(host, port)
 
     try:
-        with TaskStream(connect(), connect, **options) as stream:
+        with TaskStream(connect(), connect, **options) as stream, serving(stream):
             yield stream, cloud
     finally:
         stop_accepting(listener)
@@ -208,7 +229,8 @@ def test_a_sender_without_memory_loses_the_connection_but_no_task(
         assert values(submit(stream, 1)) == [2.0]
 
 
-def test_answers_in_any_order_find_their_tasks(listener: socket.socket) -> None:
+@both_ways
+def test_answers_in_any_order_find_their_tasks(is_served: bool, listener: socket.socket) -> None:
     waiting: list[Received] = []
 
     def reversed_order(connection: Connection, received: Received) -> None:
@@ -217,12 +239,13 @@ def test_answers_in_any_order_find_their_tasks(listener: socket.socket) -> None:
             for one in reversed(waiting):
                 reply_to(connection, one)
 
-    with streaming(listener, reversed_order) as (stream, _):
+    with streaming(listener, reversed_order, is_served=is_served) as (stream, _):
         assert values(submit(stream, 7, 8, 9)) == [14.0, 16.0, 18.0]
         assert not stream.sending_bytes
 
 
-def test_a_busy_cloud_is_asked_again(listener: socket.socket) -> None:
+@both_ways
+def test_a_busy_cloud_is_asked_again(is_served: bool, listener: socket.socket) -> None:
     refusals = iter([True, True, False])
 
     def busy_twice(connection: Connection, received: Received) -> None:
@@ -231,18 +254,19 @@ def test_a_busy_cloud_is_asked_again(listener: socket.socket) -> None:
         else:
             reply_to(connection, received)
 
-    with streaming(listener, busy_twice) as (stream, cloud):
+    with streaming(listener, busy_twice, is_served=is_served) as (stream, cloud):
         (answer,) = submit(stream, 1)
         assert values([answer]) == [2.0]
         assert answer.result().retries == 2
         assert cloud.tasks == [1, 1, 1]
 
 
-def test_an_answer_that_cannot_be_true_is_a_lost_connection(listener: socket.socket) -> None:
+@both_ways
+def test_an_answer_that_cannot_be_true_is_a_lost_connection(is_served: bool, listener: socket.socket) -> None:
     def lie(connection: Connection, received: Received) -> None:
         connection.send(Reply(1e9, 0.0, 0.0, 0.0), [received.tensors[0]], received.task)
 
-    with streaming(listener, lie, reply_to) as (stream, cloud):
+    with streaming(listener, lie, reply_to, is_served=is_served) as (stream, cloud):
         assert values(submit(stream, 1)) == [2.0]
         assert cloud.tasks == [1, 1]
 
@@ -261,14 +285,15 @@ def test_a_refused_task_fails_alone(listener: socket.socket) -> None:
             second.result(WAIT_S)
 
 
-def test_tasks_of_a_lost_connection_are_sent_again_and_answered_once(listener: socket.socket) -> None:
+@both_ways
+def test_tasks_of_a_lost_connection_are_sent_again_and_answered_once(is_served: bool, listener: socket.socket) -> None:
     def answer_one_and_die(connection: Connection, received: Received) -> None:
         if received.task == 1:
             reply_to(connection, received)
         else:
             raise PeerGoneError("the script ends here")
 
-    with streaming(listener, answer_one_and_die, reply_to) as (stream, cloud):
+    with streaming(listener, answer_one_and_die, reply_to, is_served=is_served) as (stream, cloud):
         assert values(submit(stream, 1)) == [2.0]  # else its answer may be lost with the connection
         answers = submit(stream, 2, 3, 4)
         assert values(answers) == [4.0, 6.0, 8.0]

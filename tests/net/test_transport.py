@@ -6,6 +6,7 @@ import pickle
 import socket
 import struct
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from net.framing import FIXED_START, HEAD_UNIT, PREFIX, SMALL_LIMITS, WIRE_VERSI
 from net.memory import BodyMemory, MemoryLimit
 from net.messages import Hello, Message, Ping, Prepare, Reply, Request
 from net.pickling import pack_header
-from net.transport import MAX_READY, Connection, Received, connect, listen
+from net.transport import MAX_READY, Connection, Received, SocketWire, connect, listen
 from tests.net.conftest import LOOPBACK
 from utils.errors import (
     AccessError,
@@ -63,6 +64,12 @@ class TrickleSocket(socket.socket):
 
     def sendmsg(self, buffers: Any, *args: Any) -> int:
         return super().send(buffers[0][:1])
+
+
+def read_bytes(sock: socket.socket, count: int) -> None:
+    """Read so many bytes away."""
+    while count:
+        count -= len(sock.recv(min(count, 1_000_000)))
 
 
 def trickling(sock: socket.socket) -> TrickleSocket:
@@ -506,6 +513,23 @@ def test_limits_can_be_raised_on_a_running_connection(pair: Pair) -> None:
 def test_a_silent_peer_meets_the_deadline(pair: Pair) -> None:
     with pytest.raises(DeadlineError):
         pair[1].receive(NOW_S)
+
+
+def test_who_has_more_time_than_the_last_one_waits_on(wires: Wires) -> None:
+    near, far = SocketWire(wires[0]), memoryview(bytearray(1))
+    with pytest.raises(DeadlineError):
+        near.read_some(far, time.monotonic() + NOW_S)
+    sending = threading.Timer(3 * NOW_S, wires[1].sendall, [b"x"])
+    sending.start()
+    assert near.read_some(far, time.monotonic() + WAIT_S) == 1
+    sending.join()
+    data = [bytes(32_000_000)]  # more than the system takes
+    with pytest.raises(DeadlineError):
+        near.send(data, time.monotonic() + NOW_S)
+    reading = threading.Timer(3 * NOW_S, read_bytes, [wires[1], near.sent_bytes + len(data[0])])
+    reading.start()
+    near.send(data, time.monotonic() + WAIT_S)
+    reading.join()
 
 
 def test_a_head_that_does_not_end_meets_the_deadline(wires: Wires, monkeypatch: pytest.MonkeyPatch) -> None:
