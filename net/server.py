@@ -338,7 +338,7 @@ class Conversation:
         is_large = received.memory is not None and len(received.memory) > LAZY_BYTES
         asker = Asker(
             compute=partial(self._engine.submit, self, cut, received.tensors),
-            deliver=lambda result: self._deliver(_Done(received, task, result)),
+            deliver=partial(self._deliver, received, task),
             release=lambda: self._outbox.put(_Spent(received), is_urgent=is_large),
             later=partial(self._do_later, is_large),
         )
@@ -352,13 +352,12 @@ class Conversation:
 
     # ---------------------------------------------------------------- answering
 
-    def _deliver(self, done: _Done) -> None:
+    def _deliver(self, received: Received, task: _Task, result: CloudResult | Exception) -> None:
         """Send a result if that keeps neither the worker nor another task waiting, else leave it to the writer."""
-        if not self._is_sent_at_once(done):
-            self._post(done)
+        if not self._is_sent_at_once(received, task, result):
+            self._post(_Done(received, task, result))
 
-    def _is_sent_at_once(self, done: _Done) -> bool:
-        received, task, result = done
+    def _is_sent_at_once(self, received: Received, task: _Task, result: CloudResult | Exception) -> bool:
         if isinstance(result, Exception) or self._engine.has_waiting or self._unsent:
             return False
         if not self._sending.acquire(blocking=False):

@@ -15,47 +15,35 @@ class Load(NamedTuple):
     service_ms: float
 
 
-class RecentMean:
-    """A mean in which a sample counts e times less with every time constant that passes."""
-
-    def __init__(self, time_constant_ms: float = TIME_CONSTANT_MS) -> None:
-        self._time_constant_ms = time_constant_ms
-        self._sum, self._weight, self._time_ms = 0.0, 0.0, -math.inf
-
-    def add(self, sample: float, time_ms: float) -> None:
-        """Take in a sample of that time; times do not run backwards."""
-        kept = math.exp(min(0.0, self._time_ms - time_ms) / self._time_constant_ms)
-        self._sum = kept * self._sum + sample
-        self._weight = kept * self._weight + 1.0
-        self._time_ms = max(time_ms, self._time_ms)
-
-    @property
-    def value(self) -> float:
-        """The mean; 0 where there is no sample."""
-        return self._sum / self._weight if self._weight else 0.0
-
-
 class LoadMeter:
-    """Takes in when tasks start and end. While nothing runs, the wait decays: whoever comes next finds no queue."""
+    """Takes in when tasks start and end; a task counts e times less with every time constant that passes.
+
+    While nothing runs, the wait decays: whoever comes next finds no queue.
+    """
 
     def __init__(self, time_constant_ms: float = TIME_CONSTANT_MS) -> None:
         self._time_constant_ms = time_constant_ms
-        self._queue, self._service = RecentMean(time_constant_ms), RecentMean(time_constant_ms)
+        self._queue_sum = self._service_sum = self._weight = 0.0
         self._running = 0
-        self._idle_since_ms = 0.0
+        self._last_ms = -math.inf  # when the last task ended
 
     def started(self, count: int = 1) -> None:
         """So many tasks begin."""
         self._running += count
 
     def ended(self, queue_ms: float, service_ms: float, time_ms: float) -> None:
-        """A task is done that waited and took so long."""
-        self._queue.add(queue_ms, time_ms)
-        self._service.add(service_ms, time_ms)
+        """A task is done that waited and took so long; times do not run backwards."""
+        kept = math.exp(min(0.0, self._last_ms - time_ms) / self._time_constant_ms)
+        self._queue_sum = kept * self._queue_sum + queue_ms
+        self._service_sum = kept * self._service_sum + service_ms
+        self._weight = kept * self._weight + 1.0
         self._running -= 1
-        self._idle_since_ms = time_ms
+        self._last_ms = max(time_ms, self._last_ms)
 
     def load(self, time_ms: float) -> Load:
         """Return the load at that time."""
-        idle_ms = 0.0 if self._running else max(0.0, time_ms - self._idle_since_ms)
-        return Load(self._queue.value * math.exp(-idle_ms / self._time_constant_ms), self._service.value)
+        if not self._weight:
+            return Load(0.0, 0.0)
+        idle_ms = 0.0 if self._running else max(0.0, time_ms - self._last_ms)
+        waits = math.exp(-idle_ms / self._time_constant_ms)
+        return Load(waits * self._queue_sum / self._weight, self._service_sum / self._weight)

@@ -6,33 +6,33 @@ import math
 
 import pytest
 
-from utils.load import TIME_CONSTANT_MS, Load, LoadMeter, RecentMean
+from utils.load import TIME_CONSTANT_MS, Load, LoadMeter
 
 
-def test_without_samples_the_mean_is_nothing() -> None:
-    assert RecentMean().value == 0.0
+def load_after(*tasks: tuple[float, float]) -> Load:
+    """Return the load right behind tasks with these waits (and half of them as service times), and ends, ms."""
+    meter = LoadMeter()
+    for wait_ms, end_ms in tasks:
+        meter.started()
+        meter.ended(wait_ms, wait_ms / 2, end_ms)
+    return meter.load(tasks[-1][1])
 
 
-def test_samples_of_one_moment_count_alike() -> None:
-    mean = RecentMean()
-    for sample in (1.0, 2.0, 6.0):
-        mean.add(sample, 100.0)
-    assert mean.value == pytest.approx(3.0)
+def load_of(wait_ms: float) -> Load:
+    return Load(pytest.approx(wait_ms), pytest.approx(wait_ms / 2))
 
 
-def test_an_older_sample_counts_less() -> None:
-    mean = RecentMean()
-    mean.add(10.0, 0.0)
-    mean.add(20.0, TIME_CONSTANT_MS)
+def test_tasks_of_one_moment_count_alike() -> None:
+    assert load_after((1.0, 100.0), (2.0, 100.0), (6.0, 100.0)) == load_of(3.0)
+
+
+def test_an_older_task_counts_less() -> None:
     weight = math.exp(-1)
-    assert mean.value == pytest.approx((weight * 10 + 20) / (weight + 1))
+    assert load_after((10.0, 0.0), (20.0, TIME_CONSTANT_MS)) == load_of((weight * 10 + 20) / (weight + 1))
 
 
 def test_what_was_long_ago_is_forgotten() -> None:
-    mean = RecentMean()
-    mean.add(1e9, 0.0)
-    mean.add(5.0, 1e9)
-    assert mean.value == 5.0
+    assert load_after((1e9, 0.0), (5.0, 1e9)) == Load(5.0, 2.5)
 
 
 def test_a_new_cloud_has_no_load() -> None:
