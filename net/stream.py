@@ -267,15 +267,15 @@ class TaskStream:
     # ------------------------------------------------------------ receiving
 
     def serve(self, wait_s: float) -> None:
-        """Take what the cloud says next, if it begins to within ``wait_s``; of a stream that is served."""
+        """Receive one answer, if it begins to come within ``wait_s``, and all signs of life that came before it."""
         session = self._session
         if session is None:
             with self._lock:
                 self._changed.wait(wait_s)
             return
         try:
-            if session.has_message(wait_s):
-                self._take_next(session)
+            while session.has_message(wait_s) and not self._take_next(session):
+                pass
         except NetworkError as exc:
             self._lose(session, exc)
 
@@ -286,8 +286,8 @@ class TaskStream:
         except NetworkError as exc:
             self._lose(session, exc)
 
-    def _take_next(self, session: EdgeSession) -> None:
-        """Receive a message, and see whose it is.
+    def _take_next(self, session: EdgeSession) -> bool:
+        """Receive a message, and see whose it is; return whether it is more than a sign of life.
 
         Raises: NetworkError.
         """
@@ -295,10 +295,12 @@ class TaskStream:
         flight = self._flights.get(received.task)
         if isinstance(received.message, Pong):
             self._check_overdue()
-        elif flight is None or flight.sent is None:
+            return False
+        if flight is None or flight.sent is None:
             log.warning("an answer to task %d, which has one already, is dropped", received.task)
         else:
             self._answer(flight, session, flight.sent, received)
+        return True
 
     def _check_overdue(self) -> None:
         """Give up a cloud that lives, but has forgotten a task.

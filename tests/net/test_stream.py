@@ -302,6 +302,22 @@ def test_tasks_of_a_lost_connection_are_sent_again_and_answered_once(is_served: 
         assert cloud.tasks.count(1) == 1
 
 
+def test_signs_of_life_do_not_pile_up_where_the_stream_is_seldom_served(listener: socket.socket) -> None:
+    def live_long(connection: Connection, received: Received) -> None:
+        for _ in range(20):
+            connection.send(Pong(0))
+        reply_to(connection, received)
+
+    server = threading.Thread(target=ScriptedCloud(listener, live_long).serve)
+    server.start()
+    with TaskStream(EdgeSession.open(*listener.getsockname()), pytest.fail, is_served=True) as stream:
+        (answer,) = submit(stream, 1)
+        stream.serve(WAIT_S)
+        assert answer.done()
+    stop_accepting(listener)
+    server.join()
+
+
 def test_an_answer_that_comes_twice_counts_once(listener: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
     def stammer(connection: Connection, received: Received) -> None:
         reply_to(connection, received)
