@@ -35,6 +35,7 @@ from utils.units import s_to_ms
 log = logging.getLogger(__name__)
 
 POLL_S = 0.01  # how often the tensors are looked after
+SMALL_ANSWER_BYTES = 8_192  # comes whole, or after a moment: a thousand classes have 4,000
 IMAGES_AHEAD = 4  # tasks whose images are read or being read: one long read holds up no edge half
 LOOK_MS = 100.0  # how often a long edge half is looked at: measurements come every second
 LONG_HALF_MS = 250.0  # a shorter one is finished before the next measurement
@@ -106,12 +107,22 @@ def images_ahead(tasks: Iterable[QueuedTask]) -> Iterator[tuple[QueuedTask, Futu
         reader.shutdown(wait=False, cancel_futures=True)
 
 
+def receives_itself(settings: QueueSettings, models: Mapping[str, QueueModel]) -> bool:
+    """Return whether the thread that computes edge halves should receive the answers, too: `TaskStream.is_served`.
+
+    With one task in flight it waits for nothing else, and goes on sooner than one that must be woken up. But it cannot
+    look after the tensors while it receives, so answers must be small.
+    """
+    return settings.in_flight == 1 and all(model.output_bytes <= SMALL_ANSWER_BYTES for model in models.values())
+
+
 class QueueRun:
     """Works through tasks: this thread computes edge halves, a stream sends them and brings the answers.
 
     At most ``in_flight`` tasks are begun and without an answer: each holds a slot until its result is there. While this
     thread waits for one, it looks how the tensors move; the rest of a task that is stuck it computes itself, and the
-    first answer counts. While it computes for long, it looks whether the cloud would be sooner after all.
+    first answer counts. While it computes for long, it looks whether the cloud would be sooner after all. The answers
+    it receives itself where the stream is served (`receives_itself`).
     """
 
     def __init__(
@@ -182,6 +193,11 @@ class QueueRun:
         self._stream.serve(POLL_S if self._slots.empty() else 0.0)
         return self._slots.get_nowait()
 
+    def _listen(self) -> None:
+        """Take what the cloud has said, where nobody else does."""
+        if self._stream.is_served:
+            self._stream.serve(0.0)
+
     def _begin(self, task: QueuedTask, image: Future[Tensor] | None, chooser: Chooser) -> None:
         self._results.await_result(task)
         try:
@@ -199,8 +215,7 @@ class QueueRun:
         self._send(begun)
 
     def _send(self, begun: _Begun) -> None:
-        if self._settings.in_flight > 1:  # else no task waits for link or cloud
-            self._pipeline = self._pipeline_now().after(begun.candidate.busy.beyond_edge)
+        self._pipeline = self._pipeline_now().after(begun.candidate.busy.beyond_edge)
         if not self._under_way:  # the bytes of others are on a link that may be slow just now
             self._stream.pace_first_task(begun.known.now.link)
         with self._lock:
@@ -269,6 +284,7 @@ class QueueRun:
 
         Raises: _BetterError.
         """
+        self._listen()
         if not self._is_time_to_look(start_ms):
             return
         now = self._watch.now()
@@ -327,7 +343,7 @@ class QueueRun:
                 self._under_way.pop(task, None)
         self._hedging.ended(was_first=self._finish_here(begun))
 
-    # ------------------------------------------------------------ answers, on the stream's threads
+    # ------------------------------------------------------------ answers, on the thread that receives
 
     def _take_answer(self, begun: _Begun, answer: Answered | NeurosurgeonError) -> None:
         task = begun.task.id
@@ -393,7 +409,9 @@ class QueueRun:
         tensors = [tensor.clone() for tensor in begun.half.tensors]
         cloud_half = begun.model.network.split(begun.edge_nodes).cloud
         between = partial(self._look_for_cloud, begun, start_ms) if self._hedges else None
-        return run_half(cloud_half, tensors, self._settings.device, between)
+        half = run_half(cloud_half, tensors, self._settings.device, between)
+        self._listen()  # the answer of the cloud may have come first
+        return half
 
     def _look_for_cloud(self, begun: _Begun, start_ms: float) -> None:
         """Look, while the rest of a task is computed here, whether that is still of use.
@@ -401,8 +419,7 @@ class QueueRun:
         Raises: _AnsweredError: the cloud was first. _BetterError: the task was lost with the cloud, which is back.
         """
         task = begun.task
-        if self._stream.is_served:
-            self._stream.serve(0.0)
+        self._listen()
         if not self._results.are_awaited(task):
             raise _AnsweredError
         if task.id in self._taken_over or begun.losses or not self._is_time_to_look(start_ms):

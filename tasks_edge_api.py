@@ -146,14 +146,14 @@ def _run_queue(args: argparse.Namespace, access: Access, begin_trace: Callable[[
         args.bandwidth, args.rtt, session.rtt_ms, lambda: estimate_link(args.ip, args.monitor_port, access)
     )
     from edge_cuts import in_order, prepare_models  # torch takes a second: only when the cloud has answered
-    from edge_queue import QueueRun
+    from edge_queue import QueueRun, receives_itself
 
     patience_s = PATIENCE_S if settings.on_cloud_loss is OnCloudLoss.RETRY else None
     models = prepare_models((task.model for task in tasks), settings, session, link)
     ordered, predicted_ms = in_order(tasks, models, link, settings)
     with (
         patient_interrupts() as interrupted,
-        TaskStream(session, open_session, patience_s, is_served=settings.in_flight == 1) as stream,
+        TaskStream(session, open_session, patience_s, is_served=receives_itself(settings, models)) as stream,
         LinkWatch(
             args.ip,
             args.monitor_port,

@@ -101,7 +101,7 @@ class LayerGraph:
     made_by: tuple[tuple[fx.Node, ...], ...] = field(repr=False)  # what in the program makes each node's tensors
     fixed: frozenset[fx.Node] = field(repr=False)  # what in the program depends on no input: computed once
     constants: Mapping[str, Tensor] = field(repr=False)  # of the program, made while tracing
-    _edge_nodes: dict[int, frozenset[int]] = field(default_factory=dict, repr=False)  # by partition point
+    _edge_nodes: dict[int, frozenset[int]] = field(init=False, default_factory=dict, repr=False)  # by partition point
 
     @property
     def input(self) -> TensorSpec:

@@ -310,13 +310,13 @@ class Conversation:
             if received.refusal:
                 raise received.refusal
             match received.message:
+                case Request() as request:
+                    self._submit(request, received)
+                case Prepare() as prepare:
+                    self._post(_Answer(received, *self._prepare(prepare)))
                 case AskLatencies(model, digest) if self._latencies:
                     self._engine.graph(model, digest)
                     self._post(_Answer(received, self._latencies(model)))
-                case Prepare() as prepare:
-                    self._post(_Answer(received, *self._prepare(prepare)))
-                case Request() as request:
-                    self._submit(request, received)
                 case other:
                     raise ProtocolError(f"a {type(other).__name__} has no place here")
         except Exception as exc:

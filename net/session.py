@@ -91,7 +91,7 @@ class EdgeSession:
         self.host = connection.peer.rpartition(":")[0]
         self._tasks = 0
         self._has_answered = False  # a task
-        self._silent_s = 0.0  # while somebody waited
+        self._heard_ms = now_ms()  # by whoever looks whether there is a message
         start_ms = now_ms()
         connection.send(Hello.of(edge=edge_id or new_edge_id()))
         hello, _ = self._expect(Hello, HELLO_TIMEOUT_S)
@@ -231,11 +231,12 @@ class EdgeSession:
     def has_message(self, wait_s: float) -> bool:
         """Return whether the cloud says something, waiting at most ``wait_s`` for it.
 
-        Raises: DeadlineError: it has been silent for `SILENCE_S`, with all that was waited here.
+        Raises: DeadlineError: it has been silent for `SILENCE_S`; what it said while nobody looked is still to be read.
         """
         has_message = self._connection.has_message(wait_s)
-        self._silent_s = 0.0 if has_message else self._silent_s + wait_s
-        if self._silent_s > SILENCE_S:
+        if has_message:
+            self._heard_ms = now_ms()
+        elif now_ms() - self._heard_ms > s_to_ms(SILENCE_S):
             raise DeadlineError(f"{self._connection.peer} has been silent for {SILENCE_S:g} s")
         return has_message
 

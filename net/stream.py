@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 MAX_LOSSES = 5  # a task that takes the cloud down each time is not sent for ever
 PATIENCE_S = 30.0  # a cloud that restarts loads its networks first
 MIN_RETRY_MS, MAX_RETRY_MS = 5.0, 10_000.0  # whatever a busy cloud says
+MAX_SIGNS = 100  # of life, that are read at once: more than a cloud gives during any half
 CLOSE_TIMEOUT_S = 1.0  # a thread that looks for the cloud may wait longer for its address to answer
 RETRY_JITTER = 0.5  # edges that were refused together do not come back together
 
@@ -267,15 +268,19 @@ class TaskStream:
     # ------------------------------------------------------------ receiving
 
     def serve(self, wait_s: float) -> None:
-        """Receive one answer, if it begins to come within ``wait_s``, and all signs of life that came before it."""
+        """Receive one answer, if it begins to come within ``wait_s``, and the signs of life that came before it.
+
+        Once it has begun, it is waited for: such a stream is for small answers.
+        """
         session = self._session
         if session is None:
             with self._lock:
                 self._changed.wait(wait_s)
             return
         try:
-            while session.has_message(wait_s) and not self._take_next(session):
-                pass
+            for _ in range(MAX_SIGNS):
+                if not session.has_message(wait_s) or self._take_next(session):
+                    return
         except NetworkError as exc:
             self._lose(session, exc)
 

@@ -117,7 +117,9 @@ class TlsWire:
 
     def has_bytes(self, wait_s: float) -> bool:
         """Return whether there is something to read, or to decrypt; see `Wire`."""
-        return self._ssl.pending() > 0 or self._incoming.pending > 0 or self._wire.has_bytes(wait_s)
+        with self._lock:
+            has_some = self._ssl.pending() > 0 or self._incoming.pending > 0
+        return has_some or self._wire.has_bytes(wait_s)
 
     def read_some(self, view: memoryview, deadline_s: float, fill: bool = False) -> int:
         """Read and decrypt what has come; see `Wire`."""

@@ -317,7 +317,7 @@ class Connection:
         return OVERHEAD * (size_bytes + FRAME_ROOM_BYTES + unacknowledged_bytes) <= self._room_bytes
 
     def has_message(self, wait_s: float) -> bool:
-        """Return whether a message, or the end, has begun to come, waiting at most ``wait_s`` for it."""
+        """Return whether a message, or the end, has begun to come, waiting at most ``wait_s``; for who receives."""
         return self._wire.has_bytes(wait_s)
 
     def receive(self, wait_s: float) -> Received:

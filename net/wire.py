@@ -26,7 +26,10 @@ class Wire(Protocol):
         """
 
     def has_bytes(self, wait_s: float) -> bool:
-        """Return whether there is something to read, be it the end, waiting at most ``wait_s`` for it."""
+        """Return whether there is something to read, be it the end, waiting at most ``wait_s`` for it.
+
+        It may be less than what is to be read. For the thread that reads.
+        """
 
     def send(self, pieces: Sequence[Buffer], deadline_s: float) -> None:
         """Send all pieces, one behind the other.

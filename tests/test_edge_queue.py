@@ -15,7 +15,7 @@ from torch import Tensor
 
 import edge_queue
 from edge_cuts import QueueModel, QueueSettings
-from edge_queue import QueueRun
+from edge_queue import QueueRun, receives_itself
 from edge_task import StageKeys
 from models.cuts import pack_nodes
 from models.zoo import load_network, model_graph
@@ -345,6 +345,44 @@ def test_what_the_cloud_has_answered_is_no_longer_computed_here(monkeypatch: pyt
         results = QueueRun(settings, {MODEL: model}, stream, watch, report).run([QueuedTask(1, MODEL)])
     assert [result.where for result in results] == ["cloud"]
     assert ended == []
+
+
+class ServedStream(StuckStream):
+    """Stands in for a stream that is served: its answer is there once it is due."""
+
+    is_served = True
+    is_due = False
+
+    def serve(self, wait_s: float) -> None:
+        if self.is_due and self.waiting:
+            self.answer()
+
+
+def test_an_answer_that_came_while_the_last_layer_ran_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_half = edge_queue.run_half
+    stream: Any = ServedStream()
+
+    def answered_at_the_end(*what: Any) -> Any:
+        result = run_half(*what)
+        stream.is_due = True
+        return result
+
+    monkeypatch.setattr(edge_queue, "run_half", answered_at_the_end)
+    monkeypatch.setattr(edge_queue.Hedging, "pays", lambda *what: True)
+    model = QueueModel(load_network(MODEL), SLOW_EDGE, FASTER, StageKeys("edge", "transfer", "cloud"))
+    settings = QueueSettings({}, learns=False, in_flight=1)
+    watch = LinkWatch("nowhere", 1, LINK)
+    with QueueReport([QueuedTask(1, MODEL)], io.StringIO()) as report:
+        results = QueueRun(settings, {MODEL: model}, stream, watch, report).run([QueuedTask(1, MODEL)])
+    assert [result.where for result in results] == ["cloud"]
+
+
+def test_only_one_small_answer_at_a_time_is_received_beside_the_computing() -> None:
+    model = queue_model()
+    assert receives_itself(QueueSettings({}, in_flight=1), {MODEL: model})
+    assert not receives_itself(QueueSettings({}, in_flight=2), {MODEL: model})
+    model.output_bytes = 1_000_000
+    assert not receives_itself(QueueSettings({}, in_flight=1), {MODEL: model})
 
 
 # ---------------------------------------------------------------- images

@@ -155,13 +155,14 @@ def test_a_broken_connection_brings_half_at_most(fault: Fault, echo: int) -> Non
 
 @pytest.mark.parametrize("fault", [Fault.DELAY, Fault.CUT, Fault.RESET, Fault.TRICKLE])
 @pytest.mark.parametrize("how", ["local", "retry"])
+@pytest.mark.parametrize("in_flight", ["1", "2"])
 def test_a_queue_gets_every_answer_whatever_the_network_does(
-    fault: Fault, how: str, proxy: FaultProxy, run_queue: RunQueue, monkeypatch: pytest.MonkeyPatch
+    fault: Fault, how: str, in_flight: str, proxy: FaultProxy, run_queue: RunQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(faults, "DELAY_S", 0.01)
     proxy.after_bytes = 1_500_000  # of every connection: its third task
     proxy.set_faults(1.0, [fault])
-    document = run_queue(proxy.port, 12, "--on-cloud-loss", how, "--in-flight", "2")
+    document = run_queue(proxy.port, 12, "--on-cloud-loss", how, "--in-flight", in_flight)
     assert_all_right(document, 12)
     assert proxy.happened[fault] >= 1
     if how == "retry":
@@ -179,13 +180,14 @@ def test_with_a_key_no_changed_byte_makes_a_wrong_answer(
         assert proxy.happened[fault] >= 1
 
 
+@pytest.mark.parametrize("in_flight", ["1", "2"])
 def test_a_cloud_that_falls_silent_is_done_without(
-    proxy: FaultProxy, run_queue: RunQueue, monkeypatch: pytest.MonkeyPatch
+    in_flight: str, proxy: FaultProxy, run_queue: RunQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("net.session.SILENCE_S", 1.5)  # the cloud gives a sign of life every second
     proxy.after_bytes = 700_000
     proxy.set_faults(1.0, [Fault.BLACKHOLE])
-    document = run_queue(proxy.port, 12)
+    document = run_queue(proxy.port, 12, "--in-flight", in_flight)
     assert_all_right(document, 12)
     assert "edge" in {task["where"] for task in document["tasks"]}
 
@@ -198,10 +200,11 @@ def test_without_a_cloud_to_fall_back_from_tasks_fail_with_the_reason(proxy: Fau
     assert errors and all("the cloud is lost" in error for error in errors)
 
 
-def test_a_queue_goes_back_to_a_cloud_that_is_back(slow_edge: list[str]) -> None:
+@pytest.mark.parametrize("in_flight", ["1", "4"])
+def test_a_queue_goes_back_to_a_cloud_that_is_back(in_flight: str, slow_edge: list[str]) -> None:
     command = ["tasks_cloud_api.py", "--monitor-port", "0", "-p"]
     with ServiceProcess([*command, "0"], services=2) as first:
-        edge = Edge([first.ports[0], 1], "--tasks", "100000", *slow_edge)
+        edge = Edge([first.ports[0], 1], "--tasks", "100000", "--in-flight", in_flight, *slow_edge)
         wait_for_answer(edge, "cloud")
         first.process.kill()
         wait_for_answer(edge, "edge")

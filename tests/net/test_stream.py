@@ -29,6 +29,7 @@ from utils.errors import (
     UsageError,
     WeightsError,
 )
+from utils.timing import now_ms
 
 WAIT_S = 20.0
 REQUEST = Request("le_net", b"\3", "graph", "digest")
@@ -314,6 +315,22 @@ def test_signs_of_life_do_not_pile_up_where_the_stream_is_seldom_served(listener
         (answer,) = submit(stream, 1)
         stream.serve(WAIT_S)
         assert answer.done()
+    stop_accepting(listener)
+    server.join()
+
+
+def test_a_silent_cloud_is_lost_to_who_never_waits(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("net.session.SILENCE_S", 0.05)
+    server = threading.Thread(target=ScriptedCloud(listener, lambda connection, received: None).serve)
+    server.start()
+    session = EdgeSession.open(*listener.getsockname())
+    with TaskStream(session, Mock(side_effect=ConnectError("away")), patience_s=None, is_served=True) as stream:
+        (answer,) = submit(stream, 1)
+        deadline_ms = now_ms() + 1_000 * WAIT_S
+        while not answer.done() and now_ms() < deadline_ms:
+            stream.serve(0.0)
+        with pytest.raises(ConnectError, match="has been silent"):
+            answer.result(0)
     stop_accepting(listener)
     server.join()
 
