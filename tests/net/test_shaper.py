@@ -121,10 +121,10 @@ def test_a_service_is_measured_through_the_relay() -> None:
     with ServiceProcess(["-m", "net.monitor_server", "--monitor-port", "0"]) as service:
         port = service.ports[0]
         with shaped(LOOPBACK, (port ^ 1, port), "40,20", None) as cloud:
-            link = measure_link(cloud.host, port, duplex=True)
+            links = [measure_link(cloud.host, port, duplex=True) for _ in range(3)]
     assert cloud.host != LOOPBACK
-    assert link.rate_bytes_per_s == pytest.approx(5e6, rel=0.5)  # the machine may be busy
-    assert link.rtt_ms >= 20.0
+    assert max(link.rate_bytes_per_s for link in links) == pytest.approx(5e6, rel=0.3)  # the machine may be busy
+    assert all(link.rtt_ms >= 20.0 for link in links)
 
 
 def test_without_a_shape_the_cloud_is_where_it_was() -> None:
