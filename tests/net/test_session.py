@@ -252,6 +252,29 @@ def test_a_silent_cloud_is_told_of_long_before_an_answer_is_due(
     thread.join()
 
 
+def test_a_cloud_that_was_heard_of_by_anyone_is_not_silent(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave = threading.Event()
+
+    def play() -> None:
+        with Connection(listener.accept()[0]) as connection:
+            connection.receive(JOIN_S)
+            connection.send(Hello.of())
+            leave.wait(0.3)
+            connection.send(Ready(MODEL, OTHER_DIGEST))
+            leave.wait(JOIN_S)
+
+    thread = threading.Thread(target=play)
+    thread.start()
+    with EdgeSession.open(*listener.getsockname()) as edge:
+        edge.wait_until_ready(OTHER_DIGEST)  # takes longer than a silence may
+        monkeypatch.setattr(session, "SILENCE_S", 0.2)
+        assert not edge.has_message(0.0)
+    leave.set()
+    thread.join()
+
+
 def test_a_cloud_that_lives_but_does_not_answer_is_given_up(
     listener: socket.socket, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
