@@ -1,10 +1,10 @@
 """A long queue against one cloud: memory, threads, file descriptors and processes of both sides, at the start and end.
 
-    python -m tests.benchmark.soak [MINUTES [FAULT_RATE]]
+    python -m tests.benchmark.soak [MINUTES [FAULT_RATE [FLAG ...]]]
 
-The edge is taken to be so slow that every task is sent. With a rate, such as 0.01, a proxy delays, cuts, resets,
-trickles, repeats or changes so many of the pieces that pass. An answer is right if it has the bits of both halves run
-here, with the threads of edge and cloud, or of the edge alone.
+The edge is taken to be so slow that every task is sent; flags, such as --in-flight 1, are the edge's. With a rate, such
+as 0.01, a proxy delays, cuts, resets, trickles, repeats or changes so many of the pieces that pass. An answer is right
+if it has the bits of both halves run here, with the threads of edge and cloud, or of the edge alone.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ def is_wrong(task: dict[str, Any]) -> bool:
 
 
 def main() -> None:
-    minutes, fault_rate = (float(text) for text in (sys.argv[1:] + [str(DEFAULT_MINUTES), "0"][len(sys.argv) - 1 :]))
+    numbers, flags = sys.argv[1:3], sys.argv[3:]
+    minutes, fault_rate = (float(text) for text in (numbers + [str(DEFAULT_MINUTES), "0"][len(numbers) :]))
     samples: list[dict[str, dict[str, float]]] = []
     with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
         key = Path(directory) / "key"
@@ -97,7 +98,7 @@ def main() -> None:
         command = [sys.executable, "tasks_edge_api.py", "-p", str(port), "--monitor-port", str(cloud.ports[1])]
         command += ["--tasks", "200000", "--seed", "1", "--json", "--key-file", str(key)]
         slow = write_slow_edge(Path(directory) / "slow.json")
-        command += ["--no-correction", "--edge-config", str(slow), "--bandwidth", "1000", "--rtt", "0.1"]
+        command += ["--no-correction", "--edge-config", str(slow), "--bandwidth", "1000", "--rtt", "0.1", *flags]
         edge = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         time.sleep(SETTLED_S)
         for _ in tqdm(range(int(minutes * 60 / SAMPLE_S)), unit="sample", disable=None):
