@@ -326,6 +326,17 @@ def test_a_lost_task_is_sent_again_once_when_the_cloud_is_back_before_the_edge_h
     assert stream.losses == list(range(1 + hedges))  # as told to the stream
 
 
+def where_a_stuck_task_is_answered(stream: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Run one task that is sent, and taken over at once."""
+    monkeypatch.setattr(edge_queue.Hedging, "pays", lambda *what: True)
+    model = QueueModel(load_network(MODEL), SLOW_EDGE, FASTER, StageKeys("edge", "transfer", "cloud"))
+    settings = QueueSettings({}, learns=False, in_flight=1)
+    watch = LinkWatch("nowhere", 1, LINK)
+    with QueueReport([QueuedTask(1, MODEL)], io.StringIO()) as report:
+        results = QueueRun(settings, {MODEL: model}, stream, watch, report).run([QueuedTask(1, MODEL)])
+    return [str(result.where) for result in results]
+
+
 def test_what_the_cloud_has_answered_is_no_longer_computed_here(monkeypatch: pytest.MonkeyPatch) -> None:
     run_half, ended = edge_queue.run_half, []
     stream: Any = StuckStream()
@@ -337,13 +348,7 @@ def test_what_the_cloud_has_answered_is_no_longer_computed_here(monkeypatch: pyt
         return result
 
     monkeypatch.setattr(edge_queue, "run_half", answered_meanwhile)
-    monkeypatch.setattr(edge_queue.Hedging, "pays", lambda *what: True)
-    model = QueueModel(load_network(MODEL), SLOW_EDGE, FASTER, StageKeys("edge", "transfer", "cloud"))
-    settings = QueueSettings({}, learns=False, in_flight=1)
-    watch = LinkWatch("nowhere", 1, LINK)
-    with QueueReport([QueuedTask(1, MODEL)], io.StringIO()) as report:
-        results = QueueRun(settings, {MODEL: model}, stream, watch, report).run([QueuedTask(1, MODEL)])
-    assert [result.where for result in results] == ["cloud"]
+    assert where_a_stuck_task_is_answered(stream, monkeypatch) == ["cloud"]
     assert ended == []
 
 
@@ -368,13 +373,7 @@ def test_an_answer_that_came_while_the_last_layer_ran_is_the_first(monkeypatch: 
         return result
 
     monkeypatch.setattr(edge_queue, "run_half", answered_at_the_end)
-    monkeypatch.setattr(edge_queue.Hedging, "pays", lambda *what: True)
-    model = QueueModel(load_network(MODEL), SLOW_EDGE, FASTER, StageKeys("edge", "transfer", "cloud"))
-    settings = QueueSettings({}, learns=False, in_flight=1)
-    watch = LinkWatch("nowhere", 1, LINK)
-    with QueueReport([QueuedTask(1, MODEL)], io.StringIO()) as report:
-        results = QueueRun(settings, {MODEL: model}, stream, watch, report).run([QueuedTask(1, MODEL)])
-    assert [result.where for result in results] == ["cloud"]
+    assert where_a_stuck_task_is_answered(stream, monkeypatch) == ["cloud"]
 
 
 def test_only_one_small_answer_at_a_time_is_received_beside_the_computing() -> None:
