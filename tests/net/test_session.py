@@ -6,7 +6,9 @@ import socket
 import struct
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -228,51 +230,46 @@ def test_signs_of_life_are_no_answers(listener: socket.socket, network: Network)
     thread.join()
 
 
-def test_a_silent_cloud_is_told_of_long_before_an_answer_is_due(
-    listener: socket.socket, network: Network, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextmanager
+def quiet_cloud(listener: socket.socket, *late: Message) -> Iterator[None]:
+    """Play a cloud that says hello, a while later the given messages, and nothing more until the block ends."""
     leave = threading.Event()
 
     def play() -> None:
         with Connection(listener.accept()[0]) as connection:
             connection.receive(JOIN_S)
             connection.send(Hello.of())
+            for message in late:
+                leave.wait(0.3)
+                connection.send(message)
             leave.wait(JOIN_S)
 
     thread = threading.Thread(target=play)
     thread.start()
-    with EdgeSession.open(*listener.getsockname()) as edge:
+    yield
+    leave.set()
+    thread.join()
+
+
+def test_a_silent_cloud_is_told_of_long_before_an_answer_is_due(
+    listener: socket.socket, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with quiet_cloud(listener), EdgeSession.open(*listener.getsockname()) as edge:
         monkeypatch.setattr(session, "SILENCE_S", 0.02)
         with pytest.raises(DeadlineError, match="sent nothing"):
             edge.infer(request_at(network), [])
         with pytest.raises(DeadlineError, match="has been silent"):
             while True:
                 assert not edge.has_message(0.0)
-    leave.set()
-    thread.join()
 
 
 def test_a_cloud_that_was_heard_of_by_anyone_is_not_silent(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    leave = threading.Event()
-
-    def play() -> None:
-        with Connection(listener.accept()[0]) as connection:
-            connection.receive(JOIN_S)
-            connection.send(Hello.of())
-            leave.wait(0.3)
-            connection.send(Ready(MODEL, OTHER_DIGEST))
-            leave.wait(JOIN_S)
-
-    thread = threading.Thread(target=play)
-    thread.start()
-    with EdgeSession.open(*listener.getsockname()) as edge:
+    with quiet_cloud(listener, Ready(MODEL, OTHER_DIGEST)), EdgeSession.open(*listener.getsockname()) as edge:
         edge.wait_until_ready(OTHER_DIGEST)  # takes longer than a silence may
         monkeypatch.setattr(session, "SILENCE_S", 0.2)
         assert not edge.has_message(0.0)
-    leave.set()
-    thread.join()
 
 
 def test_a_cloud_that_lives_but_does_not_answer_is_given_up(
