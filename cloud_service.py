@@ -7,7 +7,6 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +33,7 @@ from utils.cli import (
     add_weights,
     address_parser,
     end_with_parent,
+    forget_if_asked,
     listening_line,
     non_negative_float,
     port_number,
@@ -170,17 +170,19 @@ def access_flags(args: argparse.Namespace) -> list[str]:
 
 def latency_source(engine: CloudEngine, name: str, path: Path | None) -> Callable[[str], Latencies]:
     """Return the function that tells edges what a model's layers take here, predicted or measured."""
-    from predictor.predictor_utils import LatencyPredictor, find_predictor, suited, this_machine
+    from predictor.machine_speed import kept_machine_speed
+    from predictor.predictor_utils import LatencyPredictor, find_predictor, scaled_by_speed, scaled_to_machine
     from predictor.profile import measured_latencies
     from utils.inference_utils import as_network_input, random_input
 
-    @cache
     def predictor() -> LatencyPredictor:
         found = find_predictor("cloud", engine.device, name, path)
-        machine = this_machine(engine.device, engine.threads)
-        if found.is_of(machine):
+        if path is not None:
             return found
-        return engine.submit_job(lambda: suited(found, "cloud", machine, is_chosen=path is not None))()
+        speed = kept_machine_speed(engine.device, engine.threads)
+        if speed is not None:
+            return scaled_by_speed(found, speed, engine.threads)
+        return engine.submit_job(lambda: scaled_to_machine(found, engine.device, engine.threads))()
 
     def latencies(model: str) -> Latencies:
         if name == "measured":
@@ -190,7 +192,7 @@ def latency_source(engine: CloudEngine, name: str, path: Path | None) -> Callabl
         else:
             known = predictor().predict(model_graph(canonical_name(model)))
         columns = (list(known.latency_ms), list(known.low_ms), list(known.high_ms))
-        return Latencies(model, known.source, *columns, list(known.extrapolated))
+        return Latencies(model, known.source, *columns, list(known.extrapolated), known.origin)
 
     return latencies
 
@@ -228,6 +230,7 @@ def serve(args: argparse.Namespace, listener: socket.socket, access: Access) -> 
     from net.server import CloudServer, Rules
     from utils.report import cloud_lines
 
+    forget_if_asked(args)
     engine = make_engine(args)
     latencies = latency_source(engine, args.predictor, args.cloud_config)
     rules = Rules(Limits(max_body_bytes=mb_to_bytes(args.max_frame_mb)), args.allow_nonfinite)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ from predictor.crossovers import Crossover, crossovers
 from predictor.dag_search import DagCosts
 from predictor.latencies import Interval, LayerLatencies
 from predictor.memory import EdgeMemory, edge_memory, memory_at_points
-from predictor.predictor_utils import find_predictor
+from predictor.predictor_utils import find_predictor, scaled_to_machine
 from predictor.strategies import Strategy, inner_cuts, points_of, search_of
 from predictor.transfer import TENSOR_MS, WARM, Sender, transfer_time_ms
 from utils.cli import (
@@ -37,6 +38,7 @@ from utils.cli import (
     add_strategy,
     base_parser,
     checked,
+    forget_if_asked,
     non_negative_float,
     positive_float,
     run_main,
@@ -108,6 +110,11 @@ class SplitPlan:
         below_ms = math.hypot(*(total - interval.low_ms for total, interval in intervals))
         above_ms = math.hypot(*(interval.high_ms - total for total, interval in intervals))
         return Interval(total_ms - below_ms, total_ms + above_ms)
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """Whose data the predictions of each side come from."""
+        return {"edge": self.edge.origin, "cloud": self.cloud.origin}
 
     @property
     def runner_up(self) -> Candidate | None:
@@ -249,6 +256,11 @@ class Comparison:
     plans: Mapping[Strategy, Sequence[SplitPlan | None]]  # one for each rate; None: no cut fits
     crossovers: Sequence[Crossover[SplitPlan]]
 
+    @property
+    def origins(self) -> dict[str, str]:
+        """Whose data the predictions of each side come from."""
+        return next((plan.origins for plans in self.plans.values() for plan in plans if plan), {})
+
 
 def compare(graph: LayerGraph, plan_at: PlanAt, rates_bytes_per_s: Sequence[float]) -> Comparison:
     """Plan with every strategy at every rate, and find the rates at which the best cut of the graph changes.
@@ -324,8 +336,9 @@ def _run(args: argparse.Namespace) -> int:
     if args.compare != (len(args.bandwidth) > 1):
         raise UsageError("--compare needs two bandwidths or more, as in -b 0.1,1,10,100; a plan is for one")
     graph = model_graph(chosen_model(args.type, args.model_file, args.input_size))
-    edge = find_predictor("edge", name=args.predictor, path=args.edge_config).predict(graph)
-    cloud = find_predictor("cloud", name=args.predictor, path=args.cloud_config).predict(graph)
+    forget_if_asked(args)
+    edge = _latencies("edge", args.predictor, args.edge_config, graph)
+    cloud = _latencies("cloud", args.predictor, args.cloud_config, graph)
     max_edge_bytes = mb_to_bytes(args.max_edge_memory) if args.max_edge_memory else math.inf
 
     def plan_at(rate_bytes_per_s: float, strategy: Strategy) -> SplitPlan:
@@ -341,6 +354,14 @@ def _run(args: argparse.Namespace) -> int:
         )
 
     return _compare(args, graph, plan_at) if args.compare else _plan(args, plan_at)
+
+
+def _latencies(side: str, name: str, config: Path | None, graph: LayerGraph) -> LayerLatencies:
+    """Return what a model's layers take on one side: on this machine, or as the user's data says."""
+    predictor = find_predictor(side, name=name, path=config)
+    if config is None:
+        predictor = scaled_to_machine(predictor, "cpu", min(predictor.threads, os.cpu_count() or 1))
+    return predictor.predict(graph)
 
 
 def _plan(args: argparse.Namespace, plan_at: PlanAt) -> int:

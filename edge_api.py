@@ -35,6 +35,7 @@ from utils.cli import (
     add_predictor_choice,
     add_strategy,
     address_parser,
+    forget_if_asked,
     non_negative_int,
     positive_int,
     run_main,
@@ -92,6 +93,7 @@ def _run(args: argparse.Namespace) -> int:
     pixels = read_image(args.input, input_size(args.type)) if args.input else None
     check_given(args)
     access = access_of_edge(args)
+    forget_if_asked(args)
     with contextlib.ExitStack() as stack:
         host, port, monitor_port = stack.enter_context(cloud_of(args))
         network = stack.enter_context(shaped(host, (port, monitor_port), args.shape, args.trace))
@@ -219,6 +221,7 @@ def document_of(outcome: Outcome, args: argparse.Namespace, link: LinkEstimate |
         "interval_ms": list(outcome.plan.interval(candidate)),
         "too_close_to_call": outcome.plan.is_too_close_to_call,
         "predictor": {"edge": outcome.plan.edge.source, "cloud": outcome.plan.cloud.source},
+        "predicted_from": outcome.plan.origins,
         "measured": outcome.measured.as_dict(),
         "sent_bytes": outcome.runs[-1].sent_bytes,
         "weights_digest": half.weights_digest,

@@ -123,6 +123,11 @@ class QueueModel:
         self._cuts_run: set[frozenset[int]] = set()
         self._requests: dict[frozenset[int], Request] = {}
 
+    @property
+    def origins(self) -> dict[str, str]:
+        """Whose data the predictions of each side come from."""
+        return {"edge": self._edge.origin, "cloud": self._cloud.origin}
+
     def plan(self, now: LinkNow, corrections: Corrections, settings: QueueSettings) -> SplitPlan:
         """Return the plan for the link of the moment; while nothing changes, the same one."""
         queue_ms = now.queue_ms if settings.hears_load else 0.0

@@ -17,6 +17,7 @@ from torch import Tensor
 from deployment import Candidate, SplitPlan
 from edge_cuts import Choice, Chooser, QueueModel, QueueSettings, StageFactors, anew, choice, once_more, within
 from edge_results import Known, Results, reason
+from edge_task import doubt_speed
 from models.zoo import Network, input_size
 from net.link_watch import LinkNow, LinkWatch
 from net.session import OnCloudLoss
@@ -169,6 +170,8 @@ class QueueRun:
             self.makespan_ms = self._results.elapsed_ms
         if self._settings.learns:
             self._corrections.save()
+            for name, model in self._models.items():
+                doubt_speed(self._settings.task(name), self._corrections.factor(model.keys.edge))
         return self._results.reported
 
     def _wait_for_slot(self) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -28,7 +29,8 @@ from net.session import EdgeSession, OnCloudLoss, stage_times
 from net.stream import PATIENCE_S
 from predictor.correction import Corrections
 from predictor.latencies import LayerLatencies
-from predictor.predictor_utils import Machine, dataset_threads, find_predictor, suited, this_machine
+from predictor.machine_speed import DISAGREEMENT, doubt_machine_speed
+from predictor.predictor_utils import dataset_threads, find_predictor, scaled_to_machine
 from predictor.profile import measured_latencies
 from predictor.strategies import Strategy
 from predictor.transfer import IDLE, WARM, Sender
@@ -46,11 +48,14 @@ from utils.inference_utils import (
     top_guesses,
     use_threads,
 )
+from utils.queue_results import printable
 from utils.report import EdgeReport, stage_timings
 from utils.timing import StageTimes, Timing, now_ms
 from utils.units import MS_PER_S, s_to_ms
 
 log = logging.getLogger(__name__)
+
+MAX_ORIGIN = 400  # characters of what a cloud says of its data
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +158,8 @@ def run_with_cloud(task: Task, session: EdgeSession, link: LinkEstimate, show: E
     outcome = infer(task, half, plan, candidate, session, show)
     if task.learns:
         learn(corrections, stages.keys, link, outcome)
+        if task.repeat > 1:
+            doubt_speed(task, corrections.factor(stages.keys.edge))
     show_outcome(outcome, show)
     return outcome
 
@@ -188,7 +195,7 @@ def plan_alone(graph: LayerGraph, edge: LayerLatencies) -> SplitPlan:
     """Return the plan of an edge that has no cloud: there is one candidate."""
     point, stages = len(graph.layers), StageTimes(edge.total(), 0.0, 0.0)
     alone = Candidate(point, graph.point_name(point), stages, stages, 0)
-    return SplitPlan(graph, edge, replace(edge, source="lost"), [alone], alone, 0.0)
+    return SplitPlan(graph, edge, replace(edge, source="lost", origin=""), [alone], alone, 0.0)
 
 
 def infer(
@@ -279,6 +286,15 @@ def learn(corrections: Corrections, keys: StageKeys, link: LinkEstimate, outcome
     corrections.save()
 
 
+def doubt_speed(task: Task, edge_factor: float) -> None:
+    """Have this machine's speed measured again at the next start, where warm tasks contradict it.
+
+    Args: edge_factor: how much longer the edge partitions of a model take than predicted, noise left out.
+    """
+    if task.predictor != "measured" and not 1 / DISAGREEMENT <= edge_factor <= DISAGREEMENT:
+        doubt_machine_speed(task.device, torch.get_num_threads())
+
+
 def edge_latencies(task: Task, graph: LayerGraph) -> LayerLatencies:
     """Return what the model's layers take on this machine, predicted or measured."""
     if task.predictor == "measured":
@@ -286,22 +302,20 @@ def edge_latencies(task: Task, graph: LayerGraph) -> LayerLatencies:
         network = build_network(task.model, task.weights, task.device)  # and not kept: most of it may not be needed
         return measured_latencies(network, as_network_input(random_input(graph.input.shape), task.device))
     predictor = find_predictor("edge", task.device, task.predictor, task.edge_config)
-    machine = this_machine(task.device, use_threads(task.threads or predictor.threads))
-    return suited(predictor, "edge", machine, is_chosen=task.edge_config is not None).predict(graph)
+    threads = use_threads(task.threads or predictor.threads)
+    if task.edge_config is None:
+        predictor = scaled_to_machine(predictor, task.device, threads)
+    return predictor.predict(graph)
 
 
 def cloud_latencies(task: Task, session: EdgeSession, graph: LayerGraph) -> LayerLatencies:
     """Return what the model's layers take in the cloud: as it says itself, or as the user's data says."""
     if task.cloud_config is None:
         told = session.ask_latencies(task.model, graph.digest)
-        latencies = LayerLatencies(told.latency_ms, told.low_ms, told.high_ms, told.source, told.extrapolated)
-    else:
-        device, threads = str(session.cloud.get("device")), session.cloud.get("threads")
-        name = "linear" if task.predictor == "linear" else "forest"
-        predictor = find_predictor("cloud", device, name, task.cloud_config)
-        machine = Machine(device, threads if isinstance(threads, int) else None, None)
-        latencies = suited(predictor, "cloud", machine, is_chosen=True).predict(graph)
-    return latencies
+        columns = (told.latency_ms, told.low_ms, told.high_ms)
+        return LayerLatencies(*columns, told.source, told.extrapolated, printable(told.origin[:MAX_ORIGIN]))
+    name = "linear" if task.predictor == "linear" else "forest"
+    return find_predictor("cloud", str(session.cloud.get("device")), name, task.cloud_config).predict(graph)
 
 
 def prepare(task: Task, session: EdgeSession, edge_nodes: frozenset[int], show: EdgeReport) -> EdgeHalf:
@@ -344,6 +358,7 @@ def show_outcome(outcome: Outcome, show: EdgeReport) -> None:
     """Print the answer and the figures behind the contract's lines."""
     show.answer(outcome.guesses, outcome.half.source.seeded)
     show.comparison(outcome.candidate.stages, outcome.measured, len(outcome.runs))
+    show.origins(outcome.plan.origins)
     show.where(outcome.where)
     if len(outcome.runs) > 1:
         show.repeats(outcome.timings)

@@ -42,6 +42,7 @@ from utils.cli import (
     add_predictor_choice,
     add_weights,
     address_parser,
+    forget_if_asked,
     non_negative_int,
     positive_float,
     positive_int,
@@ -139,6 +140,7 @@ def _run(args: argparse.Namespace) -> int:
 def _run_queue(args: argparse.Namespace, access: Access, begin_trace: Callable[[], None]) -> int:
     out = sys.stderr if args.json else sys.stdout
     register_files(args.model_file)
+    forget_if_asked(args)
     tasks, settings = tasks_of(args), settings_of(args)
     open_session = partial(EdgeSession.open, args.ip, args.port, new_edge_id(), access)
     session = open_session()
@@ -174,6 +176,7 @@ def _run_queue(args: argparse.Namespace, access: Access, begin_trace: Callable[[
         objective=args.objective,
         schedule=args.schedule,
         predicted_makespan_ms=predicted_ms,
+        predicted_from=next(iter(models.values())).origins if models else None,
     )
     print_summary(summary, out)
     save(args, results, summary)

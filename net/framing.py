@@ -31,7 +31,7 @@ from utils.errors import ProtocolError, VersionError
 from utils.units import readable_bytes
 
 MAGIC = b"NSGN"
-WIRE_VERSION = 3
+WIRE_VERSION = 4
 ALIGNMENT = 64  # a cache line: tensors that start on one are read at full speed
 HEAD_UNIT = 512  # one read, and one page of room for a request's header
 TLS_HANDSHAKE, TLS_ALERT = b"\x16", b"\x15"  # first byte of a TLS connection, and of its refusal

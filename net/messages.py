@@ -76,6 +76,7 @@ class Latencies(NamedTuple):
     low_ms: list[float]
     high_ms: list[float]
     extrapolated: list[str]
+    origin: str  # whose data the predictions come from, for people
 
 
 class Prepare(NamedTuple):

@@ -36,7 +36,7 @@ from tqdm import tqdm
 from models.operations import LayerKind
 from predictor.get_datasets_func import COLUMNS, csv_path, pace_of
 from predictor.kernel_flops import row_work
-from predictor.pace import SEED, Layer, built, lower_quartile, one_pass, pace_layers
+from predictor.machine_speed import SEED, Layer, built, lower_quartile, one_pass, pace_layers
 from predictor.predictor_utils import (
     SIDES,
     default_directory,

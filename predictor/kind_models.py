@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 
+from models.operations import LayerKind
 from predictor.features import FloatArray
 from predictor.forest import Forest, fit_forest
 from predictor.get_datasets_func import BoolArray, DataSet
@@ -15,6 +19,44 @@ HELD_OUT_EVERY = 8  # rows: the fit never sees these; they calibrate the interva
 MIN_LATENCY_MS = 1e-4
 UNMEASURED = (0.5, 2.0)  # the interval of a kind without data: a guess, and told as one
 RANGE_MARGIN = 0.5  # of a feature, which is a logarithm to base 2: by this much a layer may leave the data
+
+
+class Family(StrEnum):
+    """Layers whose speed has the same limit: on another machine they take longer by about the same factor."""
+
+    CONVOLUTION = "convolution"
+    POINTWISE = "pointwise"  # convolutions of 1x1: products of matrices
+    DEPTHWISE = "depthwise"
+    LINEAR = "linear"  # and products of tokens
+    MEMORY = "memory"  # all others: they read and write more than they compute
+
+
+_FAMILIES: Mapping[LayerKind, Family] = {
+    LayerKind.CONV: Family.CONVOLUTION,
+    LayerKind.WEIGHTED: Family.CONVOLUTION,
+    LayerKind.DW_CONV: Family.DEPTHWISE,
+    LayerKind.LINEAR: Family.LINEAR,
+    LayerKind.MATMUL: Family.LINEAR,
+    LayerKind.ATTENTION: Family.LINEAR,
+}
+
+
+def family_of(kind: LayerKind, columns: Mapping[str, float]) -> Family:
+    """Return the family of a layer.
+
+    Args: columns: of the layer, as in its data set.
+    """
+    if kind is LayerKind.CONV and columns.get("kernel") == 1:
+        return Family.POINTWISE
+    return _FAMILIES.get(kind, Family.MEMORY)
+
+
+class Scale(NamedTuple):
+    """How much longer the layers of a family take on this machine than predicted."""
+
+    factor: float = 1.0
+    low: float = 1.0  # measured / (predicted * factor) lies between these two for nine layers in ten
+    high: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ class LayerLatencies:
     high_ms: Sequence[float]
     source: str  # linear, forest or measured
     extrapolated: Sequence[str] = ()  # layers unlike all that was measured: their intervals are too narrow
+    origin: str = ""  # whose data the predictions come from, for people
 
     def __post_init__(self) -> None:
         if not len(self.latency_ms) == len(self.low_ms) == len(self.high_ms):
@@ -55,12 +56,12 @@ class LayerLatencies:
         """Return the latencies of some layers."""
         chosen = list(layers)
         latency, low, high = ([v[layer] for layer in chosen] for v in (self.latency_ms, self.low_ms, self.high_ms))
-        return LayerLatencies(latency, low, high, self.source, self.extrapolated)
+        return LayerLatencies(latency, low, high, self.source, self.extrapolated, self.origin)
 
     def scaled(self, factor: float) -> LayerLatencies:
         """Return the same latencies, all times ``factor``."""
         latency, low, high = ([value * factor for value in v] for v in (self.latency_ms, self.low_ms, self.high_ms))
-        return LayerLatencies(latency, low, high, self.source, self.extrapolated)
+        return LayerLatencies(latency, low, high, self.source, self.extrapolated, self.origin)
 
 
 def _joined(widths: Sequence[float]) -> float:

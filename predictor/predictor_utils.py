@@ -16,20 +16,30 @@ import importlib.metadata
 import io
 import json
 import logging
+import math
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from models.graph import LayerGraph, Node
 from models.operations import LayerKind
 from predictor import forest
-from predictor.features import FEATURE_NAMES, FEATURES_VERSION, TREE_COLUMNS, FloatArray, feature_matrix, tree_matrix
+from predictor.features import (
+    FEATURE_NAMES,
+    FEATURES_VERSION,
+    TREE_COLUMNS,
+    Columns,
+    FloatArray,
+    feature_matrix,
+    tree_matrix,
+)
 from predictor.forest import ARRAY_NAMES, Forest
 from predictor.get_datasets_func import (
     COLUMNS,
@@ -41,14 +51,16 @@ from predictor.get_datasets_func import (
     csv_path,
     load_dataset,
 )
-from predictor.kernel_flops import node_work
-from predictor.kind_models import HELD_OUT_EVERY, KindModel, Score, fit_kind
+from predictor.kernel_flops import node_work, row_work
+from predictor.kind_models import HELD_OUT_EVERY, Family, KindModel, Scale, Score, family_of, fit_kind
 from predictor.latencies import LayerLatencies
-from predictor.pace import kept_pace_ms
 from utils.cli import base_parser, run_main
 from utils.errors import DataSetError, MissingPredictorError, writing
 from utils.files import cache_directory, file_name, replace_file
 from utils.machine import device_name
+
+if TYPE_CHECKING:
+    from predictor.machine_speed import MachineSpeed
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +69,8 @@ CONFIG_VERSION = 2
 SIDES = ("edge", "cloud")
 PREDICTORS = ("forest", "linear")
 FREE_KINDS = frozenset({LayerKind.INPUT, LayerKind.VIEW})
+MIN_FACTOR, MAX_FACTOR = 0.02, 100.0  # of a machine that can be believed; a small board may take 20 times as long
+NINE_IN_TEN = 1.645  # standard deviations to either side
 # Whose rates stand in for a kind that was never measured: they know what arithmetic and traffic cost.
 STAND_INS: Mapping[LayerKind, tuple[LayerKind, ...]] = {
     LayerKind.MATMUL: (LayerKind.CONV, LayerKind.LINEAR),
@@ -90,7 +104,8 @@ class LatencyPredictor:
     name: str  # linear or forest
     kinds: Mapping[LayerKind, KindModel]
     provenance: Mapping[str, Any]
-    factor: float = 1.0  # how much longer layers take than where the data comes from
+    scales: Mapping[Family, Scale] = field(default_factory=dict)  # to this machine; none: as the data is
+    scaled_how: str = "as it is"
     _known: dict[LayerGraph, LayerLatencies] = field(default_factory=dict, repr=False, init=False)
 
     @property
@@ -105,16 +120,10 @@ class LatencyPredictor:
         name = self.provenance.get("device_name")
         return Machine(device, self.threads if device == "cpu" else None, None if name is None else str(name))
 
-    def is_of(self, machine: Machine) -> bool:
-        """Return whether the data was measured with such a machine; what one of them does not tell is not compared."""
-        pairs = zip(machine, self.machine, strict=True)
-        return all(None in (ours, theirs) or ours == theirs for ours, theirs in pairs)
-
     @property
-    def pace_ms(self) -> float | None:
-        """What the layers of the pace took there; None where it is not known."""
-        pace_ms = self.provenance.get("pace_ms")
-        return float(pace_ms) if pace_ms else None
+    def origin(self) -> str:
+        """Whose data the predictions come from, and how they were scaled, for people."""
+        return f"data of {self.machine}, {self.scaled_how}"
 
     def predict(self, graph: LayerGraph) -> LayerLatencies:
         """Return the predicted latency of every layer of a chain; kept with the graph.
@@ -124,7 +133,7 @@ class LatencyPredictor:
         Raises: MissingPredictorError: names the layer whose kind has no predictor.
         """
         if graph not in self._known:
-            self._known[graph] = self._predict(graph).scaled(self.factor)
+            self._known[graph] = self._predict(graph)
         return self._known[graph]
 
     def _predict(self, graph: LayerGraph) -> LayerLatencies:
@@ -133,15 +142,17 @@ class LatencyPredictor:
         extrapolated: list[str] = []
         for kind, (nodes, features, tree_features) in graph_features(graph).items():
             model = self._model(kind, nodes[0])
-            latency_ms = model.predict(features, tree_features)
+            scales = [self.scales.get(family_of(kind, node.params), Scale()) for node in nodes]
+            factor, scale_low, scale_high = np.array(scales).T
+            latency_ms = model.predict(features, tree_features) * factor
             layers = [node.layer for node in nodes]
             np.add.at(total, layers, latency_ms)
-            np.add.at(below, layers, ((1 - model.interval[0]) * latency_ms) ** 2)
-            np.add.at(above, layers, ((model.interval[1] - 1) * latency_ms) ** 2)
+            np.add.at(below, layers, ((1 - np.minimum(model.interval[0], scale_low)) * latency_ms) ** 2)
+            np.add.at(above, layers, ((np.maximum(model.interval[1], scale_high) - 1) * latency_ms) ** 2)
             beyond = model.is_beyond(tree_features)
             extrapolated += [node.name for node, is_beyond in zip(nodes, beyond, strict=True) if is_beyond]
         low, high = np.maximum(total - np.sqrt(below), 0), total + np.sqrt(above)
-        return LayerLatencies(total.tolist(), low.tolist(), high.tolist(), self.name, extrapolated)
+        return LayerLatencies(total.tolist(), low.tolist(), high.tolist(), self.name, extrapolated, self.origin)
 
     def _model(self, kind: LayerKind, node: Node) -> KindModel:
         if kind in self.kinds:
@@ -232,32 +243,54 @@ def find_predictor(side: str, device: str = "cpu", name: str = "forest", path: P
     return installed_predictor(path or dataset_directory(side, device), name)
 
 
-def this_machine(device: str, threads: int) -> Machine:
-    """Return what a predictor's data should have been measured with, to be used here."""
-    return Machine(device, threads, device_name(device))
+def scaled_to_machine(predictor: LatencyPredictor, device: str, threads: int) -> LatencyPredictor:
+    """Return a predictor scaled to this machine, whose speed is measured where it is not known (`machine_speed`)."""
+    from predictor.machine_speed import machine_speed
+
+    return scaled_by_speed(predictor, machine_speed(device, threads), threads)
 
 
 @cache
-def suited(predictor: LatencyPredictor, side: str, machine: Machine, *, is_chosen: bool) -> LatencyPredictor:
-    """Return a predictor for a machine: as it is where its data was measured there; where not, that is said.
+def scaled_by_speed(predictor: LatencyPredictor, speed: MachineSpeed, threads: int) -> LatencyPredictor:
+    """Return a predictor scaled to a machine of this speed, with these CPU threads."""
+    from predictor.machine_speed import reference_layers
 
-    Predictions are then scaled to the pace of this machine (`predictor.pace`), with the threads in use.
+    scales = scales_of(predictor, reference_layers(), speed.layers_ms)
+    factors = [scale.factor for scale in scales.values()]
+    how = f"scaled by {min(factors):.2g} to {max(factors):.2g} to this machine, threads: {threads}"
+    how += f" (measured {speed.date[:16].replace('T', ' ')} UTC, load {speed.load:g})"
+    if speed.was_busy:
+        how += f", which was busy then (bursts differ by {speed.spread:.1f}): --remeasure-machine measures it again"
+    if not MIN_FACTOR <= min(factors) <= max(factors) <= MAX_FACTOR:
+        log.warning("the speed of this machine is hard to believe: %s; python -m net.doctor checks a prediction", how)
+    return replace(predictor, scales=scales, scaled_how=how)
 
-    Args: is_chosen: the user named the predictor, and gets just that.
+
+def scales_of(
+    predictor: LatencyPredictor, layers: Sequence[tuple[LayerKind, Columns]], measured_ms: Sequence[float]
+) -> dict[Family, Scale]:
+    """Return how the layers of each family scale, from measured ones: the geometric mean of measured / predicted.
+
+    Args: layers: of known kinds, (n,). measured_ms: what they take, (n,), ms.
     """
-    if predictor.is_of(machine):
-        return predictor
-    factor = 1.0 if is_chosen or not predictor.pace_ms else kept_pace_ms(machine.device) / predictor.pace_ms
-    log.warning(
-        "the %s computes with %s, but its predictions are of %s%s: they may be far off until enough is learnt; "
-        "python -m predictor.collect --side %s measures what it has",
-        side,
-        machine,
-        predictor.machine,
-        f", scaled by {factor:.2g} to its pace" if factor != 1.0 else "",
-        side,
-    )
-    return replace(predictor, factor=factor)
+    logs: dict[Family, list[float]] = {}
+    for (kind, columns), layer_ms in zip(layers, measured_ms, strict=True):
+        if kind in predictor.kinds:
+            work = [row_work(kind, columns)]
+            features = feature_matrix(work), tree_matrix(kind, [columns], work)
+            predicted_ms = float(predictor.kinds[kind].predict(*features)[0])
+            logs.setdefault(family_of(kind, columns), []).append(math.log(layer_ms / predicted_ms))
+    known = {family: _scale(values) for family, values in logs.items()}
+    rest = _scale([value for values in logs.values() for value in values])
+    return {family: known.get(family, rest) for family in Family}
+
+
+def _scale(logs: Sequence[float]) -> Scale:
+    """Return the scale of layers from the logarithms of measured / predicted; 1 where there are none."""
+    if not logs:
+        return Scale()
+    spread = NINE_IN_TEN * statistics.pstdev(logs)
+    return Scale(math.exp(statistics.fmean(logs)), math.exp(-spread), math.exp(spread))
 
 
 @cache

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 MIN_PASSES, MAX_PASSES = 9, 60
 BUDGET_S = 2.0
 PROFILE_VERSION = 1
+ORIGIN = "layers of this network, measured on this machine"
 
 
 class Profilable(Protocol):
@@ -93,7 +94,7 @@ def summarise(passes: Sequence[Sequence[float]]) -> LayerLatencies:
     """Return medians and the middle 90 % of passes (passes, layers), ms."""
     tail = (1 - COVERAGE) / 2
     low, median, high = np.quantile(np.array(passes), [tail, 0.5, 1 - tail], axis=0).tolist()
-    return LayerLatencies(median, low, high, "measured")
+    return LayerLatencies(median, low, high, "measured", origin=ORIGIN)
 
 
 def profile_path(graph: LayerGraph, device: str) -> Path:
@@ -115,7 +116,7 @@ def read_profile(path: Path, layers: int) -> LayerLatencies:
     if document["version"] != PROFILE_VERSION or len(document["latency_ms"]) != layers:
         raise ValueError("written for another version")
     latency, low, high = ([float(value) for value in document[name]] for name in ("latency_ms", "low_ms", "high_ms"))
-    return LayerLatencies(latency, low, high, "measured")
+    return LayerLatencies(latency, low, high, "measured", origin=ORIGIN)
 
 
 def _columns(latencies: LayerLatencies) -> dict[str, list[float]]:

@@ -18,7 +18,7 @@ from models.torchvision_compat import import_torchvision
 from models.zoo import INPUT_SHAPE
 from predictor.collect import BLOCK_LAYERS, config_names
 from predictor.get_datasets_func import csv_path, read_rows
-from predictor.pace import built, one_pass
+from predictor.machine_speed import built, one_pass
 from predictor.predictor_utils import LatencyPredictor
 from predictor.sampling import RECIPES, Config
 from utils.inference_utils import as_network_input, random_input, run_half

@@ -38,9 +38,9 @@ def photo() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where what takes seconds to make is kept for all tests: fitted forests, and the pace of this machine."""
+    """Where what takes seconds to make is kept for all tests: fitted forests, and the speed of this machine."""
     cache = tmp_path_factory.mktemp("cache")
-    for name in ("forests", "paces"):
+    for name in ("forests", "speeds"):
         (cache / name).mkdir()
     return cache
 

@@ -150,8 +150,22 @@ def add_predictor_choice(
             f"--{side}-config",
             type=Path,
             metavar="PATH",
-            help=f"the {side}'s fitted parameters (a file) or data sets (a directory) (default: predictor/)",
+            help=f"the {side}'s fitted parameters (a file) or data sets (a directory), used as they are "
+            "(default: predictor/, scaled to the speed of this machine)",
         )
+    parser.add_argument(
+        "--remeasure-machine",
+        action="store_true",
+        help="measure the speed of this machine again (default: a measurement is kept for a week)",
+    )
+
+
+def forget_if_asked(args: argparse.Namespace) -> None:
+    """Have the speed of this machine measured again, where --remeasure-machine asks for it."""
+    if args.remeasure_machine:
+        from predictor.machine_speed import forget_machine_speeds  # torch takes a second
+
+        forget_machine_speeds()
 
 
 def add_link(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from utils.queue_results import ALL, GroupSummary, QueueSummary, cuts_text, printable
 from utils.queue_tasks import QueuedTask, TaskResult
-from utils.report import RULE, EdgeReport, bandwidth_line, best_line, graph_cut_lines
+from utils.report import RULE, EdgeReport, bandwidth_line, best_line, graph_cut_lines, origin_lines
 from utils.units import bytes_per_s_to_mb_per_s
 
 START = "===================== start inference tasks ===================== "  # ends in a blank, as in the contract
@@ -135,6 +135,7 @@ def print_summary(summary: QueueSummary, stream: TextIO | None = None) -> None:
         f"{'total':>10}{'/predicted':>11}{'tasks/s':>9}  cuts (point:tasks)",
         *(_group_line(name, group) for name, group in summary.groups().items()),
         *_makespan_lines(summary),
+        *origin_lines(summary.predicted_from),
     ]
     print("\n".join(lines), file=stream or sys.stdout, flush=True)
 

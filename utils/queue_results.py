@@ -59,6 +59,7 @@ class QueueSummary:
     objective: str
     schedule: str
     predicted_makespan_ms: Mapping[str, float]  # schedule -> ms; empty where none was predicted
+    predicted_from: Mapping[str, str]  # side -> whose data its predictions come from
 
     def groups(self) -> dict[str, GroupSummary]:
         """Return the summary of each model, and the one over all last."""
@@ -72,6 +73,7 @@ def summarise(
     objective: str,
     schedule: str,
     predicted_makespan_ms: Mapping[str, float] | None = None,
+    predicted_from: Mapping[str, str] | None = None,
 ) -> QueueSummary:
     """Return the statistics of a queue, per model and over all; it may have no finished task."""
     models = dict.fromkeys(result.task.model for result in results)
@@ -83,6 +85,7 @@ def summarise(
         objective=objective,
         schedule=schedule,
         predicted_makespan_ms=dict(predicted_makespan_ms or {}),
+        predicted_from=dict(predicted_from or {}),
     )
 
 
@@ -166,6 +169,7 @@ def _summary_document(summary: QueueSummary) -> Json:
         "objective": summary.objective,
         "schedule": summary.schedule,
         "predicted_makespan_ms": dict(summary.predicted_makespan_ms),
+        "predicted_from": dict(summary.predicted_from),
     }
 
 

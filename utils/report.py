@@ -143,6 +143,11 @@ class EdgeReport:
         if runs == 1:
             self.say("(the first inference of a process also builds its kernels; --repeat 20 measures warm ones)")
 
+    def origins(self, origins: Mapping[str, str]) -> None:
+        """Whose data the predictions of each side come from."""
+        for line in origin_lines(origins):
+            self.say(line)
+
     def where(self, where: str) -> None:
         """Where the answer was computed."""
         self.say(f"answered by {where}")
@@ -158,6 +163,11 @@ class EdgeReport:
     def verified(self, max_abs_diff: float) -> None:
         """The whole network ran locally, too."""
         self.say(f"largest difference to the unsplit network on this machine: {max_abs_diff:g}")
+
+
+def origin_lines(origins: Mapping[str, str]) -> list[str]:
+    """Return a line for each side that says whose data its predictions come from."""
+    return [f"{side} predicted from {origin}" for side, origin in origins.items() if origin]
 
 
 def stage_timings(runs: Sequence[StageTimes]) -> dict[str, Timing]:
@@ -252,6 +262,7 @@ def plan_document(plan: SplitPlan) -> Json:
         "too_close_to_call": plan.is_too_close_to_call,
         "extrapolated": {"edge": list(plan.edge.extrapolated), "cloud": list(plan.cloud.extrapolated)},
         "predictor": {"edge": plan.edge.source, "cloud": plan.cloud.source},
+        "predicted_from": plan.origins,
         "decision_ms": plan.decision_ms,
     }
 
@@ -295,6 +306,7 @@ def print_confidence(plan: SplitPlan) -> None:
         if latencies.extrapolated:
             names = ", ".join(latencies.extrapolated)
             print(f"beyond the {side}'s data, so less sure than the interval says : {names}")
+    print("\n".join(origin_lines(plan.origins)))
 
 
 # ---------------------------------------------------------------- strategies beside each other
@@ -311,6 +323,7 @@ def comparison_document(comparison: Comparison, rtt_ms: float) -> Json:
     return {
         "model": comparison.graph.model,
         "rtt_ms": rtt_ms,
+        "predicted_from": comparison.origins,
         "strategies": [
             {
                 "strategy": str(plan.strategy),
@@ -351,6 +364,7 @@ def print_comparison(comparison: Comparison, rtt_ms: float) -> None:
         )
     if not comparison.crossovers:
         print("the best cut is the same at all of these bandwidths")
+    print("\n".join(origin_lines(comparison.origins)))
 
 
 # ---------------------------------------------------------------- the layer study

@@ -39,7 +39,7 @@ PLAIN = (dict, list, tuple, str, bytes, int, float, bool, type(None))
 SAMPLES: tuple[tuple[Message, list[torch.Tensor]], ...] = (
     (Hello.of(device="cpu", threads=2, edge=bytes(16)), []),
     (AskLatencies("le_net", "0" * 32), []),
-    (Latencies("le_net", "forest", [1.0, 2.5], [0.5, 2.0], [2.0, 3.0], ["features.0"]), []),
+    (Latencies("le_net", "forest", [1.0, 2.5], [0.5, 2.0], [2.0, 3.0], ["features.0"], "data of A"), []),
     (Prepare("le_net", b"\7", "0" * 32), []),
     (Ready("le_net", "0" * 32), []),
     (Request("le_net", b"\7", "0" * 32, "1" * 32), [torch.rand(1, 3, 4, 5), torch.arange(7, dtype=torch.uint8)]),

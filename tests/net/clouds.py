@@ -23,7 +23,7 @@ from utils.inference_utils import random_input, run_half, run_whole
 MODEL = "le_net"
 POINT = 3
 OTHER_DIGEST = "0" * 32
-LATENCIES = Latencies(MODEL, "forest", [1.0, 2.0], [0.5, 1.5], [2.0, 3.0], ["features.0"])
+LATENCIES = Latencies(MODEL, "forest", [1.0, 2.0], [0.5, 1.5], [2.0, 3.0], ["features.0"], "data of A")
 
 
 class Cloud:

@@ -37,7 +37,7 @@ GOLDEN_BUFFERS = [b"\xaa\xbb\xcc", b"", bytes(range(64))]
 GOLDEN_FRAME = (
     bytes.fromhex(
         "4e53474e"  # magic "NSGN"
-        "03"  # wire version
+        "04"  # wire version
         "04"  # kind: request
         "0003"  # buffers
         "00000006"  # header length

@@ -60,7 +60,7 @@ MESSAGES: dict[Kind, Message] = {
     Kind.PROBE: Probe(16_384),
     Kind.SAMPLES: Samples([0, 10], [100, 200]),
     Kind.ASK_LATENCIES: AskLatencies("le_net", "89abcdef"),
-    Kind.LATENCIES: Latencies("le_net", "forest", [1.0, 2.5], [0.5, 2.0], [1.5, 3.0], ["features.0"]),
+    Kind.LATENCIES: Latencies("le_net", "forest", [1.0, 2.5], [0.5, 2.0], [1.5, 3.0], ["features.0"], "data of A"),
     Kind.ASK_TICKET: AskTicket(1),
     Kind.TICKET: Ticket(9922, bytes(16)),
     Kind.TRAIN: Train(1, 20),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from models.graph import trace
+from models.graph import LayerGraph, trace
 from models.operations import LayerKind
 from models.zoo import ZOO, model_graph
 from predictor import predictor_utils
@@ -26,12 +27,14 @@ from predictor.kernel_flops import node_work
 from predictor.kind_models import (
     HELD_OUT_EVERY,
     MIN_LATENCY_MS,
+    Family,
     KindModel,
     Score,
     conformal_interval,
     fit_kind,
     fit_rates,
 )
+from predictor.machine_speed import MachineSpeed, reference_layers
 from predictor.predictor_utils import (
     PREDICTORS,
     SIDES,
@@ -51,7 +54,7 @@ from predictor.predictor_utils import (
     parameter_file,
     save_forest,
     save_predictor,
-    suited,
+    scaled_by_speed,
 )
 from utils.errors import DataSetError, MissingPredictorError
 from utils.files import cache_directory
@@ -217,41 +220,45 @@ def test_what_is_collected_never_takes_the_place_of_another_machines_data(places
     assert name_to_collect("edge", "cpu") == "some-cpu-x2"
 
 
-@pytest.mark.parametrize(
-    ("measured", "machine", "is_told"),
-    [
-        ({"device_name": "A", "threads": 2}, Machine("cpu", 2, "A"), False),
-        ({"device_name": "B", "threads": 2}, Machine("cpu", 2, "A"), True),
-        ({"device_name": "A", "threads": 1}, Machine("cpu", 2, "A"), True),
-        ({"device_name": "A"}, Machine("cuda", 1, "A"), True),
-        ({"device": "cuda", "device_name": "A", "threads": 1}, Machine("cuda", 2, "A"), False),
-        ({"threads": 2}, Machine("cpu", 2, "A"), False),  # as in the contract's files
-        ({"device_name": "A", "threads": 2}, Machine("cpu", None, None), False),  # an old cloud tells no more
-    ],
-)
-def test_a_predictor_of_another_machine_is_told(
-    measured: dict[str, Any], machine: Machine, is_told: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    suited(LatencyPredictor("linear", {}, measured), "edge", machine, is_chosen=False)
-    assert ("python -m predictor.collect --side edge measures what it has" in caplog.text) == is_told
+@pytest.fixture
+def one_layer() -> LayerGraph:
+    return trace(nn.Sequential(nn.Linear(4, 4)), "one", (1, 4))
 
 
-def test_a_predictor_of_another_machine_is_scaled_to_the_pace_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predictor_utils, "kept_pace_ms", lambda device: 3.0)
-    kinds = {LayerKind.LINEAR: linear_model(ONES)}
-    predictor = LatencyPredictor("linear", kinds, {"device_name": "fast", "pace_ms": 0.5})
-    graph = trace(nn.Sequential(nn.Linear(4, 4)), "one", (1, 4))
-    as_is = predictor.predict(graph)
-    slow, same = Machine("cpu", 1, "slow"), Machine("cpu", 1, "fast")
-    scaled = suited(predictor, "edge", slow, is_chosen=False).predict(graph)
-    assert scaled.latency_ms == [pytest.approx(6 * latency_ms) for latency_ms in as_is.latency_ms]
-    assert scaled.high_ms == [pytest.approx(6 * high_ms) for high_ms in as_is.high_ms]
-    for predicted in (
-        suited(predictor, "edge", same, is_chosen=False),
-        suited(predictor, "edge", slow, is_chosen=True),  # who names one may want to plan for another machine
-        suited(LatencyPredictor("linear", kinds, {"device_name": "fast"}), "edge", slow, is_chosen=False),
-    ):
-        assert predicted.predict(graph).latency_ms == as_is.latency_ms
+def speed_of(layer_ms: float, spread: float = 1.0) -> MachineSpeed:
+    return MachineSpeed((layer_ms,) * len(reference_layers()), "2026-11-30T12:34:56+00:00", 0.25, spread)
+
+
+def test_a_predictor_is_scaled_to_this_machine_with_a_wider_interval(one_layer: LayerGraph) -> None:
+    predictor = LatencyPredictor("linear", {LayerKind.LINEAR: linear_model(ONES)}, {"device_name": "A", "threads": 2})
+    as_is = predictor.predict(one_layer)
+    scaled = scaled_by_speed(predictor, speed_of(1.0), 1)
+    scale = scaled.scales[Family.LINEAR]
+    predicted = scaled.predict(one_layer)
+    assert predicted.total() == pytest.approx(scale.factor * as_is.total())
+    assert scale.high > 2.0  # layers that all take the same are unlike any machine
+    assert predicted.high_ms[-1] == pytest.approx(scale.high * predicted.total())
+
+
+def test_predictions_name_the_machine_of_their_data(one_layer: LayerGraph) -> None:
+    predictor = LatencyPredictor("linear", {LayerKind.LINEAR: linear_model(ONES)}, {"device_name": "A", "threads": 2})
+    assert predictor.predict(one_layer).origin == "data of A, threads: 2, as it is"
+    origin = scaled_by_speed(predictor, speed_of(1.0), 1).predict(one_layer).origin
+    assert re.fullmatch(
+        r"data of A, threads: 2, scaled by \S+ to \S+ to this machine, threads: 1 "
+        r"\(measured 2026-11-30 12:34 UTC, load 0\.25\)",
+        origin,
+    )
+    busy = scaled_by_speed(predictor, speed_of(1.0, spread=2.5), 1).predict(one_layer).origin
+    assert busy.endswith("which was busy then (bursts differ by 2.5): --remeasure-machine measures it again")
+
+
+def test_a_speed_that_is_hard_to_believe_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    predictor = load_predictor(config_path("edge"))
+    scaled_by_speed(predictor, speed_of(0.3), 1)
+    assert not caplog.text
+    scaled_by_speed(predictor, speed_of(1000.0), 1)
+    assert "hard to believe" in caplog.text
 
 
 # ---------------------------------------------------------------- files of the linear predictor

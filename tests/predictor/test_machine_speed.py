@@ -1,0 +1,248 @@
+"""The speed of a machine: measured in bursts, kept with its date, and measured again where it cannot be believed."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from predictor import machine_speed as speeds
+from predictor.features import feature_matrix, tree_matrix
+from predictor.get_datasets_func import pace_of
+from predictor.kernel_flops import row_work
+from predictor.kind_models import Family, family_of
+from predictor.machine_speed import (
+    BURSTS,
+    DISAGREEMENT,
+    MAX_AGE_DAYS,
+    MIN_AGE_S,
+    SECONDS_PER_DAY,
+    MachineSpeed,
+    doubt_machine_speed,
+    forget_machine_speeds,
+    kept_machine_speed,
+    machine_speed,
+    measure_machine_speed,
+    reference_layers,
+)
+from predictor.predictor_utils import SIDES, LatencyPredictor, config_path, load_predictor, scales_of
+from utils.files import cache_directory
+
+LAYERS = len(reference_layers())
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[MachineSpeed]:
+    """Have each measurement be of a slower machine than the last; the list grows by what was measured."""
+    found: list[MachineSpeed] = []
+
+    def measure(device: str, threads: int) -> MachineSpeed:
+        found.append(speed_of(len(found) + 1.0))
+        return found[-1]
+
+    monkeypatch.setattr(speeds, "measure_machine_speed", measure)
+    return found
+
+
+def speed_of(layer_ms: float, age_s: float = 0.0, spread: float = 1.1) -> MachineSpeed:
+    date = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=age_s)
+    return MachineSpeed((layer_ms,) * LAYERS, date.isoformat(), 0.5, spread)
+
+
+def kept() -> Path:
+    return next((cache_directory() / "speeds").glob("*.json"))
+
+
+def keep_with_age(age_s: float) -> None:
+    document = json.loads(kept().read_text())
+    kept().write_text(json.dumps(document | {"date": speed_of(1.0, age_s).date}))
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def test_reference_layers_are_the_same_each_time_and_of_all_families() -> None:
+    assert speeds.reference_layers.__wrapped__() == reference_layers()
+    families = [family_of(kind, config) for kind, config in reference_layers()]
+    assert min(families.count(family) for family in Family) >= 7
+    assert all(row_work(kind, config).output_bytes > 0 for kind, config in reference_layers())
+
+
+def test_measure_machine_speed_keeps_the_threads_in_use() -> None:
+    before = torch.get_num_threads()
+    speed = measure_machine_speed("cpu", 1)
+    assert torch.get_num_threads() == before
+    assert len(speed.layers_ms) == LAYERS
+    assert speed.spread >= 1
+    assert abs(speed.age_s) < SECONDS_PER_DAY
+
+
+@pytest.fixture
+def bursts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[float]]]:
+    """The bursts that measurements find, the next ones first; each is the time of every layer."""
+    waiting: list[list[float]] = []
+
+    def next_bursts(*_: object) -> list[list[float]]:
+        taken = waiting[:BURSTS]
+        del waiting[:BURSTS]
+        return taken
+
+    monkeypatch.setattr(speeds, "_bursts", next_bursts)
+    monkeypatch.setattr(speeds, "built", lambda *_: [])
+    monkeypatch.setattr(speeds, "BURST_PAUSE_S", 0.0)
+    yield waiting
+    assert not waiting
+
+
+def test_the_least_of_the_bursts_counts(bursts: list[list[float]]) -> None:
+    bursts += [[1.0] * LAYERS, [1.2] * LAYERS, [0.9] * (LAYERS - 1) + [2.0]]
+    speed = measure_machine_speed("cpu", 1)
+    assert speed.layers_ms == (0.9,) * (LAYERS - 1) + (1.0,)
+    assert not speed.was_busy
+
+
+def test_bursts_that_disagree_are_measured_again(bursts: list[list[float]]) -> None:
+    bursts += [[9.0] * LAYERS, [1.0] * LAYERS, [8.0] * LAYERS]  # busy for a moment
+    bursts += [[1.1] * LAYERS, [7.0] * LAYERS, [1.2] * LAYERS]
+    speed = measure_machine_speed("cpu", 1)
+    assert speed.layers_ms == (1.0,) * LAYERS
+    assert speed.spread == pytest.approx(1.2)
+    assert not speed.was_busy
+
+
+def test_a_machine_that_stays_busy_is_called_busy(bursts: list[list[float]]) -> None:
+    bursts += [[value] * LAYERS for value in (9.0, 1.0, 8.0, 9.0, 7.0, 3.0)]
+    speed = measure_machine_speed("cpu", 1)
+    assert speed.layers_ms == (1.0,) * LAYERS
+    assert speed.was_busy
+    assert speed.spread > DISAGREEMENT
+
+
+# ---------------------------------------------------------------- keeping
+
+
+def test_machine_speed_is_measured_once_and_kept(measured: list[MachineSpeed]) -> None:
+    assert kept_machine_speed("cpu", 1) is None
+    assert machine_speed("cpu", 1) == machine_speed("cpu", 1) == kept_machine_speed("cpu", 1) == measured[0]
+    assert machine_speed("cpu", 2) == measured[1]
+    assert len(measured) == 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["", "{}", "[]", '{"version": 0}', '{"version": 1, "layers_ms": [1.0], "date": "x", "load": 1, "spread": 1}'],
+)
+def test_a_damaged_file_is_measured_again(damage: str, measured: list[MachineSpeed]) -> None:
+    machine_speed("cpu", 1)
+    kept().write_text(damage)
+    assert machine_speed("cpu", 1) == measured[1]
+    assert kept_machine_speed("cpu", 1) == measured[1]
+
+
+@pytest.mark.parametrize(("age_s", "times"), [(SECONDS_PER_DAY, 1), (MAX_AGE_DAYS * SECONDS_PER_DAY + 1, 2), (-60, 2)])
+def test_an_old_speed_is_measured_again(age_s: float, times: int, measured: list[MachineSpeed]) -> None:
+    machine_speed("cpu", 1)
+    keep_with_age(age_s)
+    machine_speed("cpu", 1)
+    assert len(measured) == times
+
+
+def test_forgotten_speeds_are_measured_again(measured: list[MachineSpeed]) -> None:
+    forget_machine_speeds()  # nothing is kept yet
+    machine_speed("cpu", 1)
+    forget_machine_speeds()
+    assert kept_machine_speed("cpu", 1) is None
+
+
+@pytest.mark.parametrize(("age_s", "is_kept"), [(MIN_AGE_S / 2, True), (MIN_AGE_S * 2, False)])
+def test_a_doubted_speed_is_measured_again_unless_it_is_young(
+    age_s: float, is_kept: bool, measured: list[MachineSpeed]
+) -> None:
+    doubt_machine_speed("cpu", 1)  # nothing is kept yet
+    machine_speed("cpu", 1)
+    keep_with_age(age_s)
+    doubt_machine_speed("cpu", 1)
+    assert (kept_machine_speed("cpu", 1) is not None) == is_kept
+
+
+def test_a_speed_that_cannot_be_kept_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, measured: list[MachineSpeed]
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert machine_speed("cpu", 1) == measured[0]
+    assert "cannot be kept" in caplog.text
+    forget_machine_speeds()
+
+
+@pytest.mark.parametrize("changes", [{"layers_ms": (1.0,)}, {"layers_ms": (0.0,) * LAYERS}, {"spread": float("nan")}])
+def test_a_speed_that_is_none_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="no "):
+        dataclasses.replace(speed_of(1.0), **changes)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- what it is for
+
+
+def times_on(predictor: LatencyPredictor, factors: Mapping[Family, float]) -> list[float]:
+    """Return what the reference layers take on a machine that differs from that of the data by these factors, ms."""
+    times_ms = []
+    for kind, config in reference_layers():
+        work = [row_work(kind, config)]
+        data_ms = predictor.kinds[kind].predict(feature_matrix(work), tree_matrix(kind, [config], work))[0]
+        times_ms.append(float(data_ms) * factors[family_of(kind, config)])
+    return times_ms
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_scales_of_another_machine_are_its_factors(side: str) -> None:
+    predictor = load_predictor(config_path(side))
+    factors = {family: 1.5 + number for number, family in enumerate(Family)}
+    scales = scales_of(predictor, reference_layers(), times_on(predictor, factors))
+    for family, scale in scales.items():
+        np.testing.assert_allclose(scale, (factors[family], 1.0, 1.0), rtol=1e-9)
+
+
+def test_scales_of_a_machine_of_another_shape_have_wide_intervals() -> None:
+    predictor = load_predictor(config_path("edge"))
+    as_is_ms = times_on(predictor, dict.fromkeys(Family, 1.0))
+    disturbed_ms = [ms * 2 ** (index % 2) for index, ms in enumerate(as_is_ms)]
+    for factor, low, high in scales_of(predictor, reference_layers(), disturbed_ms).values():
+        assert 1 < factor < 2
+        assert low < 0.7
+        assert high > 1.4
+
+
+def test_a_family_without_data_scales_as_the_others_do() -> None:
+    predictor = load_predictor(config_path("edge"))
+    some = dataclasses.replace(
+        predictor, kinds={kind: model for kind, model in predictor.kinds.items() if kind == "linear"}
+    )
+    layers = [layer for layer in reference_layers() if layer[0] == "linear"]
+    scales = scales_of(some, layers, [1.0] * len(layers))
+    assert scales[Family.DEPTHWISE] == scales[Family.LINEAR]
+    nothing = scales_of(dataclasses.replace(predictor, kinds={}), layers, [1.0] * len(layers))
+    assert set(nothing.values()) == {(1.0, 1.0, 1.0)}
+
+
+# ---------------------------------------------------------------- the collector's pace
+
+
+def test_data_sets_tell_the_pace_of_an_undisturbed_machine(tmp_path: Path) -> None:
+    assert pace_of(tmp_path) is None
+    rows = [f"{n},8,0.5,{pace_ms}" for n, pace_ms in enumerate([2.0, 2.0, 2.0, 2.4, 9.0], start=1)]
+    (tmp_path / "batchnorm_lat.csv").write_text("\n".join(["HW,Cin,latency,pace_ms", *rows]) + "\n")
+    assert pace_of(tmp_path) == 2.0
+    (tmp_path / "batchnorm_lat.csv").write_text("HW,Cin,latency\n8,8,0.5\n")
+    assert pace_of(tmp_path) is None
