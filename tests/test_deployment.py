@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from PIL import Image
 import deployment
 from deployment import SplitPlan, plan_split
 from models.zoo import ZOO, model_graph
+from predictor import machine_speed
 from predictor.chain_search import Objective
 from predictor.latencies import LayerLatencies
-from predictor.predictor_utils import LatencyPredictor, config_path, find_predictor
+from predictor.predictor_utils import SIDES, LatencyPredictor, config_path, find_predictor, scaled_to_machine
 from predictor.strategies import Strategy
 from predictor.transfer import TENSOR_MS, transfer_time_ms
 from utils.errors import DataSetError, MissingPredictorError, PlanningError
@@ -148,6 +150,9 @@ def test_a_slow_link_of_late_makes_transfers_longer() -> None:
 # ---------------------------------------------------------------- the command
 
 
+AS_IT_IS = ["--edge-config", str(config_path("edge")), "--cloud-config", str(config_path("cloud"))]
+
+
 def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     assert deployment.main([*arguments, "--json"]) == 0
     document: dict[str, Any] = json.loads(capsys.readouterr().out)
@@ -155,7 +160,7 @@ def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, A
 
 
 def test_the_command_prints_every_candidate_and_the_best(capsys: pytest.CaptureFixture[str]) -> None:
-    assert deployment.main(["-t", "alex_net", "-b", "10", "--rtt", "5", "--predictor", "linear"]) == 0
+    assert deployment.main(["-t", "alex_net", "-b", "10", "--rtt", "5", *AS_IT_IS]) == 0
     lines = capsys.readouterr().out.splitlines()
     plan = plan_for("alex_net", 10, 5)
     rows = lines[2 : 3 + len(plan.graph.layers)]
@@ -188,6 +193,7 @@ def test_the_json_object_has_exactly_the_documented_keys(capsys: pytest.CaptureF
         "too_close_to_call",
         "extrapolated",
         "predictor",
+        "predicted_from",
         "decision_ms",
     ]
     assert document["predictor"] == {"edge": "forest", "cloud": "forest"}
@@ -197,7 +203,7 @@ def test_the_json_object_has_exactly_the_documented_keys(capsys: pytest.CaptureF
 
 
 def test_the_json_object_says_what_the_plan_says(capsys: pytest.CaptureFixture[str]) -> None:
-    document = run_json(capsys, "-t", "mobilenet", "-b", "2", "--rtt", "3", "--predictor", "linear")
+    document = run_json(capsys, "-t", "mobilenet", "-b", "2", "--rtt", "3", *AS_IT_IS)
     plan = plan_for("mobile_net", 2, 3)
     assert document["model"] == "mobile_net"
     assert len(document["layers"]) == len(plan.graph.layers)
@@ -205,6 +211,30 @@ def test_the_json_object_says_what_the_plan_says(capsys: pytest.CaptureFixture[s
         pytest.approx(candidate.stages.total_ms) for candidate in plan.candidates
     ]
     assert document["best"]["point"] == plan.best.point
+
+
+def test_shipped_data_is_scaled_to_this_machine_and_named(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["-t", "le_net", "-b", "2", "--predictor", "linear"]
+    document = run_json(capsys, *flags)
+    for side in SIDES:
+        predictor = find_predictor(side, name="linear")
+        threads = min(predictor.threads, os.cpu_count() or 1)
+        predicted = scaled_to_machine(predictor, "cpu", threads).predict(model_graph("le_net"))
+        assert [layer[f"{side}_ms"] for layer in document["layers"]] == predicted.latency_ms
+        assert document["predicted_from"][side] == predicted.origin
+    assert deployment.main(flags) == 0
+    assert f"edge predicted from {document['predicted_from']['edge']}" in capsys.readouterr().out
+
+
+def test_the_speed_of_this_machine_is_measured_again_when_asked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forgotten = []
+    monkeypatch.setattr(machine_speed, "forget_machine_speeds", lambda: forgotten.append(True))
+    run_json(capsys, "-t", "le_net", "-b", "2")
+    assert not forgotten
+    run_json(capsys, "-t", "le_net", "-b", "2", "--remeasure-machine")
+    assert forgotten
 
 
 def test_the_round_trip_is_nothing_unless_given(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from predictor.pace import Layer, built, pace_layers
 
 from models.operations import LayerKind
 from predictor import collect
@@ -30,6 +29,7 @@ from predictor.collect import (
 )
 from predictor.get_datasets_func import COLUMNS, csv_path, load_dataset
 from predictor.kernel_flops import row_work
+from predictor.machine_speed import Layer, built, pace_layers
 from predictor.predictor_utils import (
     SIDES,
     default_directory,
