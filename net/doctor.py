@@ -15,10 +15,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from models.sources import parse_weights
-from models.zoo import ZOO, canonical_name
+from models.zoo import ZOO, WeightsSource, canonical_name
 from net.access import Access, access_of_edge
 from net.messages import Prepare
 from net.monitor_client import measure_link, ping_link
@@ -28,6 +28,11 @@ from net.transport import reach, resolve
 from utils.cli import add_weights, address_parser, run_main, typed
 from utils.errors import AccessError, NetworkError, NeurosurgeonError, RemoteError, UnknownModelError, WeightsError
 
+if TYPE_CHECKING:
+    from models.zoo import Network
+    from predictor.latencies import LayerLatencies
+
+COMPARED_RUNS = 7  # the first builds kernels
 SLOW_CPU = ("DEFAULT", "NO AVX")  # of get_cpu_capability: torch finds none of the vector units of its fast kernels
 
 
@@ -132,6 +137,7 @@ class Doctor:
         from models.zoo import load_network
 
         sources = parse_weights(self._args.weights, self._args.pretrained)
+        compared = False
         for model in self._args.type:
             check = f"weights of {model}"
             try:
@@ -153,6 +159,23 @@ class Doctor:
                 yield _failed(check, exc, "run the same version of this project on both sides")
             else:
                 yield Finding(check, Verdict.OK, f"the same on both sides ({network.weights_digest[:12]})")
+                if not compared:
+                    yield from self.predictions(session, network)
+                    compared = True
+
+    def predictions(self, session: EdgeSession, network: Network) -> Iterator[Finding]:
+        """Compare what a whole network is predicted to take on each side with the fastest of a few runs there."""
+        from edge_task import Task, cloud_latencies, edge_latencies, request_of
+        from utils.inference_utils import run_half, stand_in
+
+        graph, whole, task = network.graph, network.cut(0), Task(network.name, WeightsSource())
+        predicted = edge_latencies(task, graph)  # sets the threads that it is for
+        inputs = run_half(whole.edge, [stand_in(graph.input.shape)]).tensors
+        measured_ms = min(run_half(whole.cloud, inputs).latency_ms for _ in range(COMPARED_RUNS))
+        yield _compared("edge", network.name, predicted, measured_ms)
+        request, predicted = request_of(network, graph.edge_nodes(0)), cloud_latencies(task, session, graph)
+        measured_ms = min(session.infer(request, inputs).compute_ms for _ in range(COMPARED_RUNS))
+        yield _compared("cloud", network.name, predicted, measured_ms)
 
     def bandwidth_port(self) -> Finding:
         """Talk to the bandwidth service."""
@@ -175,6 +198,21 @@ class Doctor:
         except NeurosurgeonError as exc:
             _fail("rate and RTT", exc, "the link is lost or too slow to measure: pass --bandwidth and --rtt")
         return Finding("rate and RTT", Verdict.OK, f"{format_rate(link.rate_bytes_per_s)} up, {link.rtt_ms:.2f} ms")
+
+
+def _compared(side: str, model: str, predicted: LayerLatencies, measured_ms: float) -> Finding:
+    """Return the finding about a prediction: a warning where it is off by more than `DISAGREEMENT`."""
+    from predictor.machine_speed import DISAGREEMENT
+
+    predicted_ms = predicted.total()
+    detail = (
+        f"{model}: predicted {predicted_ms:.4g} ms, measured {measured_ms:.4g} ms; predicted from {predicted.origin}"
+    )
+    if 1 / DISAGREEMENT <= predicted_ms / measured_ms <= DISAGREEMENT:
+        return Finding(f"prediction, {side}", Verdict.OK, detail)
+    cure = f"stop what else runs there; start the {side} with --remeasure-machine, or collect data of its own "
+    cure += f"(python -m predictor.collect --side {side})"
+    return Finding(f"prediction, {side}", Verdict.WARNING, detail, cure)
 
 
 def _failed(check: str, exc: NeurosurgeonError, cure: str) -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import struct
 import threading
@@ -14,6 +15,7 @@ import torch
 from models.LeNet import LeNet
 from net import doctor
 from net.framing import HEAD_UNIT
+from predictor.latencies import LayerLatencies
 from tests.net.conftest import LOOPBACK
 from utils.cli import ServiceProcess
 
@@ -49,11 +51,25 @@ def test_where_all_is_well_every_check_says_so(
         "TLS and key",
         "protocol, version",
         "weights of le_net",
+        "prediction, edge",
+        "prediction, cloud",
         "bandwidth port",
         "rate and RTT",
     ]
     assert not failures(lines)
     assert "MB/s" in lines["rate and RTT"]
+    for side in ("edge", "cloud"):
+        assert re.search(
+            r"le_net: predicted \S+ ms, measured \S+ ms; predicted from data of ", lines[f"prediction, {side}"]
+        )
+
+
+@pytest.mark.parametrize(("predicted_ms", "verdict"), [(4416.0, "warn"), (130.0, "ok"), (10.0, "warn")])
+def test_a_prediction_far_from_what_was_measured_is_a_warning(predicted_ms: float, verdict: str) -> None:
+    column = [predicted_ms]
+    finding = doctor._compared("cloud", "alex_net", LayerLatencies(column, column, column, "forest"), 121.0)
+    assert finding.verdict == verdict
+    assert ("--remeasure-machine" in finding.line()) == (verdict == "warn")
 
 
 def test_findings_as_json(cloud_process: ServiceProcess, capsys: pytest.CaptureFixture[str]) -> None:
