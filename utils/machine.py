@@ -7,6 +7,21 @@ import platform
 from pathlib import Path
 
 
+SPIN_COUNT = "1000"  # turns of a loop: about 10 us
+_WAITING_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+
+
+def set_waiting_policy() -> None:
+    """Choose how long the threads of a computation spin for each other before they sleep.
+
+    OpenMP reads this from the environment when torch is imported; its default is 3 ms. A thread that spins for one
+    that another program keeps from running wastes its own share of the processor: beside other programs a network with
+    two threads then takes up to 50 times as long (`tests.benchmark.busy`). What the user has set is kept.
+    """
+    if not any(name in os.environ for name in _WAITING_VARIABLES):
+        os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT
+
+
 def cpu_name() -> str:
     """Return the processor's name, as far as the system tells."""
     try:
