@@ -6,6 +6,11 @@ python edge_api.py --local-cloud -t mobile_net --input photo.jpg --verify
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, which need packages
+    from utils.packages import name_missing_packages
+
+    name_missing_packages()
+
 import argparse
 import contextlib
 import dataclasses

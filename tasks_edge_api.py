@@ -6,6 +6,11 @@ python tasks_edge_api.py --input-dir photos -t mobile_net alex_net --objective t
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, which need packages
+    from utils.packages import name_missing_packages
+
+    name_missing_packages()
+
 import argparse
 import contextlib
 import logging

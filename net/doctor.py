@@ -8,6 +8,11 @@ Exit code: 0 where all is well, else that of the first error (2 usage, 3 network
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, which need packages
+    from utils.packages import name_missing_packages
+
+    name_missing_packages()
+
 import argparse
 import dataclasses
 import json

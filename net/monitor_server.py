@@ -8,6 +8,11 @@ trains come to the port of the same number; see `net.trains` for who may send an
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, which need packages
+    from utils.packages import name_missing_packages
+
+    name_missing_packages()
+
 import argparse
 import logging
 import math

@@ -20,6 +20,7 @@ from typing import IO, Any, NoReturn
 
 from utils.errors import NetworkError, NeurosurgeonError, UsageError
 from utils.logs import LEVELS, is_warning, start_logging
+from utils.packages import missing_package
 
 DEFAULT_IP, DEFAULT_PORT, DEFAULT_MONITOR_PORT = "127.0.0.1", 9999, 9922
 EXIT_INTERRUPTED = 130
@@ -308,6 +309,9 @@ def run_main(
     except Exception as exc:
         if args.debug:
             traceback.print_exc()
+        if line := missing_package(exc):
+            print(f"{parser.prog}: error: {line}", file=sys.stderr)
+            return UsageError.exit_code
         kind = type(exc).__name__
         print(f"{parser.prog}: error: unexpected {kind}: {exc} (a bug: --debug shows where)", file=sys.stderr)
         return NeurosurgeonError.exit_code
