@@ -1,7 +1,7 @@
 """The edge: measure the link, choose the partition point, run one task with the cloud, show the answer.
 
 python edge_api.py -i 127.0.0.1 -p 9999 -d cpu -t vgg_net
-python edge_api.py --local-cloud -t mobile_net --input photo.jpg --verify
+python edge_api.py --local-cloud -t mobile_net --input docs/photo.jpg --verify
 """
 
 from __future__ import annotations
