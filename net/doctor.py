@@ -31,7 +31,14 @@ from net.net_utils import format_rate
 from net.session import EdgeSession
 from net.transport import reach, resolve
 from utils.cli import add_weights, address_parser, run_main, typed
-from utils.errors import AccessError, NetworkError, NeurosurgeonError, RemoteError, UnknownModelError, WeightsError
+from utils.errors import (
+    AccessError,
+    NetworkError,
+    NeurosurgeonError,
+    UnknownModelError,
+    WeightsError,
+    is_connection_loss,
+)
 
 SLOW_CPU = ("DEFAULT", "NO AVX")  # of get_cpu_capability: torch finds none of the vector units of its fast kernels
 
@@ -151,7 +158,7 @@ class Doctor:
                 yield _failed(check, exc, "choose what it serves with -t, or add the model to --models at the cloud")
             except NetworkError as exc:
                 finding = _failed(check, exc, "see the log of the cloud")
-                if not isinstance(exc, RemoteError):
+                if is_connection_loss(exc):
                     raise CheckError(finding) from exc
                 yield finding
             except NeurosurgeonError as exc:

@@ -19,7 +19,7 @@ from types import FrameType, TracebackType
 from typing import IO, Any, NoReturn
 
 from utils.errors import NetworkError, NeurosurgeonError, UsageError
-from utils.logs import LEVELS, is_warning, start_logging
+from utils.logs import LEVELS, is_entry, is_warning, start_logging
 from utils.packages import missing_package
 
 DEFAULT_IP, DEFAULT_PORT, DEFAULT_MONITOR_PORT = "127.0.0.1", 9999, 9922
@@ -406,7 +406,9 @@ class ServiceProcess:
 
     def _read_log(self) -> None:
         assert self.process.stderr is not None  # noqa: S101  # a pipe, as asked for
+        is_shown = False  # an entry of the log, with its traceback
         for line in self.process.stderr:
+            is_shown = is_warning(line) or (is_shown and not is_entry(line))
             self.log.append(line.rstrip())
             del self.log[:-KEPT_LOG_LINES]
             found = _LISTENING.search(line)
@@ -414,7 +416,7 @@ class ServiceProcess:
                 self.ports.append(int(found[1]))
                 if len(self.ports) == self._services:
                     self._ready.set()
-            elif is_warning(line):
+            elif is_shown:
                 sys.stderr.write(line)
         self._ready.set()
 
