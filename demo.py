@@ -7,6 +7,11 @@ Every edge is the command that a user types, `edge_api.py --json`; the table is 
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, which need packages
+    from utils.packages import name_missing_packages
+
+    name_missing_packages()
+
 import argparse
 import json
 import subprocess

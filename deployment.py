@@ -8,6 +8,11 @@ python deployment.py -t resnet18 --compare -b 0.1,1,10,100 --rtt 10
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, which need packages
+    from utils.packages import name_missing_packages
+
+    name_missing_packages()
+
 import argparse
 import logging
 import math

@@ -1,10 +1,15 @@
 """The edge: measure the link, choose the partition point, run one task with the cloud, show the answer.
 
 python edge_api.py -i 127.0.0.1 -p 9999 -d cpu -t vgg_net
-python edge_api.py --local-cloud -t mobile_net --input photo.jpg --verify
+python edge_api.py --local-cloud -t mobile_net --input docs/photo.jpg --verify
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":  # before the imports below, which need packages
+    from utils.packages import name_missing_packages
+
+    name_missing_packages()
 
 import argparse
 import contextlib

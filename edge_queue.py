@@ -209,7 +209,7 @@ class QueueRun:
             chosen = self._choose(chooser, now)
             tensor = image.result() if image else self._stand_ins[task.model]
             begun = self._run_edge_half(task, tensor, now, chosen)
-        except Exception as exc:  # belongs to this task: its image, or a network that does not take it
+        except Exception as exc:  # belongs to this task: its image, a network that does not take it, or a defect
             self._results.failed(task, exc)
             return
         if not begun.candidate.crossing_bytes:
@@ -223,8 +223,14 @@ class QueueRun:
             self._stream.pace_first_task(begun.known.now.link)
         with self._lock:
             self._under_way[begun.task.id] = begun
-        request = begun.model.request(begun.edge_nodes)
-        self._stream.submit(begun.task.id, request, begun.half.tensors, partial(self._take_answer, begun), begun.losses)
+        take_answer = partial(self._take_answer, begun)
+        try:
+            request = begun.model.request(begun.edge_nodes)
+            self._stream.submit(begun.task.id, request, begun.half.tensors, take_answer, begun.losses)
+        except Exception as exc:  # a defect: the task must not be waited for
+            with self._lock:
+                self._under_way.pop(begun.task.id, None)
+            self._results.finish(begun.known, error=reason(exc, begun.task))
 
     def _pipeline_now(self) -> Pipeline:
         """Return what link and cloud are still busy with, as predicted when each task was sent."""
@@ -349,10 +355,16 @@ class QueueRun:
     # ------------------------------------------------------------ answers, on the thread that receives
 
     def _take_answer(self, begun: _Begun, answer: Answered | NeurosurgeonError) -> None:
-        task = begun.task.id
         with self._lock:
-            self._under_way.pop(task, None)
-            is_taken_over = task in self._taken_over
+            self._under_way.pop(begun.task.id, None)
+            is_taken_over = begun.task.id in self._taken_over
+        try:
+            self._use_answer(begun, answer, is_taken_over=is_taken_over)
+        except Exception as exc:  # a defect: the task must not be waited for
+            self._results.finish(begun.known, error=reason(exc, begun.task))
+
+    def _use_answer(self, begun: _Begun, answer: Answered | NeurosurgeonError, *, is_taken_over: bool) -> None:
+        task = begun.task.id
         try:
             answered = self._checked(begun, answer)
         except NeurosurgeonError as exc:
@@ -401,7 +413,7 @@ class QueueRun:
             self._send(begun.again(better.now, better.chosen, start_ms))
             return False
         except Exception as exc:  # belongs to this task
-            return self._results.finish(known, error=reason(exc))
+            return self._results.finish(known, error=reason(exc, begun.task))
         waited_ms = known.lost_ms + start_ms - begun.sent_ms
         measured = StageTimes(known.half_ms + half.latency_ms, waited_ms, 0.0)
         return self._results.finish(known, half.tensors[0], where="edge", measured=measured)

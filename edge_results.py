@@ -20,6 +20,7 @@ from net.stream import Answered
 from utils.errors import NeurosurgeonError
 from utils.inference_utils import top_class
 from utils.lazy_queue import LazyQueue
+from utils.logs import internal_error
 from utils.queue_report import QueueReport
 from utils.queue_tasks import QueuedTask, Span, TaskResult
 from utils.report import output_digest
@@ -42,7 +43,13 @@ class Known(NamedTuple):
     lost_ms: float = 0.0  # how long it waited for a cloud that was lost with it
 
 
-_Finished = tuple[Callable[[], TaskResult], Tensor | None, float]  # what makes the result, its output, when (ms)
+class _Finished(NamedTuple):
+    """A task whose result is to be made."""
+
+    task: QueuedTask
+    make: Callable[[], TaskResult]
+    output: Tensor | None
+    done_ms: float
 
 
 class Results:
@@ -100,8 +107,8 @@ class Results:
     # ------------------------------------------------------------ ways to finish a task
 
     def failed(self, task: QueuedTask, exc: Exception) -> bool:
-        """Finish a task whose edge half broke."""
-        result = TaskResult(task, error=reason(exc))
+        """Finish a task of which no more is known than the error that ended it."""
+        result = TaskResult(task, error=reason(exc, task))
         return self._finish(task, lambda: result)
 
     def finish(self, known: Known, output: Tensor | None = None, **what: Any) -> bool:
@@ -125,7 +132,7 @@ class Results:
             if task.id not in self._awaited:
                 return False
             self._awaited.remove(task.id)
-        self._finished.put((make, output, done_ms), is_urgent=False)
+        self._finished.put(_Finished(task, make, output, done_ms), is_urgent=False)
         self._tell_finished()
         return True
 
@@ -139,17 +146,22 @@ class Results:
 
     def _report_each(self) -> None:
         while finished := self._next_finished():
-            result = self._whole(*finished)
+            try:
+                result = self._whole(finished)
+                self._report.task_done(result)
+            except OSError:  # nobody reads the lines any more
+                raise
+            except Exception as exc:  # belongs to this task; the others have results of their own
+                result = TaskResult(finished.task, error=reason(exc, finished.task))
             self.reported.append(result)
-            self._report.task_done(result)
 
     def _next_finished(self) -> _Finished | None:
         while True:
             with suppress(Empty):
                 return self._finished.get(IDLE_S)
 
-    def _whole(self, make: Callable[[], TaskResult], output: Tensor | None, done_ms: float) -> TaskResult:
-        result = make()
+    def _whole(self, finished: _Finished) -> TaskResult:
+        result, output, done_ms = finished.make(), finished.output, finished.done_ms
         if result.spans:
             result = replace(result, elapsed_ms=done_ms - self._start_ms - result.spans[0].start_ms)
         if output is not None:
@@ -193,9 +205,9 @@ class Results:
         return Span(start_ms - self._start_ms, end_ms - self._start_ms)
 
 
-def reason(exc: Exception) -> str:
-    """Return why a task failed, for its line."""
+def reason(exc: Exception, task: QueuedTask) -> str:
+    """Return why a task failed, for its line; an exception that is none of ours is logged with its traceback."""
     if isinstance(exc, NeurosurgeonError):
         return str(exc)
-    log.debug("a task failed", exc_info=exc)
-    return f"{type(exc).__name__}: {exc}"
+    name = f"task {task.id} ({task.model})"
+    return str(internal_error(log, exc, f"{name} failed", task=str(task.id), model=task.model))

@@ -34,7 +34,7 @@ from predictor.predictor_utils import dataset_threads, find_predictor, scaled_to
 from predictor.profile import measured_latencies
 from predictor.strategies import Strategy
 from predictor.transfer import IDLE, WARM, Sender
-from utils.errors import AddressError, ConnectError, NetworkError, RemoteError
+from utils.errors import AddressError, ConnectError, NetworkError, is_connection_loss
 from utils.inference_utils import (
     Guess,
     as_network_input,
@@ -135,7 +135,7 @@ def run_task(
         session.pace_first_task(link)
         return run_with_cloud(task, session, link, show)
     except NetworkError as exc:
-        is_loss = not isinstance(exc, RemoteError)
+        is_loss = is_connection_loss(exc)
         if is_loss and task.on_cloud_loss is OnCloudLoss.LOCAL:
             log.warning("the cloud is lost (%s): the task is computed here", exc)
             return run_here(task, show)
@@ -177,7 +177,8 @@ def run_again(task: Task, reopen: Callable[[], EdgeSession], link: LinkEstimate,
             with reopen() as session:
                 return run_with_cloud(task, session, link, show)
         except (NetworkError, AddressError) as exc:  # names are not known, either, while there is no network
-            if isinstance(exc, RemoteError) or now_ms() - start_ms > s_to_ms(PATIENCE_S):
+            is_loss = is_connection_loss(exc) or isinstance(exc, AddressError)
+            if not is_loss or now_ms() - start_ms > s_to_ms(PATIENCE_S):
                 raise
 
 

@@ -5,6 +5,11 @@ python layers_api.py -t alex_net --threads 1 --excel alex_net.xlsx
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, which need packages
+    from utils.packages import name_missing_packages
+
+    name_missing_packages()
+
 import argparse
 import dataclasses
 import sys

@@ -1,10 +1,15 @@
 """The edge with a queue of tasks: each is split for the bandwidth of the moment, and many are in flight at once.
 
 python tasks_edge_api.py -i 127.0.0.1 -p 9999 -d cpu
-python tasks_edge_api.py --input-dir photos -t mobile_net alex_net --objective throughput --plot queue.png
+python tasks_edge_api.py --input-dir docs -t mobile_net alex_net --objective throughput --plot queue.png
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":  # before the imports below, which need packages
+    from utils.packages import name_missing_packages
+
+    name_missing_packages()
 
 import argparse
 import contextlib

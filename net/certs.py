@@ -9,6 +9,11 @@ The command line tool openssl makes them. Whoever has certs/ca.key can make more
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, which need packages
+    from utils.packages import name_missing_packages
+
+    name_missing_packages()
+
 import argparse
 import ipaddress
 import os

@@ -8,6 +8,11 @@ Exit code: 0 where all is well, else that of the first error (2 usage, 3 network
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, which need packages
+    from utils.packages import name_missing_packages
+
+    name_missing_packages()
+
 import argparse
 import dataclasses
 import json
@@ -26,7 +31,14 @@ from net.net_utils import format_rate
 from net.session import EdgeSession
 from net.transport import reach, resolve
 from utils.cli import add_weights, address_parser, run_main, typed
-from utils.errors import AccessError, NetworkError, NeurosurgeonError, RemoteError, UnknownModelError, WeightsError
+from utils.errors import (
+    AccessError,
+    NetworkError,
+    NeurosurgeonError,
+    UnknownModelError,
+    WeightsError,
+    is_connection_loss,
+)
 
 if TYPE_CHECKING:
     from models.zoo import Network
@@ -152,7 +164,7 @@ class Doctor:
                 yield _failed(check, exc, "choose what it serves with -t, or add the model to --models at the cloud")
             except NetworkError as exc:
                 finding = _failed(check, exc, "see the log of the cloud")
-                if not isinstance(exc, RemoteError):
+                if is_connection_loss(exc):
                     raise CheckError(finding) from exc
                 yield finding
             except NeurosurgeonError as exc:

@@ -17,6 +17,7 @@ from net.memory import UNLIMITED, MemoryLimit
 from net.messages import Hello, reply_of
 from net.transport import Connection, accepted
 from utils.errors import BusyError, NetworkError, PeerGoneError, VersionError
+from utils.logs import internal_error
 
 if TYPE_CHECKING:
     import socket
@@ -62,6 +63,10 @@ class Door:
                 connection = Connection(sock, SMALL_LIMITS, self._memory)
             except PeerGoneError as exc:
                 log.debug("%s", exc)
+                continue
+            except Exception as exc:  # costs this one alone
+                internal_error(log, exc, "a connection could not be taken")
+                sock.close()
                 continue
             with self._lock:
                 crowded_out = self._longest_of_the_crowd() if self._is_crowded() else None

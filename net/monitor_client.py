@@ -8,6 +8,11 @@ python -m net.monitor_client -i 127.0.0.1 --monitor-port 9922 [--duplex] [--json
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, which need packages
+    from utils.packages import name_missing_packages
+
+    name_missing_packages()
+
 import argparse
 import json
 import logging

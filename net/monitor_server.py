@@ -8,6 +8,11 @@ trains come to the port of the same number; see `net.trains` for who may send an
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, which need packages
+    from utils.packages import name_missing_packages
+
+    name_missing_packages()
+
 import argparse
 import logging
 import math
@@ -26,6 +31,7 @@ from net.trains import MAX_TRAIN_PACKETS, Guest, TrainDesk
 from net.transport import Connection, listen, stop_accepting
 from utils.cli import add_insecure, address_parser, end_with_parent, listening_line, run_main, stop_event
 from utils.errors import DeadlineError, NetworkError, PeerGoneError, ProtocolError
+from utils.logs import internal_error
 
 log = logging.getLogger(__name__)
 
@@ -90,8 +96,10 @@ class MonitorServer:
                 ProbeService(connection, lambda: self.load, self._desk).serve()
         except (PeerGoneError, DeadlineError) as exc:
             log.debug("probe ended: %s", exc)
-        except (NetworkError, OSError) as exc:
+        except NetworkError as exc:
             log.warning("bandwidth service closed the connection of %s: %s", connection.peer, exc)
+        except Exception as exc:
+            internal_error(log, exc, f"bandwidth service closed the connection of {connection.peer}")
         finally:
             self._door.leave(connection)
 

@@ -8,6 +8,11 @@ seconds; with -i both measure the way to another machine, on which a cloud and `
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, which need packages
+    from utils.packages import name_missing_packages
+
+    name_missing_packages()
+
 import argparse
 import contextlib
 import json

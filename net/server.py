@@ -36,10 +36,11 @@ from net.messages import (
 )
 from net.transport import EDGE_SILENCE_S, Connection, Received, stop_accepting
 from utils.cloud_engine import CloudEngine, CloudResult
-from utils.errors import BusyError, NetworkError, NeurosurgeonError, PeerGoneError, ProtocolError
+from utils.errors import BusyError, NeurosurgeonError, PeerGoneError, ProtocolError
 from utils.inference_utils import blank, check_finite
 from utils.kept_answers import Asker, Chore, KeptAnswers
 from utils.lazy_queue import LazyQueue
+from utils.logs import internal_error
 from utils.timing import now_ms
 from utils.units import MS_PER_S, ms_to_s, s_to_ms
 
@@ -94,15 +95,26 @@ class CloudServer:
     def serve(self) -> None:
         """Accept edges until `stop` is called."""
         for connection in self._door.visitors(self._listener):
-            thread = threading.Thread(
-                target=self._serve_one, args=(connection,), name=f"read {connection.peer}", daemon=True
-            )
-            with self._lock:
-                if not self._stopping.is_set():
-                    self._threads.add(thread)
-                    thread.start()
-                    continue
-            connection.close()
+            try:
+                is_served = self._begin(connection)
+            except Exception as exc:  # this machine may have no thread left
+                _log_end(connection.peer, exc)
+                is_served = False
+            if not is_served:
+                self._door.leave(connection)
+                connection.close()
+
+    def _begin(self, connection: Connection) -> bool:
+        """Serve a connection on a thread of its own, unless the server stops."""
+        thread = threading.Thread(
+            target=self._serve_one, args=(connection,), name=f"read {connection.peer}", daemon=True
+        )
+        with self._lock:
+            if self._stopping.is_set():
+                return False
+            thread.start()
+            self._threads.add(thread)
+        return True
 
     def stop(self, grace_s: float = GRACE_S) -> None:
         """Stop accepting and reading; what has arrived is computed and answered, within ``grace_s``."""
@@ -136,16 +148,10 @@ class CloudServer:
                         connection, hello, self._engine, self._kept, self._observe, self._latencies, self._rules
                     )
                 )
-        except PeerGoneError as exc:
-            log.debug("%s left: %s", peer, exc, extra={"peer": peer})
-        except (NetworkError, OSError) as exc:
-            metrics.failed(type(exc).__name__)
-            log.warning("closed the connection of %s: %s", peer, exc, extra=_fields(peer, exc))
         except Exception as exc:
-            metrics.failed(type(exc).__name__)
-            log.error(
-                "closed the connection of %s after an error of our own: %r", peer, exc, exc_info=_show_traceback()
-            )
+            if not isinstance(exc, PeerGoneError):
+                metrics.failed(type(exc).__name__)
+            _log_end(peer, exc)
         finally:
             self._door.leave(connection)
             metrics.connections(-1)
@@ -240,6 +246,7 @@ class Conversation:
         self.connection = connection
         self._engine = engine
         self._kept = kept
+        self._hello = hello
         self._edge_id = hello.edge_id
         self._rules = rules
         self._recent: deque[bytes] = deque(maxlen=MAX_UNANSWERED)  # ids of tasks
@@ -270,12 +277,17 @@ class Conversation:
                 self._handle(self.connection.receive(IDLE_TIMEOUT_S))
         except PeerGoneError:
             if stopping.is_set():
-                self._wait_for_answers()
-                self.connection.wait_until_delivered(DELIVERY_S)
+                self._places.put(None)  # of the message that did not come
+                self._deliver_all()
             raise
         except ProtocolError:
             self._kept.forget(self._recent)  # their bytes may have been mixed up, too
             raise
+        except NeurosurgeonError:
+            raise
+        except Exception as exc:  # a defect, with a message read in part: nothing after it can be read
+            self._post(_Answer(Received(self._hello, [], self.connection.reading, 0.0), exc))
+            self._deliver_all()
         finally:
             self.break_off()
             self._engine.drop(self)  # nobody waits for these
@@ -298,9 +310,11 @@ class Conversation:
         for _ in range(count):
             self._places.put(None)
 
-    def _wait_for_answers(self) -> None:
-        for _ in range(self._max_unanswered - 1):  # this thread has the last place, for the message that did not come
+    def _deliver_all(self) -> None:
+        """Wait until all that was read is answered, and the answers have arrived."""
+        for _ in range(self._max_unanswered):
             self._places.get()
+        self.connection.wait_until_delivered(DELIVERY_S)
 
     # ---------------------------------------------------------------- reading
 
@@ -354,8 +368,12 @@ class Conversation:
 
     def _deliver(self, received: Received, task: _Task, result: CloudResult | Exception) -> None:
         """Send a result if that keeps neither the worker nor another task waiting, else leave it to the writer."""
-        if not self._is_sent_at_once(received, task, result):
-            self._post(_Done(received, task, result))
+        try:
+            if self._is_sent_at_once(received, task, result):
+                return
+        except Exception as exc:  # a defect, and nothing is out: the edge hears of that
+            result = exc
+        self._post(_Done(received, task, result))
 
     def _is_sent_at_once(self, received: Received, task: _Task, result: CloudResult | Exception) -> bool:
         if isinstance(result, Exception) or self._engine.has_waiting or self._unsent:
@@ -368,8 +386,9 @@ class Conversation:
             reply = self._send_reply(received, task, result, AT_ONCE_S)
             self._outbox.put(_Sent(received, task, reply), is_urgent=False)
         except Exception as exc:
-            level = logging.DEBUG if isinstance(exc, PeerGoneError) else logging.WARNING
-            log.log(level, "closed the connection of %s: %s", self.connection.peer, exc)
+            if not self.connection.is_mid_frame:
+                raise
+            _log_end(self.connection.peer, exc, self._title(received))
             self.connection.break_off()  # half a frame may be out; the writer finds out, too
             return False
         finally:
@@ -391,43 +410,51 @@ class Conversation:
     def _do_rest(self) -> None:
         for item in self._outbox.rest():
             if isinstance(item, _Chore):
-                _do(item)
+                self._do(item)
 
     def _write(self) -> None:
+        item: _Item | None = None
         try:
             while item := self._next_item():
-                match item:
-                    case _Task():
-                        self._lines.arrived(item.state)
-                    case _Spent():
-                        self._recycle(item.received)  # behind its answer, which may be a view of it
-                    case _Chore():
-                        _do(item)
-                    case _:
-                        self._bring(item)
-        except PeerGoneError as exc:
-            log.debug("%s left: %s", self.connection.peer, exc)
-        except (NetworkError, OSError) as exc:
-            log.warning("closed the connection of %s: %s", self.connection.peer, exc)
+                if isinstance(item, _Answer | _Done | _Sent):
+                    self._bring(item)
+                else:
+                    self._do(item)
         except Exception as exc:
-            log.error("an answer to %s failed: %r", self.connection.peer, exc, exc_info=_show_traceback())
+            _log_end(self.connection.peer, exc, self._title(item.received) if isinstance(item, _Answer | _Done) else "")
         finally:
             self.connection.break_off()
             self._is_over = True
             self._give_places(self._max_unanswered)  # the reader waits for nothing any more
             self._do_rest()
 
+    def _do(self, item: _Task | _Spent | _Chore) -> None:
+        """Do what no edge waits for; a defect in it costs the conversation nothing."""
+        try:
+            match item:
+                case _Task():
+                    self._lines.arrived(item.state)
+                case _Spent():
+                    self._recycle(item.received)  # behind its answer, which may be a view of it
+                case _Chore():
+                    item.run()
+        except Exception as exc:
+            peer, kind = self.connection.peer, type(item).__name__.strip("_").lower()
+            internal_error(log, exc, f"{kind} behind an answer to {peer} failed", peer=peer)
+
     def _bring(self, answer: _Answer | _Done | _Sent) -> None:
-        """See that an answer is out, and give its place to another message."""
-        if isinstance(answer, _Sent):
-            self._show_answered(answer)
-        else:
+        """See that an answer is out, and give its place to another message; then show it."""
+        if not isinstance(answer, _Sent):
             with self._sending:
-                self._send(answer)
+                answer = self._send(answer)
                 self._unsent.popleft()
         self._sent_ms = self._answered_ms = now_ms()
-        self._count_bytes()
         self._places.put(None)
+        try:
+            self._show(answer)
+        except Exception as exc:  # a defect, behind an answer that is out
+            peer = self.connection.peer
+            internal_error(log, exc, f"{self._title(answer.received)} of {peer} could not be shown", peer=peer)
 
     def _next_item(self) -> _Item | None:
         """Return what is to be sent, or done, next; meanwhile, tell the edge that the cloud lives, and its load."""
@@ -447,28 +474,44 @@ class Conversation:
         self.connection.recycle(received)
         self.connection.make_ready()
 
-    def _send(self, answer: _Answer | _Done) -> None:
-        if isinstance(answer, _Done):
-            self._send_result(answer)
-            return
-        asked, number = answer.received.message, answer.received.task
-        if isinstance(answer.content, Exception):
-            self.connection.send(self._refusal(answer.content, number), task=number)
-        else:
-            self.connection.send(answer.content, task=number)
-            if isinstance(asked, Prepare):
-                self._lines.prepared(asked.model, asked.edge_nodes)
-            if answer.expected:
-                self.connection.expect(*answer.expected)
-        self._recycle(answer.received)
+    def _send(self, answer: _Answer | _Done) -> _Answer | _Done | _Sent:
+        """Send an answer; return it, or what was sent in its place."""
+        try:
+            return self._send_once(answer)
+        except Exception as exc:
+            if self.connection.is_mid_frame:  # the edge is gone, or would read another frame as the rest of this one
+                raise
+            refused = answer._replace(result=exc) if isinstance(answer, _Done) else answer._replace(content=exc)
+            return self._send_once(refused)
 
-    def _send_result(self, done: _Done) -> None:
-        received, task, result = done
-        if isinstance(result, Exception):
-            self.connection.send(self._refusal(result, received.task), task=received.task)
-            self._lines.failed(task.state)
-            return
-        self._show_answered(_Sent(received, task, self._send_reply(received, task, result)))
+    def _send_once(self, answer: _Answer | _Done) -> _Answer | _Done | _Sent:
+        received = answer.received
+        if isinstance(answer, _Done):
+            if isinstance(answer.result, CloudResult):
+                return _Sent(received, answer.task, self._send_reply(received, answer.task, answer.result))
+            message: Message = self._refusal(answer.result, received)
+        elif isinstance(answer.content, Exception):
+            message = self._refusal(answer.content, received)
+        else:
+            message = answer.content
+        self.connection.send(message, task=received.task)
+        return answer
+
+    def _show(self, answer: _Answer | _Done | _Sent) -> None:
+        """Show what was sent, and get ready for what comes next."""
+        self._count_bytes()
+        match answer:
+            case _Sent():
+                self._show_answered(answer)
+            case _Done():
+                self._lines.failed(answer.task.state)
+            case _Answer():
+                asked = answer.received.message
+                if isinstance(asked, Prepare) and not isinstance(answer.content, Exception):
+                    self._lines.prepared(asked.model, asked.edge_nodes)
+                if answer.expected:
+                    self.connection.expect(*answer.expected)
+                self._recycle(answer.received)
 
     def _send_reply(self, received: Received, task: _Task, result: CloudResult, within_s: float = math.inf) -> Reply:
         load = self._engine.load
@@ -507,30 +550,30 @@ class Conversation:
         self._engine.metrics.transferred(now[0] - self._counted[0], now[1] - self._counted[1])
         self._counted = now
 
-    def _refusal(self, exc: Exception, task: int) -> ErrorReply:
+    def _title(self, received: Received) -> str:
+        """Return what a message is called in the log: its task and network."""
+        model = getattr(received.message, "model", None)
+        what = f"task {self._name_of(received.task)}" if received.task else type(received.message).__name__
+        return f"{what} ({model})" if model else what
+
+    def _refusal(self, exc: Exception, received: Received) -> ErrorReply:
+        """Return what an edge is told of an error; of a defect, no more than that it is one."""
         self._engine.metrics.failed(type(exc).__name__)
-        peer = self.connection.peer
-        fields = _fields(peer, exc) | {"task": self._name_of(task)}
+        peer, task = self.connection.peer, self._name_of(received.task)
         if isinstance(exc, NeurosurgeonError):
             level = logging.DEBUG if isinstance(exc, BusyError) else logging.WARNING  # busy: the edge asks again
-            log.log(level, "refused %s: %s", peer, exc, extra=fields)
+            log.log(level, "refused %s: %s", peer, exc, extra={"peer": peer, "error": type(exc).__name__, "task": task})
             return reply_of(exc)
-        log.error("a task of %s failed: %r", peer, exc, exc_info=exc if _show_traceback() else None, extra=fields)
-        return ErrorReply(str(ErrorCode.INTERNAL), "the task failed in the cloud; its log says why")
+        internal_error(log, exc, f"{self._title(received)} of {peer} failed", peer=peer, task=task)
+        return ErrorReply(str(ErrorCode.INTERNAL), "internal error: the task failed in the cloud; its log says why")
 
 
-def _do(chore: _Chore) -> None:
-    """Do a chore; an error in it costs the conversation nothing."""
-    try:
-        chore.run()
-    except Exception:
-        log.exception("an error of our own")
-
-
-def _fields(peer: str, exc: Exception) -> dict[str, str]:
-    """Return what a log line tells of an error besides its message."""
-    return {"peer": peer, "error": type(exc).__name__}
-
-
-def _show_traceback() -> bool:
-    return log.isEnabledFor(logging.DEBUG)
+def _log_end(peer: str, exc: Exception, answering: str = "") -> None:
+    """Log why a connection ends: by the peer, in a line; by a defect of this side, with its traceback."""
+    if isinstance(exc, PeerGoneError):
+        log.debug("%s left: %s", peer, exc, extra={"peer": peer})
+    elif isinstance(exc, NeurosurgeonError):
+        log.warning("closed the connection of %s: %s", peer, exc, extra={"peer": peer, "error": type(exc).__name__})
+    else:
+        when = f" while answering {answering}" if answering else ""
+        internal_error(log, exc, f"closed the connection of {peer}{when}", peer=peer)

@@ -142,6 +142,16 @@ class EdgeSession:
         return self._connection.send_state()
 
     @property
+    def is_mid_frame(self) -> bool:
+        """Whether a frame may have been sent in part: nothing else can be sent by this connection then."""
+        return self._connection.is_mid_frame
+
+    @property
+    def reading(self) -> int:
+        """The number of the task whose answer is being received, or was last; 0 where it is not known yet."""
+        return self._connection.reading
+
+    @property
     def sent_bytes(self) -> int:
         """How many bytes went out so far."""
         return self._connection.sent_bytes

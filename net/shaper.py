@@ -12,6 +12,11 @@ half a round trip later. Slow start and random losses are not imitated; a datagr
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, which need packages
+    from utils.packages import name_missing_packages
+
+    name_missing_packages()
+
 import argparse
 import contextlib
 import logging

@@ -8,6 +8,11 @@ Tasks go out in the order of `submit`: at once where nothing is before them and 
 else by a thread that sends, and finds a lost cloud again. Another one receives, in whatever order the cloud answers; or
 whoever waits for a task does (`serve`), and need not be woken up. A task leaves the stream exactly once: with its
 answer, or with the error that ended it. An answer to a task that has left is dropped.
+
+Errors: only what `is_connection_loss` names loses the connection, with the tasks on it. Any other exception is a defect
+of this program: it is logged with its traceback, and ends the task in whose work it came (InternalError); the others go
+on. Their connection is kept, too, if it is between two frames. Inside one it must be given up: the cloud would read the
+next frame as the rest of this one, or this side its own answers.
 """
 
 from __future__ import annotations
@@ -24,7 +29,16 @@ from net.breaker import Breaker
 from net.messages import Pong, Request
 from net.session import REPLY_TIMEOUT_S, EdgeSession, RemoteResult, SentTask
 from net.transport import Received
-from utils.errors import BusyError, ConnectError, DeadlineError, NetworkError, NeurosurgeonError, ProtocolError
+from utils.errors import (
+    BusyError,
+    ConnectError,
+    DeadlineError,
+    NetworkError,
+    NeurosurgeonError,
+    ProtocolError,
+    is_connection_loss,
+)
+from utils.logs import internal_error
 from utils.timing import now_ms
 from utils.units import MS_PER_S, s_to_ms
 
@@ -125,7 +139,7 @@ class TaskStream:
         """Queue a task to be sent; ``task`` must differ from all that have no answer yet.
 
         Args: on_answer: called once, by whatever thread, with the answer, or with what the cloud answered in its place;
-                         with ConnectError where the cloud is lost.
+                         with ConnectError where the cloud is lost, and InternalError for a defect of this side.
               losses: how often the cloud was lost with this task before.
         """
         size_bytes = sum([tensor.nbytes for tensor in tensors])
@@ -221,20 +235,16 @@ class TaskStream:
         return session is not None and is_next and session.takes_at_once(flight.size_bytes)
 
     def _mark_out(self, flight: _Flight, session: EdgeSession) -> None:
-        flight.is_out = self._is_sending = True
         flight.end_bytes = session.sent_bytes + flight.size_bytes
+        flight.is_out = self._is_sending = True
 
     def _send(self, session: EdgeSession, flight: _Flight) -> None:
         try:
             flight.sent = SentTask(now_ms(), 0)  # an answer may come before ``send_task`` returns
             flight.sent = session.send_task(flight.task, flight.request, flight.tensors)
             session.make_ready()
-        except ProtocolError as exc:  # what it has cannot be sent
-            self._fail([flight], exc)
-        except NetworkError as exc:
-            self._lose(session, exc)
-        except Exception as exc:  # half a frame may be out
-            self._lose(session, NetworkError(f"a task could not be sent: {exc!r}"))
+        except Exception as exc:
+            self._not_sent(session, flight, exc)
         except BaseException:
             session.close()
             raise
@@ -243,6 +253,17 @@ class TaskStream:
                 self._is_sending = False
                 if self._may_go():
                     self._changed.notify_all()
+
+    def _not_sent(self, session: EdgeSession, flight: _Flight, exc: Exception) -> None:
+        """Fail a task that could not be sent, or lose its connection, or both; see the head of this file."""
+        if isinstance(exc, ProtocolError) and not session.is_mid_frame:  # a tensor that cannot be packed
+            self._fail([flight], exc)
+        elif is_connection_loss(exc) or isinstance(exc, MemoryError):  # there may be memory for the next attempt
+            self._lose(session, exc)
+        else:
+            self._fail([flight], internal_error(log, exc, f"{_name(flight)} could not be sent"))
+            if session.is_mid_frame:
+                self._lose(session, NetworkError(f"the frame of {_name(flight)} was sent in part"))
 
     def _next_due(self) -> _Flight | None:
         """Return the first task that may be sent, waiting for one; None when the cloud is lost or the stream closes."""
@@ -281,15 +302,24 @@ class TaskStream:
             for _ in range(MAX_SIGNS):
                 if not session.has_message(wait_s) or self._take_next(session):
                     return
-        except NetworkError as exc:
-            self._lose(session, exc)
+        except Exception as exc:
+            self._not_received(session, exc)
 
     def _receive_all(self, session: EdgeSession) -> None:
         try:
             while True:
                 self._take_next(session)
-        except NetworkError as exc:
-            self._lose(session, exc)
+        except Exception as exc:
+            self._not_received(session, exc)
+
+    def _not_received(self, session: EdgeSession, exc: Exception) -> None:
+        """Lose a connection by which no more can be received; a defect also fails the task whose answer it met."""
+        if not is_connection_loss(exc):
+            flight = self._flights.get(session.reading)
+            name = _name(flight) if flight else "a task"
+            exc = internal_error(log, exc, f"the answer to {name} could not be received")
+            self._fail([flight] if flight else [], exc)
+        self._lose(session, exc)
 
     def _take_next(self, session: EdgeSession) -> bool:
         """Receive a message, and see whose it is; return whether it is more than a sign of life.
@@ -330,6 +360,8 @@ class TaskStream:
             raise  # what else comes by this connection is not to be trusted, either
         except NeurosurgeonError as exc:
             self._fail([flight], exc)
+        except Exception as exc:
+            self._fail([flight], internal_error(log, exc, f"the answer to {_name(flight)} could not be read"))
         else:
             answered = Answered(result, sent.start_ms, now_ms(), flight.losses + flight.refusals)
             self._end(flight, answered)
@@ -345,9 +377,10 @@ class TaskStream:
 
     # ------------------------------------------------------------ losing the connection, and finding it again
 
-    def _lose(self, session: EdgeSession, why: NetworkError) -> None:
+    def _lose(self, session: EdgeSession, exc: Exception) -> None:
         """Give up a connection: what is in flight waits to be sent again, or fails where tasks are not kept."""
         session.close()
+        why = str(exc) or type(exc).__name__
         with self._lock:
             if self._session is not session:
                 return  # the other thread was first, or the stream closes
@@ -359,14 +392,16 @@ class TaskStream:
             for flight in lost:
                 flight.losses += flight.sent is not None
                 flight.is_out, flight.sent = False, None
-            self._changed.notify_all()
         if self._patience_s is None:
             log.warning("the cloud is lost with %d tasks (%s); looking for it", len(waiting), why)
             self._fail(waiting, ConnectError(f"the cloud is lost: {why}"))
-            return
-        log.warning("%s; %d tasks will be sent again", why, len(lost))
-        hopeless = [flight for flight in lost if flight.losses > MAX_LOSSES]
-        self._fail(hopeless, ConnectError(f"the cloud was lost {MAX_LOSSES + 1} times while it had this task: {why}"))
+        else:
+            log.warning("%s; %d tasks will be sent again", why, len(lost))
+            hopeless = [flight for flight in lost if flight.losses > MAX_LOSSES]
+            often = f"the cloud was lost {MAX_LOSSES + 1} times while it had this task"
+            self._fail(hopeless, ConnectError(f"{often}: {why}"))
+        with self._lock:  # the sender looks for the cloud; before, it could have failed these tasks for another reason
+            self._changed.notify_all()
 
     def _reconnect(self) -> EdgeSession | None:
         """Return a new conversation with every model prepared; None when the cloud is still away."""
@@ -378,6 +413,10 @@ class TaskStream:
             self._breaker.lost(now_ms())
             if now_ms() - self._lost_ms > s_to_ms(self._patience_s or 0.0):
                 self._fail(list(self._flights.values()), ConnectError(f"the cloud stays away: {exc}"))
+            return None
+        except Exception as exc:
+            self._breaker.lost(now_ms())
+            self._fail(list(self._flights.values()), internal_error(log, exc, "the cloud cannot be looked for"))
             return None
         self._breaker.reached()
         log.info("the cloud is back")
@@ -437,5 +476,9 @@ class TaskStream:
         if is_there:
             try:
                 flight.on_answer(outcome)
-            except Exception:  # belongs to whoever submitted it
-                log.exception("the answer to task %d could not be taken", flight.task)
+            except Exception as exc:  # belongs to whoever submitted it
+                internal_error(log, exc, f"the answer to {_name(flight)} could not be taken")
+
+
+def _name(flight: _Flight) -> str:
+    return f"task {flight.task} ({flight.request.model})"

@@ -14,6 +14,11 @@ A published 4G or 5G trace becomes one by keeping its time, throughput and laten
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, which need packages
+    from utils.packages import name_missing_packages
+
+    name_missing_packages()
+
 import argparse
 import bisect
 import csv

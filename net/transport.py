@@ -204,6 +204,8 @@ class Connection:
         self._ready: deque[_Body] = deque()
         self._latest: Outline | None = None  # of a message with tensors
         self._room_bytes = self._acked_bytes = 0  # of what is sent, when the system was last asked
+        self.is_mid_frame = False  # a frame may be out in part: the peer would read the next one as its rest
+        self.reading = 0  # the task whose message is being read, or was read last; 0 before its head is there
         self.peer = self._link.peer
 
     def __enter__(self) -> Connection:
@@ -292,11 +294,16 @@ class Connection:
     def send(self, message: Message, tensors: Sequence[Tensor] = (), task: int = 0, within_s: float = math.inf) -> None:
         """Send a message and its tensors, these from their own memory.
 
+        After any error, `is_mid_frame` says whether the connection is still of use.
+
         Args:   within_s: less than what a body of this size may take.
         Raises: PeerGoneError, DeadlineError: the peer does not read.
         """
         pieces = pack_message(message, tensors, task)
-        self._wire.send(pieces, min(body_deadline_s(sum(map(len, pieces))), time.monotonic() + within_s))
+        deadline_s = min(body_deadline_s(sum(map(len, pieces))), time.monotonic() + within_s)
+        self.is_mid_frame = True
+        self._wire.send(pieces, deadline_s)
+        self.is_mid_frame = False
 
     def takes_at_once(self, size_bytes: int) -> bool:
         """Return whether `send` would neither wait for the peer nor seal long: the system has room for so much."""
@@ -331,12 +338,14 @@ class Connection:
                 BusyError: there is no memory for a large body; where it is smaller, what is returned says so.
                 AccessError: the peer does not let us in.
         """
+        self.reading = 0
         start_s = read_head_unit(self._wire, self._head, time.monotonic() + wait_s)
+        task, *figures = CHANGING.unpack_from(self._head, CHANGING_START)
+        self.reading = task
         try:
             outline = self._read_outline(start_s)
         except RawHeadError as exc:
             raise self._out_of_place(exc) from None
-        task, *figures = CHANGING.unpack_from(self._head, CHANGING_START)
         message = outline.message or Reply._make(figures)
         if not outline.lengths:
             return Received(message, [], task, s_to_ms(time.monotonic() - start_s))

@@ -14,6 +14,11 @@ goes on where it stopped.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, which need packages
+    from utils.packages import name_missing_packages
+
+    name_missing_packages()
+
 import argparse
 import csv
 import datetime

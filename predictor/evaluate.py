@@ -12,6 +12,11 @@ floor beside each error is what two measurements of the same thing differ by: no
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, which need packages
+    from utils.packages import name_missing_packages
+
+    name_missing_packages()
+
 import argparse
 import json
 import os

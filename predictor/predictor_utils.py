@@ -10,6 +10,11 @@ the features and the library. Neither is ever a pickle.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports below, which need packages
+    from utils.packages import name_missing_packages
+
+    name_missing_packages()
+
 import argparse
 import hashlib
 import importlib.metadata

@@ -14,7 +14,7 @@ PACKAGES = ("models", "net", "predictor", "utils")
 # Modules that scripts share.
 SHARED = {"cloud_service", "deployment", "edge_cuts", "edge_queue", "edge_results", "edge_task"}
 SCRIPTS = {path.stem for path in ROOT.glob("*.py")} - SHARED
-FOUNDATIONS = ("utils.errors", "utils.units")
+FOUNDATIONS = ("utils.errors", "utils.packages", "utils.units")
 
 
 def is_type_checking(node: ast.AST) -> bool:

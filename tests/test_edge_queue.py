@@ -176,7 +176,9 @@ def test_a_late_answer_teaches_what_its_own_prediction_missed(tmp_path: Path, mo
 # ---------------------------------------------------------------- what goes wrong with one task
 
 
-def test_a_task_on_which_the_network_breaks_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_on_which_the_network_breaks_fails_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     run_half, calls = edge_queue.run_half, itertools.count(1)
 
     def breaking(*what: Any) -> Any:
@@ -186,8 +188,11 @@ def test_a_task_on_which_the_network_breaks_fails_alone(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(edge_queue, "run_half", breaking)
     results, out = run_queue(FailingStream(RemoteError("refused")), 3, in_flight=1)
-    assert [result.error for result in results] == ["refused", "ZeroDivisionError: of this image", None]
-    assert "task 2 of 3 failed : ZeroDivisionError: of this image" in out
+    error = "internal error: ZeroDivisionError: of this image"
+    assert [result.error for result in results] == ["refused", error, None]
+    assert f"task 2 of 3 failed : {error}" in out
+    (logged,) = (record for record in caplog.records if record.exc_info)
+    assert logged.getMessage() == f"task 2 ({MODEL}) failed: {error}"
 
 
 def test_a_report_that_nobody_reads_ends_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:

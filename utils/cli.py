@@ -19,7 +19,8 @@ from types import FrameType, TracebackType
 from typing import IO, Any, NoReturn
 
 from utils.errors import NetworkError, NeurosurgeonError, UsageError
-from utils.logs import LEVELS, is_warning, start_logging
+from utils.logs import LEVELS, is_entry, is_warning, start_logging
+from utils.packages import missing_package
 
 DEFAULT_IP, DEFAULT_PORT, DEFAULT_MONITOR_PORT = "127.0.0.1", 9999, 9922
 EXIT_INTERRUPTED = 130
@@ -322,6 +323,9 @@ def run_main(
     except Exception as exc:
         if args.debug:
             traceback.print_exc()
+        if line := missing_package(exc):
+            print(f"{parser.prog}: error: {line}", file=sys.stderr)
+            return UsageError.exit_code
         kind = type(exc).__name__
         print(f"{parser.prog}: error: unexpected {kind}: {exc} (a bug: --debug shows where)", file=sys.stderr)
         return NeurosurgeonError.exit_code
@@ -416,7 +420,9 @@ class ServiceProcess:
 
     def _read_log(self) -> None:
         assert self.process.stderr is not None  # noqa: S101  # a pipe, as asked for
+        is_shown = False  # an entry of the log, with its traceback
         for line in self.process.stderr:
+            is_shown = is_warning(line) or (is_shown and not is_entry(line))
             self.log.append(line.rstrip())
             del self.log[:-KEPT_LOG_LINES]
             found = _LISTENING.search(line)
@@ -424,7 +430,7 @@ class ServiceProcess:
                 self.ports.append(int(found[1]))
                 if len(self.ports) == self._services:
                     self._ready.set()
-            elif is_warning(line):
+            elif is_shown:
                 sys.stderr.write(line)
         self._ready.set()
 

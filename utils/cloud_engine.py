@@ -24,6 +24,7 @@ from utils.errors import BusyError, NeurosurgeonError, ProtocolError, UnknownMod
 from utils.fair_queue import FairQueue, QueueFullError
 from utils.inference_utils import WireSpec, allows_batches, check_device, run_half, use_threads
 from utils.load import Load, LoadMeter
+from utils.logs import internal_error
 from utils.metrics import Metrics
 from utils.timing import now_ms
 from utils.units import MS_PER_S
@@ -273,7 +274,7 @@ class CloudEngine:
             dropped = self._queue.drop(client)
         for item in dropped:
             if isinstance(item, _HalfTask):
-                item.deliver(NeurosurgeonError("the edge left before its task was computed"))
+                _deliver(item, NeurosurgeonError("the edge left before its task was computed"))
         return len(dropped)
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
@@ -312,8 +313,8 @@ class CloudEngine:
             if item is not None:
                 try:
                     self._run(item)
-                except Exception:
-                    log.exception("an error of our own")
+                except Exception as exc:
+                    internal_error(log, exc, f"{threading.current_thread().name}: the work behind an answer failed")
                 self._ended()
             elif is_over:
                 return
@@ -330,7 +331,20 @@ class CloudEngine:
         if not isinstance(item, _HalfTask):
             item()
             return
-        batch = [item, *self._companions(item)] if self._max_batch > 1 and self._batches(item.cut) else [item]
+        batch = [item]
+        results: Sequence[CloudResult | Exception]
+        try:
+            if self._max_batch > 1 and self._batches(item.cut):
+                batch += self._companions(item)
+            results = self._computed(batch)
+        except Exception as exc:  # a defect of the engine: the tasks must not be waited for
+            results = [exc] * len(batch)
+        for task, result in zip(batch, results, strict=True):
+            _deliver(task, result)
+        self.metrics.batch(len(batch))
+
+    def _computed(self, batch: Sequence[_HalfTask]) -> list[CloudResult | Exception]:
+        """Run a batch, and keep count of what its tasks waited and took."""
         with self._lock:
             self._meter.started(len(batch))
         start_ms = now_ms()
@@ -339,9 +353,7 @@ class CloudEngine:
         with self._lock:  # before the answers, which tell the load
             for task in batch:
                 self._meter.ended(start_ms - task.asked_ms, end_ms - start_ms, end_ms)
-        for task, result in zip(batch, results, strict=True):
-            _deliver(task, result)
-        self.metrics.batch(len(batch))
+        return results
 
     def _batches(self, cut: Cut) -> bool:
         """Return whether tasks of a cut may run as one; tried out when the first one comes."""
@@ -373,11 +385,14 @@ class CloudEngine:
 
 
 def _deliver(task: _HalfTask, result: CloudResult | Exception) -> None:
-    """Give a task's result to whoever waits for it; an error there costs neither the worker nor other tasks."""
+    """Give a task's result to the caller, or the error that prevented it; no worker and no other task is affected."""
     try:
         task.deliver(result)
-    except Exception:
-        log.exception("a result could not be delivered")
+    except Exception as exc:
+        if isinstance(result, CloudResult):
+            _deliver(task, exc)
+        else:
+            internal_error(log, exc, "a result could not be delivered")
 
 
 def _types_of(task: _HalfTask) -> list[torch.dtype]:

@@ -13,6 +13,7 @@ NeurosurgeonError                 1   something failed
 │   ├── InputSizeError                the network cannot take an input of this size
 │   ├── DeviceError                   the device is not there
 │   └── DataSetError                  a data set or predictor file is malformed
+├── InternalError                 1   a defect of this program
 ├── PlanningError                 1   no plan can be made
 │   └── MissingPredictorError         a kind of layer has no predictor
 └── NetworkError                  3   the network or the peer
@@ -90,6 +91,10 @@ class DataSetError(UsageError):
     """A data set or predictor file is malformed; the message names file, row and column."""
 
 
+class InternalError(NeurosurgeonError):
+    """A defect of this program; the log has its traceback (`utils.logs.internal_error`)."""
+
+
 class PlanningError(NeurosurgeonError):
     """No plan can be made from these latencies."""
 
@@ -148,6 +153,16 @@ class BusyError(RemoteError):
     def __init__(self, message: str, retry_ms: float = 0.0) -> None:
         super().__init__(message)
         self.retry_ms = retry_ms
+
+
+def is_connection_loss(exc: BaseException) -> bool:
+    """Return whether an error means that the peer, or the network to it, is gone, so that a new connection may help.
+
+    This is the only definition. What the peer answers (RemoteError) is no loss. Every OSError of a socket is a
+    NetworkError by the time it leaves `net.transport`; any other exception is a defect of this program, or an error of
+    this machine, which a new connection would only meet again.
+    """
+    return isinstance(exc, NetworkError) and not isinstance(exc, RemoteError)
 
 
 @contextlib.contextmanager

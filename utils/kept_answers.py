@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import mmap
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 
 from utils.cloud_engine import CloudResult, Deliver
+from utils.logs import internal_error
 from utils.timing import now_ms
 from utils.units import s_to_ms
+
+log = logging.getLogger(__name__)
 
 KEPT_S = 60.0
 MAX_KEPT_BYTES = 64 * 1024 * 1024  # 16,000 answers of a thousand classes; beyond, the oldest go before their time
@@ -168,8 +171,12 @@ class KeptAnswers:
     def _take_in(self, key: bytes, kept: _Kept, result: CloudResult | Exception) -> list[Asker]:
         """Keep a result, in memory of its own; return who else waits for it."""
         if isinstance(result, CloudResult):
-            with suppress(OSError):  # no memory for a copy: whoever asks again has it computed
+            try:
                 kept.keep(result)  # before the lock: the next task must not wait for it
+            except OSError:  # no memory for a copy: it is computed for whoever asks again
+                pass
+            except Exception as exc:
+                internal_error(log, exc, "an answer could not be kept: it is computed for whoever asks again")
         with self._lock:
             is_wanted = self._computing.get(key) is kept
             if is_wanted:

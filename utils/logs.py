@@ -8,6 +8,8 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
+from utils.errors import InternalError
+
 LEVELS = ("debug", "info", "warning", "error")
 FIELDS = ("peer", "task", "model", "error", "size_bytes", "duration_ms")  # what events may tell besides their message
 NOISY_LIBRARIES = ("matplotlib", "PIL")
@@ -25,6 +27,25 @@ def start_logging(level: str, *, as_json: bool) -> None:
 def is_warning(line: str) -> bool:
     """Return whether a line that either formatter made tells of a warning or an error."""
     return line.startswith(("WARNING", "ERROR", '{"level": "WARNING"', '{"level": "ERROR"'))
+
+
+def is_entry(line: str) -> bool:
+    """Return whether a line begins what a formatter made; the others go on with it (a traceback)."""
+    return line.startswith(('{"level": ', *(level.upper() for level in LEVELS)))
+
+
+def internal_error(log: logging.Logger, exc: Exception, what: str, **fields: str) -> InternalError:
+    """Log an unexpected exception with its traceback, and return the error that stands for it from then on.
+
+    One that stands for another already was logged with that one.
+
+    Args: what: what failed, and of which task, network and peer. fields: of `FIELDS`, for the line.
+    """
+    if isinstance(exc, InternalError):
+        return exc
+    error = InternalError(f"internal error: {type(exc).__name__}: {exc}")
+    log.error("%s: %s", what, error, exc_info=exc, extra={**fields, "error": type(exc).__name__})
+    return error
 
 
 class TextLine(logging.Formatter):

@@ -51,6 +51,7 @@ from utils.errors import (
     NonFiniteError,
     PartitionError,
     PeerGoneError,
+    ProtocolError,
     RemoteError,
     UnknownModelError,
     WeightsError,
@@ -175,7 +176,7 @@ def test_a_message_that_has_no_place_is_refused(cloud: Cloud, network: Network) 
 
 
 def test_a_bug_of_the_cloud_is_an_error_without_its_secrets(
-    start: Callable[[CloudEngine], Cloud], network: Network
+    start: Callable[[CloudEngine], Cloud], network: Network, caplog: pytest.LogCaptureFixture
 ) -> None:
     cloud = start(BrokenEngine("cpu", 1, {}))
     with cloud.edge() as edge:
@@ -183,6 +184,9 @@ def test_a_bug_of_the_cloud_is_an_error_without_its_secrets(
             with pytest.raises(RemoteError, match="the task failed in the cloud") as caught:
                 edge.infer(request_at(network), crossing(network, POINT, random_input()))
             assert "secret" not in str(caught.value)
+    failed = [record for record in caplog.records if record.exc_info]
+    assert len(failed) == 2
+    assert all(f"({MODEL}) of 127.0.0.1:" in record.getMessage() for record in failed)
 
 
 # ---------------------------------------------------------------- strangers, and edges that die
@@ -560,8 +564,8 @@ def test_a_worker_sends_the_answer_that_it_need_not_wait_for(
     assert cloud.events == [CloudEvent.CONNECTED, *PREPARE_EVENTS, *TASK_EVENTS]
 
 
-@pytest.mark.parametrize("error", [DeadlineError("half a frame is out"), RuntimeError("no tensor that can be sent")])
-def test_a_worker_that_cannot_send_an_answer_ends_the_conversation(
+@pytest.mark.parametrize("error", [DeadlineError("half a frame is out"), RuntimeError("half a frame is out")])
+def test_a_worker_that_sends_an_answer_in_part_ends_the_conversation(
     start: Callable[[CloudEngine], Cloud], network: Network, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     cloud = start(CloudEngine("cpu", 1, {}))
@@ -572,13 +576,50 @@ def test_a_worker_that_cannot_send_an_answer_ends_the_conversation(
         if isinstance(message, Reply):
             replies.append(time.monotonic())
             if len(replies) == 1:  # the worker's; the writer's meets a connection that was broken off
+                connection.is_mid_frame = True
                 raise error
         send(connection, message, *arguments, **named)
 
     monkeypatch.setattr(Connection, "send", lose)
-    with cloud.edge() as edge, pytest.raises(NetworkError):
+    with cloud.edge() as edge, pytest.raises(PeerGoneError):
         assert_answers(edge, network)
     monkeypatch.undo()
+    assert_serves(cloud, network)
+
+
+def test_an_answer_that_cannot_be_packed_is_an_error_of_its_task(
+    cloud: Cloud, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = Connection.send
+
+    def refuse(connection: Connection, message: Any, *arguments: Any, **named: Any) -> None:
+        if isinstance(message, Reply):
+            raise ProtocolError("tensors of complex64 cannot be sent")
+        send(connection, message, *arguments, **named)
+
+    with cloud.edge() as edge:
+        with monkeypatch.context() as broken:
+            broken.setattr(Connection, "send", refuse)
+            with pytest.raises(RemoteError, match="tensors of complex64 cannot be sent"):
+                assert_answers(edge, network)
+        assert_answers(edge, network)
+    assert cloud.events.count(CloudEvent.CONNECTED) == 1
+
+
+def test_a_cloud_without_a_thread_for_an_edge_serves_the_next(
+    cloud: Cloud, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_thread = threading.Thread.start
+
+    def fail(thread: threading.Thread) -> None:
+        if thread.name.startswith("read"):
+            raise RuntimeError("can't start new thread")
+        start_thread(thread)
+
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", fail)
+        with pytest.raises(NetworkError):
+            cloud.edge()
     assert_serves(cloud, network)
 
 

@@ -21,6 +21,7 @@ from net.transport import Connection, Received, accepted, stop_accepting
 from utils.errors import (
     BusyError,
     ConnectError,
+    InternalError,
     NetworkError,
     NeurosurgeonError,
     PeerGoneError,
@@ -228,6 +229,26 @@ def test_a_sender_without_memory_loses_the_connection_but_no_task(
     monkeypatch.setattr(EdgeSession, "send_task", failing)
     with streaming(listener, reply_to) as (stream, _):
         assert values(submit(stream, 1)) == [2.0]
+
+
+def test_a_defect_in_looking_for_the_cloud_fails_what_waits_for_it(
+    listener: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    def die(connection: Connection, received: Received) -> None:
+        raise PeerGoneError("the script ends here")
+
+    def reopen() -> EdgeSession:
+        raise AttributeError("no such thing")
+
+    cloud = ScriptedCloud(listener, die)
+    server = threading.Thread(target=cloud.serve)
+    server.start()
+    with TaskStream(EdgeSession.open(*listener.getsockname()), reopen) as stream:
+        with pytest.raises(InternalError, match="internal error: AttributeError: no such thing"):
+            submit(stream, 1)[0].result(WAIT_S)
+    stop_accepting(listener)
+    server.join()
+    assert "Traceback" in caplog.text
 
 
 @both_ways

@@ -225,6 +225,28 @@ def test_a_service_ends_when_the_pipe_to_its_parent_closes() -> None:
         assert service.process.wait(30) == 0
 
 
+def test_an_error_of_a_service_is_shown_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    script = (
+        "import logging, sys\n"
+        "from utils.cli import listening_line\n"
+        "from utils.logs import internal_error, start_logging\n"
+        "start_logging('info', as_json=False)\n"
+        "log = logging.getLogger('toy')\n"
+        "try:\n"
+        "    {}['shape']\n"
+        "except KeyError as exc:\n"
+        "    internal_error(log, exc, 'task 4 failed')\n"
+        "log.info(listening_line('toy', 'x:1'))\n"
+        "sys.stdin.read()\n"
+    )
+    with ServiceProcess(["-c", script]):
+        pass
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0] == "ERROR task 4 failed: internal error: KeyError: 'shape'"
+    assert shown[1] == "Traceback (most recent call last):"
+    assert shown[-1] == "KeyError: 'shape'"
+
+
 def test_the_line_of_a_service_is_the_one_that_is_waited_for() -> None:
     script = (
         f"import sys; print({listening_line('toy', '[::1]:4711')!r}, file=sys.stderr, flush=True); sys.stdin.read()"

@@ -8,7 +8,21 @@ import re
 import pytest
 
 from utils import errors
-from utils.errors import AccessError, NetworkError, NeurosurgeonError, PlanningError, UsageError
+from utils.errors import (
+    AccessError,
+    BusyError,
+    ConnectError,
+    DeadlineError,
+    InternalError,
+    NetworkError,
+    NeurosurgeonError,
+    PeerGoneError,
+    PlanningError,
+    ProtocolError,
+    RemoteError,
+    UsageError,
+    is_connection_loss,
+)
 
 TREE = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, Exception)]
 
@@ -37,6 +51,16 @@ def test_an_error_exits_as_its_branch_does(kind: type[NeurosurgeonError]) -> Non
 def test_the_drawing_shows_every_error_and_nothing_else() -> None:
     drawn = set(re.findall(r"\w+Error", errors.__doc__ or ""))
     assert drawn == {kind.__name__ for kind in TREE}
+
+
+@pytest.mark.parametrize("kind", [NetworkError, ConnectError, PeerGoneError, DeadlineError, ProtocolError, AccessError])
+def test_a_connection_is_lost_where_peer_or_network_fail(kind: type[Exception]) -> None:
+    assert is_connection_loss(kind("lost"))
+
+
+@pytest.mark.parametrize("kind", [RemoteError, BusyError, UsageError, InternalError, AttributeError, KeyError, OSError])
+def test_no_other_error_is_a_lost_connection(kind: type[Exception]) -> None:
+    assert not is_connection_loss(kind("not lost"))
 
 
 @pytest.mark.parametrize("kind", TREE)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from utils.logs import JsonLine, TextLine, is_warning
+from utils.logs import JsonLine, TextLine, internal_error, is_entry, is_warning
 
 FORMATTERS = [TextLine("%(levelname)s %(message)s"), JsonLine()]
 
@@ -31,6 +31,30 @@ def test_warnings_are_told_from_the_rest(formatter: logging.Formatter) -> None:
     assert is_warning(formatter.format(record("careful")))
     assert is_warning(formatter.format(record("broken", logging.ERROR)))
     assert not is_warning(formatter.format(record("listening", logging.INFO)))
+
+
+@pytest.mark.parametrize("formatter", FORMATTERS)
+def test_a_traceback_begins_no_entry(formatter: logging.Formatter) -> None:
+    failed = record("it failed", logging.ERROR)
+    failed.exc_info = (ValueError, ValueError("broken"), None)
+    first, *others = formatter.format(failed).splitlines()
+    assert is_entry(first)
+    assert not any(map(is_entry, others))
+
+
+def test_an_internal_error_is_logged_once_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    log = logging.getLogger("a test")
+    try:
+        raise KeyError("shape")
+    except KeyError as exc:
+        error = internal_error(log, exc, "task 4 (le_net) could not be sent", task="4")
+    assert str(error) == "internal error: KeyError: 'shape'"
+    assert internal_error(log, error, "it was told before") is error
+    (logged,) = caplog.records
+    assert logged.levelname == "ERROR"
+    assert logged.getMessage() == "task 4 (le_net) could not be sent: internal error: KeyError: 'shape'"
+    assert logged.__dict__["task"] == "4"
+    assert "Traceback" in caplog.text
 
 
 def test_a_json_line_has_the_fields_of_its_event_and_no_others() -> None:
