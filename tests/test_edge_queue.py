@@ -26,14 +26,13 @@ from net.session import EdgeSession, OnCloudLoss, RemoteResult
 from net.stream import Answered, OnAnswer, TaskStream
 from predictor.chain_search import Objective
 from predictor.correction import Corrections
+from tests.equality import whole_digest
 from tests.faults import FaultProxy
 from tests.test_edge_cuts import FASTER, LATENCIES, LINK, MODEL, queue_model
 from utils.cli import ServiceProcess
 from utils.errors import ConnectError, NeurosurgeonError, RemoteError, WeightsError
-from utils.inference_utils import random_input, run_whole
 from utils.queue_report import QueueReport
 from utils.queue_tasks import QueuedTask
-from utils.report import output_digest
 from utils.timing import now_ms
 
 
@@ -72,7 +71,7 @@ def run_queue(stream: Any, count: int, in_flight: int = 2, **how: Any) -> tuple[
 def test_a_cloud_that_is_lost_leaves_the_rest_to_the_edge(in_flight: int, caplog: pytest.LogCaptureFixture) -> None:
     stream = FailingStream(*(ConnectError("the cloud stays away") for _ in range(8)))
     results, _ = run_queue(stream, 8, in_flight)
-    expected = output_digest(run_whole(load_network(MODEL), random_input()))
+    expected = whole_digest(MODEL)
     assert sorted(result.task.id for result in results) == list(range(1, 9))
     assert {result.where for result in results} == {"edge"}
     assert {result.output_digest for result in results} == {expected}
@@ -85,7 +84,7 @@ def test_a_cloud_that_is_lost_with_every_task_costs_no_answer(in_flight: int) ->
     stream = FailingStream(*(ConnectError("gone") for _ in range(12)))
     stream.keeps_coming_back = True
     results, _ = run_queue(stream, 12, in_flight)
-    expected = output_digest(run_whole(load_network(MODEL), random_input()))
+    expected = whole_digest(MODEL)
     assert sorted(result.task.id for result in results) == list(range(1, 13))
     assert {(result.where, result.output_digest) for result in results} == {("edge", expected)}
     assert len(stream.submitted) == 12
@@ -236,7 +235,7 @@ def test_a_task_that_is_stuck_is_finished_here_and_the_next_ones_wait_for_no_lin
 
             run = QueueRun(settings, {MODEL: model}, stream, LinkWatch("nowhere", 1, LINK), report)
             results = run.run(tasks, hold_from_the_fifth_to_the_tenth)
-    expected = output_digest(run_whole(load_network(MODEL), random_input()))
+    expected = whole_digest(MODEL)
     assert sorted(result.task.id for result in results) == list(range(1, 21))
     assert {result.output_digest for result in results} == {expected}
     where = {result.task.id: result.where for result in results}

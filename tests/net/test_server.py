@@ -25,6 +25,7 @@ from net.messages import ErrorCode, ErrorReply, Hello, Pong, Prepare, Ready, Rep
 from net.server import CloudServer, Rules
 from net.session import EdgeSession
 from net.transport import Connection, Received, connect
+from tests.equality import assert_equal
 from tests.net.clouds import (
     LATENCIES,
     MODEL,
@@ -401,7 +402,8 @@ class ManyTasks:
         for answer in answers:
             if isinstance(answer.message, Reply):
                 (output,) = answer.tensors
-                assert torch.equal(output, run_whole(self.network, random_input() + answer.task))
+                whole = run_whole(self.network, random_input() + answer.task)
+                assert_equal(output, whole, same_setup=True, what=f"task {answer.task}")
         return answers
 
 

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-import torch
 
 from models.zoo import Network
 from net import session
@@ -21,6 +20,7 @@ from net.framing import HEAD_UNIT
 from net.messages import Hello, Message, Pong, Ready, Reply
 from net.session import EdgeSession, stage_times
 from net.transport import MAX_READY, READY_BYTES, SO_MAX_PACING_RATE, UNPACED, Connection
+from tests.equality import assert_equal
 from tests.net.clouds import LATENCIES, MODEL, OTHER_DIGEST, POINT, Cloud, assert_answers, crossing, request_at
 from tests.net.conftest import JOIN_S, wait_until
 from utils.errors import DeadlineError, ProtocolError
@@ -75,7 +75,7 @@ def test_answers_outlive_the_next_task(cloud: Cloud, network: Network) -> None:
     with cloud.edge() as edge:
         first = edge.infer(request, crossing(network, POINT, random_input())).tensors[0]
         edge.infer(request, crossing(network, POINT, random_input() + 1))
-    assert torch.equal(first, run_whole(network, random_input()))
+    assert_equal(first, run_whole(network, random_input()), same_setup=True)
 
 
 def test_many_edges_are_served_at_once(cloud: Cloud, network: Network) -> None:
