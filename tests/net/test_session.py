@@ -231,16 +231,15 @@ def test_signs_of_life_are_no_answers(listener: socket.socket, network: Network)
 
 
 @contextmanager
-def quiet_cloud(listener: socket.socket, *late: Message) -> Iterator[None]:
-    """Play a cloud that says hello, a while later the given messages, and nothing more until the block ends."""
+def quiet_cloud(listener: socket.socket, *messages: Message) -> Iterator[None]:
+    """Play a cloud that says hello, the given messages, and nothing more until the block ends."""
     leave = threading.Event()
 
     def play() -> None:
         with Connection(listener.accept()[0]) as connection:
             connection.receive(JOIN_S)
             connection.send(Hello.of())
-            for message in late:
-                leave.wait(0.3)
+            for message in messages:
                 connection.send(message)
             leave.wait(JOIN_S)
 
@@ -266,10 +265,16 @@ def test_a_silent_cloud_is_told_of_long_before_an_answer_is_due(
 def test_a_cloud_that_was_heard_of_by_anyone_is_not_silent(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    longer_ms = 1_000.0 * session.SILENCE_S + 1.0
+    clock_ms = 0.0
+    monkeypatch.setattr(session, "now_ms", lambda: clock_ms)
     with quiet_cloud(listener, Ready(MODEL, OTHER_DIGEST)), EdgeSession.open(*listener.getsockname()) as edge:
-        edge.wait_until_ready(OTHER_DIGEST)  # takes longer than a silence may
-        monkeypatch.setattr(session, "SILENCE_S", 0.2)
+        clock_ms = longer_ms
+        edge.wait_until_ready(OTHER_DIGEST)
         assert not edge.has_message(0.0)
+        clock_ms = 2 * longer_ms
+        with pytest.raises(DeadlineError, match="has been silent"):
+            edge.has_message(0.0)
 
 
 def test_a_cloud_that_lives_but_does_not_answer_is_given_up(
