@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint check bench certs clean
+.PHONY: demo test test-settings lint check bench certs clean
 
 demo: $(STAMP)
 	$(BIN)/python demo.py
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# The tests under five settings, from one thread to a busy machine: an hour. make test-settings ARGS="--twice tests/net"
+test-settings: $(STAMP)
+	$(BIN)/python -m tests.five_settings $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -7,14 +7,29 @@ from pathlib import Path
 
 import pytest
 import sklearn.datasets
+import torch
 
+from tests.equality import THREADS
 from utils.cli import ServiceProcess
+
+torch.set_num_threads(THREADS)  # before any fixture computes
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Begin every test with one thread, whatever tests before it, and the scripts they ran here, have set."""
+    yield
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(scope="session")
 def cloud_process() -> Iterator[ServiceProcess]:
-    """A running cloud_api.py on free ports of loopback: ``ports[0]`` for tasks, ``ports[1]`` for bandwidth."""
-    with ServiceProcess(["cloud_api.py", "-p", "0", "--monitor-port", "0"], services=2) as process:
+    """A running cloud_api.py on free ports of loopback: ``ports[0]`` for tasks, ``ports[1]`` for bandwidth.
+
+    It computes with as many threads as the tests, so that its answers have the same bits.
+    """
+    command = ["cloud_api.py", "-p", "0", "--monitor-port", "0", "--threads", str(THREADS)]
+    with ServiceProcess(command, services=2) as process:
         yield process
 
 
@@ -45,11 +60,24 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return cache
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_shared_clouds(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Iterator[None]:
+    """Keep the clouds that several tests share, which start before `own_cache`, out of the user's cache, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(make_cache(tmp_path_factory.mktemp("clouds"), shared_cache)))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_cache: Path) -> None:
     """Keep what tests learn out of the user's cache, and of each other's."""
-    kept = tmp_path / "cache" / "neurosurgeon"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(make_cache(tmp_path, shared_cache)))
+
+
+def make_cache(directory: Path, shared_cache: Path) -> Path:
+    """Make a cache directory that knows what all tests share; return its value of ``XDG_CACHE_HOME``."""
+    kept = directory / "cache" / "neurosurgeon"
     kept.mkdir(parents=True)
     for shared in shared_cache.iterdir():
         (kept / shared.name).symlink_to(shared)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return directory / "cache"

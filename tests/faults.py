@@ -70,6 +70,7 @@ class FaultProxy:
         self.target_port = target_port
         self.faults, self.rate, self.after_bytes = tuple(faults), rate, after_bytes
         self.happened: Counter[Fault] = Counter()
+        self.most: int | None = None  # faults in all; None: without end
         self.flows = threading.Event()  # cleared: what the edge sends waits here, and nobody is told
         self.flows.set()
         self._draw = random.Random(seed)
@@ -107,7 +108,7 @@ class FaultProxy:
     def fault_of(self, start: int, end: int, *, is_upward: bool) -> Fault | None:
         """Return what happens to the bytes from ``start`` to ``end`` of one direction of a connection."""
         with self._lock:
-            if not self.faults:
+            if not self.faults or self.most is not None and self.happened.total() >= self.most:
                 return None
             if self.after_bytes is None:
                 happens = self._draw.random() < self.rate

@@ -15,20 +15,14 @@ import pytest
 
 import edge_api
 import tasks_edge_api
-from models.zoo import load_network
 from tests import faults
+from tests.equality import THREADS, whole_digest
 from tests.faults import BREAKING, Fault, FaultProxy, write_slow_edge
 from tests.test_tasks_scripts import Edge
 from utils.cli import ServiceProcess
-from utils.inference_utils import random_input, run_whole
-from utils.report import output_digest
 
 MODEL = "le_net"
-LINK = ["-t", MODEL, "--bandwidth", "1000", "--rtt", "0.1", "--no-correction"]
-
-
-def digest() -> str:
-    return output_digest(run_whole(load_network(MODEL), random_input()))
+LINK = ["-t", MODEL, "--bandwidth", "1000", "--rtt", "0.1", "--no-correction", "--threads", str(THREADS)]
 
 
 RunQueue = Callable[..., dict[str, Any]]
@@ -56,7 +50,7 @@ def run_queue(slow_edge: list[str], capsys: pytest.CaptureFixture[str]) -> RunQu
 def assert_all_right(document: dict[str, Any], tasks: int) -> None:
     assert sorted(task["id"] for task in document["tasks"]) == list(range(1, tasks + 1))
     assert [task["error"] for task in document["tasks"]] == [None] * tasks
-    assert {task["output_digest"] for task in document["tasks"]} == {digest()}
+    assert {task["output_digest"] for task in document["tasks"]} == {whole_digest(MODEL)}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +65,7 @@ def key_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def keyed_cloud(key_file: str) -> Iterator[ServiceProcess]:
     """A running cloud that wants the key."""
-    command = ["cloud_api.py", "-p", "0", "--monitor-port", "0", "--key-file", key_file]
+    command = ["cloud_api.py", "-p", "0", "--monitor-port", "0", "--threads", str(THREADS), "--key-file", key_file]
     with ServiceProcess(command, services=2) as process:
         yield process
 
@@ -244,30 +238,17 @@ def test_a_single_task_is_answered_whatever_happens_once_the_cloud_was_there(
     arguments = ["-p", str(proxy.port), "--monitor-port", "1", *LINK, "--point", "0", "--json"]
     assert edge_api.main(arguments) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["output"]["digest"] == digest()
+    assert document["output"]["digest"] == whole_digest(MODEL)
     assert document["where"] == "edge"
 
 
 def test_a_task_is_sent_again_and_not_computed_twice(
     cloud: ServiceProcess, proxy: FaultProxy, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    proxy.after_bytes = 100_000
+    proxy.after_bytes, proxy.most = 100_000, 2
     proxy.set_faults(1.0, [Fault.RESET])
-    command = [
-        "-p",
-        str(proxy.port),
-        "--monitor-port",
-        "1",
-        *LINK,
-        "--point",
-        "0",
-        "--json",
-        "--on-cloud-loss",
-        "retry",
-    ]
-    timer = threading.Timer(0.5, proxy.set_faults, (0.0, []))
-    timer.start()
-    assert edge_api.main(command) == 0
-    timer.join()
+    command = ["-p", str(proxy.port), "--monitor-port", "1", *LINK, "--point", "0", "--json"]
+    assert edge_api.main([*command, "--on-cloud-loss", "retry"]) == 0
+    assert proxy.happened[Fault.RESET] == 2
     document = json.loads(capsys.readouterr().out)
-    assert (document["where"], document["output"]["digest"]) == ("cloud", digest())
+    assert (document["where"], document["output"]["digest"]) == ("cloud", whole_digest(MODEL))

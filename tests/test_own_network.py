@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import edge_api
 import tasks_edge_api
@@ -18,8 +17,9 @@ from models.graph import LayerGraph
 from models.own_models import register_files
 from models.zoo import Network, _model_graph, build_network
 from net.session import EdgeSession
+from tests.equality import assert_equal
 from utils.cli import ServiceProcess
-from utils.inference_utils import random_input, run_half, run_whole, use_threads
+from utils.inference_utils import random_input, run_half, run_whole
 
 MODEL_FILE = '''
 """Somebody's own network."""
@@ -82,14 +82,6 @@ def served(model_file: Path) -> Iterator[list[str]]:
         yield ["-p", str(cloud.ports[0]), "--monitor-port", str(cloud.ports[1]), "--threads", "1"]
 
 
-@pytest.fixture(autouse=True)
-def same_threads() -> Iterator[None]:
-    """Leave the number of threads to others as it was."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def network(model_file: Path) -> Network:
     """The edge's own."""
@@ -107,7 +99,6 @@ def random_cut(graph: LayerGraph, draw: random.Random) -> frozenset[int]:
 
 
 def test_any_cut_over_the_wire_answers_as_the_whole_network(served: list[str], network: Network) -> None:
-    use_threads(1)
     tensor, draw = random_input(), random.Random(1)
     whole = run_whole(network, tensor)
     most = 0
@@ -120,7 +111,7 @@ def test_any_cut_over_the_wire_answers_as_the_whole_network(served: list[str], n
             crossing = run_half(network.split(cut).edge, [tensor]).tensors
             most = max(most, len(crossing))
             (output,) = session.infer(request, crossing).tensors
-            assert torch.equal(output, whole), sorted(cut)
+            assert_equal(output, whole, same_setup=True, what=sorted(cut))
     assert most >= 2
 
 

@@ -3,20 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-
-import pytest
-import torch
 
 from tests.benchmark import survival
-
-
-@pytest.fixture(autouse=True)
-def same_threads() -> Iterator[None]:
-    """Leave the threads of this process as they were."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_a_cloud_that_is_killed_costs_no_answer() -> None:

@@ -17,7 +17,7 @@ from tests.attacks import claims, mutate
 from tests.attacks.decoding import CORPUS, decode, decode_header, decode_input, frames
 from tests.attacks.knocks import KNOCKS
 from tests.attacks.naive import LENGTH
-from tests.attacks.pickles import ALLOWED_BYTES, ATTACKS, attack_cloud, attack_naive, harm
+from tests.attacks.pickles import ALLOWED_BYTES, ATTACKS, HARM_S, attack_cloud, attack_naive, harm
 from tests.attacks.victims import Victim, naive, wait_until_closed
 from tests.net.clouds import assert_answers
 from utils.cli import ServiceProcess
@@ -47,7 +47,7 @@ def network() -> Network:
 @pytest.mark.parametrize("make", ATTACKS)
 def test_a_pickle_harms_the_naive_server(make: Callable[[Path], bytes]) -> None:
     with naive() as victim:
-        assert harm(victim, attack_naive, make)
+        assert harm(victim, attack_naive, make, HARM_S)
 
 
 @pytest.mark.parametrize("make", ATTACKS)
@@ -64,14 +64,14 @@ def test_claims_take_the_naive_servers_memory() -> None:
 
 @pytest.mark.parametrize("frame", claims.LIES.values(), ids=claims.LIES)
 def test_a_lie_about_lengths_ends_the_connection(frame: bytes, ours: Victim) -> None:
-    assert claims.claim_from_cloud(ours, frame, 1) == 1
+    assert claims.claim_from_cloud(ours, frame, 1, 1) == 1
 
 
 def test_a_hundred_claims_take_no_memory_of_ours(ours: Victim) -> None:
     ours.forget_peak()
     before = ours.peak_bytes
-    assert claims.claim_from_cloud(ours, claims.request(256 * claims.MIB), claims.CLAIMS) == claims.CLAIMS
-    assert claims.claim_from_cloud(ours, claims.request(200 * claims.MIB), claims.CLAIMS) >= claims.CLAIMS - 5
+    for size_mib, closed in ((256, claims.CLAIMS), (200, claims.CLAIMS - 5)):
+        assert claims.claim_from_cloud(ours, claims.request(size_mib * claims.MIB), claims.CLAIMS, closed) >= closed
     assert ours.peak_bytes - before < ALLOWED_BYTES
 
 

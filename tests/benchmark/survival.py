@@ -25,7 +25,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -37,6 +36,7 @@ from net.transport import SILENCE_S, Connection, connect
 from tests.benchmark.common import save
 from tests.benchmark.links import CLOUD_IP, TOOL, change_link, emulated_link, on_cloud_side, why_not
 from tests.benchmark.soak import resources
+from tests.equality import are_equal
 from tests.faults import write_slow_edge
 from tests.net.test_transport import frame_of
 from utils.cli import ROOT, ServiceProcess
@@ -259,7 +259,7 @@ def stop_with_tasks(edges: int = 2, tasks: int = 10) -> dict[str, Any]:
             connection.close()
     return {
         "answers": len(answers),
-        "wrong": sum(not torch.allclose(answer, right, rtol=1e-4, atol=1e-4) for answer in answers),
+        "wrong": sum(not are_equal(answer, right, same_setup=False) for answer in answers),
         "accepts_no_more_after_ms": closed_ms,
         "exit_code": code,
         "stopped_after_s": stopped_ms / MS_PER_S,

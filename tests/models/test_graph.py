@@ -14,6 +14,7 @@ from models.graph import fold_batch_norms, trace
 from models.LeNet import LeNet
 from models.operations import LayerKind
 from models.zoo import INPUT_SHAPE, ZOO, Network, load_network, model_graph, seeded_state, skeleton
+from tests.equality import assert_equal
 from utils.inference_utils import MAX_LOOKS, random_input, run_half, run_whole
 
 
@@ -39,14 +40,14 @@ def test_both_halves_compute_what_the_whole_computes_at_every_point(network: Net
         crossing = run_half(halves.edge, [images]).tensors
         output = run_half(halves.cloud, crossing).tensors
         assert len(output) == 1
-        assert torch.equal(output[0], whole), f"point {point}"
+        assert_equal(output[0], whole, same_setup=True, what=f"point {point}")
 
 
 def test_a_half_that_is_looked_at_computes_the_same_and_may_be_left(network: Network) -> None:
     images, looks = random_input(), []
     whole = network.cut(len(network.graph.layers)).edge
     (output,) = run_half(whole, [images], between=lambda: looks.append(1)).tensors
-    assert torch.equal(output, run_whole(network, images))
+    assert_equal(output, run_whole(network, images), same_setup=True)
     assert min(len(network.graph.layers), MAX_LOOKS) / 2 < len(looks) <= MAX_LOOKS
 
     def leave() -> None:
@@ -56,7 +57,7 @@ def test_a_half_that_is_looked_at_computes_the_same_and_may_be_left(network: Net
 
     with pytest.raises(TimeoutError):
         run_half(whole, [images], between=leave)
-    assert torch.equal(run_half(whole, [images]).tensors[0], output)
+    assert_equal(run_half(whole, [images]).tensors[0], output, same_setup=True)
     assert len(looks) == 1  # nobody looks any more
 
 
@@ -87,8 +88,7 @@ def test_folding_changes_the_outputs_by_rounding_only(name: str) -> None:
     with torch.inference_mode():
         unfolded = model(random_input())
     folded = run_whole(load_network(name), random_input())
-    scale = unfolded.abs().max().item()
-    torch.testing.assert_close(folded, unfolded, rtol=1e-4, atol=1e-4 * scale)
+    assert_equal(folded, unfolded, same_setup=False)
 
 
 def test_folding_leaves_identities_where_the_norms_were() -> None:

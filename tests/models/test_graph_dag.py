@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from models.graph import LayerGraph, cut, fold_batch_norms, trace
 from models.operations import LayerKind
+from tests.equality import assert_equal
 
 SHAPE = (1, 4, 8, 8)
 
@@ -60,7 +61,7 @@ def test_the_halves_of_every_closed_set_compute_what_the_whole_computes(model: n
         edge, cloud = cut(model, graph, edge_nodes)
         crossing = edge(images)
         most_tensors = max(most_tensors, len(crossing))
-        assert torch.equal(cloud(*crossing)[0], whole), sorted(edge_nodes)
+        assert_equal(cloud(*crossing)[0], whole, same_setup=True, what=sorted(edge_nodes))
     assert most_tensors >= 2
 
 
@@ -85,7 +86,7 @@ def test_every_partition_point_of_the_execution_order_works(model: nn.Module, gr
     images = torch.ones(SHAPE)
     for point in range(len(graph.layers)):
         edge, cloud = cut(model, graph, graph.edge_nodes(point))
-        assert torch.equal(cloud(*edge(images))[0], model(images))
+        assert_equal(cloud(*edge(images))[0], model(images), same_setup=True, what=f"point {point}")
         crossing = graph.crossing(graph.edge_nodes(point))
         assert graph.crossing_bytes[point] == sum(node.sent_bytes for node in crossing)
 

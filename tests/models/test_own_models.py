@@ -14,6 +14,7 @@ from models.names import canonical_name, input_size, torchvision_names
 from models.own_models import build_own, own_names, register_files
 from models.sources import chosen_model
 from models.zoo import build_network, load_network, model_graph, skeleton
+from tests.equality import assert_equal
 from utils.errors import InputSizeError, UnknownModelError, UsageError
 from utils.inference_utils import random_input, run_whole
 
@@ -85,7 +86,7 @@ def test_an_own_network_is_split_like_any_other(nets: Path) -> None:
     for point in range(len(network.graph.layers)):
         halves = network.cut(point)
         with torch.inference_mode():
-            assert torch.equal(halves.cloud(*halves.edge(images))[0], whole)
+            assert_equal(halves.cloud(*halves.edge(images))[0], whole, same_setup=True, what=f"point {point}")
     assert not network.knows_imagenet
 
 

@@ -13,6 +13,7 @@ from models.graph import cut, trace
 from models.pixels import MEAN, STD, as_values, takes_images
 from models.shapes import TensorSpec
 from models.zoo import ZOO, load_network
+from tests.equality import assert_equal
 from utils.inference_utils import random_input, run_half, run_whole, stand_in
 
 
@@ -51,13 +52,13 @@ def test_images_have_three_colours(spec: TensorSpec, takes: bool) -> None:
 def test_pixels_and_values_make_the_same_answer_at_every_third_point(name: str) -> None:
     network = load_network(name)
     whole = run_whole(network, random_input())
-    assert torch.equal(run_whole(network, stand_in()), whole)
+    assert_equal(run_whole(network, stand_in()), whole, same_setup=True)
     for point in range(0, len(network.graph.layers) + 1, 3):
         halves = network.cut(point)
         for image in (stand_in(), random_input()):
             crossing = run_half(halves.edge, [image]).tensors
             answer = run_half(halves.cloud, crossing).tensors if point < len(network.graph.layers) else crossing
-            assert torch.equal(answer[0], whole), f"point {point}, {image.dtype}"
+            assert_equal(answer[0], whole, same_setup=True, what=f"point {point}, {image.dtype}")
 
 
 @pytest.mark.parametrize("point", [0, 1])
@@ -91,7 +92,7 @@ def test_an_image_may_cross_beside_what_was_made_of_it() -> None:
     crossing = run_half(edge, [pixels]).tensors
     assert [tensor.dtype for tensor in crossing] == [torch.uint8, torch.float32]
     with torch.inference_mode():
-        assert torch.equal(run_half(cloud, crossing).tensors[0], model(as_values(pixels)))
+        assert_equal(run_half(cloud, crossing).tensors[0], model(as_values(pixels)), same_setup=True)
     assert graph.crossing_bytes[1] == sum(tensor.nbytes for tensor in crossing)
 
 

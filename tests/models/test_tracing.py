@@ -13,6 +13,7 @@ from torch.nn import functional
 from models.graph import LayerGraph, cut, fold_batch_norms, trace
 from models.halves import parameter_bytes
 from models.operations import LayerKind
+from tests.equality import assert_equal
 from tests.models.cuts_of import split_output
 from utils.errors import InputSizeError, TraceError
 
@@ -39,7 +40,8 @@ def traced(model: nn.Module) -> LayerGraph:
     with torch.inference_mode():
         whole = model(INPUT.clone())
     for edge_nodes in closed_sets(graph):
-        assert torch.equal(split_output(model, graph, edge_nodes, INPUT), whole), sorted(edge_nodes)
+        output = split_output(model, graph, edge_nodes, INPUT)
+        assert_equal(output, whole, same_setup=True, what=sorted(edge_nodes))
     return graph
 
 
@@ -84,7 +86,7 @@ def test_a_module_with_two_names_is_not_folded() -> None:
     images = torch.randn(SHAPE)
     graph = trace(model, "own", SHAPE)
     whole = fold_batch_norms(model, graph)(images)
-    assert torch.equal(cut(model, graph, {0})[1](images)[0], whole)
+    assert_equal(cut(model, graph, {0})[1](images)[0], whole, same_setup=True)
 
 
 def test_functions_are_nodes_with_kinds() -> None:

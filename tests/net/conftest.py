@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 
 from models.zoo import Network, load_network
@@ -80,10 +79,9 @@ def pair(wires: tuple[socket.socket, socket.socket]) -> tuple[Connection, Connec
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Cloud]]:
-    """Start clouds that end with the test. Both sides compute with one thread, and so make the same bits."""
+    """Start clouds that end with the test. They compute with one thread, as tests do, and so make the same bits."""
     from tests.net.clouds import Cloud
 
-    threads = torch.get_num_threads()
     clouds: list[Cloud] = []
 
     def start_one(engine: CloudEngine, **options: Any) -> Cloud:
@@ -93,7 +91,6 @@ def start() -> Iterator[Callable[..., Cloud]]:
     yield start_one
     for cloud in clouds:
         cloud.stop()
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from net.messages import ErrorCode, ErrorReply, Hello, Pong, Prepare, Ready, Rep
 from net.server import CloudServer, Rules
 from net.session import EdgeSession
 from net.transport import Connection, Received, connect
+from tests.equality import assert_equal
 from tests.net.clouds import (
     LATENCIES,
     MODEL,
@@ -40,6 +41,7 @@ from tests.net.clouds import (
 )
 from tests.net.conftest import JOIN_S, wait_until
 from tests.net.test_transport import frame_of, reset
+from utils import cloud_engine
 from utils.cloud_engine import CloudEngine, CloudResult, Deliver
 from utils.errors import (
     BusyError,
@@ -330,12 +332,15 @@ def test_tasks_that_come_in_meanwhile_do_not_keep_the_cloud_silent(
     start: Callable[[CloudEngine], Cloud], network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "HEARTBEAT_S", 0.1)
-    engine = BlockingEngine()
+    most = 1_000  # tasks that none refuses
+    monkeypatch.setattr(server, "MAX_UNANSWERED", most)
+    monkeypatch.setattr(cloud_engine, "CLIENT_SHARE", most)
+    engine = BlockingEngine(max_queue=most)
     with connect(*start(engine).address) as connection:
         tasks, told = ManyTasks(connection, network), threading.Event()
 
         def keep_sending() -> None:
-            for _ in range(20):
+            for _ in range(most):
                 tasks.send(1)
                 if told.wait(0.05):
                     return
@@ -405,7 +410,8 @@ class ManyTasks:
         for answer in answers:
             if isinstance(answer.message, Reply):
                 (output,) = answer.tensors
-                assert torch.equal(output, run_whole(self.network, random_input() + answer.task))
+                whole = run_whole(self.network, random_input() + answer.task)
+                assert_equal(output, whole, same_setup=True, what=f"task {answer.task}")
         return answers
 
 

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-import torch
 
 from models.zoo import Network
 from net import session
@@ -21,6 +20,7 @@ from net.framing import HEAD_UNIT
 from net.messages import Hello, Message, Pong, Ready, Reply
 from net.session import EdgeSession, stage_times
 from net.transport import MAX_READY, READY_BYTES, SO_MAX_PACING_RATE, UNPACED, Connection
+from tests.equality import assert_equal
 from tests.net.clouds import LATENCIES, MODEL, OTHER_DIGEST, POINT, Cloud, assert_answers, crossing, request_at
 from tests.net.conftest import JOIN_S, wait_until
 from utils.errors import DeadlineError, ProtocolError
@@ -75,7 +75,7 @@ def test_answers_outlive_the_next_task(cloud: Cloud, network: Network) -> None:
     with cloud.edge() as edge:
         first = edge.infer(request, crossing(network, POINT, random_input())).tensors[0]
         edge.infer(request, crossing(network, POINT, random_input() + 1))
-    assert torch.equal(first, run_whole(network, random_input()))
+    assert_equal(first, run_whole(network, random_input()), same_setup=True)
 
 
 def test_many_edges_are_served_at_once(cloud: Cloud, network: Network) -> None:
@@ -231,16 +231,15 @@ def test_signs_of_life_are_no_answers(listener: socket.socket, network: Network)
 
 
 @contextmanager
-def quiet_cloud(listener: socket.socket, *late: Message) -> Iterator[None]:
-    """Play a cloud that says hello, a while later the given messages, and nothing more until the block ends."""
+def quiet_cloud(listener: socket.socket, *messages: Message) -> Iterator[None]:
+    """Play a cloud that says hello, the given messages, and nothing more until the block ends."""
     leave = threading.Event()
 
     def play() -> None:
         with Connection(listener.accept()[0]) as connection:
             connection.receive(JOIN_S)
             connection.send(Hello.of())
-            for message in late:
-                leave.wait(0.3)
+            for message in messages:
                 connection.send(message)
             leave.wait(JOIN_S)
 
@@ -266,10 +265,16 @@ def test_a_silent_cloud_is_told_of_long_before_an_answer_is_due(
 def test_a_cloud_that_was_heard_of_by_anyone_is_not_silent(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    longer_ms = 1_000.0 * session.SILENCE_S + 1.0
+    clock_ms = 0.0
+    monkeypatch.setattr(session, "now_ms", lambda: clock_ms)
     with quiet_cloud(listener, Ready(MODEL, OTHER_DIGEST)), EdgeSession.open(*listener.getsockname()) as edge:
-        edge.wait_until_ready(OTHER_DIGEST)  # takes longer than a silence may
-        monkeypatch.setattr(session, "SILENCE_S", 0.2)
+        clock_ms = longer_ms
+        edge.wait_until_ready(OTHER_DIGEST)
         assert not edge.has_message(0.0)
+        clock_ms = 2 * longer_ms
+        with pytest.raises(DeadlineError, match="has been silent"):
+            edge.has_message(0.0)
 
 
 def test_a_cloud_that_lives_but_does_not_answer_is_given_up(

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -64,14 +64,11 @@ Collect = Callable[..., FakeClock]
 
 
 @pytest.fixture(autouse=True)
-def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A machine of a fixed size on which every block takes six seconds; threads stay as others left them."""
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of a fixed size on which every block takes six seconds."""
     times_ms = iter(range(0, 10**9, 6000))
     monkeypatch.setattr(collect, "now_ms", lambda: float(next(times_ms)))
     monkeypatch.setattr(collect, "memory_bytes", lambda: MEMORY / collect.MEMORY_SHARE)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

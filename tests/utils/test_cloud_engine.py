@@ -16,6 +16,7 @@ from models.graph import LayerGraph
 from models.shapes import TensorSpec
 from models.zoo import Cut, Network, load_network, model_graph
 from net.messages import Request
+from tests.equality import assert_equal
 from utils import cloud_engine
 from utils.cloud_engine import CLIENT_SHARE, CloudEngine, CloudResult, EngineLimits, WireSpec
 from utils.errors import (
@@ -27,18 +28,10 @@ from utils.errors import (
     UnknownModelError,
     WeightsError,
 )
-from utils.inference_utils import HalfResult, random_input, run_half, run_whole, stand_in, use_threads
+from utils.inference_utils import HalfResult, random_input, run_half, run_whole, stand_in
 
 WAIT_S = 10.0  # a test that needs this long has hung
 Start = Callable[..., CloudEngine]
-
-
-@pytest.fixture(autouse=True)
-def same_threads() -> Iterator[None]:
-    """Leave the number of threads to others as it was."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -110,11 +103,10 @@ class Gate:
 
 @pytest.mark.parametrize("point", [0, 1, 6, 11, 12])
 def test_the_engine_computes_what_the_whole_network_does(engine: CloudEngine, point: int) -> None:
-    use_threads(1)
     network = load_network("le_net")
     crossing = run_half(network.cut(point).edge, [random_input()]).tensors
     result = Edge(engine).ask(point, crossing)
-    assert torch.equal(result.tensors[0], run_whole(network, random_input()))
+    assert_equal(result.tensors[0], run_whole(network, random_input()), same_setup=True)
     assert result.compute_ms >= 0
     assert result.queue_ms >= 0
 
@@ -127,7 +119,8 @@ def test_many_edges_at_once_all_get_their_own_answer(start: Start) -> None:
     for edge, tensor in zip(edges, inputs, strict=True):
         edge.submit(0, [tensor])
     together = [edge.result().tensors[0] for edge in edges]
-    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+    for one, other in zip(alone, together, strict=True):
+        assert_equal(other, one, same_setup=True)
 
 
 IMAGE = ("float32", (1, 3, 224, 224), False)
@@ -353,8 +346,7 @@ def test_a_batch_gives_each_task_what_it_gets_alone(
     together = [edge.result() for edge in edges]
     assert batch_sizes == [1, 1, 1, 1, 4]
     for one, other in zip(alone, together, strict=True):
-        scale = one.tensors[0].abs().max().item()
-        torch.testing.assert_close(other.tensors[0], one.tensors[0], rtol=1e-4, atol=1e-4 * scale)
+        assert_equal(other.tensors[0], one.tensors[0], same_setup=False)
     assert len({result.compute_ms for result in together}) == 1
 
 
@@ -383,7 +375,7 @@ def test_an_image_as_pixels_and_one_as_values_share_no_batch(start: Start, batch
     answers = [edge.result().tensors[0] for _ in range(3)]
     assert batch_sizes == [2, 1]
     for answer in answers:
-        torch.testing.assert_close(answer, answers[0], rtol=1e-4, atol=1e-5)
+        assert_equal(answer, answers[0], same_setup=False)
 
 
 class MixesImages(nn.Module):
@@ -448,7 +440,7 @@ def test_tasks_share_a_batch_only_where_it_changes_no_answer(
     for tensor in tensors:
         result = results.get(timeout=WAIT_S)
         assert isinstance(result, CloudResult)
-        assert torch.equal(result.tensors[0], half(tensor)[0])
+        assert_equal(result.tensors[0], half(tensor)[0], same_setup=sizes != [3])
     assert batch_sizes == sizes
 
 

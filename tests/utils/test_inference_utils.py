@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,6 @@ from utils.inference_utils import (
 
 # Two machines compare answers to the same stand-in for an image.
 RANDOM_INPUT_SHA256 = "f6fea5c0e761b21f5526180204282954944e2ee47a38d207e08eba89417bc5c7"
-
-
-@pytest.fixture(autouse=True)
-def same_threads() -> Iterator[None]:
-    """Leave the number of threads to others as it was."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 # ---------------------------------------------------------------- inputs and devices
