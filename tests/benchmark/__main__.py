@@ -49,6 +49,7 @@ BENCHMARKS = (
     Benchmark("prediction"),
     Benchmark("execution"),
     Benchmark("batching"),
+    Benchmark("busy"),
     Benchmark("halves_regret"),
     Benchmark("transport"),
     Benchmark("overhead"),
