@@ -1,12 +1,12 @@
-"""Send a tensor, rebuild it, answer with an output of 1000 classes: ours, multiprocessing and pyzmq against raw sockets.
+"""Send a tensor, rebuild it, send an output back: ours, multiprocessing and pyzmq against a raw socket.
 
     python -m tests.benchmark.transport [--huge]
 
 Ours is an edge's session that sends our request and reads our reply; the other side parses the one and makes the other.
-All contenders get the same bytes of a tensor across, and the same bytes of an output back. The raw socket receives into
-preallocated buffers and knows all sizes beforehand: the fastest that Python can do. Shares are raw / contender, of
-medians of rounds in turn in one run: 1 is as fast as raw. A turn is five exchanges in a row, as a repeated task makes
-them. CPU: what an exchange costs each of the two processes, the mean over all turns. --huge: 100 MB, too.
+All contenders get the same bytes of a tensor across, and those of an output of 1000 classes back. The raw socket
+receives into preallocated buffers and knows all sizes beforehand: the fastest that Python can do. Shares are raw /
+contender, of medians of rounds in turn in one run: 1 is as fast as raw. A turn is five exchanges in a row, as a
+repeated task makes them. CPU: what an exchange costs each of the two processes, the mean over all turns.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import socket
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -72,37 +72,31 @@ def receive_exactly(sock: socket.socket, view: memoryview) -> bool:
 
 
 def serve_raw(listener: socket.socket, size_bytes: int) -> None:
-    sock = _accept(listener)
-    memory, output = torch.empty(size_bytes, dtype=torch.uint8), torch.zeros(OUTPUT_BYTES, dtype=torch.uint8).numpy()
-    while receive_exactly(sock, memoryview(memory.numpy())):
-        memory.view(torch.float32)
-        sock.sendall(output)
+    memory, output = torch.empty(size_bytes, dtype=torch.uint8), bytes(OUTPUT_BYTES)
+    with _accept(listener) as sock:
+        while receive_exactly(sock, memoryview(memory.numpy())):
+            memory.view(torch.float32)
+            sock.sendall(output)
 
 
 def serve_ours(listener: socket.socket, size_bytes: int) -> None:
     output = torch.zeros(1, CLASSES)
-    with Connection(_accept(listener)) as connection:
+    with Connection(_accept(listener)) as connection, suppress(NetworkError):
         connection.receive(WAIT_S)
         connection.send(Hello.of(device="cpu", threads=1))
-        try:
-            while True:
-                received = connection.receive(WAIT_S)
-                connection.send(Reply(0.0, 0.0, 0.0, received.receive_ms), [output], received.task)
-                connection.recycle(received)
-                connection.make_ready()
-        except NetworkError:
-            return
+        while True:
+            received = connection.receive(WAIT_S)
+            connection.send(Reply(0.0, 0.0, 0.0, received.receive_ms), [output], received.task)
+            connection.recycle(received)
+            connection.make_ready()
 
 
 def serve_multiprocessing(listener: socket.socket, size_bytes: int) -> None:
-    connection = multiprocessing.connection.Connection(_accept(listener).detach())
     output = bytes(OUTPUT_BYTES)
-    try:
+    with multiprocessing.connection.Connection(_accept(listener).detach()) as connection, suppress(EOFError):
         while True:
             torch.frombuffer(bytearray(connection.recv_bytes()), dtype=torch.float32)
             connection.send_bytes(output)
-    except EOFError:
-        return
 
 
 def serve_zmq(listener: socket.socket, size_bytes: int) -> None:
@@ -127,9 +121,9 @@ def _connect(port: int) -> socket.socket:
     return sock
 
 
-def raw_client(port: int, tensor: torch.Tensor) -> Callable[[], object]:
-    sock, data, output = _connect(port), memoryview(tensor.view(torch.uint8).numpy()), torch.empty(1, CLASSES)
-    view = memoryview(output.view(torch.uint8).numpy()).cast("B")
+def raw_client(port: int, tensor: torch.Tensor, stack: ExitStack) -> Callable[[], object]:
+    sock, output = stack.enter_context(_connect(port)), torch.empty(1, CLASSES)
+    data, view = memoryview(tensor.view(torch.uint8).numpy()), memoryview(output.view(torch.uint8).numpy()).cast("B")
 
     def once() -> None:
         sock.sendall(data)
@@ -138,8 +132,8 @@ def raw_client(port: int, tensor: torch.Tensor) -> Callable[[], object]:
     return once
 
 
-def our_client(port: int, tensor: torch.Tensor) -> Callable[[], object]:
-    session = EdgeSession.open(DEFAULT_IP, port)
+def our_client(port: int, tensor: torch.Tensor, stack: ExitStack) -> Callable[[], object]:
+    session = stack.enter_context(EdgeSession.open(DEFAULT_IP, port))
     session.expect_output(torch.empty(1, CLASSES))
 
     def once() -> None:
@@ -149,8 +143,8 @@ def our_client(port: int, tensor: torch.Tensor) -> Callable[[], object]:
     return once
 
 
-def multiprocessing_client(port: int, tensor: torch.Tensor) -> Callable[[], object]:
-    connection = multiprocessing.connection.Connection(_connect(port).detach())
+def multiprocessing_client(port: int, tensor: torch.Tensor, stack: ExitStack) -> Callable[[], object]:
+    connection = stack.enter_context(multiprocessing.connection.Connection(_connect(port).detach()))
 
     def once() -> None:
         connection.send_bytes(tensor.view(torch.uint8).numpy())
@@ -159,10 +153,10 @@ def multiprocessing_client(port: int, tensor: torch.Tensor) -> Callable[[], obje
     return once
 
 
-def zmq_client(port: int, tensor: torch.Tensor) -> Callable[[], object]:
+def zmq_client(port: int, tensor: torch.Tensor, stack: ExitStack) -> Callable[[], object]:
     import zmq
 
-    socket_ = zmq.Context.instance().socket(zmq.REQ)
+    socket_ = stack.enter_context(stack.enter_context(zmq.Context()).socket(zmq.REQ))
     socket_.setsockopt(zmq.LINGER, 0)
     socket_.connect(f"tcp://{DEFAULT_IP}:{port}")
 
@@ -174,9 +168,10 @@ def zmq_client(port: int, tensor: torch.Tensor) -> Callable[[], object]:
 
 
 Serve = Callable[[socket.socket, int], None]
-Client = Callable[[int, torch.Tensor], Callable[[], object]]
+Client = Callable[[int, torch.Tensor, ExitStack], Callable[[], object]]
+RAW = "raw socket"
 CONTENDERS: Mapping[str, tuple[Serve, Client]] = {
-    "raw socket": (serve_raw, raw_client),
+    RAW: (serve_raw, raw_client),
     "ours": (serve_ours, our_client),
     "multiprocessing": (serve_multiprocessing, multiprocessing_client),
     "pyzmq": (serve_zmq, zmq_client),
@@ -223,23 +218,19 @@ def measure_size(size_bytes: int, rounds: int) -> dict[str, dict[str, float]]:
     context = multiprocessing.get_context("fork")
     tensor = torch.rand(size_bytes // 4)
     exchanges: dict[str, Exchange] = {}
-    processes: list[Any] = []
-    try:
+    with ExitStack() as stack:
         for name, (serve, client) in CONTENDERS.items():
             listener = _listen()
             process = context.Process(target=serve, args=(listener, size_bytes), daemon=True)
             process.start()
-            processes.append(process)
+            stack.callback(process.join)
+            stack.callback(process.terminate)
             port = listener.getsockname()[1]
             listener.close()  # the child has it
-            exchanges[name] = Exchange(client(port, tensor), process.pid)
+            exchanges[name] = Exchange(client(port, tensor, stack), process.pid)
         for number in range(WARMUP + rounds):
             for name in random.sample(list(exchanges), len(exchanges)):
                 exchanges[name].take_turn(counts=number >= WARMUP)
-    finally:
-        for process in processes:
-            process.terminate()
-            process.join()
     return {name: exchange.figures() for name, exchange in exchanges.items()}
 
 
@@ -250,14 +241,15 @@ def main() -> None:
     torch.set_num_threads(1)
     results = {}
     print("transport: of a raw preallocated socket (1 = as fast); CPU of edge + cloud, ms an exchange")
-    print(f"{'bytes':>11}{'raw, ms':>10}" + "".join(f"{name:>17}" for name in list(CONTENDERS)[1:]) + "   CPU: ", end="")
-    print("".join(f"{name:>19}" for name in CONTENDERS))
+    shown = [name for name in CONTENDERS if name != RAW]
+    heads = [*(f"{name:>17}" for name in shown), f"{'CPU:':>7}", *(f"{name:>18}" for name in CONTENDERS)]
+    print(f"{'bytes':>11}{'raw, ms':>10}" + "".join(heads))
     for size_bytes, count in rounds.items():
         results[size_bytes] = found = measure_size(size_bytes, count)
-        raw_ms = found["raw socket"]["median"]
-        shares = "".join(f"{raw_ms / found[name]['median']:>17.2f}" for name in list(CONTENDERS)[1:])
-        cpu = "".join(f"{one['edge_cpu']:>10.3f} +{one['cloud_cpu']:>7.3f}" for one in found.values())
-        print(f"{size_bytes:>11}{raw_ms:>10.3f}{shares}        {cpu}", flush=True)
+        raw_ms = found[RAW]["median"]
+        shares = "".join(f"{raw_ms / found[name]['median']:>17.2f}" for name in shown)
+        cpu = "".join(f"{one['edge_cpu']:>9.3f} +{one['cloud_cpu']:>7.3f}" for one in found.values())
+        print(f"{size_bytes:>11}{raw_ms:>10.3f}{shares}{'':>7}{cpu}", flush=True)
     save("transport", {"ms": results})
 
 
