@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
+import torch
 
+from net.messages import Reply, Request
+from net.transport import Connection, Received
+from predictor.predictor_utils import SIDES, default_directory, read_provenance
+from predictor.transfer import frame_bytes
 from tests.benchmark import __main__ as benchmarks
-from tests.benchmark import common
-from utils.cli import ROOT
+from tests.benchmark import busy, common, machine_speed, prediction, queue, transport
+from utils.cli import DEFAULT_IP, ROOT
 
 
 def test_every_benchmark_is_in_the_table() -> None:
@@ -65,3 +76,120 @@ def test_what_the_host_disturbed_is_measured_again(
     monkeypatch.setattr(common, "now_ms", lambda: clock_ms)
     monkeypatch.setattr(common, "_stolen_ms", lambda: stolen)
     assert common.undisturbed(measure) == tries
+
+
+@pytest.mark.parametrize("percent", [1, 25, 50, 90])
+def test_percentile_of_one_value_is_the_value(percent: int) -> None:
+    assert common.percentile([3.0], percent) == 3.0
+
+
+def test_percentile_interpolates() -> None:
+    assert common.percentile([4.0, 1.0, 3.0, 2.0, 5.0], 25) == 2.0
+    assert common.percentile([1.0, 2.0], 90) == pytest.approx(1.9)
+
+
+def test_busy_loops_end_with_the_block() -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Noted(subprocess.Popen[bytes]):
+        def __init__(self, command: list[str]) -> None:
+            super().__init__(command)
+            started.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common.subprocess, "Popen", Noted)
+        with common.busy_loops(2):
+            assert [process.poll() for process in started] == [None, None]
+    assert all(process.returncode is not None for process in started)
+
+
+def test_busy_shows_a_line_for_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    cells = {("le_net", setting, load): busy.Cell([1.0, 2.0, 3.0]) for setting in busy.SETTINGS for load in (0, 2)}
+    busy.show(cells, ["le_net"], [0, 2])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + len(busy.SETTINGS)
+    assert lines[-1].split() == ["le_net", "2", "passive", "2.00", "2.80", "2.00", "2.80"]
+
+
+def test_prediction_errors_with_and_without_the_common_factor() -> None:
+    found = prediction.summary([1.5, 1.5, 1.8])
+    assert found["common_factor"] == 1.5
+    assert (found["mean_error"], found["worst_error"]) == (pytest.approx(0.6), pytest.approx(0.8))
+    assert (found["mean_own_error"], found["worst_own_error"]) == (pytest.approx(0.2 / 3), pytest.approx(0.2))
+
+
+def test_prediction_scores_the_scaled_predictor(capsys: pytest.CaptureFixture[str]) -> None:
+    said = {"le_net": {"ms": 2.0, "low": 1.5, "high": 2.5, "unscaled_ms": 8.0}}
+    measured = {"le_net": prediction.measured([2.4, 2.6], [3.6, 4.0], threads=2)}
+    predicted = {"predictor": "forest", "data": "another", "factor": 0.25, "networks": said}
+    found = prediction.compared(predicted, measured)
+    assert found["together"]["mean_error"] == pytest.approx(1 - 2.0 / 2.4)
+    assert found["together"]["unscaled_mean_error"] == pytest.approx(8.0 / 2.4 - 1)
+    assert found["together"]["inside"] == 1.0
+    prediction.show("edge", found, measured)
+    output = capsys.readouterr().out
+    assert "edge, forest, data of another, scaled by 0.25" in output
+    assert "yes *" in output  # two threads had 77 % of their cores
+
+
+def test_prediction_measures_one_thread_by_its_cpu_time() -> None:
+    assert prediction.measured([40.0, 90.0], [20.0, 20.0], threads=1)["ms"] == 20.0
+    assert prediction.measured([40.0, 90.0], [80.0, 80.0], threads=2)["ms"] == 40.0
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_foreign_data_is_not_of_this_machine(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = read_provenance(default_directory(side, "cpu"))["device_name"]
+    monkeypatch.setattr(prediction, "device_name", lambda device: here)
+    sources = prediction.foreign_sources(side)
+    assert sources
+    assert here not in {read_provenance(Path(source))["device_name"] for source in sources}
+
+
+def test_machine_speed_shows_factors_and_spread(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"side": side, "loops": load, "took_s": 1.0, "factors": {"all": factor}}
+        for side in SIDES
+        for load, factor in ((0, 1.0), (4, 3.0))
+    ]
+    machine_speed.show(rows, [0, 4])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[1:3]] == [[side, "all", "1", "3", "3.00"] for side in SIDES]
+
+
+@pytest.mark.parametrize("name", ["raw socket", "ours", "multiprocessing"])
+def test_transport_contenders_exchange_tensor_and_output(name: str) -> None:
+    serve, client = transport.CONTENDERS[name]
+    tensor = torch.zeros(1000)
+    with socket.create_server((DEFAULT_IP, 0)) as listener, ThreadPoolExecutor(1) as cloud, ExitStack() as edge:
+        served = cloud.submit(serve, listener, tensor.nbytes)
+        exchange = transport.Exchange(client(listener.getsockname()[1], tensor, edge), os.getpid())
+        exchange.take_turn(counts=False)
+        exchange.take_turn(counts=True)
+        edge.close()
+        served.result()
+    assert len(exchange.wall_ms) == transport.CALLS_A_TURN
+    assert exchange.figures()["cloud_cpu"] > 0
+
+
+def test_transport_sends_our_request_and_reads_our_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[object] = []
+    receive = Connection.receive
+
+    def noted(connection: Connection, wait_s: float) -> Received:
+        received = receive(connection, wait_s)
+        read.append(type(received.message))
+        return received
+
+    monkeypatch.setattr(Connection, "receive", noted)
+    test_transport_contenders_exchange_tensor_and_output("ours")
+    calls = 2 * transport.CALLS_A_TURN
+    assert (read.count(Request), read.count(Reply)) == (calls, calls)
+
+
+def test_queue_counts_the_uplink_by_payload_and_whole_messages() -> None:
+    sent = {"measured": {"edge_ms": 5.0}, "spans_ms": {"cloud": [10.0, 13.0]}, "crossing": [{"bytes": 150_528}]}
+    kept = {"measured": {"edge_ms": 7.0}, "spans_ms": {}, "crossing": []}
+    busy_ms = queue.bound_ms({"tasks": [sent, kept]}, rate_mbit=20.0)
+    assert (busy_ms["edge"], busy_ms["cloud"]) == (12.0, 3.0)
+    assert busy_ms["uplink"] == pytest.approx(frame_bytes(150_528) / (2.5e6 * 1448 / 1500) * 1e3)

@@ -47,8 +47,10 @@ class Benchmark:
 BENCHMARKS = (
     Benchmark("decision"),
     Benchmark("prediction"),
+    Benchmark("machine_speed", "keeps the machine busy for three minutes"),
     Benchmark("execution"),
     Benchmark("batching"),
+    Benchmark("busy"),
     Benchmark("halves_regret"),
     Benchmark("transport"),
     Benchmark("overhead"),

@@ -32,9 +32,9 @@ from utils.units import s_to_ms
 MOST_GIGAFLOPS = 200.0  # 100 giga multiply-adds; beyond are ViT-H/14 at 518 pixels and RegNet-Y-128GF at 384
 RANDOM_CUTS = 5
 RATE_BYTES_PER_S, RTT_MS, SLOWER_EDGE = 5e6, 10.0, 8.0  # 40 Mbit/s, and a small edge: most best cuts lie inside
-DECISIONS = 30
+SEARCHES = 30
 HEAD = (
-    f"{'network':<20}{'size':>5}{'traced':>8}{'trace s':>9}{'nodes':>7}{'blocks':>8}{'decide ms':>11}{'halves ms':>11}"
+    f"{'network':<20}{'size':>5}{'traced':>8}{'trace s':>9}{'nodes':>7}{'blocks':>8}{'search ms':>11}{'halves ms':>11}"
     f"{'on edge':>9}{'cross':>7}{'edge MB':>9}{'cloud MB':>10}  same output"
 )
 
@@ -48,10 +48,10 @@ def main(names: Sequence[str] = ()) -> None:
         print(line(name, row), flush=True)
     equal = sum(row["equal_cuts"] == row["cuts"] and not row["meta_only"] for row in rows.values())
     meta = sum(row["meta_only"] for row in rows.values())
-    decisions = [row["decision_ms"] for row in rows.values()]
+    searches = [row["search_ms"] for row in rows.values()]
     print(
         f"{len(rows)} traced; {equal} give the same bits at every cut tried, {meta} the same shapes on meta tensors; "
-        f"decision median {statistics.median(decisions):.2f} ms, longest {max(decisions):.2f} ms"
+        f"search median {statistics.median(searches):.2f} ms, longest {max(searches):.2f} ms"
     )
     save("all_models", {"networks": rows})
 
@@ -61,7 +61,7 @@ def line(name: str, row: dict[str, Any]) -> str:
     outcome = f"{row['equal_cuts']}/{row['cuts']} cuts{', shapes on meta tensors only' if row['meta_only'] else ''}"
     return (
         f"{name:<20}{row['size']:>5}{row['traced_by']:>8}{row['trace_s']:>9.2f}{row['nodes']:>7}{row['blocks']:>8}"
-        f"{row['decision_ms']:>11.2f}{row['halves_ms']:>11.0f}{row['edge_nodes']:>9}{row['crossing']:>7}"
+        f"{row['search_ms']:>11.2f}{row['halves_ms']:>11.0f}{row['edge_nodes']:>9}{row['crossing']:>7}"
         f"{row['edge_parameter_mb']:>9.1f}{row['cloud_parameter_mb']:>10.1f}  {outcome}"
     )
 
@@ -73,7 +73,7 @@ def examine(name: str) -> dict[str, Any]:
     start_ms = now_ms()
     graph = trace(architecture, name, (1, 3, input_size(name), input_size(name)))
     trace_ms = now_ms() - start_ms
-    edge_nodes, decision_ms = best_cut(graph)
+    edge_nodes, search_ms = best_cut(graph)
     start_ms = now_ms()
     cut(meta_copy(architecture), graph, edge_nodes)
     halves_ms = now_ms() - start_ms
@@ -88,7 +88,7 @@ def examine(name: str) -> dict[str, Any]:
         "operations": len(graph.program.nodes),
         "nodes": len(graph.nodes),
         "blocks": len(graph.block_points),
-        "decision_ms": decision_ms,
+        "search_ms": search_ms,
         "halves_ms": halves_ms,
         "edge_nodes": len(edge_nodes),
         "crossing": len(graph.crossing(edge_nodes)) if edge_nodes != everything else 0,
@@ -106,7 +106,7 @@ def best_cut(graph: LayerGraph) -> tuple[frozenset[int], float]:
     edge, cloud = (np.array([0.0, *find_predictor(side).predict(graph).latency_ms]) for side in ("edge", "cloud"))
     send_ms = np.array([s_to_ms(node.sent_bytes / RATE_BYTES_PER_S) for node in graph.nodes])
     times_ms = []
-    for _ in range(DECISIONS):
+    for _ in range(SEARCHES):
         start_ms = now_ms()
         best = search.best(DagCosts(SLOWER_EDGE * edge, send_ms, cloud, RTT_MS))
         times_ms.append(now_ms() - start_ms)

@@ -9,7 +9,7 @@ import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,13 +21,13 @@ RESULTS = Path(os.environ.get("BENCH_RESULTS", "results"))
 STOLEN_SHARE = 0.02  # of a measurement's time: while the host runs others, no time means anything
 STOLEN_FIELD = 8  # of the first line of /proc/stat (man 5 proc): clock ticks of all cores
 MAX_TRIES = 5
-AWAKE = """
+BUSY = """
 import os
 parent = os.getppid()
-os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 while os.getppid() == parent:
     pass
 """
+AWAKE = "import os; os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))" + BUSY
 
 Measured = TypeVar("Measured")
 
@@ -73,6 +73,28 @@ def cores_awake() -> Iterator[None]:
             process = stack.enter_context(subprocess.Popen([sys.executable, "-c", AWAKE]))
             stack.callback(process.kill)
         yield
+
+
+@contextmanager
+def busy_loops(count: int) -> Iterator[None]:
+    """Keep ``count`` other processes computing for as long as the block runs; each ends if this one dies."""
+    with ExitStack() as stack:
+        for _ in range(count):
+            process = stack.enter_context(subprocess.Popen([sys.executable, "-c", BUSY]))
+            stack.callback(process.kill)
+        yield
+
+
+def environment_without(*names: str) -> dict[str, str]:
+    """Return the environment of this process for a child, less some variables."""
+    return {name: value for name, value in os.environ.items() if name not in names}
+
+
+def percentile(values: Sequence[float], percent: int) -> float:
+    """Return what so many percent of at least one value are below, interpolated."""
+    if len(values) == 1:
+        return values[0]
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
 def _stolen_ms() -> float:

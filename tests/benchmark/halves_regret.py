@@ -4,7 +4,8 @@
 
 Both halves of every partition point are measured, each side in a process of its own with the threads of its
 predictors, all points in turn, in rounds; a latency is the lower quartile of the rounds, as in the data sets. The
-link's share is the same formula for all. Regret is cost(chosen) / cost(best) - 1.
+predictors are those of the scripts: data of another machine is scaled to this one. The link's share is the same formula
+for all. Regret is cost(chosen) / cost(best) - 1.
 """
 
 from __future__ import annotations
@@ -12,35 +13,38 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from deployment import plan_split
 from models.zoo import ZOO, load_network, model_graph
 from predictor.latencies import LayerLatencies
-from predictor.predictor_utils import SIDES, dataset_threads, find_predictor
+from predictor.predictor_utils import PREDICTORS, SIDES
 from predictor.profile import profile_passes, summarise
 from predictor.transfer import transfer_time_ms
 from tests.benchmark.common import save
+from tests.benchmark.predictors import used_and_found
 from utils.cli import ROOT
-from utils.inference_utils import random_input, run_half, stand_in, use_threads
+from utils.inference_utils import random_input, run_half, stand_in
 from utils.timing import now_ms
 
 ROUNDS = 9
 RATES_MB_PER_S = [float(rate) for rate in np.geomspace(0.1, 100, 10)]
 RTT_MS = 5.0
 GOOD = 0.02
-SOURCES = ("forest", "linear", "measured")
+SOURCES = (*PREDICTORS, "measured")
 
 
-def measure_side(side: str) -> dict[str, dict[str, list[float]]]:
-    """Return for every network the latencies (ms) of its halves on one side, by point, and its measured profile."""
-    use_threads(dataset_threads(side, "cpu"))
-    result: dict[str, dict[str, list[float]]] = {}
+def measure_side(side: str) -> dict[str, dict[str, Any]]:
+    """Return for every network the latencies (ms) of its halves on one side, by point, and what each source says."""
+    predictors = [used_and_found(side, source)[0] for source in PREDICTORS]
+    result: dict[str, dict[str, Any]] = {}
     for name in ZOO:
         network = load_network(name)
-        profile = summarise(profile_passes(network, random_input()))
+        sources = [predictor.predict(network.graph) for predictor in predictors]
+        sources.append(summarise(profile_passes(network, random_input())))
         points = range(len(network.graph.layers) + 1)
         cuts = [network.cut(point) for point in points]
         inputs = [run_half(cut.edge, [stand_in()]).tensors for cut in cuts]
@@ -55,12 +59,13 @@ def measure_side(side: str) -> dict[str, dict[str, list[float]]]:
                 times[point].append(now_ms() - start_ms)
         halves = [float(np.quantile(values, 0.25)) for values in times]
         halves[0 if side == "edge" else -1] = 0.0  # the empty half
-        result[name] = {"halves": halves, "low": list(profile.low_ms), "profile": list(profile.latency_ms)}
-        result[name]["high"] = list(profile.high_ms)
+        result[name] = {"halves": halves}
+        for known in sources:
+            result[name][known.source] = [list(known.latency_ms), list(known.low_ms), list(known.high_ms)]
     return result
 
 
-Measured = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]  # by side, network, and what
+Measured = Mapping[str, Mapping[str, Mapping[str, Any]]]  # by side, network, and what
 
 
 def regrets(measured: Measured, source: str) -> list[dict[str, object]]:
@@ -68,7 +73,7 @@ def regrets(measured: Measured, source: str) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for name in ZOO:
         graph = model_graph(name)
-        edge, cloud = (latencies_of(side, source, measured[side][name], name) for side in SIDES)
+        edge, cloud = (LayerLatencies(*measured[side][name][source], source) for side in SIDES)
         halves = {side: measured[side][name]["halves"] for side in SIDES}
         for rate in RATES_MB_PER_S:
             costs = [
@@ -82,13 +87,6 @@ def regrets(measured: Measured, source: str) -> list[dict[str, object]]:
             regret = costs[chosen] / costs[best] - 1
             rows.append({"model": name, "mb_per_s": rate, "chosen": chosen, "best": best, "regret": regret})
     return rows
-
-
-def latencies_of(side: str, source: str, measured: Mapping[str, Sequence[float]], name: str) -> LayerLatencies:
-    """Return one side's latencies of one network."""
-    if source == "measured":
-        return LayerLatencies(measured["profile"], measured["low"], measured["high"], source)
-    return find_predictor(side, name=source).predict(model_graph(name))
 
 
 def main() -> None:

@@ -14,7 +14,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from predictor.transfer import SEGMENT_BYTES
 from utils.cli import ROOT, ServiceProcess
+from utils.units import mbit_per_s_to_bytes_per_s
 
 CLOUD_IP = "10.77.0.2"
 ATTEMPTS = 3
@@ -22,6 +24,7 @@ SO_TIMESTAMPNS, IP_HEADER_BYTES = 35, 20
 ECHO_NAME = struct.Struct("!HH")  # whose echo, and which
 ECHO_BYTES = 28  # of a packet
 ECHO_TIMEOUT_S = 2.0
+PAYLOAD_SHARE = SEGMENT_BYTES / 1500  # of what the emulator counts, whole packets of IP, is TCP's payload
 TOOL = Path(os.environ.get("LINK_TOOL", ROOT.parent / "shared" / "tools" / "link"))
 
 
@@ -44,6 +47,11 @@ def emulated_link(rate_mbit: float, rtt_ms: float, loss_ppm: int = 0) -> Iterato
         yield
     finally:
         subprocess.run([TOOL, "down"], check=True)
+
+
+def payload_bytes_per_s(rate_mbit: float) -> float:
+    """Return the rate at which a link carries TCP's payload, bytes/s: what is left of it beside the headers."""
+    return PAYLOAD_SHARE * mbit_per_s_to_bytes_per_s(rate_mbit)
 
 
 def change_link(rate_mbit: float, rtt_ms: float, loss_ppm: int = 0) -> None:

@@ -2,7 +2,9 @@
 
     python -m tests.benchmark.many_edges [EDGES [ROUNDS]]
 
-Every answer is compared with that of the unsplit network here. Fairness is the slowest edge's time over the median.
+The class of every answer is compared with that of the unsplit network here. Fairness is the slowest edge's time over
+the median. Tasks/s: all tasks over the longest makespan; the edges do not begin at the same moment, so it is a little
+too high.
 """
 
 from __future__ import annotations

@@ -1,69 +1,190 @@
-"""Whole-model error of the shipped predictors, measured afresh: four networks, five transformers.
+"""What users get: predicted against measured time of ten whole networks, on the edge and in the cloud.
 
-    python -m tests.benchmark.prediction [MODEL ...]
+    python -m tests.benchmark.prediction [MODEL ...] [--empty-cache] [--foreign]
 
-Each side runs in a process of its own with the threads its predictors were measured with, as the scripts do.
+Each side runs in a process of its own, with the threads of its predictors, as the scripts do: finds the predictor,
+scales data of another machine to this one, predicts, and only then measures. --empty-cache: the first contact, with
+nothing kept (a fresh XDG_CACHE_HOME). --foreign: with the shipped data of every other machine, as if there were none of
+this one; linear models are then fitted from that data.
+
+The networks run in turns, twice a turn: the second run counts. Other programs must not pass for an error of ours. So
+what one thread takes is its CPU time, which is the time of a machine that has nothing else to do: the lower quartile of
+the turns, as in the data sets. Of several threads, which wait for each other and spin, it is the minimum. Lower
+quartiles of wall time and CPU time of all threads stand beside; a row has an asterisk where the machine was so busy
+that even the best run is not to be trusted: with several threads, where they got less than 80 % of their cores.
+"Unscaled" is the error of the same data as it is. The common factor is the median of predicted / measured.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
-from functools import partial
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from models.zoo import ZOO, load_network
-from predictor.predictor_utils import SIDES, find_predictor
-from tests.benchmark.common import interleaved_medians, save
+import torch
+
+from models.graph import LayerGraph
+from models.zoo import ZOO, Network, load_network, model_graph
+from predictor.predictor_utils import PREDICTORS, SIDES, default_directory, read_provenance
+from tests.benchmark.common import percentile, save
+from tests.benchmark.predictors import used_and_found
 from utils.cli import ROOT
-from utils.inference_utils import run_half, stand_in, use_threads
+from utils.inference_utils import run_half, stand_in
+from utils.machine import device_name
+from utils.units import s_to_ms
 
-ROUNDS, CALLS = 9, 3
-TRANSFORMERS = ("vit_b_16", "vit_b_32", "swin_t", "swin_v2_t", "maxvit_t")
+ROUNDS = 15
+MODELS = (*ZOO, "resnet18", "googlenet", "densenet121", "efficientnet_b0", "vit_b_16", "swin_t")
+BUSY_SHARE = 0.8  # of their cores that several threads get at least on a machine that has nothing else to do
+INSTALLED = "installed"  # the data that the scripts find here
+
+Json = dict[str, Any]
+
+# ---------------------------------------------------------------- one side
 
 
-def measure_side(side: str, models: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Return predicted and measured time (ms) of every whole network on one side."""
-    predictor = find_predictor(side)
-    use_threads(predictor.threads)
+def predictions(side: str, name: str, source: str, graphs: Mapping[str, LayerGraph]) -> Json:
+    """Return what a side's predictor says of every network, as the scripts use it here, and of what data.
+
+    Args: source: a directory of data sets, or `INSTALLED`.
+    """
+    used, found = used_and_found(side, name, None if source == INSTALLED else Path(source))
+    rows = {}
+    for model, graph in graphs.items():
+        latencies, unscaled = used.predict(graph), found.predict(graph)
+        low_ms, high_ms = latencies.interval()
+        rows[model] = {"ms": latencies.total(), "low": low_ms, "high": high_ms, "unscaled_ms": unscaled.total()}
+    return {"predictor": name, "data": str(found.machine), "factor": used.factor, "networks": rows}
+
+
+def measure(networks: Mapping[str, Network], threads: int) -> dict[str, Json]:
+    """Return what every network takes, ms, and whether other programs spoiled it."""
+    halves = {name: network.cut(0).cloud for name, network in networks.items()}
+    inputs = {name: [stand_in(network.graph.input.shape)] for name, network in networks.items()}
+    wall_ms: dict[str, list[float]] = {name: [] for name in networks}
+    cpu_ms: dict[str, list[float]] = {name: [] for name in networks}
+    for _ in range(ROUNDS):
+        for name in random.sample(list(networks), len(networks)):
+            run_half(halves[name], inputs[name])  # after another network; in the first round, builds kernels, too
+            start_s = time.process_time()
+            wall_ms[name].append(run_half(halves[name], inputs[name]).latency_ms)
+            cpu_ms[name].append(s_to_ms(time.process_time() - start_s))
+    return {name: measured(wall_ms[name], cpu_ms[name], threads) for name in networks}
+
+
+def measured(wall_ms: Sequence[float], cpu_ms: Sequence[float], threads: int) -> Json:
+    """Return what a network takes by the times of its runs, as if the machine had nothing else to do, ms."""
+    wall, cpu = percentile(wall_ms, 25), percentile(cpu_ms, 25)
+    true = cpu if threads == 1 else min(wall_ms)
+    return {"ms": true, "wall": wall, "cpu": cpu, "is_spoiled": cpu < BUSY_SHARE * threads * true}
+
+
+def run_side(side: str, models: Sequence[str], sources: Sequence[str]) -> Json:
+    """Return what is predicted and measured on one side."""
+    graphs = {name: model_graph(name) for name in models}
+    predicted = [predictions(side, name, source, graphs) for source in sources for name in PREDICTORS]
     networks = {name: load_network(name) for name in models}
-    runs = {
-        name: partial(run_half, network.cut(0).cloud, [stand_in(network.graph.input.shape)])
-        for name, network in networks.items()
-    }
-    measured = interleaved_medians(runs, ROUNDS, calls=CALLS)
+    return {"predicted": predicted, "measured": measure(networks, torch.get_num_threads())}
+
+
+def foreign_sources(side: str) -> list[str]:
+    """Return the directories of a side's shipped data of other processors."""
+    shipped = sorted(path.parent for path in default_directory(side, "cpu").rglob("provenance.json"))
+    return [str(path) for path in shipped if read_provenance(path).get("device_name") != device_name("cpu")]
+
+
+# ---------------------------------------------------------------- what it tells
+
+
+def summary(ratios: Sequence[float]) -> dict[str, float]:
+    """Return mean and worst error of predicted / measured, as they are and without their common factor."""
+    common = statistics.median(ratios)
+    errors, own = [abs(ratio - 1) for ratio in ratios], [abs(ratio / common - 1) for ratio in ratios]
     return {
-        name: {"predicted": predictor.predict(network.graph).total(), "measured": measured[name]}
-        for name, network in networks.items()
+        "mean_error": statistics.fmean(errors),
+        "worst_error": max(errors),
+        "common_factor": common,
+        "mean_own_error": statistics.fmean(own),
+        "worst_own_error": max(own),
     }
 
 
-def mean_error(errors: Iterable[float]) -> float:
-    """Return the mean of what errors are without their sign."""
-    return statistics.mean(map(abs, errors))
+def compared(predicted: Json, true: Mapping[str, Json]) -> Json:
+    """Return one predictor's errors: of every network, and together."""
+    rows = {}
+    for name, said in predicted["networks"].items():
+        true_ms = true[name]["ms"]
+        rows[name] = {
+            **said,
+            "ratio": said["ms"] / true_ms,
+            "unscaled_ratio": said["unscaled_ms"] / true_ms,
+            "is_inside": said["low"] <= true_ms <= said["high"],
+        }
+    ratios = [row["ratio"] for row in rows.values()]
+    inside = statistics.fmean(row["is_inside"] for row in rows.values())
+    unscaled = summary([row["unscaled_ratio"] for row in rows.values()])
+    together = {**summary(ratios), "inside": inside, "unscaled_mean_error": unscaled["mean_error"]}
+    return {**predicted, "networks": rows, "together": together}
+
+
+def show(side: str, found: Json, true: Mapping[str, Json]) -> None:
+    """Print the table of one side and predictor."""
+    print(f"\n{side}, {found['predictor']}, data of {found['data']}, scaled by {found['factor']:.3g}")
+    heads = ("predicted", "low", "high", "measured", "wall", "CPU", "ratio", "unscaled")
+    print(f"{'':<18}" + "".join(f"{head:>10}" for head in heads) + "  inside")
+    for name, row in found["networks"].items():
+        took = true[name]
+        figures = (row["ms"], row["low"], row["high"], took["ms"], took["wall"], took["cpu"])
+        ratios = (row["ratio"], row["unscaled_ratio"])
+        busy = " *" if took["is_spoiled"] else ""
+        columns = "".join(f"{value:>10.2f}" for value in (*figures, *ratios))
+        print(f"{name:<18}{columns}{'  yes' if row['is_inside'] else '  no '}{busy}")
+    together = found["together"]
+    print(
+        f"mean error {together['mean_error']:.1%}, worst {together['worst_error']:.1%}, inside the interval "
+        f"{together['inside']:.0%}; without the common factor of {together['common_factor']:.2f}: mean "
+        f"{together['mean_own_error']:.1%}, worst {together['worst_own_error']:.1%}; unscaled: mean "
+        f"{together['unscaled_mean_error']:.1%}",
+        flush=True,
+    )
 
 
 def main() -> None:
-    if sys.argv[1:2] and sys.argv[1] in SIDES:
-        print(json.dumps(measure_side(sys.argv[1], sys.argv[2:])))
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmark.prediction")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="networks (default: ten)")
+    parser.add_argument("--empty-cache", action="store_true", help="the first contact: nothing is kept (default: off)")
+    parser.add_argument("--foreign", action="store_true", help="use shipped data of other processors (default: off)")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    models = args.models or list(MODELS)
+    if args.side:
+        sources = foreign_sources(args.side) if args.foreign else [INSTALLED]
+        print(json.dumps(run_side(args.side, models, sources)))
         return
-    models = sys.argv[1:] or [*ZOO, *TRANSFORMERS]
+    print(f"prediction: whole networks, ms, {device_name('cpu')}, load before it {os.getloadavg()[0]:.1f}", end="")
+    print("; *: the machine was busy")
     results = {}
-    print(f"prediction: whole networks, ms\n{'side':<8}{'model':<12}{'predicted':>11}{'measured':>11}{'error':>9}")
-    for side in SIDES:
-        command = [sys.executable, "-m", "tests.benchmark.prediction", side, *models]
-        output = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-        results[side] = json.loads(output)
-        for name, times in results[side].items():
-            times["error"] = times["predicted"] / times["measured"] - 1
-            print(f"{side:<8}{name:<12}{times['predicted']:>11.3f}{times['measured']:>11.3f}{times['error']:>9.1%}")
-    errors = [(name, times["error"]) for side in results.values() for name, times in side.items()]
-    for what, group in (("classic", ZOO), ("others", [name for name in models if name not in ZOO])):
-        if known := [error for name, error in errors if name in group]:
-            print(f"mean absolute error, {what:<8}{mean_error(known):.1%}")
-    save("prediction", {"latency_ms": results})
+    with tempfile.TemporaryDirectory() as cache:
+        environment = os.environ | ({"XDG_CACHE_HOME": cache} if args.empty_cache else {})
+        for side in SIDES:
+            command = [sys.executable, "-m", "tests.benchmark.prediction", "--side", side, *models]
+            command += ["--foreign"] if args.foreign else []
+            done = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+            output = json.loads(done.stdout)
+            found = [compared(predicted, output["measured"]) for predicted in output["predicted"]]
+            results[side] = {"predicted": found, "measured": output["measured"]}
+            for one in found:
+                show(side, one, output["measured"])
+    save("prediction", {"empty_cache": args.empty_cache, "foreign": args.foreign, "sides": results})
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from typing import Any
 
 from net.monitor_client import document_of, measure_link
 from tests.benchmark.common import cores_awake, save, undisturbed
-from tests.benchmark.links import CLOUD_IP, ECHO_BYTES, TOOL, echo_ms, emulated_link, why_not
+from tests.benchmark.links import CLOUD_IP, ECHO_BYTES, PAYLOAD_SHARE, TOOL, echo_ms, emulated_link, why_not
 from utils.cli import ServiceProcess
 from utils.errors import NetworkError
 from utils.timing import now_ms
@@ -36,7 +36,6 @@ LINKS = [(rate, rtt) for rate in RATES_MBIT for rtt in RTTS_MS]
 BUCKETS = [(rate, burst_kb) for rate in (5, 20, 100) for burst_kb in (4, 8, 16, 32, 64)]
 FAST_MBIT, FAST_RTT_MS = 500, 10
 LOSS_PPM = 5_000
-PAYLOAD_SHARE = 1448 / 1500
 ROUNDS = 5
 FLOW_S, FLOW_PORT = 2.0, 5078
 SINK = f"""

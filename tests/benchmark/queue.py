@@ -2,7 +2,9 @@
 
     python -m tests.benchmark.queue [RATE_MBIT [RTT_MS]]
 
-The bound is the busiest of edge, uplink and cloud: what the tasks of a run kept it busy, as measured in that run.
+The bound is the busiest of edge, uplink and cloud: what the tasks of a run kept it busy, in that run. Edge and cloud
+report what they computed. The uplink is busy for the bytes of every request that was sent, its head included, at the
+rate that a link of so many Mbit/s leaves to TCP's payload (1448 of 1500 bytes of a packet).
 Both sides compute with one thread, so that each has a core of its own.
 """
 
@@ -13,9 +15,10 @@ import statistics
 import sys
 from typing import Any
 
-from models.zoo import model_graph
+from predictor.transfer import frame_bytes
 from tests.benchmark.common import save
-from tests.benchmark.links import CLOUD_IP, emulated_link, on_cloud_side, on_edge_side, why_not
+from tests.benchmark.links import CLOUD_IP, emulated_link, on_cloud_side, on_edge_side, payload_bytes_per_s, why_not
+from utils.units import s_to_ms
 
 ROUNDS = 3
 TASKS = ["--tasks", "40", "--seed", "1"]
@@ -40,13 +43,14 @@ def run_queue(flags: list[str], ports: list[int]) -> dict[str, Any]:
     return document
 
 
-def bound_ms(document: dict[str, Any], rate_bytes_per_s: float) -> dict[str, float]:
+def bound_ms(document: dict[str, Any], rate_mbit: float) -> dict[str, float]:
     """Return how long the tasks of a run kept edge, uplink and cloud busy, ms."""
     edge = sum(task["measured"]["edge_ms"] for task in document["tasks"])
     spans = [task["spans_ms"]["cloud"] for task in document["tasks"] if "cloud" in task["spans_ms"]]
     cloud = sum(end - start for start, end in spans)
-    crossing = sum(model_graph(task["model"]).crossing_bytes[task["partition_point"]] for task in document["tasks"])
-    return {"edge": edge, "uplink": crossing / rate_bytes_per_s * 1e3, "cloud": cloud}
+    sent = [sum(tensor["bytes"] for tensor in task["crossing"] or ()) for task in document["tasks"]]
+    uplink_s = sum(map(frame_bytes, filter(None, sent))) / payload_bytes_per_s(rate_mbit)
+    return {"edge": edge, "uplink": s_to_ms(uplink_s), "cloud": cloud}
 
 
 def main() -> None:
@@ -62,7 +66,7 @@ def main() -> None:
         for _ in range(ROUNDS):
             for name, flags in RUNS.items():
                 document = run_queue(flags, cloud.ports)
-                busy = bound_ms(document, rate_mbit * 1e6 / 8)
+                busy = bound_ms(document, rate_mbit)
                 makespan_ms = document["summary"]["makespan_ms"]
                 rows[name].append((makespan_ms, max(busy.values()) / makespan_ms, busy))
     print(f"40 tasks over {rate_mbit:g} Mbit/s, RTT {rtt_ms:g} ms: medians of {ROUNDS} rounds in turn")

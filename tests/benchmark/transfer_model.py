@@ -28,7 +28,7 @@ from net.session import PACE
 from net.transport import Connection, accepted, connect, listen
 from predictor.transfer import FRAME_BYTES, IDLE, Sender, transfer_time_ms
 from tests.benchmark.common import save, undisturbed
-from tests.benchmark.links import CLOUD_IP, TOOL, emulated_link, why_not
+from tests.benchmark.links import CLOUD_IP, TOOL, emulated_link, payload_bytes_per_s, why_not
 from utils.timing import now_ms
 
 PORT, NETWORK = 5077, "10.77.0.0/30"
@@ -37,7 +37,6 @@ SIZES_BYTES = (1_000, 10_000, 37_000, 150_000, 602_000, 3_200_000, 13_000_000)
 LONGEST_S = 30.0  # a transfer; larger ones would make the same point for minutes
 CLASSES = 1000
 REQUEST, REPLY = Request("model", b"", "0" * 16, "0" * 16), Reply(0.0, 0.0, 0.0, 0.0)
-PAYLOAD_SHARE = 1448 / 1500
 PINGS, SETTLE_S, WAIT_S = 5, 0.3, 200.0
 # How often a transfer of at most so many seconds is repeated, on connections of their own: medians count.
 REPEATS = ((0.05, 15), (0.2, 5), (2.0, 3), (LONGEST_S, 1))
@@ -91,7 +90,7 @@ def transfer_ms(connection: Connection, tensor: torch.Tensor) -> float:
 
 def measure(rate_mbit: float) -> None:
     """Print one line for each size: bytes, and (predicted, measured) of an idle and a warm connection, ms."""
-    rate = rate_mbit * 1e6 / 8 * PAYLOAD_SHARE
+    rate = payload_bytes_per_s(rate_mbit)
     for size in SIZES_BYTES:
         if size / rate > LONGEST_S:
             continue

@@ -1,36 +1,58 @@
-"""Send a tensor, rebuild it, acknowledge with 8 bytes: ours against a raw socket, multiprocessing and pyzmq.
+"""Send a tensor, rebuild it, send an output back: ours, multiprocessing and pyzmq against a raw socket.
 
-    python -m tests.benchmark.transport
+    python -m tests.benchmark.transport [--huge]
 
-The raw socket receives into one preallocated buffer and knows the size beforehand: the fastest that Python can do.
-The acknowledgement is the same 8 raw bytes for all who let it be. Ratios are medians of interleaved rounds in one
-run, raw / contender: 1 is as fast as raw. A turn is five exchanges in a row, as a repeated task makes them.
+Ours is an edge's session that sends our request and reads our reply; the other side parses the one and makes the other.
+All contenders get the same bytes of a tensor across, and those of an output of 1000 classes back. The raw socket
+receives into preallocated buffers and knows all sizes beforehand: the fastest that Python can do. Shares are raw /
+contender, of medians of rounds in turn in one run: 1 is as fast as raw. A turn is five exchanges in a row, as a
+repeated task makes them. CPU: what an exchange costs each of the two processes, the mean over all turns.
 """
 
 from __future__ import annotations
 
-import itertools
+import argparse
 import multiprocessing
 import multiprocessing.connection
+import random
 import socket
-from collections.abc import Callable
-from typing import Any
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 
 import torch
 
-from net.messages import Request
+from net.messages import Hello, Reply, Request
+from net.session import EdgeSession
 from net.transport import Connection
-from tests.benchmark.common import interleaved_medians, save
+from tests.benchmark.common import save
+from utils.cli import DEFAULT_IP
+from utils.errors import NetworkError
+from utils.timing import now_ms
+from utils.units import s_to_ms
 
-SIZES_BYTES = (150_528, 602_112, 3_211_264, 12_845_056, 100_000_000)
-ROUNDS = {150_528: 200, 602_112: 200, 3_211_264: 60, 12_845_056: 20, 100_000_000: 5}
+ROUNDS = {16_384: 200, 150_528: 200, 602_112: 200, 12_845_056: 20}  # by size in bytes
+HUGE_ROUNDS = {100_000_000: 5}
+WARMUP = 2  # rounds that do not count
 CALLS_A_TURN = 5
-ACK = b"received"
+CLASSES = 1000
+OUTPUT_BYTES = 4 * CLASSES
+REQUEST = Request("alex_net", b"\1\0\0", "0" * 32, "0" * 32)
 WAIT_S = 60.0
 
 
+def process_cpu_s(pid: int) -> float:
+    """Return the CPU time of all threads of a process so far, s (Linux: the clock that clock_getcpuclockid names)."""
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+# ---------------------------------------------------------------- the side of the cloud
+
+
 def _listen() -> socket.socket:
-    return socket.create_server(("127.0.0.1", 0))
+    return socket.create_server((DEFAULT_IP, 0))
 
 
 def _accept(listener: socket.socket) -> socket.socket:
@@ -40,6 +62,7 @@ def _accept(listener: socket.socket) -> socket.socket:
 
 
 def receive_exactly(sock: socket.socket, view: memoryview) -> bool:
+    """Fill ``view``; return whether the peer sent so much before it closed."""
     while view:
         count = sock.recv_into(view)
         if not count:
@@ -49,141 +72,185 @@ def receive_exactly(sock: socket.socket, view: memoryview) -> bool:
 
 
 def serve_raw(listener: socket.socket, size_bytes: int) -> None:
-    sock = _accept(listener)
-    memory = torch.empty(size_bytes, dtype=torch.uint8)
-    while receive_exactly(sock, memoryview(memory.numpy())):
-        memory.view(torch.float32)
-        sock.sendall(ACK)
+    memory, output = torch.empty(size_bytes, dtype=torch.uint8), bytes(OUTPUT_BYTES)
+    with _accept(listener) as sock:
+        while receive_exactly(sock, memoryview(memory.numpy())):
+            memory.view(torch.float32)
+            sock.sendall(output)
 
 
 def serve_ours(listener: socket.socket, size_bytes: int) -> None:
-    with Connection(_accept(listener)) as connection:
-        try:
-            while True:
-                received = connection.receive(WAIT_S)
-                connection.sock.sendall(ACK)
-                connection.recycle(received)
-                connection.make_ready()
-        except Exception:
-            return
+    output = torch.zeros(1, CLASSES)
+    with Connection(_accept(listener)) as connection, suppress(NetworkError):
+        connection.receive(WAIT_S)
+        connection.send(Hello.of(device="cpu", threads=1))
+        while True:
+            received = connection.receive(WAIT_S)
+            connection.send(Reply(0.0, 0.0, 0.0, received.receive_ms), [output], received.task)
+            connection.recycle(received)
+            connection.make_ready()
 
 
 def serve_multiprocessing(listener: socket.socket, size_bytes: int) -> None:
-    connection = multiprocessing.connection.Connection(_accept(listener).detach())
-    try:
+    output = bytes(OUTPUT_BYTES)
+    with multiprocessing.connection.Connection(_accept(listener).detach()) as connection, suppress(EOFError):
         while True:
             torch.frombuffer(bytearray(connection.recv_bytes()), dtype=torch.float32)
-            connection.send_bytes(ACK)
-    except EOFError:
-        return
+            connection.send_bytes(output)
 
 
-def serve_zmq(ports: Any, size_bytes: int) -> None:
+def serve_zmq(listener: socket.socket, size_bytes: int) -> None:
     import zmq
 
     socket_ = zmq.Context().socket(zmq.REP)
-    ports.send(socket_.bind_to_random_port("tcp://127.0.0.1"))
+    port = listener.getsockname()[1]
+    socket_.setsockopt(zmq.USE_FD, listener.detach())
+    socket_.bind(f"tcp://{DEFAULT_IP}:{port}")
+    output = bytes(OUTPUT_BYTES)
     while True:
-        message = socket_.recv(copy=False)
-        if len(message.buffer) < len(ACK) + 1:
-            return
-        torch.frombuffer(message.buffer, dtype=torch.float32)
-        socket_.send(ACK)
+        torch.frombuffer(socket_.recv(copy=False).buffer, dtype=torch.float32)
+        socket_.send(output)
 
 
-def _connect(listener: socket.socket) -> socket.socket:
-    sock = socket.create_connection(listener.getsockname())
+# ---------------------------------------------------------------- the side of the edge
+
+
+def _connect(port: int) -> socket.socket:
+    sock = socket.create_connection((DEFAULT_IP, port))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
 
 
-def raw_client(listener: socket.socket, tensor: torch.Tensor) -> Callable[[], object]:
-    sock, data, ack = _connect(listener), memoryview(tensor.view(torch.uint8).numpy()), memoryview(bytearray(len(ACK)))
+def raw_client(port: int, tensor: torch.Tensor, stack: ExitStack) -> Callable[[], object]:
+    sock, output = stack.enter_context(_connect(port)), torch.empty(1, CLASSES)
+    data, view = memoryview(tensor.view(torch.uint8).numpy()), memoryview(output.view(torch.uint8).numpy()).cast("B")
 
     def once() -> None:
         sock.sendall(data)
-        receive_exactly(sock, ack)
+        receive_exactly(sock, view)
 
     return once
 
 
-def our_client(listener: socket.socket, tensor: torch.Tensor) -> Callable[[], object]:
-    connection = Connection(_connect(listener))
-    ack, tasks = memoryview(bytearray(len(ACK))), itertools.count(1)
+def our_client(port: int, tensor: torch.Tensor, stack: ExitStack) -> Callable[[], object]:
+    session = stack.enter_context(EdgeSession.open(DEFAULT_IP, port))
+    session.expect_output(torch.empty(1, CLASSES))
 
     def once() -> None:
-        connection.send(Request("alex_net", b"\1\0\0", "0" * 32, "0" * 32), [tensor], next(tasks))
-        receive_exactly(connection.sock, ack)
+        (output,) = session.infer(REQUEST, [tensor]).tensors
+        assert output.shape == (1, CLASSES)
 
     return once
 
 
-def multiprocessing_client(listener: socket.socket, tensor: torch.Tensor) -> Callable[[], object]:
-    connection = multiprocessing.connection.Connection(_connect(listener).detach())
+def multiprocessing_client(port: int, tensor: torch.Tensor, stack: ExitStack) -> Callable[[], object]:
+    connection = stack.enter_context(multiprocessing.connection.Connection(_connect(port).detach()))
 
     def once() -> None:
         connection.send_bytes(tensor.view(torch.uint8).numpy())
-        connection.recv_bytes()
+        torch.frombuffer(bytearray(connection.recv_bytes()), dtype=torch.float32)
 
     return once
 
 
-def zmq_client(port: int, tensor: torch.Tensor) -> Callable[[], object]:
+def zmq_client(port: int, tensor: torch.Tensor, stack: ExitStack) -> Callable[[], object]:
     import zmq
 
-    socket_ = zmq.Context.instance().socket(zmq.REQ)
+    socket_ = stack.enter_context(stack.enter_context(zmq.Context()).socket(zmq.REQ))
     socket_.setsockopt(zmq.LINGER, 0)
-    socket_.connect(f"tcp://127.0.0.1:{port}")
+    socket_.connect(f"tcp://{DEFAULT_IP}:{port}")
 
     def once() -> None:
         socket_.send(tensor.view(torch.uint8).numpy(), copy=False)
-        socket_.recv()
+        torch.frombuffer(socket_.recv(copy=False).buffer, dtype=torch.float32)
 
     return once
 
 
-TCP_CONTENDERS = {
-    "raw socket": (serve_raw, raw_client),
+Serve = Callable[[socket.socket, int], None]
+Client = Callable[[int, torch.Tensor, ExitStack], Callable[[], object]]
+RAW = "raw socket"
+CONTENDERS: Mapping[str, tuple[Serve, Client]] = {
+    RAW: (serve_raw, raw_client),
     "ours": (serve_ours, our_client),
     "multiprocessing": (serve_multiprocessing, multiprocessing_client),
+    "pyzmq": (serve_zmq, zmq_client),
 }
 
 
-def measure_size(size_bytes: int) -> dict[str, float]:
-    """Return the median time (ms) of one exchange for every contender."""
+# ---------------------------------------------------------------- both
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One contender: its call, the process at the other end, and what its exchanges took."""
+
+    call: Callable[[], object]
+    pid: int
+    wall_ms: list[float] = field(default_factory=list)
+    edge_cpu_s: float = 0.0
+    cloud_cpu_s: float = 0.0
+
+    def take_turn(self, *, counts: bool) -> None:
+        """Make the exchanges of a turn."""
+        edge_s, cloud_s = time.process_time(), process_cpu_s(self.pid)
+        times_ms = []
+        for _ in range(CALLS_A_TURN):
+            start_ms = now_ms()
+            self.call()
+            times_ms.append(now_ms() - start_ms)
+        if counts:
+            self.wall_ms += times_ms
+            self.edge_cpu_s += time.process_time() - edge_s
+            self.cloud_cpu_s += process_cpu_s(self.pid) - cloud_s
+
+    def figures(self) -> dict[str, float]:
+        """Return the median of an exchange, and the CPU time that it cost each side, ms."""
+        return {
+            "median": statistics.median(self.wall_ms),
+            "edge_cpu": s_to_ms(self.edge_cpu_s) / len(self.wall_ms),
+            "cloud_cpu": s_to_ms(self.cloud_cpu_s) / len(self.wall_ms),
+        }
+
+
+def measure_size(size_bytes: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Return the figures of every contender, of rounds in turn."""
     context = multiprocessing.get_context("fork")
     tensor = torch.rand(size_bytes // 4)
-    clients: dict[str, Callable[[], object]] = {}
-    processes = []
-    for name, (serve, client) in TCP_CONTENDERS.items():
-        listener = _listen()
-        processes.append(context.Process(target=serve, args=(listener, size_bytes), daemon=True))
-        processes[-1].start()
-        clients[name] = client(listener, tensor)
-    ours, theirs = context.Pipe()
-    processes.append(context.Process(target=serve_zmq, args=(theirs, size_bytes), daemon=True))
-    processes[-1].start()
-    clients["pyzmq"] = zmq_client(ours.recv(), tensor)
-    try:
-        return interleaved_medians(clients, ROUNDS[size_bytes], calls=CALLS_A_TURN)
-    finally:
-        for process in processes:
-            process.terminate()
-            process.join()
+    exchanges: dict[str, Exchange] = {}
+    with ExitStack() as stack:
+        for name, (serve, client) in CONTENDERS.items():
+            listener = _listen()
+            process = context.Process(target=serve, args=(listener, size_bytes), daemon=True)
+            process.start()
+            stack.callback(process.join)
+            stack.callback(process.terminate)
+            port = listener.getsockname()[1]
+            listener.close()  # the child has it
+            exchanges[name] = Exchange(client(port, tensor, stack), process.pid)
+        for number in range(WARMUP + rounds):
+            for name in random.sample(list(exchanges), len(exchanges)):
+                exchanges[name].take_turn(counts=number >= WARMUP)
+    return {name: exchange.figures() for name, exchange in exchanges.items()}
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmark.transport")
+    parser.add_argument("--huge", action="store_true", help="100 MB, too (default: off)")
+    rounds = ROUNDS | (HUGE_ROUNDS if parser.parse_args().huge else {})
     torch.set_num_threads(1)
     results = {}
-    names = [*TCP_CONTENDERS, "pyzmq"]
-    print("transport: raw / contender (1 = as fast as a raw preallocated socket)")
-    print(f"{'size':>12}{'raw, ms':>10}" + "".join(f"{name:>17}" for name in names[1:]))
-    for size_bytes in SIZES_BYTES:
-        medians = measure_size(size_bytes)
-        results[str(size_bytes)] = medians
-        ratios = "".join(f"{medians['raw socket'] / medians[name]:>17.2f}" for name in names[1:])
-        print(f"{size_bytes:>12}{medians['raw socket']:>10.3f}{ratios}", flush=True)
-    save("transport", {"medians_ms": results})
+    print("transport: of a raw preallocated socket (1 = as fast); CPU of edge + cloud, ms an exchange")
+    shown = [name for name in CONTENDERS if name != RAW]
+    heads = [*(f"{name:>17}" for name in shown), f"{'CPU:':>7}", *(f"{name:>18}" for name in CONTENDERS)]
+    print(f"{'bytes':>11}{'raw, ms':>10}" + "".join(heads))
+    for size_bytes, count in rounds.items():
+        results[size_bytes] = found = measure_size(size_bytes, count)
+        raw_ms = found[RAW]["median"]
+        shares = "".join(f"{raw_ms / found[name]['median']:>17.2f}" for name in shown)
+        cpu = "".join(f"{one['edge_cpu']:>9.3f} +{one['cloud_cpu']:>7.3f}" for one in found.values())
+        print(f"{size_bytes:>11}{raw_ms:>10.3f}{shares}{'':>7}{cpu}", flush=True)
+    save("transport", {"ms": results})
 
 
 if __name__ == "__main__":
