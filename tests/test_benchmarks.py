@@ -121,7 +121,7 @@ def test_prediction_errors_with_and_without_the_common_factor() -> None:
 def test_prediction_scores_the_scaled_predictor(capsys: pytest.CaptureFixture[str]) -> None:
     said = {"le_net": {"ms": 2.0, "low": 1.5, "high": 2.5, "unscaled_ms": 8.0}}
     measured = {"le_net": prediction.measured([2.4, 2.6], [3.6, 4.0], threads=2)}
-    predicted = {"predictor": "forest", "data": "another", "factor": 0.25, "networks": said}
+    predicted = {"predictor": "forest", "data": "data of another", "networks": said}
     found = prediction.compared(predicted, measured)
     assert found["together"]["mean_error"] == pytest.approx(1 - 2.0 / 2.4)
     assert found["together"]["unscaled_mean_error"] == pytest.approx(8.0 / 2.4 - 1)

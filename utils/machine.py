@@ -6,7 +6,6 @@ import os
 import platform
 from pathlib import Path
 
-
 SPIN_COUNT = "1000"  # turns of a loop: about 10 us
 _WAITING_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 

@@ -63,7 +63,7 @@ def predictions(side: str, name: str, source: str, graphs: Mapping[str, LayerGra
         latencies, unscaled = used.predict(graph), found.predict(graph)
         low_ms, high_ms = latencies.interval()
         rows[model] = {"ms": latencies.total(), "low": low_ms, "high": high_ms, "unscaled_ms": unscaled.total()}
-    return {"predictor": name, "data": str(found.machine), "factor": used.factor, "networks": rows}
+    return {"predictor": name, "data": used.origin, "networks": rows}
 
 
 def measure(networks: Mapping[str, Network], threads: int) -> dict[str, Json]:
@@ -138,7 +138,7 @@ def compared(predicted: Json, true: Mapping[str, Json]) -> Json:
 
 def show(side: str, found: Json, true: Mapping[str, Json]) -> None:
     """Print the table of one side and predictor."""
-    print(f"\n{side}, {found['predictor']}, data of {found['data']}, scaled by {found['factor']:.3g}")
+    print(f"\n{side}, {found['predictor']}, {found['data']}")
     heads = ("predicted", "low", "high", "measured", "wall", "CPU", "ratio", "unscaled")
     print(f"{'':<18}" + "".join(f"{head:>10}" for head in heads) + "  inside")
     for name, row in found["networks"].items():

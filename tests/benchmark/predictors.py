@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from predictor.pace import measured_pace_ms
-from predictor.predictor_utils import LatencyPredictor, find_predictor, suited, this_machine
+from predictor.machine_speed import measure_machine_speed, reference_layers
+from predictor.predictor_utils import LatencyPredictor, find_predictor, scaled_to_machine, scales_of
 from utils.inference_utils import use_threads
 
 
@@ -17,8 +17,7 @@ def used_and_found(side: str, name: str, path: Path | None = None) -> tuple[Late
     Args: path: a directory of data sets (default: what the scripts find).
     """
     found = find_predictor(side, "cpu", name, path)
-    machine = this_machine("cpu", use_threads(found.threads))
-    return suited(found, side, machine, is_chosen=False), found
+    return scaled_to_machine(found, "cpu", use_threads(found.threads)), found
 
 
 def measured_factors(side: str) -> dict[str, float]:
@@ -27,5 +26,5 @@ def measured_factors(side: str) -> dict[str, float]:
     A factor is how much longer layers take here than where the data comes from that is in use.
     """
     found = find_predictor(side)
-    use_threads(found.threads)
-    return {"all": measured_pace_ms("cpu") / (found.pace_ms or 1.0)}
+    speed = measure_machine_speed("cpu", use_threads(found.threads))
+    return {family: scale.factor for family, scale in scales_of(found, reference_layers(), speed.layers_ms).items()}
