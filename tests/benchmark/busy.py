@@ -33,13 +33,13 @@ ROUNDS = 3
 TURN_MS = 400.0
 POLICY_VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
 POLICIES: dict[str, dict[str, str]] = {
-    "default": {},
-    "spin 1000": {"GOMP_SPINCOUNT": "1000"},
+    "ours": {},  # `utils.machine.set_waiting_policy`
+    "spin 300000": {"GOMP_SPINCOUNT": "300000"},  # OpenMP's default
     "spin 10000": {"GOMP_SPINCOUNT": "10000"},
-    "spin 100000": {"GOMP_SPINCOUNT": "100000"},
+    "spin 3000": {"GOMP_SPINCOUNT": "3000"},
     "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
 }
-SETTINGS = ((1, "default"), *((2, policy) for policy in POLICIES))
+SETTINGS = ((1, "ours"), *((2, policy) for policy in POLICIES))
 
 Setting = tuple[int, str]  # threads, waiting policy
 
