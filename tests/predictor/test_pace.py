@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from predictor import pace
 from predictor.get_datasets_func import pace_of
-from predictor.pace import kept_pace_ms, measured_pace_ms
+from predictor.pace import kept_pace_ms, measured_pace_ms, one_pass
+from predictor.sampling import Sample
 from utils.files import cache_directory
 
 
@@ -50,3 +52,13 @@ def test_data_sets_tell_the_pace_of_an_undisturbed_machine(tmp_path: Path) -> No
     assert pace_of(tmp_path) == 2.0
     (tmp_path / "batchnorm_lat.csv").write_text("HW,Cin,latency\n8,8,0.5\n")
     assert pace_of(tmp_path) is None
+
+
+@pytest.mark.parametrize(("threads", "expected_ms"), [(1, 2.0), (2, 30.0)])
+def test_one_thread_that_others_interrupt_is_timed_by_what_it_computed(
+    threads: int, expected_ms: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "now_ms", iter([100.0, 130.0]).__next__)
+    monkeypatch.setattr(pace, "thread_ms", iter([7.0, 9.0]).__next__)
+    monkeypatch.setattr(pace.torch, "get_num_threads", lambda: threads)
+    assert one_pass([Sample(abs, (torch.ones(1),))], "cpu") == [expected_ms]
