@@ -9,7 +9,8 @@ quartile of its times, which is the device undisturbed, and their median, minimu
 run that are always the same: ``pace_ms``, what they took then, tells a slow minute from a slow layer.
 
 Every row is on disk as soon as its block is measured: run the same command again after Ctrl-C or a power cut, and it
-goes on where it stopped.
+goes on where it stopped. Until all is measured the rows lie aside (see `predictor.staging`), and what was in effect
+before stays so.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ import json
 import logging
 import os
 import platform
+import shlex
 import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +42,20 @@ import torch
 from tqdm import tqdm
 
 from models.operations import LayerKind
-from predictor.get_datasets_func import COLUMNS, csv_path, pace_of
+from predictor.get_datasets_func import COLUMNS, MIN_ROWS, csv_name, csv_path, pace_of, read_rows
 from predictor.kernel_flops import row_work
 from predictor.machine_speed import SEED, Layer, built, lower_quartile, one_pass, pace_layers
 from predictor.predictor_utils import (
     SIDES,
     default_directory,
     fit_and_save,
+    lender,
     name_to_collect,
     parameter_file,
     read_provenance,
 )
 from predictor.sampling import RECIPES, Config, Sample, draw_layer, expected_ms
+from predictor.staging import PARTIAL, discard, finish, put_into_effect, start_partial
 from utils.cli import add_device, base_parser, positive_float, run_main
 from utils.errors import DataSetError, UsageError, writing
 from utils.files import append_durably, replace_file
@@ -73,6 +78,7 @@ NOISY_SPREAD = 0.25  # interquartile range / median of a typical row, beyond whi
 EXTRA_COLUMNS = ("median_ms", "min_ms", "iqr_ms", "samples", "pace_ms")
 PACE_RUNS = 8  # after each pass of a block; the first ones find its leavings in the caches, and only the last counts
 SECONDS_PER_MINUTE = 60.0
+FILES = (*map(csv_name, COLUMNS), "provenance.json")  # of a directory of data sets
 
 Collection = dict[str, Any]  # as `collection` makes it
 
@@ -83,21 +89,32 @@ Collection = dict[str, Any]  # as `collection` makes it
 def blocks(max_bytes: float, kinds: Sequence[LayerKind] = tuple(RECIPES)) -> Iterator[list[Layer]]:
     """Yield blocks of layers of some kinds without end, always the same ones: a command that broke off goes on.
 
-    See the top of this file.
+    The first batch has as many layers of every kind, and begins with the smallest: a short collection has enough rows
+    of rare kinds, too. See the top of this file.
 
     Args: max_bytes: of a block's weights and tensors; a larger block is cut short.
     """
+    rng = np.random.default_rng([SEED, 0, 1])
+    evenly = [draw_layer(rng, max_bytes, [kind]) for kind in islice(cycle(kinds), BATCH_LAYERS)]
+    yield from _blocks_of(evenly, rng, max_bytes, smallest_first=True)
     batch = 0
     while True:
         rng = np.random.default_rng([SEED, batch])
         drawn = [draw_layer(rng, max_bytes, kinds) for _ in range(BATCH_LAYERS)]
-        sizes_ms = [_place_ms(layer, rng) for layer in drawn]
-        ordered = [drawn[index] for index in np.argsort(sizes_ms, kind="stable")]
-        starts = range(0, BATCH_LAYERS, BLOCK_LAYERS)
-        for start in rng.permutation(starts):
-            block = ordered[start : start + BLOCK_LAYERS]
-            yield _cut_to_memory([block[index] for index in rng.permutation(BLOCK_LAYERS)], max_bytes)
+        yield from _blocks_of(drawn, rng, max_bytes, smallest_first=False)
         batch += 1
+
+
+def _blocks_of(
+    drawn: Sequence[Layer], rng: np.random.Generator, max_bytes: float, *, smallest_first: bool
+) -> Iterator[list[Layer]]:
+    """Yield the blocks of a batch, each of layers of like size."""
+    sizes_ms = [_place_ms(layer, rng) for layer in drawn]
+    ordered = [drawn[index] for index in np.argsort(sizes_ms, kind="stable")]
+    starts = range(0, BATCH_LAYERS, BLOCK_LAYERS)
+    for start in starts if smallest_first else rng.permutation(starts):
+        block = ordered[start : start + BLOCK_LAYERS]
+        yield _cut_to_memory([block[index] for index in rng.permutation(BLOCK_LAYERS)], max_bytes)
 
 
 def _place_ms(layer: Layer, rng: np.random.Generator) -> float:
@@ -206,7 +223,10 @@ def collect(
     about: Mapping[str, Any],
     kinds: Sequence[LayerKind] = tuple(RECIPES),
 ) -> None:
-    """Measure blocks that ``directory`` does not hold yet, until ``minutes`` have been spent on these kinds in all."""
+    """Measure blocks that ``directory`` does not hold yet, until ``minutes`` have been spent on these kinds in all.
+
+    It takes longer where a kind would have too few rows, and there is no data to borrow from.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     done = {kind: finished_configs(csv_path(directory, kind), kind) for kind in RECIPES}
     spent_s, others = earlier_collections(directory, kinds)
@@ -216,7 +236,7 @@ def collect(
     bar = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s [{elapsed}<{remaining}]"
     with tqdm(total=budget_s, initial=min(spent_s, budget_s), bar_format=bar, disable=None) as progress:
         for block in blocks(MEMORY_SHARE * memory_bytes(), kinds):
-            if spent_s >= budget_s:
+            if spent_s >= budget_s and not too_few_rows(directory, kinds):
                 break
             if all(tuple(config.values()) in done[kind] for kind, config in block):
                 continue
@@ -228,6 +248,17 @@ def collect(
             progress.set_description(f"{sum(map(len, done.values()))} layers")
             progress.update(min(block_s, progress.total - progress.n))
     warn_of_noise(spreads)
+
+
+def too_few_rows(directory: Path, kinds: Sequence[LayerKind]) -> bool:
+    """Return whether a kind can neither be fitted nor be borrowed.
+
+    Raises: DataSetError.
+    """
+    if lender(directory, read_provenance(directory)) is not None:
+        return False
+    paths = {kind: csv_path(directory, kind) for kind in kinds}
+    return any(not path.exists() or len(read_rows(path, kind)) < MIN_ROWS for kind, path in paths.items())
 
 
 def _keep(
@@ -310,19 +341,20 @@ def add_pace(directory: Path) -> None:
     replace_file(directory / "provenance.json", json.dumps(document, indent=2) + "\n")
 
 
-def check_same_machine(directory: Path, about: Mapping[str, Any]) -> None:
+def check_same_machine(directory: Path, about: Mapping[str, Any], kinds: Iterable[LayerKind]) -> None:
     """Refuse to mix rows of two machines.
 
-    Raises: UsageError: the directory holds rows of another machine, device, number of threads or version.
+    Raises: UsageError: rows of these kinds are of another machine, device, number of threads or version.
     """
-    if not any(csv_path(directory, kind).exists() for kind in RECIPES):
+    if not any(csv_path(directory, kind).exists() for kind in kinds):
         return
     before = read_provenance(directory)
     names = ("device", "device_name", "threads", "torch")
     if any(before.get(name) != about[name] for name in names):
         theirs, ours = ({name: known.get(name) for name in names} for known in (before, about))
         raise UsageError(
-            f"{directory} holds rows of {theirs}, this is {ours}: pass --fresh to replace them, or --output DIR"
+            f"{directory} holds rows of {theirs}, this is {ours}: pass --fresh without --kinds to replace them, "
+            "or --output DIR"
         )
 
 
@@ -335,7 +367,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_device(parser)
     parser.add_argument("--output", type=Path, help="directory of the CSV files (default: in predictor/dataset/SIDE)")
     parser.add_argument("--config", type=Path, help="parameter file to write (default: in predictor/config/SIDE)")
-    parser.add_argument("--fresh", action="store_true", help="first remove the rows that are there (default: go on)")
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="measure these kinds again from the beginning; their old rows are in use until that is done "
+        "(default: go on)",
+    )
     parser.add_argument(
         "--minutes",
         type=positive_float,
@@ -361,15 +398,67 @@ def _run(args: argparse.Namespace) -> int:
     directory = args.output or default_directory(args.side, name)
     about = provenance(args.side, args.device, threads)
     with writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        if args.fresh:
-            for path in [*(csv_path(directory, kind) for kind in COLUMNS), directory / "provenance.json"]:
-                path.unlink(missing_ok=True)
-        check_same_machine(directory, about)
-        collect(directory, args.device, args.minutes, about, args.kinds)
-        add_pace(directory)
-    fit_and_save(directory, args.config or parameter_file(args.side, name))
+        partial = begin(directory, about, args.kinds, fresh=args.fresh)
+        try:
+            collect(partial, args.device, args.minutes, about, args.kinds)
+            add_pace(partial)
+            fit_and_save(partial, args.config or parameter_file(args.side, name))
+        except KeyboardInterrupt:
+            log.warning(
+                "interrupted: %.0f of %.0f s are measured and kept in %s, and not in effect yet; to go on: %s",
+                earlier_collections(partial, args.kinds)[0],
+                args.minutes * SECONDS_PER_MINUTE,
+                partial,
+                command_to_go_on(args),
+            )
+            raise
+        put_into_effect(directory, FILES)
+    log.info("the data in %s is in effect", directory)
     return 0
+
+
+def begin(directory: Path, about: Mapping[str, Any], kinds: Sequence[LayerKind], *, fresh: bool) -> Path:
+    """Return the directory in which to measure: that of an interrupted run, or a new one with the rows to keep.
+
+    Raises: OSError. DataSetError: what is there is damaged. UsageError: it is of another machine.
+    """
+    finish(directory, FILES)
+    partial = directory / PARTIAL
+    if fresh:
+        discard(partial)
+    is_new = not partial.is_dir()
+    kept = [kind for kind in COLUMNS if not (fresh and kind in kinds)]
+    check_same_machine(directory if is_new else partial, about, kept)
+    if is_new:
+        start_partial(directory, kept_files(directory, kept))
+    return partial
+
+
+def kept_files(directory: Path, kinds: Sequence[LayerKind]) -> dict[str, bytes]:
+    """Return the files of some kinds by name, and what the provenance says of them.
+
+    Raises: DataSetError: the provenance is damaged.
+    """
+    paths = [csv_path(directory, kind) for kind in kinds if csv_path(directory, kind).exists()]
+    if not paths:
+        return {}
+    _, collections = earlier_collections(directory, ())
+    for each in collections:
+        each["kinds"] = [kind for kind in each["kinds"] if kind in kinds]
+    document = {**read_provenance(directory), "collections": collections}
+    files = {path.name: path.read_bytes() for path in paths}
+    return files | {"provenance.json": (json.dumps(document, indent=2) + "\n").encode()}
+
+
+def command_to_go_on(args: argparse.Namespace) -> str:
+    """Return the command that goes on with an interrupted collection: the same one, but never a fresh one."""
+    words = ["python", "-m", "predictor.collect"]
+    for name in ("side", "device", "threads", "output", "config", "minutes"):
+        if getattr(args, name) is not None:
+            words += [f"--{name}", f"{getattr(args, name)}"]
+    if args.kinds != list(RECIPES):
+        words += ["--kinds", *args.kinds]
+    return shlex.join(words)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from models.operations import LayerKind
 from predictor.features import FloatArray, feature_matrix, tree_matrix
 from predictor.kernel_flops import Work, row_work
+from predictor.staging import in_effect
 from utils.errors import DataSetError
 
 PREDICTOR_DIR = Path(__file__).resolve().parent
@@ -69,9 +70,14 @@ class DataSet:
         return len(self.latency_ms)
 
 
+def csv_name(kind: LayerKind) -> str:
+    """Return the name of the file with the data set of a kind."""
+    return f"{kind}_lat.csv"
+
+
 def csv_path(directory: Path, kind: LayerKind) -> Path:
     """Return where the data set of a kind lies."""
-    return directory / f"{kind}_lat.csv"
+    return in_effect(directory) / csv_name(kind)
 
 
 def read_rows(path: Path, kind: LayerKind) -> list[dict[str, float]]:
@@ -151,6 +157,11 @@ def load_dataset(directory: Path, kind: LayerKind) -> DataSet:
     rows = read_rows(path, kind)
     if len(rows) < MIN_ROWS:
         raise DataSetError(f"{path} has {len(rows)} rows; at least {MIN_ROWS} are needed: collect for longer")
+    return dataset_of(kind, rows)
+
+
+def dataset_of(kind: LayerKind, rows: list[dict[str, float]]) -> DataSet:
+    """Return the data set of some rows, at least one."""
     works = [row_work(kind, row) for row in rows]
     rows = _with_unexplained_work(rows, works)
     latency_ms = np.array([row["latency"] for row in rows])

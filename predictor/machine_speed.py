@@ -21,7 +21,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -35,8 +35,7 @@ from models.operations import LayerKind
 from predictor.sampling import RECIPES, Config, Sample
 from utils.files import cache_directory, file_name, replace_file
 from utils.machine import device_name
-from utils.timing import now_ms, synchronise
-from utils.units import MS_PER_S
+from utils.timing import now_ms, synchronise, thread_ms
 
 log = logging.getLogger(__name__)
 
@@ -134,22 +133,22 @@ def built(block: Sequence[Layer], device: str) -> list[Sample]:
     return [RECIPES[kind].build(config).to(device) for kind, config in block]
 
 
-def one_pass(samples: Sequence[Sample], device: str, clock_ms: Callable[[], float] = now_ms) -> list[float]:
-    """Run every layer of a block once, in turn; return what each took, (layers,), ms.
-
-    Args: clock_ms: on a CPU; a GPU stamps its own time.
-    """
+def one_pass(samples: Sequence[Sample], device: str) -> list[float]:
+    """Run every layer of a block once, in turn; return what each took, (layers,), ms."""
     with torch.inference_mode():
-        return _pass_on_gpu(samples) if device == "cuda" else _pass_on_cpu(samples, clock_ms)
+        return _pass_on_gpu(samples) if device == "cuda" else _pass_on_cpu(samples)
 
 
-def _pass_on_cpu(samples: Sequence[Sample], clock_ms: Callable[[], float]) -> list[float]:
+def _pass_on_cpu(samples: Sequence[Sample]) -> list[float]:
+    """Time with the clock; one thread, which other programs may interrupt, by its CPU time where that is less."""
+    is_one_thread = torch.get_num_threads() == 1
     times_ms = []
     for run, inputs in samples:
         fresh = _rewritten(inputs)
-        start_ms = clock_ms()
+        computed_ms, start_ms = thread_ms(), now_ms()
         run(*fresh)
-        times_ms.append(clock_ms() - start_ms)
+        took_ms, computed_ms = now_ms() - start_ms, thread_ms() - computed_ms
+        times_ms.append(min(took_ms, computed_ms) if is_one_thread else took_ms)
     return times_ms
 
 
@@ -170,10 +169,6 @@ def _pass_on_gpu(samples: Sequence[Sample]) -> list[float]:
 def _rewritten(inputs: Iterable[Tensor]) -> list[Tensor]:
     """Return copies in fresh memory, the first written last: as if the layer before had just made them."""
     return [torch.empty_like(value).copy_(value) for value in reversed(tuple(inputs))][::-1]
-
-
-def _thread_ms() -> float:
-    return time.thread_time() * MS_PER_S
 
 
 # ---------------------------------------------------------------- the speed of this machine
@@ -236,10 +231,10 @@ def measure_machine_speed(device: str, threads: int) -> MachineSpeed:
     try:
         samples = built(reference_layers(), device)
         one_pass(samples, device)  # builds kernels
-        bursts = _bursts(samples, device, threads)
+        bursts = _bursts(samples, device)
         if _spread(bursts) > DISAGREEMENT:
             time.sleep(BURST_PAUSE_S)
-            bursts += _bursts(samples, device, threads)
+            bursts += _bursts(samples, device)
     finally:
         torch.set_num_threads(before)
     least_ms = tuple(round(min(times_ms), 6) for times_ms in zip(*bursts, strict=True))
@@ -247,15 +242,14 @@ def measure_machine_speed(device: str, threads: int) -> MachineSpeed:
     return MachineSpeed(least_ms, date, round(os.getloadavg()[0], 2), round(_spread(bursts), 3))
 
 
-def _bursts(samples: Sequence[Sample], device: str, threads: int) -> list[list[float]]:
+def _bursts(samples: Sequence[Sample], device: str) -> list[list[float]]:
     """Return the times of a few bursts, (bursts, layers), ms."""
-    clock_ms = _thread_ms if threads == 1 else now_ms
     bursts = []
     for number in range(BURSTS):
         if number:
             time.sleep(BURST_PAUSE_S)
         one_pass(samples, device)
-        passes = [one_pass(samples, device, clock_ms) for _ in range(PASSES)]
+        passes = [one_pass(samples, device) for _ in range(PASSES)]
         bursts.append([lower_quartile(times_ms) for times_ms in zip(*passes, strict=True)])
     return bursts
 

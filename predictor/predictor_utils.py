@@ -24,18 +24,19 @@ import logging
 import math
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from models.graph import LayerGraph, Node
 from models.operations import LayerKind
 from predictor import forest
+from predictor.borrowing import COMMON_ROWS, borrowed_models
 from predictor.features import (
     FEATURE_NAMES,
     FEATURES_VERSION,
@@ -50,15 +51,27 @@ from predictor.get_datasets_func import (
     COLUMNS,
     DATASET_DIR,
     MAX_PACE,
+    MIN_ROWS,
     PREDICTOR_DIR,
     UNDISTURBED,
     DataSet,
     csv_path,
-    load_dataset,
+    dataset_of,
+    read_rows,
 )
 from predictor.kernel_flops import node_work, row_work
-from predictor.kind_models import HELD_OUT_EVERY, Family, KindModel, Scale, Score, family_of, fit_kind
+from predictor.kind_models import (
+    HELD_OUT_EVERY,
+    UNMEASURED,
+    Family,
+    KindModel,
+    Scale,
+    Score,
+    family_of,
+    fit_kind,
+)
 from predictor.latencies import LayerLatencies
+from predictor.staging import home_of, in_effect
 from utils.cli import base_parser, run_main
 from utils.errors import DataSetError, MissingPredictorError, writing
 from utils.files import cache_directory, file_name, replace_file
@@ -191,26 +204,58 @@ def node_features(kind: LayerKind, nodes: list[Node]) -> NodeFeatures:
 
 
 def fit_directory(directory: Path, name: str) -> tuple[LatencyPredictor, dict[LayerKind, Score]]:
-    """Fit every kind whose CSV file lies in ``directory``.
+    """Fit every kind whose CSV file lies in ``directory``; kinds with too few rows borrow, and have no score.
 
-    Raises: DataSetError: there is none, or one is malformed.
+    Data of the collector also borrows kinds that it has no file of. What was borrowed, and from where, is in the
+    provenance.
+
+    Raises: DataSetError: there are too few rows, and nothing to borrow from, or a file is malformed.
     """
-    datasets = load_datasets(directory)
-    fitted = {kind: fit_kind(data, with_forest=name == "forest") for kind, data in datasets.items()}
+    datasets = load_datasets(directory, min_rows=1)
     provenance = {**read_provenance(directory), "rows": {kind: len(data) for kind, data in datasets.items()}}
-    predictor = LatencyPredictor(name, {kind: model for kind, (model, _) in fitted.items()}, provenance)
-    return predictor, {kind: score for kind, (_, score) in fitted.items()}
+    own = {kind: data for kind, data in datasets.items() if len(data) >= MIN_ROWS}
+    fitted = {kind: fit_kind(data, with_forest=name == "forest") for kind, data in own.items()}
+    models = {kind: model for kind, (model, _) in fitted.items()}
+    wanted = COLUMNS if "side" in provenance else _kinds_in(directory)
+    source = lender(directory, provenance)
+    if not own and (source is None or not datasets):
+        raise DataSetError(f"no data set in {directory} has {MIN_ROWS} rows: collect for longer")
+    if source is not None and not set(wanted) <= set(own):
+        lent = installed_predictor(source, name)
+        borrowed = borrowed_models({kind: lent.kinds[kind] for kind in wanted if kind in lent.kinds}, datasets, own)
+        models |= borrowed
+        provenance |= {"borrowed": {"kinds": list(borrowed), "device_name": lent.provenance.get("device_name")}}
+    return LatencyPredictor(name, models, provenance), {kind: score for kind, (_, score) in fitted.items()}
 
 
-def load_datasets(directory: Path) -> dict[LayerKind, DataSet]:
-    """Return every data set in a directory.
+def lender(directory: Path, provenance: Mapping[str, Any]) -> Path | None:
+    """Return the shipped data from which data sets borrow; None where they take its place, or there is none."""
+    shipped = default_directory(str(provenance.get("side", "edge")), "cpu")
+    return None if home_of(directory).resolve() == shipped.resolve() or not _kinds_in(shipped) else shipped
 
-    Raises: DataSetError: there is none, or one is malformed.
+
+def say_what_is_borrowed(predictor: LatencyPredictor) -> None:
+    """Log which kinds have too few rows."""
+    borrowed = predictor.provenance.get("borrowed")
+    if borrowed:
+        log.info(
+            "borrowed from the data of %s, scaled to this machine: %s; there are fewer than %d rows of each",
+            borrowed["device_name"],
+            ", ".join(borrowed["kinds"]),
+            MIN_ROWS,
+        )
+
+
+def load_datasets(directory: Path, min_rows: int = MIN_ROWS) -> dict[LayerKind, DataSet]:
+    """Return every data set in a directory that has enough rows.
+
+    Raises: DataSetError: there is no file, or one is malformed.
     """
     kinds = _kinds_in(directory)
     if not kinds:
         raise DataSetError(f"no data sets in {directory}: collect them with python -m predictor.collect")
-    return {kind: load_dataset(directory, kind) for kind in kinds}
+    rows = {kind: read_rows(csv_path(directory, kind), kind) for kind in kinds}
+    return {kind: dataset_of(kind, known) for kind, known in rows.items() if len(known) >= min_rows}
 
 
 def _kinds_in(directory: Path) -> list[LayerKind]:
@@ -218,34 +263,70 @@ def _kinds_in(directory: Path) -> list[LayerKind]:
 
 
 def read_provenance(directory: Path) -> dict[str, Any]:
-    """Return what the collector wrote: device, threads, versions, and its collections; empty for data without it."""
+    """Return what the collector wrote: device, threads, versions, and its collections; empty for data without it.
+
+    Raises: DataSetError: it is damaged.
+    """
+    path = in_effect(directory) / "provenance.json"
     try:
-        provenance = json.loads((directory / "provenance.json").read_text())
+        provenance = json.loads(path.read_text())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as exc:
-        raise DataSetError(f"{directory / 'provenance.json'} cannot be read: {exc}") from exc
-    return provenance if isinstance(provenance, dict) else {}
+        raise DataSetError(f"{path} cannot be read: {exc}") from exc
+    if not isinstance(provenance, dict):
+        return {}
+    threads = provenance.get("threads", 1)
+    if not isinstance(threads, int) or threads < 1:
+        raise DataSetError(f"{path}: threads is {threads!r}, expected a whole number of at least 1")
+    return provenance
 
 
 # ---------------------------------------------------------------- which predictor
 
 
+Found = TypeVar("Found")
+
+
 def dataset_threads(side: str, device: str) -> int:
     """Return the CPU threads that a side's installed data was measured with."""
-    return int(read_provenance(dataset_directory(side, device)).get("threads", 1))
+    places = dataset_directories(side, device)
+    return first_usable(places, lambda place: int(read_provenance(place).get("threads", 1)), side)
 
 
 def find_predictor(side: str, device: str = "cpu", name: str = "forest", path: Path | None = None) -> LatencyPredictor:
     """Return a side's predictor: of a parameter file, of a directory of data sets, or the installed one.
 
-    Raises: DataSetError: missing or malformed.
+    Raises: DataSetError: what the user named, or what is shipped, is missing or malformed.
     """
-    if path is not None and not path.is_dir():
-        return load_predictor(path)
-    if path is None and name == "linear":
-        return load_predictor(config_path(side, device))
-    return installed_predictor(path or dataset_directory(side, device), name)
+    if path is not None:
+        return installed_predictor(path, name) if path.is_dir() else load_predictor(path)
+    if name == "linear":
+        return first_usable(config_paths(side, device), load_predictor, side)
+    return first_usable(dataset_directories(side, device), lambda place: installed_predictor(place, name), side)
+
+
+def first_usable(places: Sequence[Path], read: Callable[[Path], Found], side: str) -> Found:
+    """Return what is read in the first of some places that is not damaged; each that is, is reported.
+
+    Raises: DataSetError: the last one is damaged, too.
+    """
+    for place in places[:-1]:
+        try:
+            return read(place)
+        except DataSetError as exc:
+            _warn_of_damage(str(exc), side)
+    return read(places[-1])
+
+
+@cache
+def _warn_of_damage(damage: str, side: str) -> None:
+    """Log it, once in this process."""
+    log.warning(
+        "%s; using the shipped data instead: python -m predictor.collect --side %s --fresh measures this machine again",
+        damage,
+        side,
+    )
 
 
 def scaled_to_machine(predictor: LatencyPredictor, device: str, threads: int) -> LatencyPredictor:
@@ -312,6 +393,7 @@ def installed_predictor(directory: Path, name: str) -> LatencyPredictor:
         log.warning("%s; fitting it again", exc)
     with ThreadPoolExecutor(1, "fit") as fitter:  # a thread that ends: its team of OpenMP threads ends with it
         predictor, _ = fitter.submit(fit_directory, directory, name).result()
+    say_what_is_borrowed(predictor)
     try:
         save_forest(forest_file(digest), predictor)
     except OSError as exc:
@@ -321,8 +403,13 @@ def installed_predictor(directory: Path, name: str) -> LatencyPredictor:
 
 def dataset_directory(side: str, device: str) -> Path:
     """Return where the data sets of a side and device lie: of this very machine, of such a device, or of the CPU."""
-    places = [default_directory(side, name) for name in names_of(device)]
-    return next(filter(_kinds_in, places), default_directory(side, "cpu"))
+    return dataset_directories(side, device)[0]
+
+
+def dataset_directories(side: str, device: str) -> list[Path]:
+    """Return where there are data sets for a side and device, the best first; the CPU's place in any case."""
+    places = dict.fromkeys(default_directory(side, name) for name in (*names_of(device), "cpu"))
+    return [place for place in places if _kinds_in(place)] or [default_directory(side, "cpu")]
 
 
 def default_directory(side: str, name: str) -> Path:
@@ -332,8 +419,13 @@ def default_directory(side: str, name: str) -> Path:
 
 def config_path(side: str, device: str = "cpu") -> Path:
     """Return where the linear parameters lie: of this very machine, of such a device, or of the CPU."""
-    places = [parameter_file(side, name) for name in names_of(device)]
-    return next(filter(Path.exists, places), parameter_file(side, "cpu"))
+    return config_paths(side, device)[0]
+
+
+def config_paths(side: str, device: str) -> list[Path]:
+    """Return where there are linear parameters for a side and device, the best first; the CPU's in any case."""
+    places = dict.fromkeys(parameter_file(side, name) for name in (*names_of(device), "cpu"))
+    return [place for place in places if place.exists()] or [parameter_file(side, "cpu")]
 
 
 def parameter_file(side: str, name: str) -> Path:
@@ -347,12 +439,12 @@ def names_of(device: str) -> tuple[str, str]:
 
 
 def name_to_collect(side: str, device: str) -> str:
-    """Return the name for data of this machine: that of the device, unless another machine's go by it.
-
-    Raises: DataSetError: the provenance of what is there is damaged.
-    """
+    """Return the name for data of this machine: that of the device, unless another machine's may go by it."""
     default = default_directory(side, device)
-    is_taken = _kinds_in(default) and read_provenance(default).get("device_name") != device_name(device)
+    try:
+        is_taken = _kinds_in(default) and read_provenance(default).get("device_name") != device_name(device)
+    except DataSetError:
+        is_taken = True
     return names_of(device)[0] if is_taken else device
 
 
@@ -379,6 +471,9 @@ def data_digest(directory: Path) -> str:
         except OSError as exc:
             raise DataSetError(f"{csv_path(directory, kind)} cannot be read: {exc.strerror or exc}") from exc
         digest.update(f"{kind} {len(content)} ".encode() + content)
+    source = lender(directory, read_provenance(directory))
+    if source is not None:  # kinds with few rows may come from there
+        digest.update(repr((MIN_ROWS, COMMON_ROWS, UNMEASURED, data_digest(source))).encode())
     return digest.hexdigest()[:32]
 
 
@@ -444,7 +539,7 @@ def save_predictor(path: Path, predictor: LatencyPredictor, scores: Mapping[Laye
                 "interval": _rounded(model.interval, 4),
                 "low": _rounded(model.low, 4),
                 "high": _rounded(model.high, 4),
-                "held_out_mean_error": round(scores[kind].mean_error, 4),
+                "held_out_mean_error": round(scores[kind].mean_error, 4) if kind in scores else None,
             }
             for kind, model in predictor.kinds.items()
         },
@@ -493,6 +588,7 @@ def _linear_model(kind: str, entry: Mapping[str, Any]) -> KindModel:
 def fit_and_save(directory: Path, path: Path) -> None:
     """Fit a directory of data sets, write the linear parameters, keep the forest, print the scores of both."""
     linear, linear_scores = fit_directory(directory, "linear")
+    say_what_is_borrowed(linear)
     save_predictor(path, linear, linear_scores)
     trees, forest_scores = fit_directory(directory, "forest")
     try:

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from models.operations import LayerKind
-from predictor import collect
+from predictor import collect, staging
 from predictor.collect import (
     BLOCK_LAYERS,
     BlockTimes,
@@ -27,9 +27,9 @@ from predictor.collect import (
     finished_configs,
     measure_block,
 )
-from predictor.get_datasets_func import COLUMNS, csv_path, load_dataset
+from predictor.get_datasets_func import COLUMNS, MIN_ROWS, csv_path, load_dataset
 from predictor.kernel_flops import row_work
-from predictor.machine_speed import Layer, built, pace_layers
+from predictor.machine_speed import SEED, Layer, built, pace_layers
 from predictor.predictor_utils import (
     SIDES,
     default_directory,
@@ -96,6 +96,20 @@ def contents(directory: Path) -> dict[str, list[str]]:
 
 def test_blocks_are_always_the_same() -> None:
     assert list(islice(blocks(MEMORY), 10)) == list(islice(blocks(MEMORY), 10))
+
+
+def test_the_first_blocks_have_enough_rows_of_every_kind() -> None:
+    first = [kind for block in islice(blocks(MEMORY), collect.BATCH_LAYERS // BLOCK_LAYERS) for kind, _ in block]
+    assert min(first.count(kind) for kind in RECIPES) >= MIN_ROWS * 1.25  # some are left out where the machine is busy
+    few = [kind for block in islice(blocks(MEMORY), 5) for kind, _ in block]
+    assert sum(few.count(kind) >= MIN_ROWS for kind in RECIPES) >= len(RECIPES) / 2
+
+
+def test_blocks_behind_them_are_those_of_earlier_versions() -> None:
+    rng = np.random.default_rng([SEED, 0])
+    drawn = [draw_layer(rng, MEMORY) for _ in range(collect.BATCH_LAYERS)]
+    per_batch = collect.BATCH_LAYERS // BLOCK_LAYERS
+    assert all(layer in drawn for block in islice(blocks(MEMORY), per_batch, 2 * per_batch) for layer in block)
 
 
 def test_layers_are_never_too_large_to_measure() -> None:
@@ -199,6 +213,14 @@ def test_a_longer_run_goes_on(tmp_path: Path, run: Collect) -> None:
     assert len(run(tmp_path, 8).measured) == 3
 
 
+def test_a_run_without_data_to_borrow_goes_on_until_every_kind_has_enough(
+    tmp_path: Path, run: Collect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collect, "lender", lambda directory, provenance: None)
+    assert len(run(tmp_path, 1).measured) == collect.BATCH_LAYERS // BLOCK_LAYERS
+    assert all(len(load_dataset(tmp_path, kind)) >= MIN_ROWS for kind in RECIPES)
+
+
 TOGETHER = (LayerKind.MATMUL, LayerKind.SOFTMAX)
 
 
@@ -265,7 +287,7 @@ def test_a_line_cut_off_by_a_power_failure_is_measured_again(tmp_path: Path, run
 
 def test_a_header_cut_off_by_a_power_failure_is_written_again(tmp_path: Path, run: Collect) -> None:
     csv_path(tmp_path, LayerKind.CONV).write_text("HW,ker")
-    run(tmp_path)
+    run(tmp_path, 8)
     assert len(load_dataset(tmp_path, LayerKind.CONV)) >= 20
 
 
@@ -328,7 +350,7 @@ def test_a_collector_killed_at_any_moment_leaves_whole_files(tmp_path: Path) -> 
             assert {line.count(",") for line in lines} == {lines[0].count(",")}
             assert (tmp_path / name).read_bytes().endswith(b"\n")
         before = after
-    assert len(load_dataset(tmp_path, LayerKind.CONV)) > 100
+    assert sum(map(len, before.values())) > 500
 
 
 def wait_for_rows(directory: Path, rows: int) -> None:
@@ -367,3 +389,120 @@ def test_rows_of_another_machine_are_never_mixed_with_new_ones(
     monkeypatch.setattr(collect, "measure_block", clock)
     assert collect.main([*arguments, "1", "--fresh"]) == 0
     assert len(clock.measured) == ENOUGH
+
+
+# ---------------------------------------------------------------- in effect as a whole
+
+
+Command = Callable[..., FakeClock]
+FIT = "fit_and_save"  # takes seconds, and is another test's
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """The function that runs the command in ``tmp_path`` for as long as some blocks take, and returns the clock."""
+    monkeypatch.setattr(collect, FIT, lambda directory, path: load_datasets(directory))
+
+    def run_command(*flags: str, blocks: int = 9, interrupt_after: int | None = None) -> FakeClock:
+        clock = FakeClock(interrupt_after)
+        monkeypatch.setattr(collect, "measure_block", clock)
+        arguments = ["--side", "edge", "--threads", "1", "--output", str(tmp_path), "--minutes", str(blocks * 6 / 60)]
+        assert collect.main([*arguments, *flags]) == (0 if interrupt_after is None else 130)
+        return clock
+
+    return run_command
+
+
+def test_an_interrupted_command_has_no_effect_and_says_how_to_go_on(
+    tmp_path: Path, command: Command, caplog: pytest.LogCaptureFixture
+) -> None:
+    command(interrupt_after=3)
+    assert not contents(tmp_path)
+    assert contents(tmp_path / staging.PARTIAL)
+    assert caplog.messages[-1] == (
+        f"interrupted: 18 of 54 s are measured and kept in {tmp_path / staging.PARTIAL}, and not in effect yet; to go "
+        f"on: python -m predictor.collect --side edge --device cpu --threads 1 --output {tmp_path} --minutes 0.9"
+    )
+    assert len(command().measured) == 6
+    assert set(contents(tmp_path)) == {f"{kind}_lat.csv" for kind in RECIPES}
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_fresh_collection_takes_effect_when_it_is_complete(tmp_path: Path, command: Command) -> None:
+    command(blocks=12)
+    before = contents(tmp_path)
+    command("--fresh", interrupt_after=3)
+    assert contents(tmp_path) == before
+    assert len(command().measured) == 6  # goes on with the fresh one
+    assert contents(tmp_path) != before
+    assert sum(map(len, contents(tmp_path).values())) < sum(map(len, before.values()))
+
+
+def test_a_longer_collection_takes_effect_when_it_is_complete(tmp_path: Path, command: Command) -> None:
+    command()
+    before = contents(tmp_path)
+    command(blocks=12, interrupt_after=2)
+    assert contents(tmp_path) == before
+    assert len(command(blocks=12).measured) == 1
+    for name, lines in before.items():
+        assert contents(tmp_path)[name][: len(lines)] == lines
+
+
+def test_some_kinds_are_measured_again_and_the_others_stay(tmp_path: Path, command: Command) -> None:
+    command()
+    before = contents(tmp_path)
+    command("--fresh", "--kinds", "conv", blocks=1)
+    after = contents(tmp_path)
+    assert {name for name in before if after[name] != before[name]} == {"conv_lat.csv"}
+    together, again = read_provenance(tmp_path)["collections"]
+    assert set(together["kinds"]) == set(RECIPES) - {LayerKind.CONV}
+    assert again["kinds"] == ["conv"]
+
+
+def test_other_files_of_the_directory_stay(tmp_path: Path, command: Command) -> None:
+    others = [tmp_path / "another-machine" / "conv_lat.csv", tmp_path / "notes.txt"]
+    others[0].parent.mkdir()
+    for path in others:
+        path.write_text("mine")
+    command()
+    command("--fresh")
+    assert [path.read_text() for path in others] == ["mine", "mine"]
+
+
+@pytest.mark.parametrize("moment", [0, 1, 9, 17])
+def test_a_power_cut_while_it_takes_effect_leaves_the_new_profile(
+    tmp_path: Path, command: Command, moment: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command("--kinds", "conv", "softmax")
+    before = contents(tmp_path)
+    command("--fresh", interrupt_after=8)
+    replaced: list[Path] = []
+
+    def replace(path: Path, content: bytes) -> None:
+        if len(replaced) == moment:
+            raise KeyboardInterrupt
+        replaced.append(path)
+        path.write_bytes(content)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(staging, "replace_file", replace)
+        staging.put_into_effect(tmp_path, collect.FILES)
+    whole = {kind: csv_path(tmp_path, kind).read_text() for kind in RECIPES}
+    assert contents(staging.in_effect(tmp_path)) != before
+    assert set(load_datasets(tmp_path)) == set(RECIPES)
+    staging.finish(tmp_path, collect.FILES)
+    assert {kind: csv_path(tmp_path, kind).read_text() for kind in RECIPES} == whole
+    assert staging.in_effect(tmp_path) == tmp_path
+
+
+def test_kinds_that_the_new_profile_lacks_are_gone(tmp_path: Path) -> None:
+    (tmp_path / "add_lat.csv").write_text("old")
+    staging.start_partial(tmp_path, {"conv_lat.csv": b"new"})
+    staging.put_into_effect(tmp_path, collect.FILES)
+    assert contents(tmp_path) == {"conv_lat.csv": ["new"]}
+
+
+def test_what_a_power_cut_left_of_a_copy_is_never_used(tmp_path: Path, command: Command) -> None:
+    (tmp_path / staging.UNUSED).mkdir()
+    (tmp_path / staging.UNUSED / "conv_lat.csv").write_text("half of a cop")
+    assert len(command().measured) == 9

@@ -29,9 +29,11 @@ from predictor.machine_speed import (
     kept_machine_speed,
     machine_speed,
     measure_machine_speed,
+    one_pass,
     reference_layers,
 )
 from predictor.predictor_utils import SIDES, LatencyPredictor, config_path, load_predictor, scales_of
+from predictor.sampling import Sample
 from utils.files import cache_directory
 
 LAYERS = len(reference_layers())
@@ -127,6 +129,16 @@ def test_a_machine_that_stays_busy_is_called_busy(bursts: list[list[float]]) -> 
     assert speed.layers_ms == (1.0,) * LAYERS
     assert speed.was_busy
     assert speed.spread > DISAGREEMENT
+
+
+@pytest.mark.parametrize(("threads", "expected_ms"), [(1, 2.0), (2, 30.0)])
+def test_one_thread_that_others_interrupt_is_timed_by_what_it_computed(
+    threads: int, expected_ms: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speeds, "now_ms", iter([100.0, 130.0]).__next__)
+    monkeypatch.setattr(speeds, "thread_ms", iter([7.0, 9.0]).__next__)
+    monkeypatch.setattr(speeds.torch, "get_num_threads", lambda: threads)
+    assert one_pass([Sample(abs, (torch.ones(1),))], "cpu") == [expected_ms]
 
 
 # ---------------------------------------------------------------- keeping

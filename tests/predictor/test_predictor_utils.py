@@ -43,11 +43,13 @@ from predictor.predictor_utils import (
     config_path,
     data_digest,
     dataset_directory,
+    dataset_threads,
     default_directory,
     find_predictor,
     fit_and_save,
     fit_directory,
     installed_predictor,
+    load_datasets,
     load_forest,
     load_predictor,
     name_to_collect,
@@ -56,6 +58,7 @@ from predictor.predictor_utils import (
     save_predictor,
     scaled_by_speed,
 )
+from predictor.staging import COMPLETE, PARTIAL
 from utils.errors import DataSetError, MissingPredictorError
 from utils.files import cache_directory
 
@@ -218,6 +221,152 @@ def test_what_is_collected_never_takes_the_place_of_another_machines_data(places
     assert name_to_collect("edge", "cpu") == "cpu"
     install(places / "dataset" / "edge", "Another")
     assert name_to_collect("edge", "cpu") == "some-cpu-x2"
+
+
+LAW = {"batchnorm": 1.0, "add": 2.0, "dropout": 4.0, "shuffle": 8.0}  # ms a million values, where data is shipped
+
+
+def write_law(directory: Path, rows: Mapping[str, int], factors: Mapping[str, float], **provenance: Any) -> Path:
+    """Write data sets that follow the law, times a factor of each kind."""
+    directory.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(6)
+    for kind, count in rows.items():
+        sizes = [(int(width), int(channels)) for width, channels in rng.integers(8, 200, (count, 2))]
+        lines = [f"{w},{c},{LAW[kind] * factors[kind] * (0.001 + w * w * c / 1e6):.9f}" for w, c in sizes]
+        (directory / f"{kind}_lat.csv").write_text("\n".join(["HW,Cin,latency", *lines]) + "\n")
+    (directory / "provenance.json").write_text(json.dumps(provenance))
+    return directory
+
+
+def ratios(predictor: LatencyPredictor, of: Path) -> dict[LayerKind, float]:
+    """Return predicted / measured of every kind in a directory, the median."""
+    known = load_datasets(of)
+    predicted = {kind: predictor.kinds[kind].predict(data.features, data.tree_features) for kind, data in known.items()}
+    return {kind: float(np.median(predicted[kind] / data.latency_ms)) for kind, data in known.items()}
+
+
+@pytest.fixture
+def shipped(places: Path) -> Path:
+    """The shipped data of another machine."""
+    return write_law(
+        places / "dataset" / "edge", dict.fromkeys(LAW, 60), dict.fromkeys(LAW, 1.0), device_name="Another", threads=2
+    )
+
+
+@pytest.fixture
+def own(places: Path, shipped: Path) -> Path:
+    """The data of this machine, three times as slow: enough rows of two kinds, few of another, none of the last."""
+    rows, factors = {"batchnorm": 60, "add": 60, "dropout": 6}, {"batchnorm": 3.0, "add": 3.0, "dropout": 12.0}
+    machine = {"side": "edge", "device_name": "Some cpu (X2)", "threads": 4}
+    return write_law(places / "dataset" / "edge" / "some-cpu-x2", rows, factors, **machine)
+
+
+@pytest.mark.parametrize("name", PREDICTORS)
+def test_kinds_with_few_rows_borrow(own: Path, shipped: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    save_predictor(parameter_file("edge", "some-cpu-x2"), *fit_directory(own, "linear"))
+    predictor = find_predictor("edge", name=name)
+    scaled = ratios(predictor, shipped)
+    assert scaled[LayerKind.BATCHNORM] == pytest.approx(3, rel=0.05)
+    assert scaled[LayerKind.SHUFFLE] == pytest.approx(3, rel=0.05)  # no rows: as the other kinds
+    expected = np.exp((6 * np.log(12) + 2 * np.log(3)) / 8)
+    assert scaled[LayerKind.DROPOUT] == pytest.approx(expected, rel=0.05)  # its rows, and a little of the other kinds
+    for kind in (LayerKind.DROPOUT, LayerKind.SHUFFLE):
+        low, high = predictor.kinds[kind].interval
+        assert (low, high) == (pytest.approx(min(low, 0.5)), pytest.approx(max(high, 2.0)))
+    if name == "forest":
+        assert "borrowed from the data of Another, scaled to this machine: dropout, shuffle" in caplog.text
+        installed_predictor.cache_clear()
+        kept = find_predictor("edge", name=name)
+        assert kept is not predictor
+        assert ratios(kept, shipped) == scaled
+
+
+def test_a_command_fits_what_borrows(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert predictor_utils.main(["--side", "edge"]) == 0
+    predictor = load_predictor(parameter_file("edge", "some-cpu-x2"))
+    assert predictor.provenance["rows"] == {"batchnorm": 60, "add": 60, "dropout": 6}
+    assert predictor.provenance["borrowed"] == {"kinds": ["dropout", "shuffle"], "device_name": "Another"}
+    assert "dropout" not in capsys.readouterr().out  # there is no score
+
+
+def test_data_with_few_rows_alone_borrows_everything(own: Path, shipped: Path) -> None:
+    write_law(own, {"batchnorm": 5, "add": 5}, {"batchnorm": 3.0, "add": 3.0}, side="edge")
+    (own / "dropout_lat.csv").unlink()
+    predictor, scores = fit_directory(own, "linear")
+    assert not scores
+    assert all(ratio == pytest.approx(3, rel=0.05) for ratio in ratios(predictor, shipped).values())
+
+
+def test_data_from_elsewhere_borrows_only_what_it_has_a_few_rows_of(shipped: Path, tmp_path: Path) -> None:
+    mine = write_law(tmp_path / "mine", {"batchnorm": 60, "add": 3}, {"batchnorm": 3.0, "add": 3.0})
+    assert set(fit_directory(mine, "linear")[0].kinds) == {LayerKind.BATCHNORM, LayerKind.ADD}
+
+
+def test_few_rows_are_refused_where_nothing_is_shipped(places: Path) -> None:
+    directory = write_law(places / "dataset" / "edge", {"add": 19}, {"add": 1.0}, side="edge")
+    with pytest.raises(DataSetError, match=r"no data set in .* has 20 rows: collect for longer"):
+        fit_directory(directory, "linear")
+
+
+def test_a_forest_that_borrows_changes_with_the_shipped_data(own: Path, shipped: Path) -> None:
+    before = data_digest(own)
+    (shipped / "shuffle_lat.csv").write_text((shipped / "shuffle_lat.csv").read_text() + "8,8,0.5\n")
+    assert data_digest(own) != before
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "named"),
+    [
+        ("add_lat.csv", "HW,latency\n8,1\n", r"add_lat\.csv: column 'Cin' is missing"),
+        ("add_lat.csv", "HW,Cin,latency\n8,many,1\n", r"add_lat\.csv, line 2, column 'Cin': 'many' is not a number"),
+        ("provenance.json", "{", r"provenance\.json cannot be read"),
+        ("provenance.json", '{"threads": "x"}', r"provenance\.json: threads is 'x'"),
+    ],
+)
+def test_damaged_data_of_this_machine_is_passed_over(
+    own: Path, shipped: Path, file: str, text: str, named: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (own / file).write_text(text)
+    assert find_predictor("edge").machine.device_name == find_predictor("edge").machine.device_name == "Another"
+    assert dataset_threads("edge", "cpu") == (2 if file == "provenance.json" else 4)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert re.search(named + ".*python -m predictor.collect --side edge --fresh", warning)
+    with pytest.raises(DataSetError, match=named):  # who names a directory gets just that
+        find_predictor("edge", path=own)
+
+
+def test_damaged_parameters_of_this_machine_are_passed_over(
+    own: Path, shipped: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_predictor(parameter_file("edge", "cpu"), *fit_directory(shipped, "linear"))
+    parameter_file("edge", "some-cpu-x2").write_text("{}")
+    assert find_predictor("edge", name="linear").machine.device_name == "Another"
+    assert re.search(r"some-cpu-x2\.json are malformed.*--fresh", caplog.text)
+    with pytest.raises(DataSetError, match=r"some-cpu-x2\.json are malformed"):
+        find_predictor("edge", path=parameter_file("edge", "some-cpu-x2"))
+
+
+def test_damaged_shipped_data_is_an_error(shipped: Path) -> None:
+    (shipped / "add_lat.csv").write_text("HW\n")
+    with pytest.raises(DataSetError, match=r"add_lat\.csv: column 'Cin' is missing"):
+        find_predictor("edge")
+
+
+def test_what_is_collected_never_takes_the_place_of_damaged_data(shipped: Path) -> None:
+    (shipped / "provenance.json").write_text("{")
+    assert name_to_collect("edge", "cpu") == "some-cpu-x2"
+
+
+def test_a_profile_that_is_not_complete_is_not_used(own: Path, shipped: Path) -> None:
+    aside = own / PARTIAL
+    aside.mkdir()
+    for path in own.glob("[!.]*"):
+        path.rename(aside / path.name)
+    assert dataset_directory("edge", "cpu") == shipped
+    aside.rename(own / COMPLETE)
+    assert dataset_directory("edge", "cpu") == own
+    assert find_predictor("edge").machine.device_name == "Some cpu (X2)"
 
 
 @pytest.fixture
