@@ -33,8 +33,8 @@ from torch import Tensor
 
 from models.operations import LayerKind
 from predictor.sampling import RECIPES, Config, Sample
-from utils.files import cache_directory, file_name, replace_file
-from utils.machine import device_name
+from utils.files import file_name, replace_file
+from utils.machine import device_name, speeds_directory
 from utils.timing import now_ms, synchronise, thread_ms
 
 log = logging.getLogger(__name__)
@@ -270,25 +270,12 @@ def doubt_machine_speed(device: str, threads: int) -> None:
         pass  # nothing is kept: it will be measured anyway
 
 
-def forget_machine_speeds() -> None:
-    """Have all speeds of this machine measured again at their next use."""
-    try:
-        for path in _directory().glob("*.json"):
-            path.unlink(missing_ok=True)
-    except OSError as exc:
-        log.warning("the kept speeds of this machine cannot be removed: %s", exc)
-
-
 def _now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
 
 
-def _directory() -> Path:
-    return cache_directory() / "speeds"
-
-
 def _path(device: str, threads: int) -> Path:
-    return _directory() / f"{file_name(device_name(device))}-{threads}-{file_name(torch.__version__)}.json"
+    return speeds_directory() / f"{file_name(device_name(device))}-{threads}-{file_name(torch.__version__)}.json"
 
 
 def _read(path: Path) -> MachineSpeed:

@@ -18,12 +18,12 @@ from PIL import Image
 import deployment
 from deployment import SplitPlan, plan_split
 from models.zoo import ZOO, model_graph
-from predictor import machine_speed
 from predictor.chain_search import Objective
 from predictor.latencies import LayerLatencies
 from predictor.predictor_utils import SIDES, LatencyPredictor, config_path, find_predictor, scaled_to_machine
 from predictor.strategies import Strategy
 from predictor.transfer import TENSOR_MS, transfer_time_ms
+from utils import cli
 from utils.errors import DataSetError, MissingPredictorError, PlanningError
 
 MB = 1e6
@@ -230,7 +230,7 @@ def test_the_speed_of_this_machine_is_measured_again_when_asked(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forgotten = []
-    monkeypatch.setattr(machine_speed, "forget_machine_speeds", lambda: forgotten.append(True))
+    monkeypatch.setattr(cli, "forget_speeds", lambda: forgotten.append(True))
     run_json(capsys, "-t", "le_net", "-b", "2")
     assert not forgotten
     run_json(capsys, "-t", "le_net", "-b", "2", "--remeasure-machine")

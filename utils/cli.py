@@ -20,6 +20,7 @@ from typing import IO, Any, NoReturn
 
 from utils.errors import NetworkError, NeurosurgeonError, UsageError
 from utils.logs import LEVELS, is_entry, is_warning, start_logging
+from utils.machine import forget_speeds
 from utils.packages import missing_package
 
 DEFAULT_IP, DEFAULT_PORT, DEFAULT_MONITOR_PORT = "127.0.0.1", 9999, 9922
@@ -164,9 +165,7 @@ def add_predictor_choice(
 def forget_if_asked(args: argparse.Namespace) -> None:
     """Have the speed of this machine measured again, where --remeasure-machine asks for it."""
     if args.remeasure_machine:
-        from predictor.machine_speed import forget_machine_speeds  # torch takes a second
-
-        forget_machine_speeds()
+        forget_speeds()
 
 
 def add_link(parser: argparse.ArgumentParser) -> None:

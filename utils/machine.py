@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 from pathlib import Path
+
+from utils.files import cache_directory
+
+log = logging.getLogger(__name__)
 
 SPIN_COUNT = "1000"  # turns of a loop: about 10 us
 _WAITING_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
@@ -43,6 +48,23 @@ def device_name(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
     return f"{cpu_name()} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def speeds_directory() -> Path:
+    """Return where the measured speeds of this machine are kept (`predictor.machine_speed`).
+
+    Raises: OSError: there is no cache directory.
+    """
+    return cache_directory() / "speeds"
+
+
+def forget_speeds() -> None:
+    """Have the speed of this machine measured again at its next use."""
+    try:
+        for path in speeds_directory().glob("*.json"):
+            path.unlink(missing_ok=True)
+    except OSError as exc:
+        log.warning("the kept speeds of this machine cannot be removed: %s", exc)
 
 
 def frequency_governor() -> str | None:

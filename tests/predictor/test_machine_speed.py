@@ -25,7 +25,6 @@ from predictor.machine_speed import (
     SECONDS_PER_DAY,
     MachineSpeed,
     doubt_machine_speed,
-    forget_machine_speeds,
     kept_machine_speed,
     machine_speed,
     measure_machine_speed,
@@ -35,6 +34,7 @@ from predictor.machine_speed import (
 from predictor.predictor_utils import SIDES, LatencyPredictor, config_path, load_predictor, scales_of
 from predictor.sampling import Sample
 from utils.files import cache_directory
+from utils.machine import forget_speeds
 
 LAYERS = len(reference_layers())
 
@@ -171,9 +171,9 @@ def test_an_old_speed_is_measured_again(age_s: float, times: int, measured: list
 
 
 def test_forgotten_speeds_are_measured_again(measured: list[MachineSpeed]) -> None:
-    forget_machine_speeds()  # nothing is kept yet
+    forget_speeds()  # nothing is kept yet
     machine_speed("cpu", 1)
-    forget_machine_speeds()
+    forget_speeds()
     assert kept_machine_speed("cpu", 1) is None
 
 
@@ -195,7 +195,7 @@ def test_a_speed_that_cannot_be_kept_is_no_error(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert machine_speed("cpu", 1) == measured[0]
     assert "cannot be kept" in caplog.text
-    forget_machine_speeds()
+    forget_speeds()
 
 
 @pytest.mark.parametrize("changes", [{"layers_ms": (1.0,)}, {"layers_ms": (0.0,) * LAYERS}, {"spread": float("nan")}])
