@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,11 +19,13 @@ from net.bandwidth import LinkEstimate
 from net.link_watch import LinkNow
 from net.messages import Prepare, Request
 from net.session import EdgeSession, OnCloudLoss
+from net.transport import is_this_machine
 from predictor.chain_search import Objective
-from predictor.correction import Corrections
+from predictor.correction import MIN_SAMPLES, Corrections
 from predictor.flow_shop import IDLE, Pipeline, Schedule, choose_cuts, makespan_ms, order_of
 from predictor.hedge import is_clearly_sooner
 from predictor.latencies import LayerLatencies
+from predictor.predictor_utils import dataset_threads
 from predictor.strategies import Strategy
 from utils.queue_tasks import QueuedTask
 from utils.timing import StageTimes
@@ -29,9 +33,9 @@ from utils.timing import StageTimes
 # A plan is kept while nothing that it was made for has moved by more.
 SAME_RATE, SAME_EXCHANGE_MS = 0.002, 0.05
 SAME_QUEUE_MS, SAME_FACTOR = 0.5, 0.005
-MAX_PREDICTED = 2000  # tasks of a queue whose makespan is predicted: some 0.1 ms each
+MAX_PREDICTED = 2000  # tasks of a queue whose makespan is predicted: 0.2 to 0.4 ms each
 HORIZON = 40  # tasks of a queue that are thought of together
-RETHINK = 8  # tasks after which they are thought over, in 2 ms; the first time takes 10
+RETHINK = 8  # tasks after which they are thought over, in 1 ms
 MIN_GAIN = 0.05  # a cut is changed for no less: estimates move by some percent from second to second
 
 
@@ -53,10 +57,16 @@ class QueueSettings:
     on_cloud_loss: OnCloudLoss = OnCloudLoss.LOCAL
     hedges: bool = True  # False: wait for the cloud, however long a task is stuck
     deadline_ms: float | None = None  # of each task
+    shares_cores: bool = False  # edge and cloud compute on the same cores: see `share_cores`
+
+    @property
+    def side_by_side(self) -> int:
+        """How many tasks edge and cloud work on at once: where they share their cores, one waits for the other."""
+        return 1 if self.shares_cores else self.in_flight
 
     def chooser(self, tasks: Sequence[QueuedTask]) -> Chooser:
         """Return what chooses the cuts of these tasks."""
-        return Chooser(self.objective, [task.model for task in tasks], self.in_flight)
+        return Chooser(self.objective, [task.model for task in tasks], self.side_by_side)
 
     def task(self, model: str) -> Task:
         """Return these settings as those of a single task."""
@@ -293,36 +303,86 @@ def prepare_models(
         session.ask_to_prepare(Prepare(name, pack_nodes(graph, graph.edge_nodes(0)), graph.digest))
         network = load_network(name, task.weights, task.device)  # while the cloud does the same
         session.wait_until_ready(network.weights_digest)
-        models[name] = QueueModel(network, *predicted_stages(task, session, link, is_warm=True))
+        edge, cloud, keys = predicted_stages(task, session, link, is_warm=True)
+        if settings.in_flight > settings.side_by_side:  # stages take longer beside each other
+            keys = StageKeys._make(f"side by side {key}" for key in keys)
+        models[name] = QueueModel(network, edge, cloud, keys)
     return models
 
 
-def in_order(
-    tasks: Sequence[QueuedTask], models: Mapping[str, QueueModel], link: LinkEstimate, settings: QueueSettings
-) -> tuple[list[QueuedTask], dict[str, float]]:
-    """Return the tasks in the order of the schedule, and the makespan (ms) that is predicted of every schedule.
+def share_cores(host: str, cloud: Mapping[str, object], settings: QueueSettings) -> bool:
+    """Return whether edge and cloud are one machine, and compute with more threads than that has cores.
 
-    Of a queue longer than `MAX_PREDICTED` none is predicted: it would begin late, and end unlike all predictions.
+    Args: cloud: what it says of itself.
     """
-    now, nothing_learnt = LinkNow(link, is_stale=False, queue_ms=0.0), Corrections()
-    plans = {name: model.plan(now, nothing_learnt, settings) for name, model in models.items()}
-    is_long = len(tasks) > MAX_PREDICTED
-    busy = [plans[task.model].best.busy for task in tasks] if is_long else _busy_times(tasks, plans, settings)
-    orders = {schedule: [tasks[index] for index in order_of(schedule, busy)] for schedule in Schedule}
-    predicted = {
-        str(schedule): makespan_ms(_busy_times(ordered, plans, settings), settings.in_flight)
-        for schedule, ordered in orders.items()
-        if not is_long
-    }
-    return orders[settings.schedule], predicted
+    cloud_threads = cloud.get("threads")
+    if not settings.device == cloud.get("device") == "cpu" or not isinstance(cloud_threads, int):
+        return False
+    edge_threads = settings.threads or dataset_threads("edge", "cpu")
+    return edge_threads + cloud_threads > (os.cpu_count() or 1) and is_this_machine(host)
 
 
-def _busy_times(
-    tasks: Sequence[QueuedTask], plans: Mapping[str, SplitPlan], settings: QueueSettings
-) -> list[StageTimes]:
-    """Return how long each task is predicted to keep the stages busy, in this order."""
-    chooser, pipeline, busy = settings.chooser(tasks), IDLE, []
-    for _ in tasks:
-        busy.append(chooser.choose(plans.__getitem__, pipeline.from_now()).candidate.busy)
-        pipeline = pipeline.after(busy[-1], settings.in_flight)
-    return busy
+class Forecast:
+    """The order and the makespan of a queue, as they follow from what is known before its first task.
+
+    Where edge and cloud share their cores, the makespan is that of one task after the other: the cores have the same
+    work to do, whoever waits. What stages take side by side is no base for it, so its own error is learnt in its place.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[QueuedTask],
+        models: Mapping[str, QueueModel],
+        link: LinkEstimate,
+        settings: QueueSettings,
+    ) -> None:
+        self._tasks = tasks
+        self._settings = settings
+        corrections = Corrections.load() if settings.learns else Corrections()
+        self._key: str | None = None
+        if settings.in_flight > settings.side_by_side:
+            clouds = ", ".join(sorted(model.keys.cloud for model in models.values()))
+            self._key = f"makespan {settings.objective} {settings.in_flight} {clouds}"
+        self._factor = corrections.factor(self._key) if self._key else 1.0
+        now = LinkNow(link, is_stale=False, queue_ms=0.0)
+        learnt = Corrections() if self._key else corrections
+        self._plans = {name: model.plan(now, learnt, settings) for name, model in models.items()}
+
+    def in_order(self, schedule: Schedule) -> list[QueuedTask]:
+        """Return the tasks in the order of a schedule."""
+        if schedule is Schedule.FIFO:
+            return list(self._tasks)
+        return [self._tasks[index] for index in order_of(schedule, self._busy_as_given)]
+
+    @cached_property
+    def makespans_ms(self) -> dict[str, float]:
+        """The makespan of every schedule; none of a queue longer than `MAX_PREDICTED`."""
+        if len(self._tasks) > MAX_PREDICTED:
+            return {}
+        in_johnsons_order = self._busy_times(self.in_order(Schedule.JOHNSON))
+        busy = {Schedule.FIFO: self._busy_as_given, Schedule.JOHNSON: in_johnsons_order}
+        side_by_side = self._settings.side_by_side
+        return {str(schedule): self._factor * makespan_ms(times, side_by_side) for schedule, times in busy.items()}
+
+    def learn(self, makespan_ms: float) -> None:
+        """Record what the makespan was, where this is a kind of queue whose stages teach nothing about it."""
+        if self._settings.learns and self._key and self.makespans_ms:
+            predicted_ms = self.makespans_ms[self._settings.schedule] / self._factor
+            corrections = Corrections.load()
+            for _ in range(MIN_SAMPLES):  # the sum of many tasks is no single sample
+                corrections.learn(self._key, predicted_ms, makespan_ms)
+            corrections.save()
+
+    @cached_property
+    def _busy_as_given(self) -> list[StageTimes]:
+        if len(self._tasks) > MAX_PREDICTED:  # the order must not take long
+            return [self._plans[task.model].best.busy for task in self._tasks]
+        return self._busy_times(self._tasks)
+
+    def _busy_times(self, tasks: Sequence[QueuedTask]) -> list[StageTimes]:
+        """Return how long each task is predicted to keep the stages busy, in this order."""
+        chooser, pipeline, busy = self._settings.chooser(tasks), IDLE, []
+        for _ in tasks:
+            busy.append(chooser.choose(self._plans.__getitem__, pipeline.from_now()).candidate.busy)
+            pipeline = pipeline.after(busy[-1], self._settings.side_by_side)
+        return busy

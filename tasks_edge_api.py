@@ -152,12 +152,18 @@ def _run_queue(args: argparse.Namespace, access: Access, begin_trace: Callable[[
     link = given_or_measured(
         args.bandwidth, args.rtt, session.rtt_ms, lambda: estimate_link(args.ip, args.monitor_port, access)
     )
-    from edge_cuts import in_order, prepare_models  # torch takes a second: only when the cloud has answered
+    from edge_cuts import (
+        Forecast,
+        prepare_models,
+        share_cores,
+    )  # torch takes a second: only when the cloud has answered
     from edge_queue import QueueRun, receives_itself
 
+    settings = replace(settings, shares_cores=share_cores(access.cloud_name or args.ip, session.cloud, settings))
     patience_s = PATIENCE_S if settings.on_cloud_loss is OnCloudLoss.RETRY else None
     models = prepare_models((task.model for task in tasks), settings, session, link)
-    ordered, predicted_ms = in_order(tasks, models, link, settings)
+    forecast = Forecast(tasks, models, link, settings)
+    ordered = forecast.in_order(settings.schedule)
     with (
         patient_interrupts() as interrupted,
         TaskStream(session, open_session, patience_s, is_served=receives_itself(settings, models)) as stream,
@@ -180,11 +186,13 @@ def _run_queue(args: argparse.Namespace, access: Access, begin_trace: Callable[[
         makespan_ms=run.makespan_ms,
         objective=args.objective,
         schedule=args.schedule,
-        predicted_makespan_ms=predicted_ms,
+        predicted_makespan_ms=forecast.makespans_ms,
         predicted_from=next(iter(models.values())).origins if models else None,
     )
     print_summary(summary, out)
     save(args, results, summary)
+    if len(results) == len(tasks) and all(result.is_finished for result in results):
+        forecast.learn(run.makespan_ms)
     if interrupted.is_set():
         return EXIT_INTERRUPTED
     return 0 if all(result.is_finished for result in results) else NeurosurgeonError.exit_code

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from models.graph import LayerGraph
 
 DIGEST_HEX_CHARS = 32  # 128 bits, as of the weights
-KEPT_MASKS = 256  # a stream of tasks has the same few
+KEPT_MASKS = 64  # a stream of tasks has the same few, each with 10 KB of node numbers
 
 
 @lru_cache(KEPT_MASKS)

@@ -542,6 +542,16 @@ def _connected(host: str, port: int) -> socket.socket:
         raise ConnectError(f"no service at {format_address((host, port))} ({reason}): is it started there?") from exc
 
 
+def is_this_machine(host: str) -> bool:
+    """Return whether the address of ``host`` is one of this machine's own: nothing is sent to find out."""
+    with contextlib.suppress(OSError, UnicodeError):  # no such name, or no way there
+        family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.bind(address)  # only to one's own
+            return True
+    return False
+
+
 def reach(host: str, port: int) -> float:
     """Return how long a bare connection takes to be made, ms.
 

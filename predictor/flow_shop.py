@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
-from operator import getitem
+from operator import add, getitem
 from typing import NamedTuple
+
+import numpy as np
 
 from utils.timing import StageTimes
 
@@ -13,7 +16,7 @@ NORMS = (4, 8)  # of loads: the longest counts most, yet the others still count
 BALANCING_SWEEPS = 5
 MAX_SWEEPS = 8  # most queues settle after two or three
 STEPS = 8
-PRICES = [(a / STEPS, b / STEPS, (STEPS - a - b) / STEPS) for a in range(STEPS + 1) for b in range(STEPS + 1 - a)]
+PRICES = np.array([(a, b, STEPS - a - b) for a in range(STEPS + 1) for b in range(STEPS + 1 - a)]) / STEPS
 
 
 class Schedule(StrEnum):
@@ -58,7 +61,8 @@ class Pipeline(NamedTuple):
         """Return the times after one more task, which waits until fewer than ``in_flight`` are on their way."""
         edge_ms, link_ms, cloud_ms, answers_ms = self
         if in_flight and len(answers_ms) >= in_flight:
-            edge_ms, answers_ms = max(edge_ms, answers_ms[0]), answers_ms[1:]
+            edge_ms = max(edge_ms, answers_ms[-in_flight])
+            answers_ms = answers_ms[len(answers_ms) - in_flight + 1 :]
         edge_ms += busy.edge_ms
         if busy.transfer_ms or busy.cloud_ms:
             link_ms = max(link_ms, edge_ms) + busy.transfer_ms
@@ -122,8 +126,8 @@ def choose_cuts(
     options = _worthwhile(candidates, earlier)
     times = [[busy[option] for option in few] for busy, few in zip(candidates, options, strict=True)]
     known = [few.index(option) for few, option in zip(options, earlier, strict=False)]
-    starts = [_balanced(times, pipeline, norm, known) for norm in NORMS]
-    settled = [_settled(times, start, pipeline, in_flight) for start in starts]
+    starts = dict.fromkeys(tuple(_balanced(times, pipeline, norm, known)) for norm in NORMS)  # often the same
+    settled = [_settled(times, list(start), pipeline, in_flight) for start in starts]
     best = min(settled, key=lambda chosen: pipeline.end_ms(map(getitem, times, chosen), in_flight))
     return list(map(getitem, options, best))
 
@@ -136,31 +140,29 @@ def _worthwhile(candidates: Sequence[Sequence[StageTimes]], earlier: Sequence[in
     cheapest: dict[int, set[int]] = {}  # tasks of one model share their candidates
     for busy in candidates:
         if id(busy) not in cheapest:
-            costs = [[_cost(times, prices) for times in busy] for prices in PRICES]
-            cheapest[id(busy)] = {cost.index(min(cost)) for cost in costs}
+            cheapest[id(busy)] = set((PRICES @ np.transpose(busy)).argmin(axis=1).tolist())
     own: list[set[int]] = [{option} for option in earlier]
     own += [set()] * (len(candidates) - len(own))
     return [sorted(cheapest[id(busy)] | mine) for busy, mine in zip(candidates, own, strict=True)]
 
 
-def _cost(busy: StageTimes, prices: tuple[float, float, float]) -> float:
-    edge, link, cloud = prices
-    return edge * busy.edge_ms + link * busy.transfer_ms + cloud * busy.cloud_ms
-
-
 def _balanced(times: Sequence[Sequence[StageTimes]], pipeline: Pipeline, norm: int, known: Sequence[int]) -> list[int]:
-    """Return choices that keep a norm of the stages' loads small, greedily and then task by task."""
+    """Return choices that keep a norm of the stages' loads small: the known ones, then greedily, and task by task."""
     loads_ms = pipeline[:3]
-    chosen: dict[int, int] = {}
+    for options, option in zip(times, known, strict=False):
+        loads_ms = _loads(loads_ms, options[option])
+    chosen = dict(enumerate(known))
     for _ in range(BALANCING_SWEEPS):
-        for task, options in enumerate(times):
+        before = dict(chosen)
+        for task, options in enumerate(times[len(known) :], len(known)):
             if task in chosen:
                 loads_ms = _loads(loads_ms, options[chosen[task]], -1)
             with_option = [_loads(loads_ms, busy) for busy in options]
-            costs = [sum(load**norm for load in loads) for loads in with_option]
-            best = known[task] if task < len(known) else costs.index(min(costs))
-            loads_ms = with_option[best]
-            chosen[task] = best
+            costs = [edge**norm + link**norm + cloud**norm for edge, link, cloud in with_option]
+            chosen[task] = costs.index(min(costs))
+            loads_ms = with_option[chosen[task]]
+        if chosen == before:
+            break
     return list(chosen.values())
 
 
@@ -184,13 +186,55 @@ def _settled(
 def _improved(
     candidates: Sequence[Sequence[StageTimes]], chosen: Sequence[int], pipeline: Pipeline, in_flight: int | None
 ) -> list[int]:
-    """Return choices with each task's, one after the other, changed to what ends the queue earliest."""
-    improved = list(chosen)
-    for task, options in enumerate(candidates):
-        rest = [candidates[later][improved[later]] for later in range(task + 1, len(candidates))]
-        ends_ms = [pipeline.after(busy, in_flight).end_ms(rest, in_flight) for busy in options]
-        best = min(range(len(options)), key=ends_ms.__getitem__)
-        if ends_ms[best] < ends_ms[improved[task]]:
-            improved[task] = best
-        pipeline = pipeline.after(options[improved[task]], in_flight)
+    """Return choices with each task's, one after the other, changed to what ends the queue earliest.
+
+    Linear in the number of tasks: what comes after a task is summed up once, from the end.
+    """
+    rests = [Rest.of_nothing(in_flight)]  # after each task, the last one first
+    for busy in reversed(list(map(getitem, candidates, chosen))[1:]):
+        rests.append(rests[-1].before(busy))
+    improved = []
+    for options, before in zip(candidates, chosen, strict=True):
+        rest = rests.pop()
+        pipelines = [pipeline.after(busy, in_flight) for busy in options]
+        ends_ms = [rest.end_ms(after) for after in pipelines]
+        best_ms = min(ends_ms)
+        improved.append(ends_ms.index(best_ms) if best_ms < ends_ms[before] else before)
+        pipeline = pipelines[improved[-1]]
     return improved
+
+
+class Rest(NamedTuple):
+    """What the rest of a queue adds to each time of a `Pipeline`, ms; the queue ends at the latest of these sums.
+
+    Every start is the maximum of some ends before it, so the end of the queue is linear in the algebra of maximum and
+    plus, and any number of tasks is summed up by one number for each time.
+    """
+
+    edge_ms: float
+    link_ms: float
+    cloud_ms: float
+    answers_ms: tuple[float, ...]  # of as many tasks as may be in flight, the last one first
+
+    @classmethod
+    def of_nothing(cls, in_flight: int | None) -> Rest:
+        """Return the rest of a queue whose last task has begun."""
+        return cls(0.0, 0.0, 0.0, (-math.inf,) * (in_flight or 0))
+
+    def before(self, busy: StageTimes) -> Rest:
+        """Return the rest with one more task, which comes before all others; see `Pipeline.after`."""
+        edge_ms, link_ms, cloud_ms, answers_ms = self
+        if busy.transfer_ms or busy.cloud_ms:
+            cloud_ms = max((cloud_ms, *answers_ms[:1])) + busy.cloud_ms
+            link_ms = max(link_ms, cloud_ms) + busy.transfer_ms
+            edge_ms = max(edge_ms, link_ms) + busy.edge_ms
+            return Rest(edge_ms, link_ms, cloud_ms, answers_ms and (*answers_ms[1:], edge_ms))
+        edge_ms += busy.edge_ms
+        return Rest(edge_ms, link_ms, cloud_ms, answers_ms and (*answers_ms[:-1], max(answers_ms[-1], edge_ms)))
+
+    def end_ms(self, pipeline: Pipeline) -> float:
+        """Return when the last task is finished, after those of a pipeline."""
+        edge_ms, link_ms, cloud_ms, answers_ms = pipeline
+        stages_ms = (edge_ms + self.edge_ms, link_ms + self.link_ms, cloud_ms + self.cloud_ms)
+        end_ms: float = max(*stages_ms, *map(add, reversed(answers_ms), self.answers_ms))
+        return end_ms

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from deployment import SplitPlan, plan_split
-from edge_cuts import Chooser, QueueModel, QueueSettings, anew, choice, in_order, once_more, within
+from edge_cuts import Chooser, Forecast, QueueModel, QueueSettings, anew, choice, once_more, share_cores, within
 from edge_task import StageKeys
 from models.zoo import load_network, model_graph
 from net.bandwidth import LinkEstimate, LinkSource
@@ -88,19 +90,71 @@ def test_for_throughput_a_queue_is_spread_over_edge_and_cloud() -> None:
     assert pipeline.edge_ms == pytest.approx(pipeline.cloud_ms, rel=0.1)
 
 
+def forecast(count: int, model: QueueModel, **settings: Any) -> Forecast:
+    tasks = [QueuedTask(number, MODEL) for number in range(1, count + 1)]
+    return Forecast(tasks, {MODEL: model}, LINK, QueueSettings({}, **settings))
+
+
 def test_the_schedule_orders_and_predicts() -> None:
-    tasks = [QueuedTask(number, MODEL) for number in range(1, 6)]
-    settings = QueueSettings({}, schedule=Schedule.JOHNSON)
-    ordered, predicted = in_order(tasks, {MODEL: queue_model()}, LINK, settings)
-    assert sorted(task.id for task in ordered) == [1, 2, 3, 4, 5]
-    assert predicted["johnson"] <= predicted["fifo"]
+    queue = forecast(5, queue_model())
+    assert sorted(task.id for task in queue.in_order(Schedule.JOHNSON)) == [1, 2, 3, 4, 5]
+    assert [task.id for task in queue.in_order(Schedule.FIFO)] == [1, 2, 3, 4, 5]
+    assert queue.makespans_ms["johnson"] <= queue.makespans_ms["fifo"]
 
 
 def test_a_long_queue_begins_at_once() -> None:
-    tasks = [QueuedTask(number, MODEL) for number in range(1, 100_001)]
-    ordered, predicted = in_order(tasks, {MODEL: queue_model()}, LINK, QueueSettings({}, schedule=Schedule.JOHNSON))
-    assert len(ordered) == len(tasks)
-    assert predicted == {}
+    queue = forecast(100_001, queue_model())
+    assert len(queue.in_order(Schedule.JOHNSON)) == 100_001
+    assert queue.makespans_ms == {}
+
+
+def test_a_makespan_is_predicted_with_what_was_learnt() -> None:
+    model, corrections = queue_model(), Corrections()
+    before_ms = forecast(5, model).makespans_ms["fifo"]
+    for _ in range(5):
+        corrections.learn(model.keys.edge, 1.0, 2.0)
+        corrections.learn(model.keys.cloud, 1.0, 2.0)
+    corrections.save()
+    assert forecast(5, model).makespans_ms["fifo"] == pytest.approx(2 * before_ms, rel=0.05)
+    assert forecast(5, model, learns=False).makespans_ms["fifo"] == before_ms
+
+
+def test_sides_that_share_their_cores_work_one_after_the_other() -> None:
+    settings = {"objective": Objective.THROUGHPUT, "in_flight": 4}
+    apart_ms = forecast(20, queue_model(), **settings).makespans_ms["fifo"]
+    shared_ms = forecast(20, queue_model(), **settings, shares_cores=True).makespans_ms["fifo"]
+    alone_ms = min(candidate.busy.total_ms for candidate in plan().candidates)
+    assert shared_ms == pytest.approx(20 * alone_ms, rel=0.01)
+    assert apart_ms < 0.8 * shared_ms
+
+
+def test_a_queue_of_sides_that_share_their_cores_corrects_the_next() -> None:
+    first = forecast(5, queue_model(), shares_cores=True)
+    expected_ms = first.makespans_ms["fifo"]
+    first.learn(1.5 * expected_ms)
+    second = forecast(5, queue_model(), shares_cores=True)
+    assert second.makespans_ms["fifo"] == pytest.approx(1.5 * expected_ms)
+    second.learn(1.5 * expected_ms)
+    assert forecast(5, queue_model(), shares_cores=True).makespans_ms["fifo"] == pytest.approx(1.5 * expected_ms)
+    assert forecast(5, queue_model()).makespans_ms["fifo"] < expected_ms  # stages beside each other teach themselves
+
+
+@pytest.mark.parametrize(
+    ("host", "device", "edge_threads", "cloud_threads", "expected"),
+    [
+        ("127.0.0.1", "cpu", 1, 4, True),
+        ("127.0.0.1", "cpu", 1, 3, False),  # a core for every thread
+        ("127.0.0.1", "cuda", 1, 4, False),
+        ("127.0.0.1", "cpu", 1, "4", False),
+        ("192.0.2.1", "cpu", 4, 4, False),  # another machine
+    ],
+)
+def test_edge_and_cloud_share_cores_on_one_machine_with_too_few(
+    monkeypatch: pytest.MonkeyPatch, host: str, device: str, edge_threads: int, cloud_threads: object, expected: bool
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    settings = QueueSettings({}, threads=edge_threads)
+    assert share_cores(host, {"device": device, "threads": cloud_threads}, settings) is expected
 
 
 def test_a_deadline_takes_the_fastest_cut_where_the_chosen_one_is_late() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from models.cuts import check_graph_digest, unpack_nodes
 from models.graph import LayerGraph
-from models.zoo import ZOO, Cut, Network, WeightsSource, build_network, canonical_name, model_graph
+from models.zoo import MAX_CUTS, ZOO, Cut, Network, WeightsSource, build_network, canonical_name, model_graph
 from utils.errors import BusyError, NeurosurgeonError, ProtocolError, UnknownModelError, UsageError, WeightsError
 from utils.fair_queue import FairQueue, QueueFullError
 from utils.inference_utils import WireSpec, allows_batches, check_device, run_half, use_threads
@@ -38,7 +38,6 @@ MIN_RETRY_MS = 5.0  # a busy cloud is not asked again at once
 # from single ones in the last bits: on a CPU, where both sides make the same bits otherwise, it must be asked for.
 MAX_BATCH = {"cpu": 1, "cuda": 8}
 MAX_GRAPHS = 64  # of networks that peers ask for, in whatever size; beyond, the oldest is traced anew
-MAX_ASKED = 256  # cuts of one network, as edges ask for them, that are known to be right
 
 Answer = TypeVar("Answer")
 
@@ -214,16 +213,9 @@ class CloudEngine:
         Args:   given: dtype, shape and memory format of the tensors that come with the request.
         Raises: UnknownModelError, GraphError, WeightsError, PartitionError; ProtocolError: other tensors cross there.
         """
-        known = self._networks.asked(request.model).get((request, given))
-        if known is None:
-            known = self._checked_cut(request, given)
-            asked = self._networks.asked(request.model)
-            if len(asked) >= MAX_ASKED:
-                asked.clear()
-            asked[request, given] = known
-        return known
-
-    def _checked_cut(self, request: CutRequest, given: tuple[WireSpec, ...]) -> Cut:
+        edge_nodes = self._networks.asked(request.model).get((request, given))
+        if edge_nodes is not None:
+            return self._networks.get(request.model).split(edge_nodes)
         edge_nodes = unpack_nodes(self.graph(request.model, request.graph_digest), request.edge_nodes)
         network = self.network(request.model)
         if request.weights_digest != network.weights_digest:
@@ -235,6 +227,10 @@ class CloudEngine:
         sent = [(dtype, shape) for dtype, shape, _ in given]
         if sent not in (crossing, values):
             raise ProtocolError(f"{crossing} crosses at this point, not {sent}")
+        asked = self._networks.asked(request.model)
+        if len(asked) >= MAX_CUTS:  # what is forgotten is checked again
+            asked.clear()
+        asked[request, given] = edge_nodes
         return cut
 
     def submit(self, client: Hashable, cut: Cut, tensors: Sequence[Tensor], deliver: Deliver) -> None:
@@ -428,7 +424,7 @@ class _WarmNetworks:
         self._weights = weights
         self._max_models = max_models
         self._networks: OrderedDict[str, Network] = OrderedDict()  # the last used is last
-        self._asked: dict[str, dict[Hashable, Cut]] = {}  # by network
+        self._asked: dict[str, dict[Hashable, frozenset[int]]] = {}  # by network; the network itself keeps its cuts
         self._lock = threading.Lock()
         self._loading = threading.Lock()  # one at a time: loading takes all the memory that it can get
 
@@ -440,8 +436,8 @@ class _WarmNetworks:
         with self._loading:
             return self._warm(name) or self._load(name)
 
-    def asked(self, name: str) -> dict[Hashable, Cut]:
-        """Return the cuts of a network by what edges ask for, to look up and to add to; of a warm one it is kept."""
+    def asked(self, name: str) -> dict[Hashable, frozenset[int]]:
+        """Return the nodes on the edge by requests that were checked, to look up and add to; kept of a warm network."""
         with self._lock:
             if name not in self._networks:
                 return {}

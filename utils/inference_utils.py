@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from models.cutting import LayerStep, layer_steps
+from models.cutting import Half, LayerStep, layer_steps
 from models.pixels import as_values, takes_images
 from models.shapes import TensorSpec
 from models.zoo import INPUT_SHAPE, Network
@@ -131,9 +131,8 @@ def _called_within(half: nn.Module, between: Callable[[], None]) -> Iterator[Non
 
 def _plain_layers(half: nn.Module) -> list[nn.Module]:
     """Return the modules that a half calls, without composed ones: these may compute in another way beside hooks."""
-    calls = half.graph.nodes if isinstance(half, fx.GraphModule) else ()
-    modules = [half.get_submodule(str(node.target)) for node in calls if node.op == "call_module"]
-    return [module for module in dict.fromkeys(modules) if not any(module.children())]
+    modules = half.children() if isinstance(half, Half) else ()
+    return [module for module in modules if not any(module.children())]
 
 
 def allows_batches(half: nn.Module, crossing: Sequence[TensorSpec], device: str) -> bool:

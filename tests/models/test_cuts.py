@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import linecache
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -85,6 +87,17 @@ def test_a_network_keeps_halves_but_not_without_end(monkeypatch: pytest.MonkeyPa
     assert network.cut(1) is not first
     with pytest.raises(PartitionError):
         network.split(frozenset({0, 2}))
+
+
+def test_a_cut_that_is_dropped_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = build_network("le_net")
+    monkeypatch.setattr("models.zoo.MAX_CUTS", 1)
+    network.cut(1)
+    sources = len(linecache.cache)
+    halves = [weakref.ref(half) for half in network.cut(2)[:2]]
+    network.cut(3)
+    assert [half() for half in halves] == [None, None]  # at once, without the collector
+    assert len(linecache.cache) == sources
 
 
 # ---------------------------------------------------------------- digests

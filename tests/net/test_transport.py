@@ -23,7 +23,7 @@ from net.framing import FIXED_START, HEAD_UNIT, PREFIX, SMALL_LIMITS, WIRE_VERSI
 from net.memory import BodyMemory, MemoryLimit
 from net.messages import Hello, Message, Ping, Prepare, Reply, Request
 from net.pickling import pack_header
-from net.transport import MAX_READY, Connection, Received, SocketWire, connect, listen
+from net.transport import MAX_READY, Connection, Received, SocketWire, connect, is_this_machine, listen
 from tests.net.conftest import LOOPBACK
 from utils.errors import (
     AccessError,
@@ -644,3 +644,11 @@ def test_an_unknown_host_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> No
 def test_listening_on_another_machines_address_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="cannot listen on 192.0.2.1"):
         listen("192.0.2.1", 0, Access(insecure=True))
+
+
+@pytest.mark.parametrize(
+    ("host", "is_ours"),
+    [("127.0.0.1", True), ("localhost", True), ("127.3.4.5", True), ("192.0.2.1", False), ("no such name", False)],
+)
+def test_this_machine_is_known_by_its_address(host: str, is_ours: bool) -> None:
+    assert is_this_machine(host) is is_ours

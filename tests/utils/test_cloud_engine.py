@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from queue import SimpleQueue
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models import zoo
 from models.cuts import pack_nodes
 from models.graph import LayerGraph
 from models.shapes import TensorSpec
@@ -146,13 +148,28 @@ def test_a_cut_is_known_only_as_long_as_its_network_is_warm(start: Start) -> Non
     assert engine.cut(first, (IMAGE,)) is not cut
 
 
-def test_no_more_cuts_are_known_than_may_be(engine: CloudEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cloud_engine, "MAX_ASKED", 2)
+def test_what_the_network_has_dropped_nobody_else_keeps(engine: CloudEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoo, "MAX_CUTS", 2)
+    monkeypatch.setattr(cloud_engine, "MAX_CUTS", 3)
     network = engine.network("le_net")
+    asked = []
     for point in (1, 2, 3, 4):
         spec = network.cut(point).crossing[0]
-        engine.cut(request_of(network, point), ((spec.dtype, spec.shape, False),))
-        assert len(engine._networks.asked("le_net")) <= 2
+        asked.append((request_of(network, point), ((spec.dtype, spec.shape, False),)))
+    halves = [weakref.ref(engine.cut(*request).cloud) for request in asked]
+    assert [half() is None for half in halves] == [True, True, False, False]
+    assert len(engine._networks.asked("le_net")) <= 3
+    assert engine.cut(*asked[0]) is network.cut(1)  # known, and made again
+
+
+def test_the_cut_that_is_asked_for_most_often_stays(engine: CloudEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoo, "MAX_CUTS", 2)
+    network = engine.network("le_net")
+    request = request_of(network)
+    often = engine.cut(request, (IMAGE,))
+    for point in (1, 2, 3, 4):
+        network.cut(point)
+        assert engine.cut(request, (IMAGE,)) is often
 
 
 @pytest.mark.parametrize(
