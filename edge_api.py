@@ -18,9 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from models.sources import chosen_model
 from models.zoo import WeightsSource, check_point, check_pretrained, check_weights_file, input_size
-from net.access import Access, access_of_edge
+from net.access import access_of_edge
 from net.bandwidth import LinkEstimate
-from net.monitor_client import estimate_link, given_or_measured, measure_link
+from net.monitor_client import (
+    LinkMeasurement,
+    estimate_link,
+    given_or_measured,
+    measure_link,
+)
 from net.session import EdgeSession, OnCloudLoss, new_edge_id
 from net.shaper import add_shaping, shaped
 from utils.cli import (
@@ -97,18 +102,20 @@ def _run(args: argparse.Namespace) -> int:
         network = stack.enter_context(shaped(host, (port, monitor_port), args.shape, args.trace))
         network.begin()
         access, host = dataclasses.replace(access, cloud_name=host), network.host
+        measure = measure_link if args.local_cloud else estimate_link  # a local cloud's port is used once
+        measurement = stack.enter_context(LinkMeasurement(partial(measure, host, monitor_port, access)))
+        if args.bandwidth is None:
+            measurement.start()
         reopen = partial(EdgeSession.open, host, port, new_edge_id() if args.repeat == 1 else None, access)
         session = stack.enter_context(reopen())
-        link = link_of(args, session, host, monitor_port, access)
-        if link:
-            show.bandwidth(link)
+        find_link = partial(link_of, args, session, measurement, show)
         from edge_task import run_task  # torch takes a second: only when the cloud has answered
 
-        outcome = run_task(task_of(args, pixels), session, link, show, reopen)
+        outcome = run_task(task_of(args, pixels), session, find_link, show, reopen)
     if args.deadline_ms:
         show.deadline(args.deadline_ms, outcome.plan.best.stages.total_ms, outcome.measured.total_ms)
     if args.json:
-        print_json(document_of(outcome, args, link))
+        print_json(document_of(outcome, args))
     return 0
 
 
@@ -164,19 +171,25 @@ def task_of(args: argparse.Namespace, pixels: NDArray[np.uint8] | None) -> Task:
 
 
 def link_of(
-    args: argparse.Namespace, session: EdgeSession, host: str, monitor_port: int, access: Access
+    args: argparse.Namespace,
+    session: EdgeSession,
+    measurement: LinkMeasurement,
+    show: EdgeReport,
 ) -> LinkEstimate | None:
-    """Return the link, given or measured; None where the whole cloud is gone, and the task may run here.
+    """Return, and print, the link, given or measured. May block.
+
+    It is None where the whole cloud is gone, and the task may run here.
 
     Raises: NetworkError: the bandwidth service alone is away, and there is no last value.
     """
-    measure = measure_link if args.local_cloud else estimate_link  # a local cloud's port is used once
     try:
-        return given_or_measured(args.bandwidth, args.rtt, session.rtt_ms, lambda: measure(host, monitor_port, access))
+        link = given_or_measured(args.bandwidth, args.rtt, session.rtt_ms, measurement.result)
     except NetworkError:
         if args.on_cloud_loss != OnCloudLoss.LOCAL or session.is_alive():
             raise
         return None
+    show.bandwidth(link)
+    return link
 
 
 @contextlib.contextmanager
@@ -201,9 +214,9 @@ def cloud_of(args: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
 # ---------------------------------------------------------------- after it
 
 
-def document_of(outcome: Outcome, args: argparse.Namespace, link: LinkEstimate | None) -> dict[str, Any]:
+def document_of(outcome: Outcome, args: argparse.Namespace) -> dict[str, Any]:
     """Return the JSON interface's object."""
-    half, candidate = outcome.half, outcome.candidate
+    half, candidate, link = outcome.half, outcome.candidate, outcome.link
     document = {
         "model": half.name,
         "layers": len(half.graph.layers),
