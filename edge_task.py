@@ -98,7 +98,7 @@ class Outcome:
     half: EdgeHalf
     plan: SplitPlan
     candidate: Candidate
-    link: LinkEstimate | None  # None where the cloud was lost before it was known
+    link: LinkEstimate | None  # infinitely fast where it was not asked for; None where the cloud was lost before
     runs: Sequence[Run]
     guesses: Sequence[Guess]
     max_abs_diff: float | None
@@ -150,6 +150,7 @@ def run_task(
     find_link: FindLink,
     show: EdgeReport,
     reopen: Callable[[], EdgeSession] | None = None,
+    ideal: LinkEstimate | None = None,
 ) -> Outcome:
     """Plan, run and report one task; where the cloud is lost on the way, go on as the task says.
 
@@ -157,15 +158,20 @@ def run_task(
 
     Args:   find_link: may wait for a measurement; returns None where the cloud was lost before the link was known.
             reopen: how to reach the cloud again.
+            ideal: an infinitely fast link; if even over it the task is fastest on the edge alone, none is asked for.
     Raises: NetworkError, WeightsError, PlanningError.
     """
+    link: LinkEstimate | None = None
     cloud: LayerLatencies | NetworkError
     here = EdgeSide(task)
     try:
         cloud = cloud_latencies(task, session, here.graph)
     except NetworkError as exc:
         cloud = exc
-    link = find_link()
+    else:
+        if ideal and stays_here(task, session, ideal, here, cloud, show):
+            link = ideal
+    link = link or find_link()
     try:
         if isinstance(cloud, NetworkError):
             raise cloud
@@ -182,6 +188,22 @@ def run_task(
             log.warning("the cloud is lost (%s): looking for it", exc)
             return run_again(task, reopen, link, here, show)
         raise
+
+
+def stays_here(
+    task: Task, session: EdgeSession, ideal: LinkEstimate, here: EdgeSide, cloud: LayerLatencies, show: EdgeReport
+) -> bool:
+    """Return, and report, whether a task is fastest on the edge alone even over an infinitely fast link.
+
+    A cut then takes its two parts and a round trip: whatever rate was measured, the plan would be the same.
+    """
+    corrections = Corrections.load() if task.learns else Corrections()
+    stages = stages_of(task, session, ideal, here.latencies, cloud, is_warm=task.repeat > 1)
+    plan, candidate = plan_task(task, session, ideal, corrections, stages)
+    if plan.best.crossing_bytes or candidate.crossing_bytes:
+        return False
+    show.not_measured(plan, ideal.rtt_ms)
+    return True
 
 
 def run_with_cloud(
@@ -271,7 +293,8 @@ def plan_task(
     keys = stages.keys
     edge, cloud = stages.edge.scaled(corrections.factor(keys.edge)), stages.cloud.scaled(corrections.factor(keys.cloud))
     state = session.send_state()
-    sender = WARM if task.repeat > 1 else Sender(*state) if state else IDLE
+    never_waits = task.repeat > 1 or math.isinf(link.rate_bytes_per_s)
+    sender = WARM if never_waits else Sender(*state) if state else IDLE
     plan_with = partial(
         plan_split,
         model_graph(task.model),

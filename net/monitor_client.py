@@ -37,6 +37,8 @@ from utils.units import bytes_per_s_to_mb_per_s, mb_per_s_to_bytes_per_s
 
 log = logging.getLogger(__name__)
 
+YOUNG_S = 60.0  # long enough for a user who runs one task after another; later, a mobile link may be a different one
+
 Began = Callable[[Connection], None]
 
 
@@ -173,6 +175,12 @@ def last_link(host: str, port: int) -> LinkEstimate | None:
     if not (0 < rate_bytes_per_s < math.inf and 0 <= rtt_ms < math.inf):
         return None
     return LinkEstimate(rate_bytes_per_s, rtt_ms, LinkSource.LAST, time.time() - when_s)
+
+
+def young_link(host: str, port: int) -> LinkEstimate | None:
+    """Return the last estimate of the link to a service if it is at most `YOUNG_S` old, else None."""
+    last = last_link(host, port)
+    return last if last and 0 <= last.age_s <= YOUNG_S else None
 
 
 def _known_links() -> dict[str, list[float]]:

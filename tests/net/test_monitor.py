@@ -20,12 +20,14 @@ from net.bandwidth import MAX_RATE_BYTES_PER_S, LinkEstimate, LinkSource
 from net.framing import HEAD_UNIT
 from net.messages import ErrorReply, Hello, Message, Ping, Pong, Prepare, Probe, Samples
 from net.monitor_client import (
+    YOUNG_S,
     LinkMeasurement,
     estimate_link,
     last_link,
     links_file,
     measure_link,
     remember_link,
+    young_link,
 )
 from net.monitor_server import MAX_PROBE_BYTES, MAX_SAMPLES, CloudLoad, MonitorServer, receive_probe
 from net.transport import Connection, connect
@@ -332,6 +334,16 @@ def test_every_cloud_has_its_own_last_value() -> None:
     assert near is not None and far is not None
     assert (near.rtt_ms, far.rtt_ms) == (0.1, 90.0)
     assert last_link("elsewhere", 9922) is None
+
+
+@pytest.mark.parametrize(
+    ("age_s", "is_young"), [(0.0, True), (YOUNG_S / 2, True), (2 * YOUNG_S, False), (-60.0, False)]
+)
+def test_young_link_is_neither_old_nor_of_the_future(cache: Path, age_s: float, is_young: bool) -> None:
+    cache.parent.mkdir(parents=True)
+    cache.write_text(json.dumps({"near:9922": [1e6, 2.5, time.time() - age_s]}))
+    assert (young_link("near", 9922) is not None) is is_young
+    assert young_link("far", 9922) is None
 
 
 @pytest.mark.parametrize(
