@@ -23,9 +23,16 @@ from typing import TYPE_CHECKING, Any
 
 from models.sources import chosen_model
 from models.zoo import WeightsSource, check_point, check_pretrained, check_weights_file, input_size
-from net.access import Access, access_of_edge
-from net.bandwidth import LinkEstimate
-from net.monitor_client import estimate_link, given_or_measured, measure_link
+from net.access import access_of_edge
+from net.bandwidth import LinkEstimate, LinkSource
+from net.monitor_client import (
+    YOUNG_S,
+    LinkMeasurement,
+    estimate_link,
+    given_or_measured,
+    measure_link,
+    young_link,
+)
 from net.session import EdgeSession, OnCloudLoss, new_edge_id
 from net.shaper import add_shaping, shaped
 from utils.cli import (
@@ -47,7 +54,7 @@ from utils.cli import (
 )
 from utils.errors import NetworkError, UsageError
 from utils.images import read_image
-from utils.report import EdgeReport, cut_document, output_document, print_json
+from utils.report import EdgeReport, cut_document, needless_link, output_document, print_json
 from utils.units import bytes_per_s_to_mb_per_s, mb_to_bytes
 
 if TYPE_CHECKING:
@@ -71,6 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--point", type=non_negative_int, help="force this partition point (default: the best one)")
     add_on_cloud_loss(parser)
     add_link(parser)
+    parser.add_argument(
+        "--measure",
+        choices=("always", "auto"),
+        default="always",
+        help="measure the link for every task, or only where that can change the plan, and no estimate of the last "
+        f"{YOUNG_S:g} s is kept (default: always)",
+    )
     add_shaping(parser)
     add_deadline(parser)
     add_predictor_choice(parser, "forest", "linear", "measured")
@@ -104,18 +118,22 @@ def _run(args: argparse.Namespace) -> int:
         network = stack.enter_context(shaped(host, (port, monitor_port), args.shape, args.trace))
         network.begin()
         access, host = dataclasses.replace(access, cloud_name=host), network.host
+        kept = kept_link(args, host, monitor_port)
+        measure = measure_link if args.local_cloud else estimate_link  # a local cloud's port is used once
+        measurement = stack.enter_context(LinkMeasurement(partial(measure, host, monitor_port, access)))
+        if args.measure == "always" and args.bandwidth is None:
+            measurement.start()
         reopen = partial(EdgeSession.open, host, port, new_edge_id() if args.repeat == 1 else None, access)
         session = stack.enter_context(reopen())
-        link = link_of(args, session, host, monitor_port, access)
-        if link:
-            show.bandwidth(link)
+        find_link = partial(link_of, args, session, kept, measurement, show)
+        ideal = None if args.measure == "always" or args.bandwidth is not None or kept else ideal_link(args, session)
         from edge_task import run_task  # torch takes a second: only when the cloud has answered
 
-        outcome = run_task(task_of(args, pixels), session, link, show, reopen)
+        outcome = run_task(task_of(args, pixels), session, find_link, show, reopen, ideal)
     if args.deadline_ms:
         show.deadline(args.deadline_ms, outcome.plan.best.stages.total_ms, outcome.measured.total_ms)
     if args.json:
-        print_json(document_of(outcome, args, link))
+        print_json(document_of(outcome, args))
     return 0
 
 
@@ -170,20 +188,48 @@ def task_of(args: argparse.Namespace, pixels: NDArray[np.uint8] | None) -> Task:
     )
 
 
+def kept_link(args: argparse.Namespace, host: str, monitor_port: int) -> LinkEstimate | None:
+    """Return the kept estimate that stands in for a measurement; None where there is none, or the flags forbid it.
+
+    A local cloud's port is used once: what is kept of it was another cloud's.
+    """
+    if args.measure == "always" or args.bandwidth is not None or args.local_cloud:
+        return None
+    return young_link(host, monitor_port)
+
+
+def ideal_link(args: argparse.Namespace, session: EdgeSession) -> LinkEstimate:
+    """Return the best that the link to this cloud can be: infinitely fast, with the least round trip."""
+    if args.rtt is not None:
+        return LinkEstimate(math.inf, args.rtt)
+    is_relayed = args.shape or args.trace  # then the kernel's round trip is that to the relay
+    return LinkEstimate(math.inf, session.rtt_ms if is_relayed else session.least_rtt_ms())
+
+
 def link_of(
-    args: argparse.Namespace, session: EdgeSession, host: str, monitor_port: int, access: Access
+    args: argparse.Namespace,
+    session: EdgeSession,
+    kept: LinkEstimate | None,
+    measurement: LinkMeasurement,
+    show: EdgeReport,
 ) -> LinkEstimate | None:
-    """Return the link, given or measured; None where the whole cloud is gone, and the task may run here.
+    """Return, and print, the link, given, kept or measured. May block.
+
+    It is None where the whole cloud is gone, and the task may run here.
 
     Raises: NetworkError: the bandwidth service alone is away, and there is no last value.
     """
-    measure = measure_link if args.local_cloud else estimate_link  # a local cloud's port is used once
+    if kept:
+        print(f"link not measured : the estimate of {kept.age_s:.0f} s ago is used", file=sys.stderr)
     try:
-        return given_or_measured(args.bandwidth, args.rtt, session.rtt_ms, lambda: measure(host, monitor_port, access))
+        measure = (lambda: kept) if kept else measurement.result
+        link = given_or_measured(args.bandwidth, args.rtt, session.rtt_ms, measure)
     except NetworkError:
         if args.on_cloud_loss != OnCloudLoss.LOCAL or session.is_alive():
             raise
         return None
+    show.bandwidth(link)
+    return link
 
 
 @contextlib.contextmanager
@@ -208,9 +254,10 @@ def cloud_of(args: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
 # ---------------------------------------------------------------- after it
 
 
-def document_of(outcome: Outcome, args: argparse.Namespace, link: LinkEstimate | None) -> dict[str, Any]:
+def document_of(outcome: Outcome, args: argparse.Namespace) -> dict[str, Any]:
     """Return the JSON interface's object."""
-    half, candidate = outcome.half, outcome.candidate
+    half, candidate, link = outcome.half, outcome.candidate, outcome.link
+    is_known = link is not None and math.isfinite(link.rate_bytes_per_s)
     document = {
         "model": half.name,
         "layers": len(half.graph.layers),
@@ -220,7 +267,7 @@ def document_of(outcome: Outcome, args: argparse.Namespace, link: LinkEstimate |
         "edge_parameter_bytes": outcome.half.parameter_bytes,  # those that it really has
         "device": args.device,
         "where": outcome.where,
-        "bandwidth_mb_per_s": link and bytes_per_s_to_mb_per_s(link.rate_bytes_per_s),
+        "bandwidth_mb_per_s": bytes_per_s_to_mb_per_s(link.rate_bytes_per_s) if link and is_known else None,
         "rtt_ms": link and link.rtt_ms,
         "predicted": candidate.stages.as_dict(),
         "interval_ms": list(outcome.plan.interval(candidate)),
@@ -232,6 +279,10 @@ def document_of(outcome: Outcome, args: argparse.Namespace, link: LinkEstimate |
         "weights_digest": half.weights_digest,
         "output": output_document(outcome.runs[-1].output, outcome.guesses),
     }
+    if link and not is_known:
+        document["link_not_measured"] = needless_link(outcome.plan, link.rtt_ms)
+    elif link and link.source is LinkSource.LAST:
+        document["link_age_s"] = link.age_s
     if args.deadline_ms:
         document["deadline_ms"] = args.deadline_ms
         document["deadline_in_reach"] = outcome.plan.best.stages.total_ms <= args.deadline_ms

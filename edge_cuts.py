@@ -290,10 +290,11 @@ def _total_ms(choice: Choice) -> float:
 
 
 def prepare_models(
-    names: Iterable[str], settings: QueueSettings, session: EdgeSession, link: LinkEstimate
+    names: Iterable[str], settings: QueueSettings, session: EdgeSession, find_link: Callable[[], LinkEstimate]
 ) -> dict[str, QueueModel]:
     """Return every model of the queue, ready on both sides, with the same weights.
 
+    Args:   find_link: may wait for a measurement; asked when the first network is loaded.
     Raises: WeightsError, NetworkError, PlanningError.
     """
     models: dict[str, QueueModel] = {}
@@ -303,7 +304,7 @@ def prepare_models(
         session.ask_to_prepare(Prepare(name, pack_nodes(graph, graph.edge_nodes(0)), graph.digest))
         network = load_network(name, task.weights, task.device)  # while the cloud does the same
         session.wait_until_ready(network.weights_digest)
-        edge, cloud, keys = predicted_stages(task, session, link, is_warm=True)
+        edge, cloud, keys = predicted_stages(task, session, find_link(), is_warm=True)
         if settings.in_flight > settings.side_by_side:  # stages take longer beside each other
             keys = StageKeys._make(f"side by side {key}" for key in keys)
         models[name] = QueueModel(network, edge, cloud, keys)

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from deployment import Candidate, SplitPlan, plan_split
 from models.cuts import pack_nodes
 from models.graph import LayerGraph
-from models.halves import EdgeHalf, load_edge_half
+from models.halves import EdgeHalf, edge_half
 from models.zoo import Network, WeightsSource, build_network, imagenet_labels, load_network, model_graph
 from net.bandwidth import LinkEstimate, LinkSource
 from net.breaker import Breaker
@@ -78,6 +79,13 @@ class Task:
     strategy: Strategy = Strategy.DADS
     max_edge_bytes: float = math.inf
 
+    def build(self) -> Network:
+        """Return its network, built anew.
+
+        Raises: WeightsError.
+        """
+        return build_network(self.model, self.weights, self.device)
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -95,6 +103,7 @@ class Outcome:
     half: EdgeHalf
     plan: SplitPlan
     candidate: Candidate
+    link: LinkEstimate | None  # infinitely fast where it was not asked for; None where the cloud was lost before
     runs: Sequence[Run]
     guesses: Sequence[Guess]
     max_abs_diff: float | None
@@ -117,54 +126,115 @@ class Outcome:
         return stage_timings([run.times for run in self.runs])
 
 
+FindLink = Callable[[], LinkEstimate | None]
+
+
+class EdgeSide:
+    """This machine's side of a task: what its layers take here, and its network, which loads in a thread."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self.graph = model_graph(task.model)
+        self.latencies = edge_latencies(task, self.graph)  # before the thread starts: it may time layers
+        loader = ThreadPoolExecutor(1, "load")
+        self._loading: Future[Network] | None = loader.submit(task.build)
+        loader.shutdown(wait=False)  # the thread ends when it has loaded, and its team of OpenMP threads with it
+
+    def half(self, edge_nodes: frozenset[int]) -> EdgeHalf:
+        """Return the edge's half of a cut. No other parameters are kept: a second call loads them again. May block.
+
+        Raises: WeightsError, PartitionError.
+        """
+        loading, self._loading = self._loading, None
+        return edge_half(loading.result() if loading else self._task.build(), edge_nodes)
+
+
 def run_task(
     task: Task,
     session: EdgeSession,
-    link: LinkEstimate | None,
+    find_link: FindLink,
     show: EdgeReport,
     reopen: Callable[[], EdgeSession] | None = None,
+    ideal: LinkEstimate | None = None,
 ) -> Outcome:
     """Plan, run and report one task; where the cloud is lost on the way, go on as the task says.
 
-    Args:   link: None where the cloud was lost before it was known. reopen: how to reach the cloud again.
+    What does not depend on the link begins before the link is asked for: predicting, and loading the network.
+
+    Args:   find_link: may wait for a measurement; returns None where the cloud was lost before the link was known.
+            reopen: how to reach the cloud again.
+            ideal: an infinitely fast link; if even over it the task is fastest on the edge alone, none is asked for.
     Raises: NetworkError, WeightsError, PlanningError.
     """
+    link: LinkEstimate | None = None
+    cloud: LayerLatencies | NetworkError
+    here = EdgeSide(task)
     try:
+        cloud = cloud_latencies(task, session, here.graph)
+    except NetworkError as exc:
+        cloud = exc
+    else:
+        if ideal and stays_here(task, session, ideal, here, cloud, show):
+            link = ideal
+    link = link or find_link()
+    try:
+        if isinstance(cloud, NetworkError):
+            raise cloud
         if link is None:
             raise ConnectError("it was gone before the link was known")
         session.pace_first_task(link)
-        return run_with_cloud(task, session, link, show)
+        return run_with_cloud(task, session, link, here, cloud, show)
     except NetworkError as exc:
         is_loss = is_connection_loss(exc)
         if is_loss and task.on_cloud_loss is OnCloudLoss.LOCAL:
             log.warning("the cloud is lost (%s): the task is computed here", exc)
-            return run_here(task, show)
+            return run_here(task, link, here, show)
         if is_loss and task.on_cloud_loss is OnCloudLoss.RETRY and link and reopen:
             log.warning("the cloud is lost (%s): looking for it", exc)
-            return run_again(task, reopen, link, show)
+            return run_again(task, reopen, link, here, show)
         raise
 
 
-def run_with_cloud(task: Task, session: EdgeSession, link: LinkEstimate, show: EdgeReport) -> Outcome:
+def stays_here(
+    task: Task, session: EdgeSession, ideal: LinkEstimate, here: EdgeSide, cloud: LayerLatencies, show: EdgeReport
+) -> bool:
+    """Return, and report, whether a task is fastest on the edge alone even over an infinitely fast link.
+
+    A cut then takes its two parts and a round trip: whatever rate was measured, the plan would be the same.
+    """
+    corrections = Corrections.load() if task.learns else Corrections()
+    stages = stages_of(task, session, ideal, here.latencies, cloud, is_warm=task.repeat > 1)
+    plan, candidate = plan_task(task, session, ideal, corrections, stages)
+    if plan.best.crossing_bytes or candidate.crossing_bytes:
+        return False
+    show.not_measured(plan, ideal.rtt_ms)
+    return True
+
+
+def run_with_cloud(
+    task: Task, session: EdgeSession, link: LinkEstimate, here: EdgeSide, cloud: LayerLatencies, show: EdgeReport
+) -> Outcome:
     """Plan one task for this cloud, and run it.
 
     Raises: NetworkError, WeightsError, PlanningError.
     """
-    stages = predicted_stages(task, session, link, is_warm=task.repeat > 1)
     corrections = Corrections.load() if task.learns else Corrections()
+    stages = stages_of(task, session, link, here.latencies, cloud, is_warm=task.repeat > 1)
     plan, candidate = plan_task(task, session, link, corrections, stages)
     show.plan(plan, candidate)
-    half = prepare(task, session, plan.edge_nodes(candidate), show)
-    outcome = infer(task, half, plan, candidate, session, show)
+    half = prepare(task, session, plan.edge_nodes(candidate), here, show)
+    outcome = infer(task, half, plan, candidate, link, session, show)
     if task.learns:
-        learn(corrections, stages.keys, link, outcome)
+        learn(corrections, stages.keys, outcome)
         if task.repeat > 1:
             doubt_speed(task, corrections.factor(stages.keys.edge))
     show_outcome(outcome, show)
     return outcome
 
 
-def run_again(task: Task, reopen: Callable[[], EdgeSession], link: LinkEstimate, show: EdgeReport) -> Outcome:
+def run_again(
+    task: Task, reopen: Callable[[], EdgeSession], link: LinkEstimate, here: EdgeSide, show: EdgeReport
+) -> Outcome:
     """Look for the cloud again, and run the task from its start; what it has computed already, it only tells.
 
     Raises: NetworkError: it stayed away.
@@ -175,19 +245,19 @@ def run_again(task: Task, reopen: Callable[[], EdgeSession], link: LinkEstimate,
         time.sleep(breaker.pause_ms(now_ms()) / MS_PER_S)
         try:
             with reopen() as session:
-                return run_with_cloud(task, session, link, show)
+                cloud = cloud_latencies(task, session, here.graph)
+                return run_with_cloud(task, session, link, here, cloud, show)
         except (NetworkError, AddressError) as exc:  # names are not known, either, while there is no network
             is_loss = is_connection_loss(exc) or isinstance(exc, AddressError)
             if not is_loss or now_ms() - start_ms > s_to_ms(PATIENCE_S):
                 raise
 
 
-def run_here(task: Task, show: EdgeReport) -> Outcome:
+def run_here(task: Task, link: LinkEstimate | None, here: EdgeSide, show: EdgeReport) -> Outcome:
     """Run the whole network on this machine."""
-    graph = model_graph(task.model)
-    plan = plan_alone(graph, edge_latencies(task, graph))
-    half = load_edge_half(task.model, task.weights, task.device, plan.edge_nodes(plan.best))
-    outcome = infer(task, half, plan, plan.best, None, show)
+    plan = plan_alone(here.graph, here.latencies)
+    half = here.half(plan.edge_nodes(plan.best))
+    outcome = infer(task, half, plan, plan.best, link, None, show)
     show_outcome(outcome, show)
     return outcome
 
@@ -200,7 +270,13 @@ def plan_alone(graph: LayerGraph, edge: LayerLatencies) -> SplitPlan:
 
 
 def infer(
-    task: Task, half: EdgeHalf, plan: SplitPlan, candidate: Candidate, session: EdgeSession | None, show: EdgeReport
+    task: Task,
+    half: EdgeHalf,
+    plan: SplitPlan,
+    candidate: Candidate,
+    link: LinkEstimate | None,
+    session: EdgeSession | None,
+    show: EdgeReport,
 ) -> Outcome:
     """Run a task as planned, as often as it says; ``session`` may be None where nothing crosses."""
     tensor = stand_in(half.graph.input.shape) if task.pixels is None else image_input(task.pixels)
@@ -215,7 +291,7 @@ def infer(
     if task.verify:
         whole = load_network(task.model, task.weights, task.device)
         difference = (runs[-1].output - run_whole(whole, tensor)).abs().max().item()
-    return Outcome(half, plan, candidate, runs, guesses, difference)
+    return Outcome(half, plan, candidate, link, runs, guesses, difference)
 
 
 def plan_task(
@@ -225,7 +301,8 @@ def plan_task(
     keys = stages.keys
     edge, cloud = stages.edge.scaled(corrections.factor(keys.edge)), stages.cloud.scaled(corrections.factor(keys.cloud))
     state = session.send_state()
-    sender = WARM if task.repeat > 1 else Sender(*state) if state else IDLE
+    never_waits = task.repeat > 1 or math.isinf(link.rate_bytes_per_s)
+    sender = WARM if never_waits else Sender(*state) if state else IDLE
     plan_with = partial(
         plan_split,
         model_graph(task.model),
@@ -260,13 +337,20 @@ class PredictedStages(NamedTuple):
 
 
 def predicted_stages(task: Task, session: EdgeSession, link: LinkEstimate, *, is_warm: bool) -> PredictedStages:
-    """Return what is predicted for a model on both sides.
+    """Return what is predicted for a model on both sides."""
+    graph = model_graph(task.model)
+    edge, cloud = edge_latencies(task, graph), cloud_latencies(task, session, graph)
+    return stages_of(task, session, link, edge, cloud, is_warm=is_warm)
+
+
+def stages_of(
+    task: Task, session: EdgeSession, link: LinkEstimate, edge: LayerLatencies, cloud: LayerLatencies, *, is_warm: bool
+) -> PredictedStages:
+    """Return what is predicted for a model on both sides, and what corrects it.
 
     The first inference of a process also builds its kernels, so it has corrections of its own. So has every other
     prediction: who has collected new data learns anew what it misses.
     """
-    graph = model_graph(task.model)
-    edge, cloud = edge_latencies(task, graph), cloud_latencies(task, session, graph)
     phase = "warm" if is_warm else "first"
     where = f"{session.host} {session.cloud.get('device')} {session.cloud.get('threads')} {task.cloud_config}"
     this_edge = f"{task.device} {task.threads} {task.predictor} {task.edge_config}"
@@ -278,11 +362,11 @@ def predicted_stages(task: Task, session: EdgeSession, link: LinkEstimate, *, is
     return PredictedStages(edge, cloud, keys)
 
 
-def learn(corrections: Corrections, keys: StageKeys, link: LinkEstimate, outcome: Outcome) -> None:
+def learn(corrections: Corrections, keys: StageKeys, outcome: Outcome) -> None:
     """Take in what the stages took; a link that the user made up teaches nothing."""
     predicted, measured = outcome.candidate.stages, outcome.measured
     for stage, key in zip(("edge_ms", "transfer_ms", "cloud_ms"), keys, strict=True):
-        if stage != "transfer_ms" or link.source is not LinkSource.GIVEN:
+        if stage != "transfer_ms" or (outcome.link and outcome.link.source is not LinkSource.GIVEN):
             corrections.learn(key, getattr(predicted, stage) / corrections.factor(key), getattr(measured, stage))
     corrections.save()
 
@@ -319,13 +403,13 @@ def cloud_latencies(task: Task, session: EdgeSession, graph: LayerGraph) -> Laye
     return find_predictor("cloud", str(session.cloud.get("device")), name, task.cloud_config).predict(graph)
 
 
-def prepare(task: Task, session: EdgeSession, edge_nodes: frozenset[int], show: EdgeReport) -> EdgeHalf:
+def prepare(task: Task, session: EdgeSession, edge_nodes: frozenset[int], here: EdgeSide, show: EdgeReport) -> EdgeHalf:
     """Return the edge's half; where anything crosses, the cloud gets its own ready in the same time."""
-    graph = model_graph(task.model)
+    graph = here.graph
     crosses = len(edge_nodes) < len(graph.nodes)
     if crosses:
         session.ask_to_prepare(Prepare(task.model, pack_nodes(graph, edge_nodes), graph.digest))
-    half = load_edge_half(task.model, task.weights, task.device, edge_nodes)
+    half = here.half(edge_nodes)
     if crosses:
         session.expect_output(blank(graph.output))
         session.wait_until_ready(half.weights_digest)

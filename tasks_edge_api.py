@@ -19,7 +19,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ from models.sources import parse_weights
 from models.zoo import ZOO
 from net.access import Access, access_of_edge
 from net.link_watch import LinkWatch
-from net.monitor_client import estimate_link, given_or_measured
+from net.monitor_client import LinkMeasurement, estimate_link, given_or_measured
 from net.session import EdgeSession, OnCloudLoss, new_edge_id
 from net.shaper import add_shaping, shaped
 from net.stream import PATIENCE_S, TaskStream
@@ -148,20 +148,18 @@ def _run_queue(args: argparse.Namespace, access: Access, begin_trace: Callable[[
     forget_if_asked(args)
     tasks, settings = tasks_of(args), settings_of(args)
     open_session = partial(EdgeSession.open, args.ip, args.port, new_edge_id(), access)
-    session = open_session()
-    link = given_or_measured(
-        args.bandwidth, args.rtt, session.rtt_ms, lambda: estimate_link(args.ip, args.monitor_port, access)
-    )
-    from edge_cuts import (
-        Forecast,
-        prepare_models,
-        share_cores,
-    )  # torch takes a second: only when the cloud has answered
-    from edge_queue import QueueRun, receives_itself
+    with LinkMeasurement(partial(estimate_link, args.ip, args.monitor_port, access)) as measurement:
+        if args.bandwidth is None:
+            measurement.start()
+        session = open_session()
+        find_link = cache(partial(given_or_measured, args.bandwidth, args.rtt, session.rtt_ms, measurement.result))
+        from edge_cuts import Forecast, prepare_models, share_cores  # torch takes a second: only if the cloud answered
+        from edge_queue import QueueRun, receives_itself
 
-    settings = replace(settings, shares_cores=share_cores(access.cloud_name or args.ip, session.cloud, settings))
+        settings = replace(settings, shares_cores=share_cores(access.cloud_name or args.ip, session.cloud, settings))
+        models = prepare_models((task.model for task in tasks), settings, session, find_link)
+        link = find_link()
     patience_s = PATIENCE_S if settings.on_cloud_loss is OnCloudLoss.RETRY else None
-    models = prepare_models((task.model for task in tasks), settings, session, link)
     forecast = Forecast(tasks, models, link, settings)
     ordered = forecast.in_order(settings.schedule)
     with (

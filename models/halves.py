@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from models.zoo import WeightsSource, build_network
-
 if TYPE_CHECKING:
     from torch import nn
 
     from models.graph import LayerGraph
+    from models.zoo import Network, WeightsSource
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,19 +42,18 @@ def parameter_bytes(module: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
-def load_edge_half(name: str, source: WeightsSource, device: str, edge_nodes: frozenset[int]) -> EdgeHalf:
-    """Return the edge's half of a cut; the other parameters are given back.
+def edge_half(network: Network, edge_nodes: frozenset[int]) -> EdgeHalf:
+    """Return the edge's half of a cut; it holds none of the network's other parameters.
 
-    Raises: UnknownModelError, WeightsError, PartitionError.
+    Raises: PartitionError.
     """
-    network = build_network(name, source, device)
     return EdgeHalf(
         name=network.name,
         module=network.split(edge_nodes).edge,
         graph=network.graph,
         edge_nodes=edge_nodes,
         weights_digest=network.weights_digest,
-        device=device,
-        source=source,
+        device=network.device,
+        source=network.source,
         knows_imagenet=network.knows_imagenet,
     )

@@ -17,10 +17,15 @@ import argparse
 import json
 import logging
 import math
+import multiprocessing
+import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from net.access import OPEN, Access, access_of_edge
@@ -30,12 +35,14 @@ from net.net_utils import format_address, format_rate
 from net.probe import LinkProbe
 from net.transport import Connection, connect
 from utils.cli import address_parser, run_main
-from utils.errors import AccessError, NetworkError
+from utils.errors import AccessError, NetworkError, NeurosurgeonError
 from utils.files import cache_directory, replace_file
 from utils.timing import now_ms
 from utils.units import bytes_per_s_to_mb_per_s, mb_per_s_to_bytes_per_s
 
 log = logging.getLogger(__name__)
+
+YOUNG_S = 60.0  # long enough for a user who runs one task after another; later, a mobile link may be a different one
 
 Began = Callable[[Connection], None]
 
@@ -84,6 +91,68 @@ def ping_link(host: str, port: int, access: Access = OPEN, began: Began = lambda
         return LinkProbe(connection).echo()
 
 
+# ---------------------------------------------------------------- beside other work
+
+
+class LinkMeasurement:
+    """Measures the link in a child process, while this one does other work; use it in a ``with`` block.
+
+    A thread would share the interpreter's lock with that work: beside an import of torch, it reads exchanges up to
+    60 ms too long, and takes up to seven times as long.
+    """
+
+    def __init__(self, measure: Callable[[], LinkEstimate]) -> None:
+        context = multiprocessing.get_context("fork")
+        self._reader, self._writer = context.Pipe(duplex=False)
+        self._child = context.Process(target=_measure_into, args=(measure, self._writer), daemon=True)
+
+    def __enter__(self) -> LinkMeasurement:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        """End the child, whether or not it has finished."""
+        if self._child.pid is not None:
+            self._child.terminate()
+            self._child.join()
+        self._reader.close()
+        self._writer.close()
+
+    def start(self) -> None:
+        """Begin to measure; returns at once."""
+        self._child.start()
+        self._writer.close()  # the child has its own: when it ends, the pipe does
+
+    def result(self) -> LinkEstimate:
+        """Return the estimate, once; starts if `start` was not called. Blocks until the measurement ends.
+
+        Raises: what ``measure`` raised. NeurosurgeonError: the child was killed.
+        """
+        if self._child.pid is None:
+            self.start()
+        try:
+            found = self._reader.recv()
+        except EOFError as exc:
+            self._child.join()
+            raise NeurosurgeonError(
+                f"the process that measures the link ended with code {self._child.exitcode} and no result; "
+                "pass --bandwidth MB/s"
+            ) from exc
+        if isinstance(found, Exception):
+            raise found
+        estimate: LinkEstimate = found
+        return estimate
+
+
+def _measure_into(measure: Callable[[], LinkEstimate], writer: Pipe) -> None:
+    """Send what ``measure`` returns or raises through a pipe (runs in the child)."""
+    os.setsid()  # Ctrl-C is for the parent alone; and Linux shares the cores out by session before it does by process
+    try:
+        writer.send(measure())
+    except Exception as exc:
+        exc.add_note(traceback.format_exc())  # does not pass through the pipe otherwise
+        writer.send(exc)
+
+
 # ---------------------------------------------------------------- the last value, for when the service is away
 
 
@@ -111,6 +180,12 @@ def last_link(host: str, port: int) -> LinkEstimate | None:
     if not (0 < rate_bytes_per_s < math.inf and 0 <= rtt_ms < math.inf):
         return None
     return LinkEstimate(rate_bytes_per_s, rtt_ms, LinkSource.LAST, time.time() - when_s)
+
+
+def young_link(host: str, port: int) -> LinkEstimate | None:
+    """Return the last estimate of the link to a service if it is at most `YOUNG_S` old, else None."""
+    last = last_link(host, port)
+    return last if last and 0 <= last.age_s <= YOUNG_S else None
 
 
 def _known_links() -> dict[str, list[float]]:

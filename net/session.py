@@ -141,6 +141,14 @@ class EdgeSession:
         """Return what may be sent before the cloud is heard from; None where the system does not tell."""
         return self._connection.send_state()
 
+    def least_rtt_ms(self) -> float:
+        """Return a round trip that no message to this cloud undercuts: the kernel's, which waits for no process.
+
+        The hello's, where the kernel reports none, or where that was shorter.
+        """
+        state = self.send_state()
+        return min(self.rtt_ms, s_to_ms(state.rtt_s)) if state else self.rtt_ms
+
     @property
     def is_mid_frame(self) -> bool:
         """Whether a frame may have been sent in part: nothing else can be sent by this connection then."""

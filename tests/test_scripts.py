@@ -20,9 +20,12 @@ import cloud_api
 import edge_api
 import tasks_cloud_api
 from models.zoo import ZOO, load_network, model_graph
+from net.bandwidth import LinkEstimate
 from net.messages import AskLatencies, Hello, Latencies, Ping, Pong, Prepare, Ready, Request
+from net.monitor_client import LinkMeasurement, last_link, remember_link
 from net.transport import Connection, connect, listen
 from tests.equality import allowed_difference
+from tests.faults import write_slow_edge
 from utils.cli import ROOT, ServiceProcess
 from utils.inference_utils import load_image, run_whole, top_guesses
 
@@ -130,6 +133,52 @@ def test_a_slow_link_keeps_the_network_on_the_edge(address: list[str], capsys: p
     assert result["bandwidth_mb_per_s"] == pytest.approx(0.01)
 
 
+def no_measurement(measurement: LinkMeasurement) -> None:
+    raise AssertionError("the link is measured")
+
+
+def test_measure_auto_measures_nothing_that_cannot_change_the_plan(
+    address: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LinkMeasurement, "start", no_measurement)
+    arguments = ["-t", "le_net", "--measure", "auto", "--rtt", "1000000", *address]
+    assert edge_api.main([*arguments, "--deadline-ms", "1e6"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("link not measured : edge-only takes ")
+    assert "get bandwidth value" not in out
+    result = run_json(capsys, [*arguments, "--repeat", "2"])
+    assert (result["bandwidth_mb_per_s"], result["rtt_ms"], result["where"]) == (None, 1e6, "edge")
+    assert "however fast the link" in result["link_not_measured"]
+    assert set(result) == JSON_KEYS | {"link_not_measured", "repeat"}
+
+
+def test_measure_auto_measures_where_the_plan_depends_on_it(
+    tmp_path: Path, cloud: ServiceProcess, address: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    slow_edge = ["--predictor", "linear", "--edge-config", str(write_slow_edge(tmp_path / "edge.json"))]
+    result = run_json(capsys, ["-t", "le_net", "--measure", "auto", *slow_edge, *address])
+    assert result["bandwidth_mb_per_s"] > 0
+    assert set(result) == JSON_KEYS
+    assert last_link("127.0.0.1", cloud.ports[1]) is not None
+
+
+def test_measure_auto_uses_a_young_estimate_and_says_how_old_it_is(
+    cloud: ServiceProcess, address: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LinkMeasurement, "start", no_measurement)
+    remember_link("127.0.0.1", cloud.ports[1], LinkEstimate(5e6, 2.5))
+    arguments = ["-t", "le_net", "--measure", "auto", "--point", "3", *address]
+    assert edge_api.main(arguments) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("get bandwidth value : 5.0 MB/s\n")
+    assert re.search(r"^link not measured : the estimate of \d+ s ago is used$", captured.err, re.MULTILINE)
+    result = run_json(capsys, arguments)
+    assert (result["bandwidth_mb_per_s"], result["rtt_ms"]) == (5.0, 2.5)
+    assert result["link_age_s"] >= 0
+    assert run_json(capsys, [*arguments, "--rtt", "7"])["rtt_ms"] == 7.0
+    assert "link_age_s" not in run_json(capsys, [*arguments, "--bandwidth", "1"])
+
+
 def test_repeat_measures_median_and_spread(address: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     result = run_json(capsys, ["-t", "le_net", "--point", "3", "--repeat", "5", *address])
     assert result["repeat"]["total_ms"]["samples"] == 5
@@ -208,6 +257,7 @@ BAD_EDGE_INPUTS: dict[str, tuple[list[str], str]] = {
     "missing key": (["-t", "le_net", "--key-file", "no_such.key"], "cannot read the key file no_such.key"),
     "missing CA": (["-t", "le_net", "--tls-ca", "no_such.pem"], "cannot read no_such.pem"),
     "certificate without CA": (["-t", "le_net", "--tls-cert", "a.pem", "--tls-key", "a.key"], "--tls-ca"),
+    "unknown measuring": (["-t", "le_net", "--measure", "never"], "always"),
     "zero repeats": (["-t", "le_net", "--repeat", "0"], "at least 1"),
     "missing predictors": (["-t", "le_net", "--edge-config", "no_such.json"], "no_such.json"),
 }
@@ -304,7 +354,7 @@ def vanishing_cloud() -> Iterator[int]:
                         connection.send(Hello.of(device="cpu", threads=2))
                     case AskLatencies(model, _):
                         layers = [1.0] * len(model_graph(model).layers)
-                        connection.send(Latencies(model, "forest", layers, layers, layers, []))
+                        connection.send(Latencies(model, "forest", layers, layers, layers, [], "data of A"))
                     case Prepare(model, _, _):
                         connection.send(Ready(model, digest))
                     case Request():

@@ -76,6 +76,17 @@ def _tensor_text(tensor: Json) -> str:
     return f"{tensor['name']} , {shape} {tensor['dtype']} , {readable_bytes(tensor['bytes'])}"
 
 
+def needless_link(plan: SplitPlan, rtt_ms: float) -> str:
+    """Return why no link could change a plan that keeps everything on the edge, made for an infinitely fast one."""
+    alone_ms, other = plan.best.stages.total_ms, plan.runner_up
+    if other is None:
+        return f"edge-only , {alone_ms:.2f} ms , is the only cut"
+    return (
+        f"edge-only takes {alone_ms:.2f} ms , any other cut at least {other.stages.total_ms:.2f} ms however fast the "
+        f"link (round trip {rtt_ms:.2f} ms)"
+    )
+
+
 class EdgeReport:
     """The edge's lines of one task, on stdout, or on stderr where stdout is kept for JSON."""
 
@@ -89,6 +100,10 @@ class EdgeReport:
     def bandwidth(self, link: LinkEstimate) -> None:
         """The link is known."""
         self.say(bandwidth_line(link.rate_bytes_per_s))
+
+    def not_measured(self, plan: SplitPlan, rtt_ms: float) -> None:
+        """The link need not be known."""
+        self.say(f"link not measured : {needless_link(plan, rtt_ms)}")
 
     def plan(self, plan: SplitPlan, chosen: Candidate) -> None:
         """The best cut is known, and which one is taken."""

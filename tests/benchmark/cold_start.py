@@ -1,5 +1,7 @@
 """From typing `edge_api.py` to its answer, against `python -c 'import torch'`, interleaved, with a running cloud.
 
+Also over 3G, measured and not: its relay (`--shape`) takes some tenths of a second to start.
+
 python -m tests.benchmark.cold_start
 """
 
@@ -14,6 +16,7 @@ from utils.cli import ROOT, ServiceProcess
 
 ROUNDS = 7
 MODELS = ("le_net", "mobile_net")
+LINK_3G = ("--shape", "1.1,60")
 
 
 def command(arguments: Sequence[str]) -> Callable[[], object]:
@@ -32,6 +35,9 @@ def main() -> None:
         for model in MODELS:
             contenders[model] = command(["edge_api.py", "-t", model, *address])
             contenders[f"{model}, point 3"] = command(["edge_api.py", "-t", model, "--point", "3", *address])
+            for how in ("always", "auto"):
+                flags = ["--measure", how, *LINK_3G, *address]
+                contenders[f"{model}, 3G, {how}"] = command(["edge_api.py", "-t", model, *flags])
         medians = interleaved_medians(contenders, ROUNDS, warmup=1)
     print(f"cold start\n{'':<24}{'median, s':>10}{'over import torch, s':>22}")
     for name, median_ms in medians.items():

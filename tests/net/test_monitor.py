@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -17,13 +19,31 @@ from net import monitor_client, monitor_server, monitor_test, probe
 from net.bandwidth import MAX_RATE_BYTES_PER_S, LinkEstimate, LinkSource
 from net.framing import HEAD_UNIT
 from net.messages import ErrorReply, Hello, Message, Ping, Pong, Prepare, Probe, Samples
-from net.monitor_client import estimate_link, last_link, links_file, measure_link, remember_link
+from net.monitor_client import (
+    YOUNG_S,
+    LinkMeasurement,
+    estimate_link,
+    last_link,
+    links_file,
+    measure_link,
+    remember_link,
+    young_link,
+)
 from net.monitor_server import MAX_PROBE_BYTES, MAX_SAMPLES, CloudLoad, MonitorServer, receive_probe
 from net.transport import Connection, connect
 from tests.net.conftest import JOIN_S, LOOPBACK
 from tests.net.test_transport import Pair, reset
 from utils.cli import ROOT, ServiceProcess
-from utils.errors import BusyError, ConnectError, DeadlineError, NetworkError, PeerGoneError, UsageError
+from utils.errors import (
+    AccessError,
+    BusyError,
+    ConnectError,
+    DeadlineError,
+    NetworkError,
+    NeurosurgeonError,
+    PeerGoneError,
+    UsageError,
+)
 
 Address = tuple[str, int]
 
@@ -202,6 +222,59 @@ def test_clients_beyond_the_limit_are_closed(listener: socket.socket, monkeypatc
     serving.join(JOIN_S)
 
 
+# ---------------------------------------------------------------- beside other work
+
+
+def test_measurement_brings_its_estimate_from_another_process() -> None:
+    with LinkMeasurement(lambda: LinkEstimate(1e6, float(os.getpid()))) as measurement:
+        measurement.start()
+        found = measurement.result()
+    assert found.rate_bytes_per_s == 1e6
+    assert found.rtt_ms != os.getpid()
+
+
+def test_measurement_starts_when_it_is_asked_for(service: Address) -> None:
+    with LinkMeasurement(lambda: measure_link(*service)) as measurement:
+        assert measurement.result().source is LinkSource.PROBE
+
+
+def test_measurement_raises_what_went_wrong_with_its_traceback() -> None:
+    def refuse() -> LinkEstimate:
+        raise AccessError("another key", 7)
+
+    with LinkMeasurement(refuse) as measurement, pytest.raises(AccessError, match="another key") as caught:
+        measurement.result()
+    assert caught.value.refusal == 7
+    assert "in refuse" in caught.value.__notes__[0]
+
+
+def test_measurement_whose_process_is_killed_says_what_to_do() -> None:
+    def die() -> LinkEstimate:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    with LinkMeasurement(die) as measurement, pytest.raises(NeurosurgeonError, match="-9.*pass --bandwidth"):
+        measurement.result()
+
+
+def test_measurement_ends_with_its_block() -> None:
+    def never() -> LinkEstimate:
+        signal.pause()
+        raise AssertionError
+
+    reader, writer = os.pipe()  # the child holds the writing end, too, for as long as it lives
+    with LinkMeasurement(never) as measurement:
+        measurement.start()
+        os.close(writer)
+    assert os.read(reader, 1) == b""
+    os.close(reader)
+
+
+def test_measurement_that_never_starts_is_no_process() -> None:
+    with LinkMeasurement(lambda: LinkEstimate(1.0, 1.0)):
+        pass
+
+
 # ---------------------------------------------------------------- a service that is away
 
 
@@ -261,6 +334,16 @@ def test_every_cloud_has_its_own_last_value() -> None:
     assert near is not None and far is not None
     assert (near.rtt_ms, far.rtt_ms) == (0.1, 90.0)
     assert last_link("elsewhere", 9922) is None
+
+
+@pytest.mark.parametrize(
+    ("age_s", "is_young"), [(0.0, True), (YOUNG_S / 2, True), (2 * YOUNG_S, False), (-60.0, False)]
+)
+def test_young_link_is_neither_old_nor_of_the_future(cache: Path, age_s: float, is_young: bool) -> None:
+    cache.parent.mkdir(parents=True)
+    cache.write_text(json.dumps({"near:9922": [1e6, 2.5, time.time() - age_s]}))
+    assert (young_link("near", 9922) is not None) is is_young
+    assert young_link("far", 9922) is None
 
 
 @pytest.mark.parametrize(
