@@ -192,19 +192,20 @@ class Chooser:
 
         Args: under_way: what link and cloud are still busy with.
         """
-        plan = plan_of(self._queue[self._position])
+        position = self._position
+        self._position += 1  # also where planning this task fails
+        plan = plan_of(self._queue[position])
         if self._objective is Objective.THROUGHPUT:
-            if self._position % RETHINK == 0:
-                self._think_over(plan_of, under_way)
-            index = min(self._ahead[self._position % RETHINK], len(plan.candidates) - 1)
+            if position % RETHINK == 0 or not self._ahead:
+                self._think_over(plan_of, position, under_way)
+            index = min(self._ahead[position % RETHINK], len(plan.candidates) - 1)
             chosen = choice(plan, index, under_way)
         else:
             chosen = self._last_unless_another_pays(plan, under_way)
-        self._position += 1
         return chosen
 
-    def _think_over(self, plan_of: Callable[[str], SplitPlan], under_way: Pipeline) -> None:
-        ahead = [plan_of(model).candidates for model in self._queue[self._position :][:HORIZON]]
+    def _think_over(self, plan_of: Callable[[str], SplitPlan], position: int, under_way: Pipeline) -> None:
+        ahead = [plan_of(model).candidates for model in self._queue[position:][:HORIZON]]
         busy = {id(candidates): [candidate.busy for candidate in candidates] for candidates in ahead}
         options = [busy[id(candidates)] for candidates in ahead]
         known = zip(self._ahead[RETHINK:], options, strict=False)  # a plan may have a cut less than the one before

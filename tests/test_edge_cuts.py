@@ -40,6 +40,22 @@ def point(chooser: Chooser, made: SplitPlan, pipeline: Pipeline = IDLE) -> int:
     return chooser.choose(lambda _: made, pipeline).candidate.point
 
 
+def test_a_task_that_cannot_be_planned_leaves_the_next_ones_their_models() -> None:
+    asked = []
+
+    def plan_of(model: str) -> SplitPlan:
+        asked.append(model)
+        if model == "broken":
+            raise ValueError(model)
+        return plan()
+
+    chooser = Chooser(Objective.LATENCY, ["broken", MODEL])
+    with pytest.raises(ValueError, match="broken"):
+        chooser.choose(plan_of)
+    chooser.choose(plan_of)
+    assert asked == ["broken", MODEL]
+
+
 def test_a_cut_is_kept_unless_another_saves_enough() -> None:
     chooser = Chooser(Objective.LATENCY, [MODEL] * 3)
     assert point(chooser, plan()) == 0
