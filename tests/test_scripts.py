@@ -49,6 +49,7 @@ JSON_KEYS = {
     "interval_ms",
     "too_close_to_call",
     "predictor",
+    "predicted_from",
     "measured",
     "sent_bytes",
     "weights_digest",
