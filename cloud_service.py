@@ -6,10 +6,11 @@ import argparse
 import logging
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from models.cuts import unpack_nodes
 from models.own_models import register_files
 from models.sources import parse_weights
 from models.zoo import canonical_name, model_graph
@@ -46,10 +47,14 @@ from utils.metrics import Metrics, PrometheusMetrics
 from utils.units import mb_to_bytes
 
 if TYPE_CHECKING:  # a busy port is reported before torch is imported
+    from predictor.latencies import LayerLatencies
+    from predictor.predictor_utils import LatencyPredictor
     from utils.cloud_engine import CloudEngine
 
 log = logging.getLogger(__name__)
 
+COMPARED_TASKS = 8  # of one cut, with what was predicted
+MAX_TOLD = 64  # models whose latencies are remembered; peers may name any size of a network
 CHECK_S = 0.5  # how often the bandwidth service is looked after, and told the load
 
 
@@ -168,33 +173,76 @@ def access_flags(args: argparse.Namespace) -> list[str]:
     return flags
 
 
-def latency_source(engine: CloudEngine, name: str, path: Path | None) -> Callable[[str], Latencies]:
-    """Return the function that tells edges what a model's layers take here, predicted or measured."""
-    from predictor.machine_speed import kept_machine_speed
-    from predictor.predictor_utils import LatencyPredictor, find_predictor, scaled_by_speed, scaled_to_machine
-    from predictor.profile import measured_latencies
-    from utils.inference_utils import as_network_input, random_input
+class CloudLatencies:
+    """What the layers of models take in this cloud, predicted or measured, and whether its tasks agree.
 
-    def predictor() -> LatencyPredictor:
-        found = find_predictor("cloud", engine.device, name, path)
-        if path is not None:
-            return found
-        speed = kept_machine_speed(engine.device, engine.threads)
-        if speed is not None:
-            return scaled_by_speed(found, speed, engine.threads)
-        return engine.submit_job(lambda: scaled_to_machine(found, engine.device, engine.threads))()
+    Called on the readers' threads (`__call__`) and on the writers' (`computed`).
+    """
 
-    def latencies(model: str) -> Latencies:
-        if name == "measured":
-            network = engine.network(model)
-            tensor = as_network_input(random_input(network.graph.input.shape), engine.device)
-            known = engine.submit_job(lambda: measured_latencies(network, tensor))()
+    def __init__(self, engine: CloudEngine, name: str, path: Path | None) -> None:
+        self._engine = engine
+        self._name = name  # of the predictor
+        self._path = path
+        self._lock = threading.Lock()  # of those below
+        self._told: dict[str, LayerLatencies] = {}  # by model
+        self._times_ms: dict[tuple[str, bytes], list[float]] = {}  # of the last tasks, by model and cut
+
+    def __call__(self, model: str) -> Latencies:
+        """Return what a model's layers take here; the first time may wait for a measurement of seconds."""
+        if self._name == "measured":
+            from predictor.profile import measured_latencies
+            from utils.inference_utils import as_network_input, random_input
+
+            network = self._engine.network(model)
+            tensor = as_network_input(random_input(network.graph.input.shape), self._engine.device)
+            known = self._engine.submit_job(lambda: measured_latencies(network, tensor))()
         else:
-            known = predictor().predict(model_graph(canonical_name(model)))
+            known = self._predictor().predict(model_graph(canonical_name(model)))
+        with self._lock:
+            if len(self._told) >= MAX_TOLD:
+                self._told.clear()
+            self._told[model] = known
         columns = (list(known.latency_ms), list(known.low_ms), list(known.high_ms))
         return Latencies(model, known.source, *columns, list(known.extrapolated), known.origin)
 
-    return latencies
+    def _predictor(self) -> LatencyPredictor:
+        from predictor.machine_speed import kept_machine_speed
+        from predictor.predictor_utils import find_predictor, scaled_by_speed, scaled_to_machine
+
+        found, device, threads = find_predictor("cloud", self._engine.device, self._name, self._path), *self._machine
+        if self._path is not None:
+            return found
+        speed = kept_machine_speed(device, threads)
+        if speed is not None:
+            return scaled_by_speed(found, speed, threads)
+        return self._engine.submit_job(lambda: scaled_to_machine(found, device, threads))()
+
+    @property
+    def _machine(self) -> tuple[str, int]:
+        return self._engine.device, self._engine.threads
+
+    def computed(self, model: str, cut: bytes, compute_ms: float) -> None:
+        """Have the speed of this machine measured again where the tasks of a cut contradict it.
+
+        The fastest of `COMPARED_TASKS` counts: the first builds kernels, and others wait for other programs.
+        """
+        from predictor.machine_speed import DISAGREEMENT, doubt_machine_speed
+
+        with self._lock:
+            told = self._told.get(model)
+            if told is None or self._name == "measured" or self._path is not None:
+                return
+            times_ms = self._times_ms.setdefault((model, cut), [])
+            times_ms.append(compute_ms)
+            if len(times_ms) < COMPARED_TASKS:
+                return
+            self._times_ms.clear()
+        graph = model_graph(canonical_name(model))
+        on_edge = {graph.nodes[index].layer for index in unpack_nodes(graph, cut)}
+        predicted_ms = told.of(layer for layer in range(len(graph.layers)) if layer not in on_edge).total()
+        if predicted_ms and not 1 / DISAGREEMENT <= min(times_ms) / predicted_ms <= DISAGREEMENT:
+            log.info("%s: predicted %.4g ms, measured %.4g ms", model, predicted_ms, min(times_ms))
+            doubt_machine_speed(*self._machine)
 
 
 def make_engine(args: argparse.Namespace) -> CloudEngine:
@@ -232,7 +280,7 @@ def serve(args: argparse.Namespace, listener: socket.socket, access: Access) -> 
 
     forget_if_asked(args)
     engine = make_engine(args)
-    latencies = latency_source(engine, args.predictor, args.cloud_config)
+    latencies = CloudLatencies(engine, args.predictor, args.cloud_config)
     rules = Rules(Limits(max_body_bytes=mb_to_bytes(args.max_frame_mb)), args.allow_nonfinite)
     server = CloudServer(listener, engine, cloud_lines, latencies, make_door(args, access), rules)
     stop = stop_event(ignore_interrupt=args.until_stdin_closes)

@@ -7,11 +7,10 @@ import math
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -57,7 +56,17 @@ AT_ONCE_S = 0.1  # a worker's send, should the system have no room for it after 
 GRACE_S = 10.0  # a stopping cloud finishes what runs, at most this long
 
 
-LatencySource = Callable[[str], Latencies]
+class LatencySource(Protocol):
+    """What the layers of models take in this cloud."""
+
+    def __call__(self, model: str) -> Latencies:
+        """Return what a model's layers take. May block for seconds."""
+
+    def computed(self, model: str, cut: bytes, compute_ms: float) -> None:
+        """Compare a task with what was predicted of it.
+
+        Args: cut: the bit mask of the nodes on the edge.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -536,6 +545,8 @@ class Conversation:
             compute_ms=reply.compute_ms,
             cloud_ms=reply.cloud_ms,
         )
+        if self._latencies:
+            self._latencies.computed(task.state.model, task.state.cut, reply.compute_ms)
         if log.isEnabledFor(logging.DEBUG):
             fields = {"model": task.state.model, "duration_ms": round(reply.cloud_ms, 3)}
             peer, name = self.connection.peer, self._name_of(received.task)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.util
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 import cloud_api
 import edge_api
 import tasks_cloud_api
+from cloud_service import COMPARED_TASKS, CloudLatencies
+from models.cuts import pack_nodes
+from models.zoo import model_graph
 from net import doctor
+from predictor import machine_speed
+from predictor.machine_speed import MachineSpeed, reference_layers
 from tests.utils.test_metrics import scraped
 from utils.cli import ServiceProcess
+from utils.cloud_engine import CloudEngine
 
 TASK = ["-t", "le_net", "--point", "0", "--bandwidth", "100"]
 
@@ -116,3 +123,33 @@ def test_a_cloud_serves_what_its_command_line_names(capsys: pytest.CaptureFixtur
         lines = {line[5:27].strip(): line for line in capsys.readouterr().out.splitlines()}
         assert "-> choose what it serves with -t" in lines["weights of mobile_net"]
         assert lines["weights of le_net"].startswith("ok")
+
+
+# ---------------------------------------------------------------- what it predicts
+
+
+class _Engine:
+    """As much of an engine as tells which machine it computes on."""
+
+    device, threads = "cpu", 1
+
+
+@pytest.mark.parametrize(
+    ("factors", "is_doubted"),
+    [((1.0,) * COMPARED_TASKS, False), ((9.0,) * COMPARED_TASKS, True), ((0.1,) * COMPARED_TASKS, True)]
+    + [((9.0,) * (COMPARED_TASKS - 1) + (1.2,), False), ((9.0,) * (COMPARED_TASKS - 1), False)],
+)
+def test_tasks_that_contradict_a_prediction_have_the_machine_measured_again(
+    factors: Sequence[float], is_doubted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doubted: list[tuple[str, int]] = []
+    monkeypatch.setattr(machine_speed, "doubt_machine_speed", lambda *machine: doubted.append(machine))
+    speed = MachineSpeed((1.0,) * len(reference_layers()), datetime.datetime.now(datetime.UTC).isoformat(), 0.0, 1.0)
+    monkeypatch.setattr(machine_speed, "kept_machine_speed", lambda *_: speed)
+    latencies = CloudLatencies(cast(CloudEngine, _Engine()), "linear", None)
+    graph = model_graph("le_net")
+    predicted_ms = sum(latencies("le_net").latency_ms[3:])
+    for factor in factors:
+        latencies.computed("le_net", pack_nodes(graph, graph.edge_nodes(3)), factor * predicted_ms)
+        latencies.computed("alex_net", b"", 1e6)  # nothing was predicted of it
+    assert doubted == [("cpu", 1)] * is_doubted

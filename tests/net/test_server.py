@@ -9,19 +9,20 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from models.zoo import Cut, Network, model_graph
+from models.zoo import Cut, Network, load_network, model_graph
 from net import door, server, transport, wire
 from net.door import Door, DoorLimits
 from net.events import CloudEvent
 from net.framing import HEAD_UNIT, WIRE_VERSION
 from net.memory import MemoryLimit
-from net.messages import ErrorCode, ErrorReply, Hello, Pong, Prepare, Ready, Reply
+from net.messages import ErrorCode, ErrorReply, Hello, Latencies, Pong, Prepare, Ready, Reply
 from net.server import CloudServer, Rules
 from net.session import EdgeSession
 from net.transport import Connection, Received, connect
@@ -802,8 +803,22 @@ def test_a_task_dropped_with_its_edge_is_computed_for_the_connection_that_sent_i
 # ---------------------------------------------------------------- the cloud's latencies
 
 
+class _Source:
+    """The latencies of a cloud, and the tasks that it was told of."""
+
+    def __init__(self) -> None:
+        self.computed_tasks: SimpleQueue[tuple[str, bytes, float]] = SimpleQueue()
+
+    def __call__(self, model: str) -> Latencies:
+        return LATENCIES._replace(model=model)
+
+    def computed(self, model: str, cut: bytes, compute_ms: float) -> None:
+        self.computed_tasks.put((model, cut, compute_ms))
+
+
 def test_an_edge_learns_what_layers_take_in_the_cloud(listener: socket.socket) -> None:
-    server = CloudServer(listener, CloudEngine("cpu", 1, {}), latencies=lambda model: LATENCIES._replace(model=model))
+    source = _Source()
+    server = CloudServer(listener, CloudEngine("cpu", 1, {}), latencies=source)
     thread = threading.Thread(target=server.serve)
     thread.start()
     with EdgeSession.open(*listener.getsockname()) as edge:
@@ -811,6 +826,9 @@ def test_an_edge_learns_what_layers_take_in_the_cloud(listener: socket.socket) -
         assert edge.ask_latencies("alex_net", model_graph("alex_net").digest).model == "alex_net"
         with pytest.raises(GraphError, match="different networks"):
             edge.ask_latencies("alex_net", OTHER_DIGEST)
+        request = request_at(load_network(MODEL))
+        remote = edge.infer(request, crossing(load_network(MODEL)))
+        assert source.computed_tasks.get(timeout=JOIN_S) == (MODEL, request.edge_nodes, remote.compute_ms)
     server.stop()
     thread.join()
 
