@@ -69,7 +69,7 @@ def write(directory: Path, text: str = MODEL_FILE) -> Path:
     return file
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # a process takes one file of a name
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("own"))
 

@@ -219,15 +219,15 @@ class Edge:
 
 
 def test_a_cloud_that_restarts_half_way_loses_no_task(own_cloud: ServiceProcess) -> None:
-    edge = Edge(own_cloud.ports, "--tasks", "60", "--seed", "3", "-t", "alex_net", "vgg_net", "--bandwidth", "1000")
-    edge.wait_for_tasks(10)
+    edge = Edge(own_cloud.ports, "--tasks", "30", "--seed", "3", "-t", "alex_net", "vgg_net", "--bandwidth", "1000")
+    edge.wait_for_tasks(5)
     own_cloud.process.kill()
     own_cloud.process.wait()
     again = ["tasks_cloud_api.py", "-p", str(own_cloud.ports[0]), "--monitor-port", "0"]
     with ServiceProcess(again, services=2):
         code, error = edge.end()
     assert code == 0, error
-    assert edge.answered() == list(range(1, 61))
+    assert edge.answered() == list(range(1, 31))
 
 
 def test_without_a_bandwidth_service_inference_goes_on(address: list[str], capsys: pytest.CaptureFixture[str]) -> None:

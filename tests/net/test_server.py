@@ -826,8 +826,9 @@ def test_an_edge_learns_what_layers_take_in_the_cloud(listener: socket.socket) -
         assert edge.ask_latencies("alex_net", model_graph("alex_net").digest).model == "alex_net"
         with pytest.raises(GraphError, match="different networks"):
             edge.ask_latencies("alex_net", OTHER_DIGEST)
-        request = request_at(load_network(MODEL))
-        remote = edge.infer(request, crossing(load_network(MODEL)))
+        network = load_network(MODEL)
+        request = request_at(network)
+        remote = edge.infer(request, crossing(network, POINT, random_input()))
         assert source.computed_tasks.get(timeout=JOIN_S) == (MODEL, request.edge_nodes, remote.compute_ms)
     server.stop()
     thread.join()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -328,28 +330,38 @@ def test_a_noisy_machine_is_told(caplog: pytest.LogCaptureFixture) -> None:
 # ---------------------------------------------------------------- killed
 
 
-COLLECTOR = """
-import sys
+COLLECTORS = """
+import os, sys
 from pathlib import Path
 from predictor import collect
 collect.measure_block = lambda block, device, pace: collect.BlockTimes([[0.5] * 7 for _ in block], 1.0)
-collect.collect(Path(sys.argv[1]), "cpu", 60, {"side": "edge"})
+for _ in sys.stdin:  # a process for each line: to import everything takes seconds
+    if pid := os.fork():
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    else:
+        collect.collect(Path(sys.argv[1]), "cpu", 60, {"side": "edge"})
+        os._exit(0)
 """
 
 
 def test_a_collector_killed_at_any_moment_leaves_whole_files(tmp_path: Path) -> None:
     before: dict[str, list[str]] = {}
-    for kill in range(20):
-        process = subprocess.Popen([sys.executable, "-c", COLLECTOR, str(tmp_path)], cwd=ROOT)
-        wait_for_rows(tmp_path, sum(map(len, before.values())) + 1 + kill * 7 % 60)
-        process.kill()
-        process.wait()
-        after = contents(tmp_path)
-        for name, lines in after.items():
-            assert lines[: len(before.get(name, []))] == before.get(name, [])  # nothing is lost
-            assert {line.count(",") for line in lines} == {lines[0].count(",")}
-            assert (tmp_path / name).read_bytes().endswith(b"\n")
-        before = after
+    command = [sys.executable, "-c", COLLECTORS, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as collectors:
+        assert collectors.stdin and collectors.stdout
+        for kill in range(20):
+            print(file=collectors.stdin, flush=True)
+            collector = int(collectors.stdout.readline())
+            wait_for_rows(tmp_path, sum(map(len, before.values())) + 1 + kill * 7 % 60)
+            os.kill(collector, signal.SIGKILL)
+            assert int(collectors.stdout.readline()) == -signal.SIGKILL
+            after = contents(tmp_path)
+            for name, lines in after.items():
+                assert lines[: len(before.get(name, []))] == before.get(name, [])  # nothing is lost
+                assert {line.count(",") for line in lines} == {lines[0].count(",")}
+                assert (tmp_path / name).read_bytes().endswith(b"\n")
+            before = after
     assert sum(map(len, before.values())) > 500
 
 
