@@ -405,7 +405,7 @@ def test_strategies_are_compared_in_a_table_and_a_plot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    command = ["-t", "resnet18", "--predictor", "linear", "--compare", "-b", "0.1,10,1000", "--excel", "table.xlsx"]
+    command = ["-t", "resnet18", *AS_IT_IS, "--compare", "-b", "0.1,10,1000", "--excel", "table.xlsx"]
     assert deployment.main(command) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["MB/s", *Strategy]
