@@ -43,6 +43,7 @@ from utils.cli import (
     stop_event,
     worker_count,
 )
+from utils.machine import free_cores
 from utils.metrics import Metrics, PrometheusMetrics
 from utils.units import mb_to_bytes
 
@@ -53,6 +54,7 @@ if TYPE_CHECKING:  # a busy port is reported before torch is imported
 
 log = logging.getLogger(__name__)
 
+SPARE_CORE = 0.4  # of the last thread's core other programs may use so much
 COMPARED_TASKS = 8  # of one cut, with what was predicted
 MAX_TOLD = 64  # models whose latencies are remembered; peers may name any size of a network
 CHECK_S = 0.5  # how often the bandwidth service is looked after, and told the load
@@ -256,9 +258,22 @@ def make_engine(args: argparse.Namespace) -> CloudEngine:
     register_files(args.model_file)
     models = tuple(dict.fromkeys(canonical_name(name) for name in args.models)) if args.models else None
     weights = parse_weights(args.weights, args.pretrained)
-    threads = args.threads or dataset_threads("cloud", args.device)
+    threads = args.threads or free_threads(dataset_threads("cloud", args.device))
     limits = EngineLimits(args.workers, args.max_batch, args.batch_wait_ms, args.max_models, args.max_queue, models)
     return CloudEngine(args.device, threads, weights, limits, metrics_of(args))
+
+
+def free_threads(threads: int) -> int:
+    """Return so many CPU threads, or one where other programs leave fewer cores.
+
+    Threads that wait for each other take longer than one alone: MobileNetV2 beside two busy loops on two cores 36 ms
+    with two threads, 12 ms with one (`tests.benchmark.busy`).
+    """
+    free = free_cores()
+    if threads == 1 or free > threads - SPARE_CORE:
+        return threads
+    log.warning("other programs leave %.1f cores: computing with one thread; --threads %d insists", free, threads)
+    return 1
 
 
 def metrics_of(args: argparse.Namespace) -> Metrics | None:

@@ -13,6 +13,7 @@ from typing import Any, cast
 import pytest
 
 import cloud_api
+import cloud_service
 import edge_api
 import tasks_cloud_api
 from cloud_service import COMPARED_TASKS, CloudLatencies
@@ -153,3 +154,13 @@ def test_tasks_that_contradict_a_prediction_have_the_machine_measured_again(
         latencies.computed("le_net", pack_nodes(graph, graph.edge_nodes(3)), factor * predicted_ms)
         latencies.computed("alex_net", b"", 1e6)  # nothing was predicted of it
     assert doubted == [("cpu", 1)] * is_doubted
+
+
+@pytest.mark.parametrize(("free", "threads"), [(2.0, 2), (1.7, 2), (1.3, 1), (0.1, 1)])
+def test_a_cloud_computes_with_one_thread_where_cores_are_busy(
+    free: float, threads: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cloud_service, "free_cores", lambda: free)
+    assert cloud_service.free_threads(2) == threads
+    assert ("--threads 2 insists" in caplog.text) == (threads < 2)
+    assert cloud_service.free_threads(1) == 1

@@ -93,7 +93,7 @@ def echo() -> Iterator[int]:
                 pass
 
     listener = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=serve)
+    thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     yield listener.getsockname()[1]
     thread.join()

@@ -362,7 +362,7 @@ def vanishing_cloud() -> Iterator[int]:
                         return
 
     listener = listen("127.0.0.1", 0)
-    thread = threading.Thread(target=serve)
+    thread = threading.Thread(target=serve, daemon=True)
     thread.start()
     yield listener.getsockname()[1]
     thread.join()

@@ -34,7 +34,7 @@ class Cloud:
         self.listener = listen(LOOPBACK, 0)
         self.address: tuple[str, int] = self.listener.getsockname()
         self.server = CloudServer(self.listener, engine, lambda event, sock: self.events.append(event), **options)
-        self.serving = threading.Thread(target=self.server.serve)
+        self.serving = threading.Thread(target=self.server.serve, daemon=True)
         self.serving.start()
 
     def edge(self) -> EdgeSession:

@@ -57,7 +57,7 @@ def listener() -> Iterator[socket.socket]:
 @pytest.fixture
 def service(listener: socket.socket) -> Iterator[tuple[str, int]]:
     """The address of a running bandwidth service."""
-    serving = threading.Thread(target=MonitorServer(listener).serve)
+    serving = threading.Thread(target=MonitorServer(listener).serve, daemon=True)
     serving.start()
     yield listener.getsockname()
     listener.shutdown(socket.SHUT_RDWR)

@@ -145,7 +145,7 @@ def test_another_version_and_another_protocol(
             sock.recv(HEAD_UNIT)
             sock.sendall(answer)
 
-    thread = threading.Thread(target=play)
+    thread = threading.Thread(target=play, daemon=True)
     thread.start()
     port = listener.getsockname()[1]
     code, lines = diagnose(capsys, "-p", str(port), "--monitor-port", str(free_port))

@@ -41,10 +41,10 @@ def opened(listener: socket.socket) -> Iterator[Opened]:
 
         def accept() -> None:
             for connection in door.visitors(listener):
-                threads.append(threading.Thread(target=serve, args=(door, connection)))
+                threads.append(threading.Thread(target=serve, args=(door, connection), daemon=True))
                 threads[-1].start()
 
-        threads.append(threading.Thread(target=accept))
+        threads.append(threading.Thread(target=accept, daemon=True))
         threads[0].start()
         return door
 

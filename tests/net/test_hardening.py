@@ -66,7 +66,7 @@ def test_samples_that_cannot_be_are_refused(samples: Samples, listener: socket.s
             list(connection.receive_raw(PROBE_BYTES[0], memoryview(bytearray(PROBE_BYTES[0]))))
             connection.send(samples)
 
-    liar = threading.Thread(target=lie)
+    liar = threading.Thread(target=lie, daemon=True)
     liar.start()
     with pytest.raises(ProtocolError):
         measure_link(*listener.getsockname())
@@ -74,7 +74,7 @@ def test_samples_that_cannot_be_are_refused(samples: Samples, listener: socket.s
 
 
 def test_a_deeply_nested_header_does_not_end_the_bandwidth_service(listener: socket.socket) -> None:
-    server = threading.Thread(target=MonitorServer(listener).serve)
+    server = threading.Thread(target=MonitorServer(listener).serve, daemon=True)
     server.start()
     hello = b"\x80\x05K\x01}\x8c\x01a" + b"]" * 1500 + b"a" * 1499 + b"s\x86]\x86."
     with connect(*listener.getsockname()) as stranger:
@@ -121,7 +121,7 @@ def test_a_stranger_with_a_short_answer_is_told_at_once(listener: socket.socket)
             sock.recv(4096)
             sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
-    server = threading.Thread(target=answer)
+    server = threading.Thread(target=answer, daemon=True)
     server.start()
     with pytest.raises(ProtocolError, match="not our protocol"):
         EdgeSession.open(*listener.getsockname())
@@ -148,7 +148,7 @@ def test_an_observer_whose_output_is_closed_does_not_disturb_the_conversation(
         raise BrokenPipeError
 
     server = CloudServer(listener, engine, closed)
-    thread = threading.Thread(target=server.serve)
+    thread = threading.Thread(target=server.serve, daemon=True)
     thread.start()
     network = load_network("le_net")
     with EdgeSession.open(*listener.getsockname()) as session:
@@ -168,7 +168,7 @@ def test_a_cloud_that_lies_about_its_time_is_refused(listener: socket.socket) ->
             assert isinstance(request.message, Request)
             connection.send(Reply(float("nan"), 0.0, 0.0, 0.0), [random_input()], request.task)
 
-    liar = threading.Thread(target=lie)
+    liar = threading.Thread(target=lie, daemon=True)
     liar.start()
     with EdgeSession.open(*listener.getsockname()) as session, pytest.raises(ProtocolError, match="says that it took"):
         session.infer(request_at(load_network("le_net"), 0), [random_input()])

@@ -142,7 +142,7 @@ def test_a_line_that_tells_no_load_is_ignored(listener: socket.socket, line: str
 
 def test_pongs_carry_the_newest_load(listener: socket.socket) -> None:
     server = MonitorServer(listener)
-    serving = threading.Thread(target=server.serve)
+    serving = threading.Thread(target=server.serve, daemon=True)
     serving.start()
     with say_hello(listener.getsockname()) as connection:
         for sequence, load in enumerate([CloudLoad(12.5, 3.25), CloudLoad(0.5, 3.0)]):
@@ -211,7 +211,7 @@ def test_a_client_that_dies_inside_a_probe_does_not_stop_the_service(service: Ad
 
 def test_clients_beyond_the_limit_are_closed(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(monitor_server, "MAX_CONNECTIONS", 1)
-    serving = threading.Thread(target=MonitorServer(listener).serve)
+    serving = threading.Thread(target=MonitorServer(listener).serve, daemon=True)
     serving.start()
     with say_hello(listener.getsockname()), connect(*listener.getsockname()) as refused:
         refused.send(Hello.of())

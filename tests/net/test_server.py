@@ -819,7 +819,7 @@ class _Source:
 def test_an_edge_learns_what_layers_take_in_the_cloud(listener: socket.socket) -> None:
     source = _Source()
     server = CloudServer(listener, CloudEngine("cpu", 1, {}), latencies=source)
-    thread = threading.Thread(target=server.serve)
+    thread = threading.Thread(target=server.serve, daemon=True)
     thread.start()
     with EdgeSession.open(*listener.getsockname()) as edge:
         assert edge.ask_latencies(MODEL, model_graph(MODEL).digest) == LATENCIES

@@ -183,7 +183,7 @@ def answer_once(listener: socket.socket, *messages: Message) -> threading.Thread
                 connection.receive(JOIN_S)
                 connection.send(message)
 
-    thread = threading.Thread(target=play)
+    thread = threading.Thread(target=play, daemon=True)
     thread.start()
     return thread
 
@@ -206,7 +206,7 @@ def test_a_server_of_another_protocol_is_refused(listener: socket.socket) -> Non
             sock.recv(HEAD_UNIT)
             sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n".ljust(HEAD_UNIT))
 
-    threading.Thread(target=play).start()
+    threading.Thread(target=play, daemon=True).start()
     with pytest.raises(ProtocolError, match="not our protocol"):
         EdgeSession.open(*listener.getsockname())
 
@@ -221,7 +221,7 @@ def test_signs_of_life_are_no_answers(listener: socket.socket, network: Network)
             connection.receive(JOIN_S)
             connection.send(Reply(0.0, 0.0, 0.0, 0.0), task=1)
 
-    thread = threading.Thread(target=play)
+    thread = threading.Thread(target=play, daemon=True)
     thread.start()
     with EdgeSession.open(*listener.getsockname()) as edge:
         edge.ask_to_prepare(request_at(network).preparation)
@@ -243,7 +243,7 @@ def quiet_cloud(listener: socket.socket, *messages: Message) -> Iterator[None]:
                 connection.send(message)
             leave.wait(JOIN_S)
 
-    thread = threading.Thread(target=play)
+    thread = threading.Thread(target=play, daemon=True)
     thread.start()
     yield
     leave.set()
@@ -290,7 +290,7 @@ def test_a_cloud_that_lives_but_does_not_answer_is_given_up(
             while not leave.wait(0.005):
                 connection.send(Pong(0))
 
-    thread = threading.Thread(target=play)
+    thread = threading.Thread(target=play, daemon=True)
     thread.start()
     with EdgeSession.open(*listener.getsockname()) as edge, pytest.raises(DeadlineError, match="lives, but"):
         edge.infer(request_at(network), [])

@@ -35,7 +35,7 @@ def echo(listener: socket.socket) -> Iterator[tuple[str, int]]:
             while data := peer.recv(65_536):
                 peer.sendall(data)
 
-    serving = threading.Thread(target=serve)
+    serving = threading.Thread(target=serve, daemon=True)
     serving.start()
     yield listener.getsockname()
     serving.join(JOIN_S)
@@ -45,9 +45,9 @@ def test_what_goes_through_comes_back_whole(echo: tuple[str, int]) -> None:
     relay = Relay(echo, Lane(Weather(FAST)), Lane(Weather(FAST)))
     data = bytes(range(256)) * 2_000
     with listen(LOOPBACK, 0) as listener, socket.create_connection(listener.getsockname(), JOIN_S) as near:
-        serving = threading.Thread(target=relay.serve_tcp, args=(listener,))
+        serving = threading.Thread(target=relay.serve_tcp, args=(listener,), daemon=True)
         serving.start()
-        sending = threading.Thread(target=lambda: (near.sendall(data), near.shutdown(socket.SHUT_WR)))
+        sending = threading.Thread(target=lambda: (near.sendall(data), near.shutdown(socket.SHUT_WR)), daemon=True)
         sending.start()
         received = bytearray()
         while chunk := near.recv(65_536):

@@ -57,7 +57,7 @@ class ScriptedCloud:
     def serve(self) -> None:
         for number, (sock, _) in enumerate(accepted(self._listener)):
             script = self.scripts[min(number, len(self.scripts) - 1)]
-            thread = threading.Thread(target=self._converse, args=(Connection(sock), script))
+            thread = threading.Thread(target=self._converse, args=(Connection(sock), script), daemon=True)
             thread.start()
             self._threads.append(thread)
         for thread in self._threads:
@@ -89,7 +89,7 @@ def serving(stream: TaskStream) -> Iterator[None]:
         while not is_over.is_set():
             stream.serve(0.005)
 
-    thread = threading.Thread(target=serve)
+    thread = threading.Thread(target=serve, daemon=True)
     if stream.is_served:
         thread.start()
     try:
@@ -104,7 +104,7 @@ def serving(stream: TaskStream) -> Iterator[None]:
 def streaming(listener: socket.socket, *scripts: Script, **options: Any) -> Iterator[tuple[TaskStream, ScriptedCloud]]:
     """A stream to a scripted cloud; both are gone after the block."""
     cloud = ScriptedCloud(listener, *scripts)
-    server = threading.Thread(target=cloud.serve)
+    server = threading.Thread(target=cloud.serve, daemon=True)
     server.start()
     host, port = listener.getsockname()
 
@@ -191,7 +191,7 @@ def test_a_task_that_is_submitted_while_another_is_sent_keeps_its_frame_apart(
         _,
     ):
         first: list[Any] = []
-        other = threading.Thread(target=lambda: first.extend(submit(stream, 1)), name="other")
+        other = threading.Thread(target=lambda: first.extend(submit(stream, 1)), name="other", daemon=True)
         other.start()
         assert is_sending.wait(WAIT_S)
         second = submit(stream, 2)
@@ -241,7 +241,7 @@ def test_a_defect_in_looking_for_the_cloud_fails_what_waits_for_it(
         raise AttributeError("no such thing")
 
     cloud = ScriptedCloud(listener, die)
-    server = threading.Thread(target=cloud.serve)
+    server = threading.Thread(target=cloud.serve, daemon=True)
     server.start()
     with TaskStream(EdgeSession.open(*listener.getsockname()), reopen) as stream:
         with pytest.raises(InternalError, match="internal error: AttributeError: no such thing"):
@@ -330,7 +330,7 @@ def test_signs_of_life_do_not_pile_up_where_the_stream_is_seldom_served(listener
             connection.send(Pong(0))
         reply_to(connection, received)
 
-    server = threading.Thread(target=ScriptedCloud(listener, live_long).serve)
+    server = threading.Thread(target=ScriptedCloud(listener, live_long).serve, daemon=True)
     server.start()
     with TaskStream(EdgeSession.open(*listener.getsockname()), pytest.fail, is_served=True) as stream:
         (answer,) = submit(stream, 1)
@@ -342,7 +342,7 @@ def test_signs_of_life_do_not_pile_up_where_the_stream_is_seldom_served(listener
 
 def test_a_silent_cloud_is_lost_to_who_never_waits(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("net.session.SILENCE_S", 0.05)
-    server = threading.Thread(target=ScriptedCloud(listener, lambda connection, received: None).serve)
+    server = threading.Thread(target=ScriptedCloud(listener, lambda connection, received: None).serve, daemon=True)
     server.start()
     session = EdgeSession.open(*listener.getsockname())
     with TaskStream(session, Mock(side_effect=ConnectError("away")), patience_s=None, is_served=True) as stream:
@@ -451,7 +451,7 @@ def test_a_name_that_resolves_no_more_is_a_cloud_that_is_away(listener: socket.s
         raise UsageError("address 'cloud' cannot be resolved")
 
     cloud = ScriptedCloud(listener, die)
-    server = threading.Thread(target=cloud.serve)
+    server = threading.Thread(target=cloud.serve, daemon=True)
     server.start()
     with TaskStream(EdgeSession.open(*listener.getsockname()), reopen, patience_s=0.0) as stream:
         with pytest.raises(ConnectError, match="stays away: address 'cloud'"):

@@ -299,7 +299,7 @@ def test_a_service_that_refuses_says_why(listener: socket.socket) -> None:
             connection.receive(JOIN_S)
             connection.send(ErrorReply("busy", "come back later", 5.0))
 
-    serving = threading.Thread(target=refuse)
+    serving = threading.Thread(target=refuse, daemon=True)
     serving.start()
     with pytest.raises(BusyError, match="come back later"):
         measure_link(*listener.getsockname())
@@ -316,7 +316,7 @@ def test_a_link_that_dies_during_a_probe_is_a_network_error(listener: socket.soc
                 connection.send(Pong(sequence))
             connection.receive(JOIN_S)  # asks for a ticket, and gets none
 
-    serving = threading.Thread(target=vanish)
+    serving = threading.Thread(target=vanish, daemon=True)
     serving.start()
     with pytest.raises(PeerGoneError):
         measure_link(*listener.getsockname())
@@ -325,7 +325,7 @@ def test_a_link_that_dies_during_a_probe_is_a_network_error(listener: socket.soc
 
 def test_a_service_without_udp_is_measured_by_tcp(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Datagrams, "bound", lambda *arguments: None)
-    serving = threading.Thread(target=MonitorServer(listener).serve)
+    serving = threading.Thread(target=MonitorServer(listener).serve, daemon=True)
     serving.start()
     assert measure_link(*listener.getsockname()).method is ProbeMethod.TCP_BURST
     listener.shutdown(socket.SHUT_RDWR)

@@ -92,7 +92,7 @@ def assert_received(connection: Connection, message: Message, tensors: list[Tens
 
 def send_in_background(connection: Connection, message: Message, tensors: list[Tensor]) -> threading.Thread:
     """Send what no socket buffer can hold."""
-    thread = threading.Thread(target=connection.send, args=(message, tensors))
+    thread = threading.Thread(target=connection.send, args=(message, tensors), daemon=True)
     thread.start()
     return thread
 
@@ -336,7 +336,7 @@ def test_one_thread_may_receive_while_another_hands_back(pair: Pair) -> None:
             pair[0].send(REQUEST, [torch.full((1000,), number)])
 
     pending: SimpleQueue[tuple[int, Received] | None] = SimpleQueue()
-    threads = [threading.Thread(target=receive), threading.Thread(target=send)]
+    threads = [threading.Thread(target=receive, daemon=True), threading.Thread(target=send, daemon=True)]
     for thread in threads:
         thread.start()
     while item := pending.get():

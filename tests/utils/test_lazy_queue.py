@@ -29,7 +29,7 @@ class Reader:
     def __init__(self, queue: LazyQueue[int | None]) -> None:
         self.got: SimpleQueue[int] = SimpleQueue()
         self._queue = queue
-        self._thread = threading.Thread(target=self._read)
+        self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
     def _read(self) -> None:
