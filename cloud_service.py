@@ -43,7 +43,7 @@ from utils.cli import (
     stop_event,
     worker_count,
 )
-from utils.machine import free_cores
+from utils.machine import SPARE_CORE, free_cores
 from utils.metrics import Metrics, PrometheusMetrics
 from utils.units import mb_to_bytes
 
@@ -54,7 +54,6 @@ if TYPE_CHECKING:  # a busy port is reported before torch is imported
 
 log = logging.getLogger(__name__)
 
-SPARE_CORE = 0.4  # of the last thread's core other programs may use so much
 COMPARED_TASKS = 8  # of one cut, with what was predicted
 MAX_TOLD = 64  # models whose latencies are remembered; peers may name any size of a network
 CHECK_S = 0.5  # how often the bandwidth service is looked after, and told the load

@@ -5,9 +5,10 @@ family: a processor with wider vectors is faster at convolutions, and no faster 
 layers of every family, as published networks have them, are measured here; the ratio of measured to predicted is the
 family's factor (`predictor_utils.scales_of`), and their spread is what foreign data costs.
 
-A machine is rarely quiet. The layers run in several bursts some time apart, each burst gives the lower quartile of its
-passes, and the least of the bursts counts. With one thread the clock is the CPU time of the thread, which other
-programs do not lengthen by taking turns with it. Bursts that disagree are repeated, and the result says so.
+A machine is rarely quiet. The layers run in several bursts some time apart, and the least of the bursts counts. One
+thread is timed by its CPU time, which other programs do not lengthen by taking turns with it: a burst gives the lower
+quartile of its passes. Several threads wait for each other, and for the cores that other programs have: a burst gives
+its fastest pass. Bursts that disagree are repeated. A measurement on a busy machine says so, and is soon repeated.
 
 The collector runs three of these layers beside its own (`pace_layers`), to tell a slow minute from a slow layer.
 """
@@ -34,20 +35,21 @@ from torch import Tensor
 from models.operations import LayerKind
 from predictor.sampling import RECIPES, Config, Sample
 from utils.files import file_name, replace_file
-from utils.machine import device_name, speeds_directory
+from utils.machine import SPARE_CORE, CpuUse, device_name, speeds_directory
 from utils.timing import now_ms, synchronise, thread_ms
 
 log = logging.getLogger(__name__)
 
 SEED = 20170408  # of all that is drawn
 BURSTS = 3
-PASSES = 5  # of a burst, after one that fills the caches
+PASSES = 6  # of a burst, after one that fills the caches
 BURST_PAUSE_S = 0.3  # a machine's slow moments last tens of ms, and more
 DISAGREEMENT = 1.5  # slowest burst / fastest burst, or measured / predicted: beyond, it is measured again
 MAX_AGE_DAYS = 7.0
 SECONDS_PER_DAY = 86_400.0
+BUSY_AGE_S = 600.0  # of a measurement on a busy machine
 MIN_AGE_S = 600.0  # a younger measurement is not repeated for a task that contradicts it
-SPEED_VERSION = 1  # counts up when the reference layers change
+SPEED_VERSION = 2  # counts up when the reference layers change
 
 Layer = tuple[LayerKind, Config]
 
@@ -182,17 +184,13 @@ class MachineSpeed:
     date: str  # ISO 8601, UTC
     load: float  # runnable programs of the last minute
     spread: float  # slowest burst / fastest burst
+    was_busy: bool  # the bursts disagree, or other programs left too few cores for the threads
 
     def __post_init__(self) -> None:
         if len(self.layers_ms) != len(reference_layers()) or not all(0 < ms < math.inf for ms in self.layers_ms):
             raise ValueError(f"no times of {len(reference_layers())} layers")
         if not 0 < self.spread < math.inf:
             raise ValueError(f"no spread: {self.spread}")
-
-    @property
-    def was_busy(self) -> bool:
-        """Whether the bursts disagree: something else ran."""
-        return self.spread > DISAGREEMENT
 
     @property
     def age_s(self) -> float:
@@ -209,7 +207,8 @@ def kept_machine_speed(device: str, threads: int) -> MachineSpeed | None:
     except (ValueError, KeyError, TypeError) as exc:
         log.warning("the kept speed of this machine is damaged (%s): measuring again", exc)
         return None
-    return kept if 0 <= kept.age_s < MAX_AGE_DAYS * SECONDS_PER_DAY else None
+    max_age_s = BUSY_AGE_S if kept.was_busy else MAX_AGE_DAYS * SECONDS_PER_DAY
+    return kept if 0 <= kept.age_s < max_age_s else None
 
 
 def machine_speed(device: str, threads: int) -> MachineSpeed:
@@ -231,26 +230,32 @@ def measure_machine_speed(device: str, threads: int) -> MachineSpeed:
     try:
         samples = built(reference_layers(), device)
         one_pass(samples, device)  # builds kernels
+        before_use = CpuUse.now()
         bursts = _bursts(samples, device)
         if _spread(bursts) > DISAGREEMENT:
             time.sleep(BURST_PAUSE_S)
             bursts += _bursts(samples, device)
     finally:
         torch.set_num_threads(before)
+    after_use, spread = CpuUse.now(), _spread(bursts)
+    was_busy = spread > DISAGREEMENT
+    if device == "cpu" and threads > 1 and before_use and after_use:
+        was_busy |= before_use.free_cores_until(after_use) < threads - SPARE_CORE
     least_ms = tuple(round(min(times_ms), 6) for times_ms in zip(*bursts, strict=True))
     date = _now().isoformat(timespec="seconds")
-    return MachineSpeed(least_ms, date, round(os.getloadavg()[0], 2), round(_spread(bursts), 3))
+    return MachineSpeed(least_ms, date, round(os.getloadavg()[0], 2), round(spread, 3), was_busy)
 
 
 def _bursts(samples: Sequence[Sample], device: str) -> list[list[float]]:
     """Return the times of a few bursts, (bursts, layers), ms."""
+    undisturbed = lower_quartile if torch.get_num_threads() == 1 or device == "cuda" else min
     bursts = []
     for number in range(BURSTS):
         if number:
             time.sleep(BURST_PAUSE_S)
         one_pass(samples, device)
         passes = [one_pass(samples, device) for _ in range(PASSES)]
-        bursts.append([lower_quartile(times_ms) for times_ms in zip(*passes, strict=True)])
+        bursts.append([undisturbed(times_ms) for times_ms in zip(*passes, strict=True)])
     return bursts
 
 
@@ -283,4 +288,5 @@ def _read(path: Path) -> MachineSpeed:
     if document.pop("version") != SPEED_VERSION:
         raise ValueError("it has other reference layers")
     layers_ms = tuple(float(value) for value in document.pop("layers_ms"))
-    return MachineSpeed(layers_ms, str(document["date"]), float(document["load"]), float(document["spread"]))
+    load, spread, was_busy = float(document["load"]), float(document["spread"]), bool(document["was_busy"])
+    return MachineSpeed(layers_ms, str(document["date"]), load, spread, was_busy)

@@ -145,7 +145,9 @@ def test_tasks_that_contradict_a_prediction_have_the_machine_measured_again(
 ) -> None:
     doubted: list[tuple[str, int]] = []
     monkeypatch.setattr(machine_speed, "doubt_machine_speed", lambda *machine: doubted.append(machine))
-    speed = MachineSpeed((1.0,) * len(reference_layers()), datetime.datetime.now(datetime.UTC).isoformat(), 0.0, 1.0)
+    speed = MachineSpeed(
+        (1.0,) * len(reference_layers()), datetime.datetime.now(datetime.UTC).isoformat(), 0.0, 1.0, False
+    )
     monkeypatch.setattr(machine_speed, "kept_machine_speed", lambda *_: speed)
     latencies = CloudLatencies(cast(CloudEngine, _Engine()), "linear", None)
     graph = model_graph("le_net")

@@ -14,6 +14,7 @@ from utils.files import cache_directory
 log = logging.getLogger(__name__)
 
 SPIN_COUNT = "3000"  # turns of a loop: some 30 us
+SPARE_CORE = 0.4  # of the core of a last thread other programs may use so much
 _WAITING_VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 

@@ -19,6 +19,7 @@ from predictor.kernel_flops import row_work
 from predictor.kind_models import Family, family_of
 from predictor.machine_speed import (
     BURSTS,
+    BUSY_AGE_S,
     DISAGREEMENT,
     MAX_AGE_DAYS,
     MIN_AGE_S,
@@ -34,7 +35,7 @@ from predictor.machine_speed import (
 from predictor.predictor_utils import SIDES, LatencyPredictor, config_path, load_predictor, scales_of
 from predictor.sampling import Sample
 from utils.files import cache_directory
-from utils.machine import forget_speeds
+from utils.machine import CpuUse, forget_speeds
 
 LAYERS = len(reference_layers())
 
@@ -57,9 +58,9 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[MachineSpeed]:
     return found
 
 
-def speed_of(layer_ms: float, age_s: float = 0.0, spread: float = 1.1) -> MachineSpeed:
+def speed_of(layer_ms: float, age_s: float = 0.0, was_busy: bool = False) -> MachineSpeed:
     date = datetime.datetime.now(datetime.UTC) - datetime.timedelta(seconds=age_s)
-    return MachineSpeed((layer_ms,) * LAYERS, date.isoformat(), 0.5, spread)
+    return MachineSpeed((layer_ms,) * LAYERS, date.isoformat(), 0.5, 1.1, was_busy)
 
 
 def kept() -> Path:
@@ -153,7 +154,7 @@ def test_machine_speed_is_measured_once_and_kept(measured: list[MachineSpeed]) -
 
 @pytest.mark.parametrize(
     "damage",
-    ["", "{}", "[]", '{"version": 0}', '{"version": 1, "layers_ms": [1.0], "date": "x", "load": 1, "spread": 1}'],
+    ["", "{}", "[]", '{"version": 0}', '{"version": 2, "layers_ms": [1.0], "date": "x"}'],
 )
 def test_a_damaged_file_is_measured_again(damage: str, measured: list[MachineSpeed]) -> None:
     machine_speed("cpu", 1)
@@ -168,6 +169,25 @@ def test_an_old_speed_is_measured_again(age_s: float, times: int, measured: list
     keep_with_age(age_s)
     machine_speed("cpu", 1)
     assert len(measured) == times
+
+
+def test_the_speed_of_a_busy_machine_is_soon_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speeds, "measure_machine_speed", lambda *_: speed_of(1.0, was_busy=True))
+    machine_speed("cpu", 1)
+    keep_with_age(BUSY_AGE_S / 2)
+    assert kept_machine_speed("cpu", 1) is not None
+    keep_with_age(BUSY_AGE_S + 1)
+    assert kept_machine_speed("cpu", 1) is None
+
+
+@pytest.mark.parametrize(("threads", "free", "was_busy"), [(2, 2.0, False), (2, 1.2, True), (1, 0.2, False)])
+def test_threads_without_cores_make_a_machine_busy(
+    threads: int, free: float, was_busy: bool, bursts: list[list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bursts += [[1.0] * LAYERS] * BURSTS
+    uses = iter([CpuUse(0.0, 0.0, 0.0), CpuUse(10.0, 10.0 * free, 0.0)])
+    monkeypatch.setattr(speeds.CpuUse, "now", lambda: next(uses))
+    assert measure_machine_speed("cpu", threads).was_busy == was_busy
 
 
 def test_forgotten_speeds_are_measured_again(measured: list[MachineSpeed]) -> None:

@@ -375,7 +375,8 @@ def one_layer() -> LayerGraph:
 
 
 def speed_of(layer_ms: float, spread: float = 1.0) -> MachineSpeed:
-    return MachineSpeed((layer_ms,) * len(reference_layers()), "2026-11-30T12:34:56+00:00", 0.25, spread)
+    layers_ms = (layer_ms,) * len(reference_layers())
+    return MachineSpeed(layers_ms, "2026-11-30T12:34:56+00:00", 0.25, spread, was_busy=spread > 1.5)
 
 
 def test_a_predictor_is_scaled_to_this_machine_with_a_wider_interval(one_layer: LayerGraph) -> None:
