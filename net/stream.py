@@ -411,7 +411,8 @@ class TaskStream:
             session = self._prepared(self._reopen())
         except NeurosurgeonError as exc:
             self._breaker.lost(now_ms())
-            if now_ms() - self._lost_ms > s_to_ms(self._patience_s or 0.0):
+            # Tasks that are not kept have failed already, or are failing just now, with the cause of the loss.
+            if self._patience_s is not None and now_ms() - self._lost_ms > s_to_ms(self._patience_s):
                 self._fail(list(self._flights.values()), ConnectError(f"the cloud stays away: {exc}"))
             return None
         except Exception as exc:

@@ -356,6 +356,32 @@ def test_a_silent_cloud_is_lost_to_who_never_waits(listener: socket.socket, monk
     server.join()
 
 
+def test_a_lost_task_fails_with_its_cause_however_soon_the_cloud_is_looked_for(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = threading.Semaphore(0)
+
+    def reopen() -> EdgeSession:
+        attempts.release()
+        raise ConnectError("away")
+
+    def warn_late(*what: Any) -> None:  # when the first attempt has failed
+        assert attempts.acquire(timeout=WAIT_S) and attempts.acquire(timeout=WAIT_S)
+
+    def die(connection: Connection, received: Received) -> None:
+        raise PeerGoneError("the script ends here")
+
+    monkeypatch.setattr("net.stream.log.warning", warn_late)
+    server = threading.Thread(target=ScriptedCloud(listener, die).serve)
+    server.start()
+    with TaskStream(EdgeSession.open(*listener.getsockname()), reopen, patience_s=None) as stream:
+        (answer,) = submit(stream, 1)
+        with pytest.raises(ConnectError, match="the cloud is lost: .*closed the connection"):
+            answer.result(2 * WAIT_S)
+    stop_accepting(listener)
+    server.join()
+
+
 def test_an_answer_that_comes_twice_counts_once(listener: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
     def stammer(connection: Connection, received: Received) -> None:
         reply_to(connection, received)
