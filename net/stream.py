@@ -392,6 +392,7 @@ class TaskStream:
             for flight in lost:
                 flight.losses += flight.sent is not None
                 flight.is_out, flight.sent = False, None
+            self._changed.notify_all()
         if self._patience_s is None:
             log.warning("the cloud is lost with %d tasks (%s); looking for it", len(waiting), why)
             self._fail(waiting, ConnectError(f"the cloud is lost: {why}"))
@@ -400,8 +401,6 @@ class TaskStream:
             hopeless = [flight for flight in lost if flight.losses > MAX_LOSSES]
             often = f"the cloud was lost {MAX_LOSSES + 1} times while it had this task"
             self._fail(hopeless, ConnectError(f"{often}: {why}"))
-        with self._lock:  # the sender looks for the cloud; before, it could have failed these tasks for another reason
-            self._changed.notify_all()
 
     def _reconnect(self) -> EdgeSession | None:
         """Return a new conversation with every model prepared; None when the cloud is still away."""

@@ -372,7 +372,7 @@ def test_a_lost_task_fails_with_its_cause_however_soon_the_cloud_is_looked_for(
         raise PeerGoneError("the script ends here")
 
     monkeypatch.setattr("net.stream.log.warning", warn_late)
-    server = threading.Thread(target=ScriptedCloud(listener, die).serve)
+    server = threading.Thread(target=ScriptedCloud(listener, die).serve, daemon=True)
     server.start()
     with TaskStream(EdgeSession.open(*listener.getsockname()), reopen, patience_s=None) as stream:
         (answer,) = submit(stream, 1)
