@@ -42,7 +42,7 @@ import torch
 from tqdm import tqdm
 
 from models.operations import LayerKind
-from predictor.get_datasets_func import COLUMNS, MIN_ROWS, csv_name, csv_path, pace_of, read_rows
+from predictor.get_datasets_func import COLUMNS, MIN_ROWS, csv_name, csv_path, read_rows
 from predictor.kernel_flops import row_work
 from predictor.machine_speed import SEED, Layer, built, lower_quartile, one_pass, pace_layers
 from predictor.predictor_utils import (
@@ -332,15 +332,6 @@ def write_provenance(directory: Path, about: Mapping[str, Any], collections: Seq
     replace_file(directory / "provenance.json", json.dumps(document, indent=2) + "\n")
 
 
-def add_pace(directory: Path) -> None:
-    """Write into the provenance how fast the machine was: predictions for another one are scaled by it.
-
-    Raises: DataSetError.
-    """
-    document = {**read_provenance(directory), "pace_ms": pace_of(directory)}
-    replace_file(directory / "provenance.json", json.dumps(document, indent=2) + "\n")
-
-
 def check_same_machine(directory: Path, about: Mapping[str, Any], kinds: Iterable[LayerKind]) -> None:
     """Refuse to mix rows of two machines.
 
@@ -401,7 +392,6 @@ def _run(args: argparse.Namespace) -> int:
         partial = begin(directory, about, args.kinds, fresh=args.fresh)
         try:
             collect(partial, args.device, args.minutes, about, args.kinds)
-            add_pace(partial)
             fit_and_save(partial, args.config or parameter_file(args.side, name))
         except KeyboardInterrupt:
             log.warning(

@@ -114,17 +114,6 @@ def _at_one_pace(rows: list[dict[str, float]]) -> list[dict[str, float]]:
     return [row | {"latency": row["latency"] * undisturbed_ms / row["pace_ms"]} for row in kept]
 
 
-def pace_of(directory: Path) -> float | None:
-    """Return what the layers of the pace took, ms, undisturbed, where data sets come from; None of files without it.
-
-    Raises: DataSetError.
-    """
-    paths = {kind: csv_path(directory, kind) for kind in COLUMNS}
-    rows = [row for kind, path in paths.items() if path.exists() for row in read_rows(path, kind)]
-    paces_ms = [row["pace_ms"] for row in rows if row.get("pace_ms", 0.0) > 0]
-    return float(np.quantile(paces_ms, UNDISTURBED)) if paces_ms else None
-
-
 def _first_double(names: list[str]) -> str:
     return next(name for index, name in enumerate(names) if name in names[:index])
 

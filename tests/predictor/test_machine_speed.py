@@ -14,7 +14,6 @@ import torch
 
 from predictor import machine_speed as speeds
 from predictor.features import feature_matrix, tree_matrix
-from predictor.get_datasets_func import pace_of
 from predictor.kernel_flops import row_work
 from predictor.kind_models import Family, family_of
 from predictor.machine_speed import (
@@ -266,15 +265,3 @@ def test_a_family_without_data_scales_as_the_others_do() -> None:
     assert scales[Family.DEPTHWISE] == scales[Family.LINEAR]
     nothing = scales_of(dataclasses.replace(predictor, kinds={}), layers, [1.0] * len(layers))
     assert set(nothing.values()) == {(1.0, 1.0, 1.0)}
-
-
-# ---------------------------------------------------------------- the collector's pace
-
-
-def test_data_sets_tell_the_pace_of_an_undisturbed_machine(tmp_path: Path) -> None:
-    assert pace_of(tmp_path) is None
-    rows = [f"{n},8,0.5,{pace_ms}" for n, pace_ms in enumerate([2.0, 2.0, 2.0, 2.4, 9.0], start=1)]
-    (tmp_path / "batchnorm_lat.csv").write_text("\n".join(["HW,Cin,latency,pace_ms", *rows]) + "\n")
-    assert pace_of(tmp_path) == 2.0
-    (tmp_path / "batchnorm_lat.csv").write_text("HW,Cin,latency\n8,8,0.5\n")
-    assert pace_of(tmp_path) is None
