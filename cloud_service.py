@@ -210,17 +210,14 @@ class CloudLatencies:
         from predictor.machine_speed import kept_machine_speed
         from predictor.predictor_utils import find_predictor, scaled_by_speed, scaled_to_machine
 
-        found, device, threads = find_predictor("cloud", self._engine.device, self._name, self._path), *self._machine
+        device, threads = self._engine.device, self._engine.threads
+        found = find_predictor("cloud", device, self._name, self._path)
         if self._path is not None:
             return found
         speed = kept_machine_speed(device, threads)
         if speed is not None:
             return scaled_by_speed(found, speed, threads)
         return self._engine.submit_job(lambda: scaled_to_machine(found, device, threads))()
-
-    @property
-    def _machine(self) -> tuple[str, int]:
-        return self._engine.device, self._engine.threads
 
     def computed(self, model: str, cut: bytes, compute_ms: float) -> None:
         """Have the speed of this machine measured again where the tasks of a cut contradict it.
@@ -243,7 +240,7 @@ class CloudLatencies:
         predicted_ms = told.of(layer for layer in range(len(graph.layers)) if layer not in on_edge).total()
         if predicted_ms and not 1 / DISAGREEMENT <= min(times_ms) / predicted_ms <= DISAGREEMENT:
             log.info("%s: predicted %.4g ms, measured %.4g ms", model, predicted_ms, min(times_ms))
-            doubt_machine_speed(*self._machine)
+            doubt_machine_speed(self._engine.device, self._engine.threads)
 
 
 def make_engine(args: argparse.Namespace) -> CloudEngine:

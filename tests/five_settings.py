@@ -14,16 +14,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
+from tests.benchmark.common import busy_loops
 from utils.cli import ROOT
 
 BUSY_LOOPS = 2
-LOOP = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: sum(range(100_000))"
 
 
 class Setting(NamedTuple):
@@ -53,21 +52,9 @@ class Outcome(NamedTuple):
     failures: list[str]  # what pytest says of each
 
 
-@contextmanager
-def busy(loops: int) -> Iterator[None]:
-    """Keep as many cores busy at normal priority; the loops end with the block, and with this process."""
-    processes = [subprocess.Popen([sys.executable, "-c", LOOP]) for _ in range(loops)]
-    try:
-        yield
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-
-
 def run_tests(setting: Setting, arguments: Sequence[str]) -> Outcome:
     """Run pytest under a setting."""
-    with tempfile.TemporaryDirectory() as directory, busy(setting.busy_loops):
+    with tempfile.TemporaryDirectory() as directory, busy_loops(setting.busy_loops):
         report = Path(directory) / "report.xml"
         command = [sys.executable, "-m", "pytest", f"--junitxml={report}", *arguments]
         start_s = time.monotonic()
