@@ -184,6 +184,7 @@ class CloudLatencies:
         self._engine = engine
         self._name = name  # of the predictor
         self._path = path
+        self._preparing = threading.Lock()  # held while a predictor is fitted or a speed measured, which is kept
         self._lock = threading.Lock()  # of those below
         self._told: dict[str, LayerLatencies] = {}  # by model
         self._times_ms: dict[tuple[str, bytes], list[float]] = {}  # of the last tasks, by model and cut
@@ -198,7 +199,9 @@ class CloudLatencies:
             tensor = as_network_input(random_input(network.graph.input.shape), self._engine.device)
             known = self._engine.submit_job(lambda: measured_latencies(network, tensor))()
         else:
-            known = self._predictor().predict(model_graph(canonical_name(model)))
+            with self._preparing:
+                predictor = self._predictor()
+            known = predictor.predict(model_graph(canonical_name(model)))
         with self._lock:
             if len(self._told) >= MAX_TOLD:
                 self._told.clear()

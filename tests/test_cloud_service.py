@@ -6,7 +6,10 @@ import datetime
 import importlib.util
 import json
 import re
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any, cast
 
@@ -22,6 +25,7 @@ from models.zoo import model_graph
 from net import doctor
 from predictor import machine_speed
 from predictor.machine_speed import MachineSpeed, reference_layers
+from predictor.predictor_utils import LatencyPredictor
 from tests.utils.test_metrics import scraped
 from utils.cli import ServiceProcess
 from utils.cloud_engine import CloudEngine
@@ -135,6 +139,13 @@ class _Engine:
     device, threads = "cpu", 1
 
 
+def know_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this machine's speed known, so that nothing is measured."""
+    layers_ms = (1.0,) * len(reference_layers())
+    speed = MachineSpeed(layers_ms, datetime.datetime.now(datetime.UTC).isoformat(), 0.0, 1.0, False)
+    monkeypatch.setattr(machine_speed, "kept_machine_speed", lambda *_: speed)
+
+
 @pytest.mark.parametrize(
     ("factors", "is_doubted"),
     [((1.0,) * COMPARED_TASKS, False), ((9.0,) * COMPARED_TASKS, True), ((0.1,) * COMPARED_TASKS, True)]
@@ -145,10 +156,7 @@ def test_tasks_that_contradict_a_prediction_have_the_machine_measured_again(
 ) -> None:
     doubted: list[tuple[str, int]] = []
     monkeypatch.setattr(machine_speed, "doubt_machine_speed", lambda *machine: doubted.append(machine))
-    speed = MachineSpeed(
-        (1.0,) * len(reference_layers()), datetime.datetime.now(datetime.UTC).isoformat(), 0.0, 1.0, False
-    )
-    monkeypatch.setattr(machine_speed, "kept_machine_speed", lambda *_: speed)
+    know_the_speed(monkeypatch)
     latencies = CloudLatencies(cast(CloudEngine, _Engine()), "linear", None)
     graph = model_graph("le_net")
     predicted_ms = sum(latencies("le_net").latency_ms[3:])
@@ -156,6 +164,26 @@ def test_tasks_that_contradict_a_prediction_have_the_machine_measured_again(
         latencies.computed("le_net", pack_nodes(graph, graph.edge_nodes(3)), factor * predicted_ms)
         latencies.computed("alex_net", b"", 1e6)  # nothing was predicted of it
     assert doubted == [("cpu", 1)] * is_doubted
+
+
+def test_edges_that_ask_at_once_have_a_predictor_fitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    know_the_speed(monkeypatch)
+    latencies = CloudLatencies(cast(CloudEngine, _Engine()), "linear", None)
+    at_once = Counter[str]()
+    predict = latencies._predictor
+
+    def counted() -> LatencyPredictor:
+        at_once["now"] += 1
+        at_once["most"] = max(at_once["most"], at_once["now"])
+        time.sleep(0.02)  # so that the others come meanwhile
+        predictor = predict()
+        at_once["now"] -= 1
+        return predictor
+
+    monkeypatch.setattr(latencies, "_predictor", counted)
+    with ThreadPoolExecutor(5) as edges:
+        assert len({tuple(said.latency_ms) for said in edges.map(latencies, ["le_net"] * 5)}) == 1
+    assert at_once["most"] == 1
 
 
 @pytest.mark.parametrize(("free", "threads"), [(2.0, 2), (1.7, 2), (1.3, 1), (0.1, 1)])
