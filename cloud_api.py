@@ -6,14 +6,14 @@ python cloud_api.py -i 127.0.0.1 -p 9999 -d cpu
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports below, which need packages
-    from utils.packages import name_missing_packages
+    from neurosurgeon.utils.packages import name_missing_packages
 
     name_missing_packages()
 
 import sys
 from collections.abc import Sequence
 
-from cloud_service import run_cloud
+from neurosurgeon.cloud_service import run_cloud
 
 
 def main(argv: Sequence[str] | None = None) -> int:

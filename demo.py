@@ -8,7 +8,7 @@ Every edge is the command that a user types, `edge_api.py --json`; the table is 
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports below, which need packages
-    from utils.packages import name_missing_packages
+    from neurosurgeon.utils.packages import name_missing_packages
 
     name_missing_packages()
 
@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from models.zoo import ZOO
-from utils.cli import ROOT, ServiceProcess, base_parser, positive_int, run_main
-from utils.errors import NeurosurgeonError
+from neurosurgeon.models.zoo import ZOO
+from neurosurgeon.utils.cli import ROOT, ServiceProcess, base_parser, positive_int, run_main
+from neurosurgeon.utils.errors import NeurosurgeonError
 
 EDGE_TIMEOUT_S = 300.0
 

@@ -7,7 +7,7 @@ python edge_api.py --local-cloud -t mobile_net --input docs/photo.jpg --verify
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports below, which need packages
-    from utils.packages import name_missing_packages
+    from neurosurgeon.utils.packages import name_missing_packages
 
     name_missing_packages()
 
@@ -21,11 +21,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from models.sources import chosen_model
-from models.zoo import WeightsSource, check_point, check_pretrained, check_weights_file, input_size
-from net.access import access_of_edge
-from net.bandwidth import LinkEstimate, LinkSource
-from net.monitor_client import (
+from neurosurgeon.models.sources import chosen_model
+from neurosurgeon.models.zoo import WeightsSource, check_point, check_pretrained, check_weights_file, input_size
+from neurosurgeon.net.access import access_of_edge
+from neurosurgeon.net.bandwidth import LinkEstimate, LinkSource
+from neurosurgeon.net.monitor_client import (
     YOUNG_S,
     LinkMeasurement,
     estimate_link,
@@ -33,9 +33,9 @@ from net.monitor_client import (
     measure_link,
     young_link,
 )
-from net.session import EdgeSession, OnCloudLoss, new_edge_id
-from net.shaper import add_shaping, shaped
-from utils.cli import (
+from neurosurgeon.net.session import EdgeSession, OnCloudLoss, new_edge_id
+from neurosurgeon.net.shaper import add_shaping, shaped
+from neurosurgeon.utils.cli import (
     DEFAULT_IP,
     ServiceProcess,
     add_deadline,
@@ -52,16 +52,16 @@ from utils.cli import (
     positive_int,
     run_main,
 )
-from utils.errors import NetworkError, UsageError
-from utils.images import read_image
-from utils.report import EdgeReport, cut_document, needless_link, output_document, print_json
-from utils.units import bytes_per_s_to_mb_per_s, mb_to_bytes
+from neurosurgeon.utils.errors import NetworkError, UsageError
+from neurosurgeon.utils.images import read_image
+from neurosurgeon.utils.report import EdgeReport, cut_document, needless_link, output_document, print_json
+from neurosurgeon.utils.units import bytes_per_s_to_mb_per_s, mb_to_bytes
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from edge_task import Outcome, Task
+    from neurosurgeon.edge_task import Outcome, Task
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -127,7 +127,7 @@ def _run(args: argparse.Namespace) -> int:
         session = stack.enter_context(reopen())
         find_link = partial(link_of, args, session, kept, measurement, show)
         ideal = None if args.measure == "always" or args.bandwidth is not None or kept else ideal_link(args, session)
-        from edge_task import run_task  # torch takes a second: only when the cloud has answered
+        from neurosurgeon.edge_task import run_task  # torch takes a second: only when the cloud has answered
 
         outcome = run_task(task_of(args, pixels), session, find_link, show, reopen, ideal)
     if args.deadline_ms:
@@ -148,7 +148,7 @@ def check_given(args: argparse.Namespace) -> None:
     if args.pretrained and not args.weights:
         check_pretrained(args.type)
     if args.device == "cuda":
-        from utils.inference_utils import check_device
+        from neurosurgeon.utils.inference_utils import check_device
 
         check_device(args.device)
     if args.local_cloud and args.tls_ca:
@@ -166,8 +166,8 @@ def weights_of(args: argparse.Namespace) -> WeightsSource:
 
 def task_of(args: argparse.Namespace, pixels: NDArray[np.uint8] | None) -> Task:
     """Return the task that the command line describes."""
-    from edge_task import Task
-    from predictor.strategies import Strategy
+    from neurosurgeon.edge_task import Task
+    from neurosurgeon.predictor.strategies import Strategy
 
     return Task(
         model=args.type,

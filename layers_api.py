@@ -6,7 +6,7 @@ python layers_api.py -t alex_net --threads 1 --excel alex_net.xlsx
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports below, which need packages
-    from utils.packages import name_missing_packages
+    from neurosurgeon.utils.packages import name_missing_packages
 
     name_missing_packages()
 
@@ -18,13 +18,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from models.sources import chosen_model
-from models.zoo import WeightsSource, input_size, load_network
-from predictor.predictor_utils import config_path, load_predictor
-from utils import report
-from utils.cli import add_device, add_model, base_parser, run_main
-from utils.excel_utils import save_tables
-from utils.inference_utils import check_device, load_image, random_input, show_features, use_threads
+from neurosurgeon.models.sources import chosen_model
+from neurosurgeon.models.zoo import WeightsSource, input_size, load_network
+from neurosurgeon.predictor.predictor_utils import config_path, load_predictor
+from neurosurgeon.utils import report
+from neurosurgeon.utils.cli import add_device, add_model, base_parser, run_main
+from neurosurgeon.utils.excel_utils import save_tables
+from neurosurgeon.utils.inference_utils import check_device, load_image, random_input, show_features, use_threads
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,14 +8,14 @@ It serves what cloud_api.py serves, single tasks as well as many in flight on on
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports below, which need packages
-    from utils.packages import name_missing_packages
+    from neurosurgeon.utils.packages import name_missing_packages
 
     name_missing_packages()
 
 import sys
 from collections.abc import Sequence
 
-from cloud_service import run_cloud
+from neurosurgeon.cloud_service import run_cloud
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,7 @@ python tasks_edge_api.py --input-dir docs -t mobile_net alex_net --objective thr
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports below, which need packages
-    from utils.packages import name_missing_packages
+    from neurosurgeon.utils.packages import name_missing_packages
 
     name_missing_packages()
 
@@ -24,18 +24,18 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from models.own_models import register_files
-from models.sources import parse_weights
-from models.zoo import ZOO
-from net.access import Access, access_of_edge
-from net.link_watch import LinkWatch
-from net.monitor_client import LinkMeasurement, estimate_link, given_or_measured
-from net.session import EdgeSession, OnCloudLoss, new_edge_id
-from net.shaper import add_shaping, shaped
-from net.stream import PATIENCE_S, TaskStream
-from predictor.chain_search import Objective
-from predictor.flow_shop import Schedule
-from utils.cli import (
+from neurosurgeon.models.own_models import register_files
+from neurosurgeon.models.sources import parse_weights
+from neurosurgeon.models.zoo import ZOO
+from neurosurgeon.net.access import Access, access_of_edge
+from neurosurgeon.net.link_watch import LinkWatch
+from neurosurgeon.net.monitor_client import LinkMeasurement, estimate_link, given_or_measured
+from neurosurgeon.net.session import EdgeSession, OnCloudLoss, new_edge_id
+from neurosurgeon.net.shaper import add_shaping, shaped
+from neurosurgeon.net.stream import PATIENCE_S, TaskStream
+from neurosurgeon.predictor.chain_search import Objective
+from neurosurgeon.predictor.flow_shop import Schedule
+from neurosurgeon.utils.cli import (
     EXIT_INTERRUPTED,
     add_deadline,
     add_device,
@@ -53,15 +53,15 @@ from utils.cli import (
     positive_int,
     run_main,
 )
-from utils.errors import NeurosurgeonError
-from utils.queue_report import QueueReport, print_summary
-from utils.queue_results import QueueSummary, queue_document, queue_sheets, summarise
-from utils.queue_tasks import QueuedTask, draw_tasks, read_task_file, tasks_of_directory
-from utils.report import print_json
+from neurosurgeon.utils.errors import NeurosurgeonError
+from neurosurgeon.utils.queue_report import QueueReport, print_summary
+from neurosurgeon.utils.queue_results import QueueSummary, queue_document, queue_sheets, summarise
+from neurosurgeon.utils.queue_tasks import QueuedTask, draw_tasks, read_task_file, tasks_of_directory
+from neurosurgeon.utils.report import print_json
 
 if TYPE_CHECKING:
-    from edge_cuts import QueueSettings
-    from utils.queue_tasks import TaskResult
+    from neurosurgeon.edge_cuts import QueueSettings
+    from neurosurgeon.utils.queue_tasks import TaskResult
 
 log = logging.getLogger(__name__)
 
@@ -153,8 +153,12 @@ def _run_queue(args: argparse.Namespace, access: Access, begin_trace: Callable[[
             measurement.start()
         session = open_session()
         find_link = cache(partial(given_or_measured, args.bandwidth, args.rtt, session.rtt_ms, measurement.result))
-        from edge_cuts import Forecast, prepare_models, share_cores  # torch takes a second: only if the cloud answered
-        from edge_queue import QueueRun, receives_itself
+        from neurosurgeon.edge_cuts import (  # torch takes a second: only if the cloud answered
+            Forecast,
+            prepare_models,
+            share_cores,
+        )
+        from neurosurgeon.edge_queue import QueueRun, receives_itself
 
         settings = replace(settings, shares_cores=share_cores(access.cloud_name or args.ip, session.cloud, settings))
         models = prepare_models((task.model for task in tasks), settings, session, find_link)
@@ -213,10 +217,10 @@ def settings_of(args: argparse.Namespace) -> QueueSettings:
 
     Raises: UsageError: weights that are not there or do not fit.
     """
-    from edge_cuts import QueueSettings
+    from neurosurgeon.edge_cuts import QueueSettings
 
     if args.device == "cuda":
-        from utils.inference_utils import check_device
+        from neurosurgeon.utils.inference_utils import check_device
 
         check_device(args.device)
     return QueueSettings(
@@ -263,11 +267,11 @@ def save(args: argparse.Namespace, results: Sequence[TaskResult], summary: Queue
     if args.json:
         print_json(queue_document(results, summary))
     if args.excel:
-        from utils.excel_utils import save_tables
+        from neurosurgeon.utils.excel_utils import save_tables
 
         save_tables(args.excel, queue_sheets(results, summary))
     if args.plot:
-        from utils.plots import plot_queue
+        from neurosurgeon.utils.plots import plot_queue
 
         plot_queue(args.plot, results)
 

@@ -9,8 +9,8 @@ import pytest
 import sklearn.datasets
 import torch
 
+from neurosurgeon.utils.cli import ServiceProcess
 from tests.equality import THREADS
-from utils.cli import ServiceProcess
 
 torch.set_num_threads(THREADS)  # before any fixture computes
 

@@ -24,10 +24,10 @@ from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 
-from net.net_utils import format_address
-from net.transport import accepted, listen, stop_accepting
-from predictor.predictor_utils import config_path
-from utils.cli import address_parser, end_with_parent, listening_line, port_number, run_main, stop_event
+from neurosurgeon.net.net_utils import format_address
+from neurosurgeon.net.transport import accepted, listen, stop_accepting
+from neurosurgeon.predictor.predictor_utils import config_path
+from neurosurgeon.utils.cli import address_parser, end_with_parent, listening_line, port_number, run_main, stop_event
 
 log = logging.getLogger(__name__)
 

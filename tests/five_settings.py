@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
+from neurosurgeon.utils.cli import ROOT
 from tests.benchmark.common import busy_loops
-from utils.cli import ROOT
 
 BUSY_LOOPS = 2
 

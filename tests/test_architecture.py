@@ -10,11 +10,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("models", "net", "predictor", "utils")
-# Modules that scripts share.
-SHARED = {"cloud_service", "deployment", "edge_cuts", "edge_queue", "edge_results", "edge_task"}
-SCRIPTS = {path.stem for path in ROOT.glob("*.py")} - SHARED
-FOUNDATIONS = ("utils.errors", "utils.files", "utils.machine", "utils.packages", "utils.units")
+PACKAGES = ("models", "net", "predictor", "utils")  # of neurosurgeon; at the top, their names of the reference
+SCRIPTS = {path.stem for path in ROOT.glob("*.py")}
+FOUNDATIONS = (
+    "neurosurgeon.utils.errors",
+    "neurosurgeon.utils.files",
+    "neurosurgeon.utils.machine",
+    "neurosurgeon.utils.packages",
+    "neurosurgeon.utils.units",
+)
 
 
 def is_type_checking(node: ast.AST) -> bool:
@@ -44,9 +48,13 @@ def name_of(path: Path) -> str:
 
 SOURCES = {
     name_of(path): path.read_text(encoding="utf-8")
-    for path in [*ROOT.glob("*.py"), *(path for package in PACKAGES for path in (ROOT / package).glob("*.py"))]
+    for path in [*ROOT.glob("*.py"), *(ROOT / "neurosurgeon").rglob("*.py")]
 }
 IMPORTS = {name: imports_of(source) for name, source in SOURCES.items()}
+
+
+def ours(*packages: str) -> tuple[str, ...]:
+    return tuple(f"neurosurgeon.{package}" for package in packages)
 
 
 def uses(module: str, *targets: str) -> set[str]:
@@ -72,8 +80,15 @@ def f():
 
 
 def test_all_modules_are_read() -> None:
-    assert {"cloud_api", "edge_api", "deployment", "models.zoo", "net.transport", "utils.cli"} <= set(SOURCES)
-    assert uses("deployment", "models") >= {"models.zoo.model_graph"}
+    assert {
+        "cloud_api",
+        "edge_api",
+        "deployment",
+        "neurosurgeon.models.zoo",
+        "neurosurgeon.net.transport",
+        "neurosurgeon.utils.cli",
+    } <= set(SOURCES)
+    assert uses("neurosurgeon.deployment", "neurosurgeon.models") >= {"neurosurgeon.models.zoo.model_graph"}
 
 
 @pytest.mark.parametrize("module", sorted(SOURCES))
@@ -81,41 +96,48 @@ def test_nobody_imports_a_script(module: str) -> None:
     assert not uses(module, *SCRIPTS)
 
 
-@pytest.mark.parametrize("module", modules(*PACKAGES))
+@pytest.mark.parametrize("module", modules(*ours(*PACKAGES)))
 def test_only_scripts_import_the_deployment(module: str) -> None:
-    assert not uses(module, "deployment")
+    assert not uses(module, *ours("deployment"))
 
 
-@pytest.mark.parametrize("module", modules("predictor", "deployment"))
+@pytest.mark.parametrize("module", modules(*ours("predictor", "deployment")))
 def test_planning_does_not_know_the_network(module: str) -> None:
-    assert not uses(module, "net")
+    assert not uses(module, *ours("net"))
 
 
-@pytest.mark.parametrize("module", modules("net"))
+@pytest.mark.parametrize("module", modules(*ours("net")))
 def test_the_network_does_not_know_planning(module: str) -> None:
-    assert not uses(module, "predictor", "deployment")
+    assert not uses(module, *ours("predictor", "deployment"))
 
 
-@pytest.mark.parametrize("module", modules("models"))
+@pytest.mark.parametrize("module", modules(*ours("models")))
 def test_models_import_torch_and_the_foundations_only(module: str) -> None:
-    allowed = {*sys.stdlib_module_names, "torch", "numpy", "safetensors", "models"}
+    allowed = {*sys.stdlib_module_names, "torch", "numpy", "safetensors"}
     others = {name for name in IMPORTS[module] if name.split(".")[0] not in allowed}
-    assert others <= uses(module, *FOUNDATIONS) | {"utils"}
+    assert others <= uses(module, "neurosurgeon.models", *FOUNDATIONS)
 
 
-@pytest.mark.parametrize("module", [*FOUNDATIONS, "utils.timing", "utils.logs", "utils.cli"])
+@pytest.mark.parametrize(
+    "module", [*FOUNDATIONS, "neurosurgeon.utils.timing", "neurosurgeon.utils.logs", "neurosurgeon.utils.cli"]
+)
 def test_the_foundations_import_nothing_above_them(module: str) -> None:
-    assert not uses(module, "models", "net", "predictor", "deployment")
-    assert uses(module, "utils") <= uses(module, *FOUNDATIONS, "utils.logs")
+    assert not uses(module, *ours("models", "net", "predictor", "deployment"))
+    assert uses(module, "neurosurgeon.utils") <= uses(module, *FOUNDATIONS, "neurosurgeon.utils.logs")
 
 
-@pytest.mark.parametrize("module", modules("utils"))
+@pytest.mark.parametrize("module", modules(*ours("utils")))
 def test_shared_parts_do_not_know_network_or_planning(module: str) -> None:
-    assert not uses(module, "net", "predictor")
+    assert not uses(module, *ours("net", "predictor"))
 
 
 def test_only_the_transport_and_the_monitor_touch_sockets() -> None:
-    allowed = ("net.transport", "net.datagrams", "net.monitor_server", "net.shaper")
+    allowed = (
+        "neurosurgeon.net.transport",
+        "neurosurgeon.net.datagrams",
+        "neurosurgeon.net.monitor_server",
+        "neurosurgeon.net.shaper",
+    )
     touching = {name for name in SOURCES if uses(name, "socket", "select", "socketserver", "asyncio")}
     hinting = {name for name in touching - set(allowed) if only_hints(SOURCES[name], "socket")}
     assert touching - hinting <= set(allowed)
@@ -127,9 +149,11 @@ def only_hints(source: str, module: str) -> bool:
     return not any(ast.unparse(call.func).startswith(f"{module}.") for call in calls)
 
 
-@pytest.mark.parametrize("module", sorted(set(SOURCES) - {"utils.report", "utils.queue_report"}))
+@pytest.mark.parametrize(
+    "module", sorted(set(SOURCES) - {"neurosurgeon.utils.report", "neurosurgeon.utils.queue_report"})
+)
 def test_only_scripts_and_the_reports_print(module: str) -> None:
     calls = (node for node in ast.walk(ast.parse(SOURCES[module])) if isinstance(node, ast.Call))
     prints = [ast.unparse(call) for call in calls if ast.unparse(call.func) == "print"]
     has_command = "if __name__ ==" in SOURCES[module]  # python -m predictor.collect is a script, too
-    assert has_command or module == "utils.cli" or not prints
+    assert has_command or module == "neurosurgeon.utils.cli" or not prints

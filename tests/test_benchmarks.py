@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from net.messages import Reply, Request
-from net.transport import Connection, Received
-from predictor.predictor_utils import SIDES, default_directory, read_provenance
-from predictor.transfer import frame_bytes
+from neurosurgeon.net.messages import Reply, Request
+from neurosurgeon.net.transport import Connection, Received
+from neurosurgeon.predictor.predictor_utils import SIDES, default_directory, read_provenance
+from neurosurgeon.predictor.transfer import frame_bytes
+from neurosurgeon.utils.cli import DEFAULT_IP, ROOT
 from tests.benchmark import __main__ as benchmarks
 from tests.benchmark import busy, common, machine_speed, prediction, queue, transport
-from utils.cli import DEFAULT_IP, ROOT
 
 
 def test_every_benchmark_is_in_the_table() -> None:

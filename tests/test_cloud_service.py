@@ -16,19 +16,19 @@ from typing import Any, cast
 import pytest
 
 import cloud_api
-import cloud_service
 import edge_api
 import tasks_cloud_api
-from cloud_service import COMPARED_TASKS, CloudLatencies
-from models.cuts import pack_nodes
-from models.zoo import model_graph
-from net import doctor
-from predictor import machine_speed
-from predictor.machine_speed import MachineSpeed, reference_layers
-from predictor.predictor_utils import LatencyPredictor
+from neurosurgeon import cloud_service
+from neurosurgeon.cloud_service import COMPARED_TASKS, CloudLatencies
+from neurosurgeon.models.cuts import pack_nodes
+from neurosurgeon.models.zoo import model_graph
+from neurosurgeon.net import doctor
+from neurosurgeon.predictor import machine_speed
+from neurosurgeon.predictor.machine_speed import MachineSpeed, reference_layers
+from neurosurgeon.predictor.predictor_utils import LatencyPredictor
+from neurosurgeon.utils.cli import ServiceProcess
+from neurosurgeon.utils.cloud_engine import CloudEngine
 from tests.utils.test_metrics import scraped
-from utils.cli import ServiceProcess
-from utils.cloud_engine import CloudEngine
 
 TASK = ["-t", "le_net", "--point", "0", "--bandwidth", "100"]
 

@@ -15,16 +15,22 @@ from hypothesis import strategies as st
 from openpyxl import load_workbook
 from PIL import Image
 
-import deployment
-from deployment import SplitPlan, plan_split
-from models.zoo import ZOO, model_graph
-from predictor.chain_search import Objective
-from predictor.latencies import LayerLatencies
-from predictor.predictor_utils import SIDES, LatencyPredictor, config_path, find_predictor, scaled_to_machine
-from predictor.strategies import Strategy
-from predictor.transfer import TENSOR_MS, transfer_time_ms
-from utils import cli
-from utils.errors import DataSetError, MissingPredictorError, PlanningError
+from neurosurgeon import deployment
+from neurosurgeon.deployment import SplitPlan, plan_split
+from neurosurgeon.models.zoo import ZOO, model_graph
+from neurosurgeon.predictor.chain_search import Objective
+from neurosurgeon.predictor.latencies import LayerLatencies
+from neurosurgeon.predictor.predictor_utils import (
+    SIDES,
+    LatencyPredictor,
+    config_path,
+    find_predictor,
+    scaled_to_machine,
+)
+from neurosurgeon.predictor.strategies import Strategy
+from neurosurgeon.predictor.transfer import TENSOR_MS, transfer_time_ms
+from neurosurgeon.utils import cli
+from neurosurgeon.utils.errors import DataSetError, MissingPredictorError, PlanningError
 
 MB = 1e6
 STAGES = ["edge_ms", "transfer_ms", "cloud_ms", "total_ms"]

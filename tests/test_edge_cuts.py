@@ -6,18 +6,28 @@ from typing import Any
 
 import pytest
 
-from deployment import SplitPlan, plan_split
-from edge_cuts import Chooser, Forecast, QueueModel, QueueSettings, anew, choice, once_more, share_cores, within
-from edge_task import StageKeys
-from models.zoo import load_network, model_graph
-from net.bandwidth import LinkEstimate, LinkSource
-from net.link_watch import LinkNow
-from predictor.chain_search import Objective
-from predictor.correction import Corrections
-from predictor.flow_shop import IDLE, Pipeline, Schedule, makespan_ms
-from predictor.latencies import LayerLatencies
-from utils.queue_tasks import QueuedTask
-from utils.timing import StageTimes
+from neurosurgeon.deployment import SplitPlan, plan_split
+from neurosurgeon.edge_cuts import (
+    Chooser,
+    Forecast,
+    QueueModel,
+    QueueSettings,
+    anew,
+    choice,
+    once_more,
+    share_cores,
+    within,
+)
+from neurosurgeon.edge_task import StageKeys
+from neurosurgeon.models.zoo import load_network, model_graph
+from neurosurgeon.net.bandwidth import LinkEstimate, LinkSource
+from neurosurgeon.net.link_watch import LinkNow
+from neurosurgeon.predictor.chain_search import Objective
+from neurosurgeon.predictor.correction import Corrections
+from neurosurgeon.predictor.flow_shop import IDLE, Pipeline, Schedule, makespan_ms
+from neurosurgeon.predictor.latencies import LayerLatencies
+from neurosurgeon.utils.queue_tasks import QueuedTask
+from neurosurgeon.utils.timing import StageTimes
 
 MODEL = "le_net"
 LAYERS = len(model_graph(MODEL).layers)

@@ -13,27 +13,27 @@ import pytest
 import torch
 from torch import Tensor
 
-import edge_queue
-from edge_cuts import QueueModel, QueueSettings
-from edge_queue import QueueRun, receives_itself
-from edge_task import StageKeys
-from models.cuts import pack_nodes
-from models.zoo import load_network, model_graph
-from net.bandwidth import LinkEstimate
-from net.link_watch import LinkNow, LinkWatch
-from net.messages import Prepare, Request
-from net.session import EdgeSession, OnCloudLoss, RemoteResult
-from net.stream import Answered, OnAnswer, TaskStream
-from predictor.chain_search import Objective
-from predictor.correction import Corrections
+from neurosurgeon import edge_queue
+from neurosurgeon.edge_cuts import QueueModel, QueueSettings
+from neurosurgeon.edge_queue import QueueRun, receives_itself
+from neurosurgeon.edge_task import StageKeys
+from neurosurgeon.models.cuts import pack_nodes
+from neurosurgeon.models.zoo import load_network, model_graph
+from neurosurgeon.net.bandwidth import LinkEstimate
+from neurosurgeon.net.link_watch import LinkNow, LinkWatch
+from neurosurgeon.net.messages import Prepare, Request
+from neurosurgeon.net.session import EdgeSession, OnCloudLoss, RemoteResult
+from neurosurgeon.net.stream import Answered, OnAnswer, TaskStream
+from neurosurgeon.predictor.chain_search import Objective
+from neurosurgeon.predictor.correction import Corrections
+from neurosurgeon.utils.cli import ServiceProcess
+from neurosurgeon.utils.errors import ConnectError, NeurosurgeonError, RemoteError, WeightsError
+from neurosurgeon.utils.queue_report import QueueReport
+from neurosurgeon.utils.queue_tasks import QueuedTask
+from neurosurgeon.utils.timing import now_ms
 from tests.equality import whole_digest
 from tests.faults import FaultProxy
 from tests.test_edge_cuts import FASTER, LATENCIES, LINK, MODEL, queue_model
-from utils.cli import ServiceProcess
-from utils.errors import ConnectError, NeurosurgeonError, RemoteError, WeightsError
-from utils.queue_report import QueueReport
-from utils.queue_tasks import QueuedTask
-from utils.timing import now_ms
 
 
 class FailingStream:

@@ -11,14 +11,14 @@ from typing import Any, cast
 
 import pytest
 
-from edge_task import FindLink, Outcome, StageKeys, Task, predicted_stages, run_task
-from models.zoo import Network, WeightsSource, model_graph
-from net.bandwidth import LinkEstimate
-from net.messages import Latencies
-from net.session import EdgeSession
-from predictor.strategies import Strategy
+from neurosurgeon.edge_task import FindLink, Outcome, StageKeys, Task, predicted_stages, run_task
+from neurosurgeon.models.zoo import Network, WeightsSource, model_graph
+from neurosurgeon.net.bandwidth import LinkEstimate
+from neurosurgeon.net.messages import Latencies
+from neurosurgeon.net.session import EdgeSession
+from neurosurgeon.predictor.strategies import Strategy
+from neurosurgeon.utils.report import EdgeReport
 from tests.faults import write_slow_edge
-from utils.report import EdgeReport
 
 LINK = LinkEstimate(1e6, 10.0)
 IDEAL = LinkEstimate(math.inf, 10.0)

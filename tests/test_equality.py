@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.zoo import ZOO, load_network
+from neurosurgeon.models.zoo import ZOO, load_network
+from neurosurgeon.utils.inference_utils import random_input, run_half, run_whole, use_threads
+from neurosurgeon.utils.report import output_digest
 from tests.equality import THREADS, TOLERANCE, are_equal, assert_equal, whole_digest
-from utils.inference_utils import random_input, run_half, run_whole, use_threads
-from utils.report import output_digest
 
 EXPECTED = torch.tensor([[-4.0, 0.5, 2.0]])
 

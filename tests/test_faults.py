@@ -15,11 +15,11 @@ import pytest
 
 import edge_api
 import tasks_edge_api
+from neurosurgeon.utils.cli import ServiceProcess
 from tests import faults
 from tests.equality import THREADS, whole_digest
 from tests.faults import BREAKING, Fault, FaultProxy, write_slow_edge
 from tests.test_tasks_scripts import Edge
-from utils.cli import ServiceProcess
 
 MODEL = "le_net"
 LINK = ["-t", MODEL, "--bandwidth", "1000", "--rtt", "0.1", "--no-correction", "--threads", str(THREADS)]
@@ -178,7 +178,7 @@ def test_with_a_key_no_changed_byte_makes_a_wrong_answer(
 def test_a_cloud_that_falls_silent_is_done_without(
     in_flight: str, proxy: FaultProxy, run_queue: RunQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("net.session.SILENCE_S", 1.5)  # the cloud gives a sign of life every second
+    monkeypatch.setattr("neurosurgeon.net.session.SILENCE_S", 1.5)  # the cloud gives a sign of life every second
     proxy.after_bytes = 700_000
     proxy.set_faults(1.0, [Fault.BLACKHOLE])
     document = run_queue(proxy.port, 12, "--in-flight", in_flight)
@@ -232,7 +232,7 @@ def test_a_single_task_is_answered_whatever_happens_once_the_cloud_was_there(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("net.session.SILENCE_S", 1.5)
+    monkeypatch.setattr("neurosurgeon.net.session.SILENCE_S", 1.5)
     proxy.after_bytes = after_bytes
     proxy.set_faults(1.0, [fault])
     arguments = ["-p", str(proxy.port), "--monitor-port", "1", *LINK, "--point", "0", "--json"]

@@ -12,14 +12,14 @@ import pytest
 
 import edge_api
 import tasks_edge_api
-from edge_task import request_of
-from models.graph import LayerGraph
-from models.own_models import register_files
-from models.zoo import Network, _model_graph, build_network
-from net.session import EdgeSession
+from neurosurgeon.edge_task import request_of
+from neurosurgeon.models.graph import LayerGraph
+from neurosurgeon.models.own_models import register_files
+from neurosurgeon.models.zoo import Network, _model_graph, build_network
+from neurosurgeon.net.session import EdgeSession
+from neurosurgeon.utils.cli import ServiceProcess
+from neurosurgeon.utils.inference_utils import random_input, run_half, run_whole
 from tests.equality import assert_equal
-from utils.cli import ServiceProcess
-from utils.inference_utils import random_input, run_half, run_whole
 
 MODEL_FILE = '''
 """Somebody's own network."""
@@ -186,9 +186,9 @@ CHANGES: dict[str, Callable[[str], str]] = {
 @pytest.fixture
 def other_edge(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let this process be an edge that has run no model file yet."""
-    monkeypatch.setattr("models.own_models._functions", {})
-    monkeypatch.setattr("models.own_models._files", {})
-    monkeypatch.setattr("models.zoo._model_graph", _model_graph.__wrapped__)
+    monkeypatch.setattr("neurosurgeon.models.own_models._functions", {})
+    monkeypatch.setattr("neurosurgeon.models.own_models._files", {})
+    monkeypatch.setattr("neurosurgeon.models.zoo._model_graph", _model_graph.__wrapped__)
 
 
 @pytest.mark.usefixtures("other_edge")

@@ -19,15 +19,15 @@ import torch
 import cloud_api
 import edge_api
 import tasks_cloud_api
-from models.zoo import ZOO, load_network, model_graph
-from net.bandwidth import LinkEstimate
-from net.messages import AskLatencies, Hello, Latencies, Ping, Pong, Prepare, Ready, Request
-from net.monitor_client import LinkMeasurement, last_link, remember_link
-from net.transport import Connection, connect, listen
+from neurosurgeon.models.zoo import ZOO, load_network, model_graph
+from neurosurgeon.net.bandwidth import LinkEstimate
+from neurosurgeon.net.messages import AskLatencies, Hello, Latencies, Ping, Pong, Prepare, Ready, Request
+from neurosurgeon.net.monitor_client import LinkMeasurement, last_link, remember_link
+from neurosurgeon.net.transport import Connection, connect, listen
+from neurosurgeon.utils.cli import ROOT, ServiceProcess
+from neurosurgeon.utils.inference_utils import load_image, run_whole, top_guesses
 from tests.equality import allowed_difference
 from tests.faults import write_slow_edge
-from utils.cli import ROOT, ServiceProcess
-from utils.inference_utils import load_image, run_whole, top_guesses
 
 GOLDEN = Path(__file__).parent / "golden"
 JSON_KEYS = {
@@ -230,7 +230,7 @@ def test_different_weights_are_named_before_a_tensor_is_sent(
 
 
 def _le_net_weights(tmp_path: Path) -> Path:
-    from models.LeNet import LeNet
+    from neurosurgeon.models.LeNet import LeNet
 
     torch.manual_seed(3)
     file = tmp_path / "le_net.pth"

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from net.encoding import pack_message
-from net.framing import HEAD_UNIT, Buffer, Limits
-from net.memory import BodyMemory
-from net.messages import (
+from neurosurgeon.net.encoding import pack_message
+from neurosurgeon.net.framing import HEAD_UNIT, Buffer, Limits
+from neurosurgeon.net.memory import BodyMemory
+from neurosurgeon.net.messages import (
     AskLatencies,
     ErrorReply,
     Hello,
@@ -28,9 +28,9 @@ from net.messages import (
     Request,
     Samples,
 )
-from net.pickling import ALLOWED_OPCODES, unpack_header
-from net.transport import Connection, Received
-from utils.errors import AccessError, PeerGoneError, ProtocolError
+from neurosurgeon.net.pickling import ALLOWED_OPCODES, unpack_header
+from neurosurgeon.net.transport import Connection, Received
+from neurosurgeon.utils.errors import AccessError, PeerGoneError, ProtocolError
 
 EXPECTED = (ProtocolError, PeerGoneError, AccessError)  # all that bytes of whatever kind may lead to
 CORPUS = Path(__file__).parent / "corpus.zip"

@@ -16,9 +16,16 @@ from zipfile import ZipFile
 import atheris
 
 with atheris.instrument_imports(
-    include=["net.encoding", "net.framing", "net.messages", "net.pickling", "net.transport", "net.wire"]
+    include=[
+        "neurosurgeon.net.encoding",
+        "neurosurgeon.net.framing",
+        "neurosurgeon.net.messages",
+        "neurosurgeon.net.pickling",
+        "neurosurgeon.net.transport",
+        "neurosurgeon.net.wire",
+    ]
 ):
-    from net.framing import FIXED_START, PREFIX
+    from neurosurgeon.net.framing import FIXED_START, PREFIX
     from tests.attacks.decoding import CORPUS, decode_input, frames
 
 

@@ -17,12 +17,12 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection as Pipe
 
-from models.zoo import load_network
-from net.session import EdgeSession
+from neurosurgeon.models.zoo import load_network
+from neurosurgeon.net.session import EdgeSession
+from neurosurgeon.utils.errors import NetworkError
+from neurosurgeon.utils.inference_utils import random_input
 from tests.attacks.victims import HELLO, Victim, cloud, naive
 from tests.net.clouds import crossing, request_at
-from utils.errors import NetworkError
-from utils.inference_utils import random_input
 
 CROWD, NAIVE_CROWD = 1000, 200  # the naive server's address space has no room for the threads of more
 PATIENCE_S = 8.0

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.zoo import Network, load_network
-from net.framing import FIXED_START, PREFIX
-from net.session import EdgeSession
+from neurosurgeon.models.zoo import Network, load_network
+from neurosurgeon.net.framing import FIXED_START, PREFIX
+from neurosurgeon.net.session import EdgeSession
+from neurosurgeon.utils.cli import ServiceProcess
 from tests.attacks import claims, mutate
 from tests.attacks.decoding import CORPUS, decode, decode_header, decode_input, frames
 from tests.attacks.knocks import KNOCKS
@@ -20,7 +21,6 @@ from tests.attacks.naive import LENGTH
 from tests.attacks.pickles import ALLOWED_BYTES, ATTACKS, HARM_S, attack_cloud, attack_naive, harm
 from tests.attacks.victims import Victim, naive, wait_until_closed
 from tests.net.clouds import assert_answers
-from utils.cli import ServiceProcess
 
 MUTATED = 3000
 CROWD = 150  # more than may stand at the door

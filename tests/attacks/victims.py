@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from net.messages import Hello
+from neurosurgeon.net.messages import Hello
+from neurosurgeon.utils.cli import DEFAULT_IP, ServiceProcess
 from tests.attacks.decoding import frame_of
-from utils.cli import DEFAULT_IP, ServiceProcess
 
 CLOUD = ("cloud_api.py", "-p", "0", "--monitor-port", "0")
 HELLO = frame_of(Hello.of(), [])

@@ -14,9 +14,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.cli import ROOT
-from utils.timing import now_ms
-from utils.units import ms_to_s
+from neurosurgeon.utils.cli import ROOT
+from neurosurgeon.utils.timing import now_ms
+from neurosurgeon.utils.units import ms_to_s
 
 ROOT_NEEDED = "needs root, and a link emulator that LINK_TOOL names"
 

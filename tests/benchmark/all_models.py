@@ -16,18 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.graph import LayerGraph, cut, trace
-from models.names import canonical_name, input_size, torchvision_names
-from models.tracing import meta_copy
-from models.zoo import build_network, skeleton
-from predictor.dag_search import DagCosts, DagSearch
-from predictor.predictor_utils import find_predictor
+from neurosurgeon.models.graph import LayerGraph, cut, trace
+from neurosurgeon.models.names import canonical_name, input_size, torchvision_names
+from neurosurgeon.models.tracing import meta_copy
+from neurosurgeon.models.zoo import build_network, skeleton
+from neurosurgeon.predictor.dag_search import DagCosts, DagSearch
+from neurosurgeon.predictor.predictor_utils import find_predictor
+from neurosurgeon.utils.inference_utils import run_whole, stand_in, use_threads
+from neurosurgeon.utils.timing import now_ms
+from neurosurgeon.utils.units import s_to_ms
 from tests.benchmark.common import save
 from tests.equality import are_equal
 from tests.models.cuts_of import random_cuts, split_output
-from utils.inference_utils import run_whole, stand_in, use_threads
-from utils.timing import now_ms
-from utils.units import s_to_ms
 
 MOST_GIGAFLOPS = 200.0  # 100 giga multiply-adds; beyond are ViT-H/14 at 518 pixels and RegNet-Y-128GF at 384
 RANDOM_CUTS = 5

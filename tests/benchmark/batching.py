@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from models.zoo import ZOO, Network, load_network
+from neurosurgeon.models.zoo import ZOO, Network, load_network
+from neurosurgeon.utils.inference_utils import random_input, run_half
 from tests.benchmark.common import interleaved_medians, save
-from utils.inference_utils import random_input, run_half
 
 ROUNDS = 11
 SIZES = (1, 2, 4, 8)

@@ -11,8 +11,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
+from neurosurgeon.utils.cli import ROOT, ServiceProcess
 from tests.benchmark.common import interleaved_medians, save
-from utils.cli import ROOT, ServiceProcess
 
 ROUNDS = 7
 MODELS = ("le_net", "mobile_net")

@@ -14,8 +14,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from utils.timing import now_ms
-from utils.units import s_to_ms
+from neurosurgeon.utils.timing import now_ms
+from neurosurgeon.utils.units import s_to_ms
 
 RESULTS = Path(os.environ.get("BENCH_RESULTS", "results"))
 STOLEN_SHARE = 0.02  # of a measurement's time: while the host runs others, no time means anything

@@ -16,17 +16,17 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from deployment import SplitPlan
-from edge_task import Task, plan_task, predicted_stages, request_of
-from models.graph import LayerGraph
-from models.zoo import Network
-from net.bandwidth import LinkEstimate
-from net.session import EdgeSession
-from predictor.correction import MIN_SAMPLES, Corrections, Residuals
+from neurosurgeon.deployment import SplitPlan
+from neurosurgeon.edge_task import Task, plan_task, predicted_stages, request_of
+from neurosurgeon.models.graph import LayerGraph
+from neurosurgeon.models.zoo import Network
+from neurosurgeon.net.bandwidth import LinkEstimate
+from neurosurgeon.net.session import EdgeSession
+from neurosurgeon.predictor.correction import MIN_SAMPLES, Corrections, Residuals
+from neurosurgeon.utils.inference_utils import run_half, stand_in
+from neurosurgeon.utils.timing import now_ms
+from neurosurgeon.utils.units import mbit_per_s_to_bytes_per_s, s_to_ms
 from tests.benchmark.links import CLOUD_IP
-from utils.inference_utils import run_half, stand_in
-from utils.timing import now_ms
-from utils.units import mbit_per_s_to_bytes_per_s, s_to_ms
 
 SLOWDOWNS = (1.0, 8.0)  # of the edge: this machine, and about a small board
 MIN_ROUNDS = 4  # of every cut: two to find the best one by, and two to tell what it takes

@@ -15,19 +15,19 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from deployment import plan_split
-from models.graph import LayerGraph
-from models.names import torchvision_names
-from models.zoo import ZOO, model_graph
-from predictor.chain_search import Objective
-from predictor.dag_search import DagSearch
-from predictor.heavy_load import shortest_bottleneck
-from predictor.latencies import LayerLatencies
-from predictor.predictor_utils import SIDES, find_predictor
-from predictor.strategies import search_of
+from neurosurgeon.deployment import plan_split
+from neurosurgeon.models.graph import LayerGraph
+from neurosurgeon.models.names import torchvision_names
+from neurosurgeon.models.zoo import ZOO, model_graph
+from neurosurgeon.predictor.chain_search import Objective
+from neurosurgeon.predictor.dag_search import DagSearch
+from neurosurgeon.predictor.heavy_load import shortest_bottleneck
+from neurosurgeon.predictor.latencies import LayerLatencies
+from neurosurgeon.predictor.predictor_utils import SIDES, find_predictor
+from neurosurgeon.predictor.strategies import search_of
+from neurosurgeon.utils.timing import now_ms
 from tests.benchmark.common import save
 from tests.predictor.dags import closed_sets, random_case, stages_of
-from utils.timing import now_ms
 
 ROUNDS = 5  # of every link and slowdown
 RATES_BYTES_PER_S = (1e5, 1e6, 1e7, 1e8)

@@ -12,9 +12,9 @@ import time
 
 from tqdm import tqdm
 
-from models.zoo import ZOO, model_graph
+from neurosurgeon.models.zoo import ZOO, model_graph
+from neurosurgeon.utils.cli import ROOT, ServiceProcess
 from tests.benchmark.common import save
-from utils.cli import ROOT, ServiceProcess
 
 DEFAULT_RUNS = 200
 HANG_S = 60.0

@@ -10,10 +10,10 @@ import copy
 import torch
 from torch import nn
 
-from models.graph import fold_batch_norms
-from models.zoo import ZOO, model_graph, seeded_state, skeleton
+from neurosurgeon.models.graph import fold_batch_norms
+from neurosurgeon.models.zoo import ZOO, model_graph, seeded_state, skeleton
+from neurosurgeon.utils.inference_utils import random_input
 from tests.benchmark.common import interleaved_medians, save
-from utils.inference_utils import random_input
 
 ROUNDS = 15
 

@@ -40,22 +40,22 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from deployment import SplitPlan, plan_split
-from edge_cuts import Choice, Chooser, anew
-from edge_queue import LONG_HALF_MS, LOOK_MS
-from models.zoo import ZOO, model_graph
-from net import link_watch
-from net.bandwidth import Echo, LinkEstimate
-from net.link_watch import LinkWatch
-from net.traces import SHAPES, Condition, Trace, made_up, read_trace
-from predictor.chain_search import Objective
-from predictor.flow_shop import Pipeline
-from predictor.hedge import Hedging, OnItsWay
-from predictor.predictor_utils import find_predictor
-from predictor.transfer import frame_bytes
+from neurosurgeon.deployment import SplitPlan, plan_split
+from neurosurgeon.edge_cuts import Choice, Chooser, anew
+from neurosurgeon.edge_queue import LONG_HALF_MS, LOOK_MS
+from neurosurgeon.models.zoo import ZOO, model_graph
+from neurosurgeon.net import link_watch
+from neurosurgeon.net.bandwidth import Echo, LinkEstimate
+from neurosurgeon.net.link_watch import LinkWatch
+from neurosurgeon.net.traces import SHAPES, Condition, Trace, made_up, read_trace
+from neurosurgeon.predictor.chain_search import Objective
+from neurosurgeon.predictor.flow_shop import Pipeline
+from neurosurgeon.predictor.hedge import Hedging, OnItsWay
+from neurosurgeon.predictor.predictor_utils import find_predictor
+from neurosurgeon.predictor.transfer import frame_bytes
+from neurosurgeon.utils.cli import ROOT, ServiceProcess
+from neurosurgeon.utils.units import mbit_per_s_to_bytes_per_s
 from tests.benchmark.common import save
-from utils.cli import ROOT, ServiceProcess
-from utils.units import mbit_per_s_to_bytes_per_s
 
 LENGTH_S, PERIOD_S, POLL_S = 30.0, 0.25, 0.01
 PROBE_BYTES, QUICK_BYTES, PROBE_RTTS = 150_000, 25_000, 14

@@ -30,14 +30,14 @@ from typing import Any
 
 from tqdm import trange
 
-from models.zoo import load_network, model_graph
-from predictor.predictor_utils import dataset_threads
+from neurosurgeon.models.zoo import load_network, model_graph
+from neurosurgeon.predictor.predictor_utils import dataset_threads
+from neurosurgeon.utils.cli import DEFAULT_IP, ROOT, ServiceProcess
+from neurosurgeon.utils.inference_utils import run_half, stand_in, use_threads
+from neurosurgeon.utils.timing import now_ms
 from tests.benchmark.common import save
 from tests.benchmark.transport import receive_exactly
 from tests.faults import write_slow_edge
-from utils.cli import DEFAULT_IP, ROOT, ServiceProcess
-from utils.inference_utils import run_half, stand_in, use_threads
-from utils.timing import now_ms
 
 TASKS = 200
 WARMUP = 50

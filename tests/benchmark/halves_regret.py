@@ -18,17 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from deployment import plan_split
-from models.zoo import ZOO, load_network, model_graph
-from predictor.latencies import LayerLatencies
-from predictor.predictor_utils import PREDICTORS, SIDES
-from predictor.profile import profile_passes, summarise
-from predictor.transfer import transfer_time_ms
+from neurosurgeon.deployment import plan_split
+from neurosurgeon.models.zoo import ZOO, load_network, model_graph
+from neurosurgeon.predictor.latencies import LayerLatencies
+from neurosurgeon.predictor.predictor_utils import PREDICTORS, SIDES
+from neurosurgeon.predictor.profile import profile_passes, summarise
+from neurosurgeon.predictor.transfer import transfer_time_ms
+from neurosurgeon.utils.cli import ROOT
+from neurosurgeon.utils.inference_utils import random_input, run_half, stand_in
+from neurosurgeon.utils.timing import now_ms
 from tests.benchmark.common import save
 from tests.benchmark.predictors import used_and_found
-from utils.cli import ROOT
-from utils.inference_utils import random_input, run_half, stand_in
-from utils.timing import now_ms
 
 ROUNDS = 9
 RATES_MB_PER_S = [float(rate) for rate in np.geomspace(0.1, 100, 10)]

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from predictor.transfer import SEGMENT_BYTES
-from utils.cli import ROOT, ServiceProcess
-from utils.units import mbit_per_s_to_bytes_per_s
+from neurosurgeon.predictor.transfer import SEGMENT_BYTES
+from neurosurgeon.utils.cli import ROOT, ServiceProcess
+from neurosurgeon.utils.units import mbit_per_s_to_bytes_per_s
 
 CLOUD_IP = "10.77.0.2"
 ATTEMPTS = 3

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from neurosurgeon.utils.cli import ROOT, ServiceProcess
 from tests.benchmark.common import save
-from utils.cli import ROOT, ServiceProcess
 
 ROUNDS = 4
 OTHERS = 2

@@ -16,12 +16,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from predictor.predictor_utils import SIDES
+from neurosurgeon.predictor.predictor_utils import SIDES
+from neurosurgeon.utils.cli import ROOT
+from neurosurgeon.utils.timing import now_ms
+from neurosurgeon.utils.units import ms_to_s
 from tests.benchmark.common import busy_loops, save
 from tests.benchmark.predictors import measured_factors
-from utils.cli import ROOT
-from utils.timing import now_ms
-from utils.units import ms_to_s
 
 TIMES, LOADS = 2, (0, 1, 2, 3, 4)
 

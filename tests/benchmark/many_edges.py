@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from models.zoo import ZOO, load_network
+from neurosurgeon.models.zoo import ZOO, load_network
+from neurosurgeon.utils.cli import ROOT, ServiceProcess
+from neurosurgeon.utils.inference_utils import random_input, run_whole
 from tests.benchmark.common import save
-from utils.cli import ROOT, ServiceProcess
-from utils.inference_utils import random_input, run_whole
 
 TASKS = 40
 CUTS = ["--bandwidth", "1000", "--rtt", "0.1"]  # as if the link were perfect: the cloud gets as much as it can take

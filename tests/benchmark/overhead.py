@@ -13,14 +13,14 @@ import multiprocessing
 import socket
 import statistics
 
-from edge_task import request_of
-from models.zoo import ZOO, load_network
-from net.session import EdgeSession
+from neurosurgeon.edge_task import request_of
+from neurosurgeon.models.zoo import ZOO, load_network
+from neurosurgeon.net.session import EdgeSession
+from neurosurgeon.utils.cli import DEFAULT_IP, ServiceProcess
+from neurosurgeon.utils.inference_utils import run_half, stand_in, use_threads
+from neurosurgeon.utils.timing import now_ms
 from tests.benchmark.common import save
 from tests.benchmark.transport import receive_exactly
-from utils.cli import DEFAULT_IP, ServiceProcess
-from utils.inference_utils import run_half, stand_in, use_threads
-from utils.timing import now_ms
 
 ROUNDS = 30
 WARMUP = 3

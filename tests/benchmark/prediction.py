@@ -32,15 +32,15 @@ from typing import Any
 
 import torch
 
-from models.graph import LayerGraph
-from models.zoo import ZOO, Network, load_network, model_graph
-from predictor.predictor_utils import PREDICTORS, SIDES, default_directory, read_provenance
+from neurosurgeon.models.graph import LayerGraph
+from neurosurgeon.models.zoo import ZOO, Network, load_network, model_graph
+from neurosurgeon.predictor.predictor_utils import PREDICTORS, SIDES, default_directory, read_provenance
+from neurosurgeon.utils.cli import ROOT
+from neurosurgeon.utils.inference_utils import run_half, stand_in
+from neurosurgeon.utils.machine import device_name
+from neurosurgeon.utils.units import s_to_ms
 from tests.benchmark.common import percentile, save
 from tests.benchmark.predictors import used_and_found
-from utils.cli import ROOT
-from utils.inference_utils import run_half, stand_in
-from utils.machine import device_name
-from utils.units import s_to_ms
 
 ROUNDS = 15
 MODELS = (*ZOO, "resnet18", "googlenet", "densenet121", "efficientnet_b0", "vit_b_16", "swin_t")

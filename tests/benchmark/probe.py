@@ -24,12 +24,12 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from net.monitor_client import document_of, measure_link
+from neurosurgeon.net.monitor_client import document_of, measure_link
+from neurosurgeon.utils.cli import ServiceProcess
+from neurosurgeon.utils.errors import NetworkError
+from neurosurgeon.utils.timing import now_ms
 from tests.benchmark.common import cores_awake, save, undisturbed
 from tests.benchmark.links import CLOUD_IP, ECHO_BYTES, PAYLOAD_SHARE, TOOL, echo_ms, emulated_link, why_not
-from utils.cli import ServiceProcess
-from utils.errors import NetworkError
-from utils.timing import now_ms
 
 RATES_MBIT, RTTS_MS = (1, 5, 20, 100, 500), (1, 10, 50)
 LINKS = [(rate, rtt) for rate in RATES_MBIT for rtt in RTTS_MS]
@@ -97,7 +97,7 @@ def run(link: tuple[float, float], true_mbit: float, tcp: bool, loss: int = 0, b
     flags = ["--tcp"] if tcp else []
     module = [sys.executable, "-m", "tests.benchmark.probe"]
     with emulated_link(rate_mbit, rtt_ms, loss), beside or contextlib.nullcontext():
-        server = ["-m", "net.monitor_server", "-i", CLOUD_IP, "--monitor-port", "0", "--insecure"]
+        server = ["-m", "neurosurgeon.net.monitor_server", "-i", CLOUD_IP, "--monitor-port", "0", "--insecure"]
         with ServiceProcess(server, prefix=[str(TOOL), "cloud"]) as service:
             command = [TOOL, "edge", *module, "--measure", str(service.ports[0]), *flags]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)

@@ -15,10 +15,10 @@ import statistics
 import sys
 from typing import Any
 
-from predictor.transfer import frame_bytes
+from neurosurgeon.predictor.transfer import frame_bytes
+from neurosurgeon.utils.units import s_to_ms
 from tests.benchmark.common import save
 from tests.benchmark.links import CLOUD_IP, emulated_link, on_cloud_side, on_edge_side, payload_bytes_per_s, why_not
-from utils.units import s_to_ms
 
 ROUNDS = 3
 TASKS = ["--tasks", "40", "--seed", "1"]

@@ -16,9 +16,9 @@ import statistics
 from collections import deque
 from collections.abc import Callable
 
-from net.bandwidth import Rate
-from net.rate_filter import RateFilter
-from net.traces import SHAPES, Trace, made_up
+from neurosurgeon.net.bandwidth import Rate
+from neurosurgeon.net.rate_filter import RateFilter
+from neurosurgeon.net.traces import SHAPES, Trace, made_up
 from tests.benchmark.common import save
 
 PERIOD_S, LENGTH_S, NOISE, OUTLIERS, SEEDS = 0.25, 30.0, 0.07, 0.05, 20

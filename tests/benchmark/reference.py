@@ -15,12 +15,12 @@ from itertools import pairwise
 import numpy as np
 from sklearn.linear_model import LinearRegression
 
-from models.graph import LayerGraph, Node
-from models.operations import LayerKind
-from predictor.chain_search import best_point, chain_candidates
-from predictor.get_datasets_func import COLUMNS, csv_path, read_rows
-from predictor.predictor_utils import dataset_directory
-from utils.units import s_to_ms
+from neurosurgeon.models.graph import LayerGraph, Node
+from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.predictor.chain_search import best_point, chain_candidates
+from neurosurgeon.predictor.get_datasets_func import COLUMNS, csv_path, read_rows
+from neurosurgeon.predictor.predictor_utils import dataset_directory
+from neurosurgeon.utils.units import s_to_ms
 
 KINDS = tuple(COLUMNS)[:6]  # of the contract
 

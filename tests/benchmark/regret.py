@@ -37,17 +37,17 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from edge_task import Task
-from models.zoo import WeightsSource, load_network
-from net.bandwidth import LinkEstimate
-from net.monitor_client import estimate_link
+from neurosurgeon.edge_task import Task
+from neurosurgeon.models.zoo import WeightsSource, load_network
+from neurosurgeon.net.bandwidth import LinkEstimate
+from neurosurgeon.net.monitor_client import estimate_link
+from neurosurgeon.utils.excel_utils import save_tables
+from neurosurgeon.utils.inference_utils import use_threads
+from neurosurgeon.utils.units import bytes_per_s_to_mbit_per_s
 from tests.benchmark.common import RESULTS, kept_rows, save
 from tests.benchmark.cut_runs import SLOWDOWNS, Cut, Json, Link, Runner, Taken, describe, plan_for, score
 from tests.benchmark.links import CLOUD_IP, emulated_link, on_cloud_side, on_edge_side, why_not
 from tests.benchmark.reference import reference_point
-from utils.excel_utils import save_tables
-from utils.inference_utils import use_threads
-from utils.units import bytes_per_s_to_mbit_per_s
 
 MODELS = ("alex_net", "vgg_net", "le_net", "mobile_net", "resnet18", "googlenet")
 LINKS = {

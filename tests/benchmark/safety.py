@@ -19,16 +19,16 @@ from pathlib import Path
 
 import torch
 
-from net.access import OPEN, Access
-from net.certs import make_ca, make_certificate
-from net.framing import DEFAULT_LIMITS
-from net.messages import Hello, Pong, Request
-from net.tls import cloud_tls, edge_tls
-from net.transport import Connection, connect, listen
+from neurosurgeon.net.access import OPEN, Access
+from neurosurgeon.net.certs import make_ca, make_certificate
+from neurosurgeon.net.framing import DEFAULT_LIMITS
+from neurosurgeon.net.messages import Hello, Pong, Request
+from neurosurgeon.net.tls import cloud_tls, edge_tls
+from neurosurgeon.net.transport import Connection, connect, listen
+from neurosurgeon.utils.cli import DEFAULT_IP
+from neurosurgeon.utils.errors import PeerGoneError
+from neurosurgeon.utils.inference_utils import is_finite
 from tests.benchmark.common import interleaved_medians, save
-from utils.cli import DEFAULT_IP
-from utils.errors import PeerGoneError
-from utils.inference_utils import is_finite
 
 ROUNDS = {602_112: 200, 12_845_056: 30}
 CALLS_A_TURN = 5

@@ -25,14 +25,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from models.zoo import load_network
-from predictor.predictor_utils import SIDES, dataset_threads
+from neurosurgeon.models.zoo import load_network
+from neurosurgeon.predictor.predictor_utils import SIDES, dataset_threads
+from neurosurgeon.utils.cli import ROOT, ServiceProcess
+from neurosurgeon.utils.inference_utils import run_half, stand_in, use_threads
+from neurosurgeon.utils.report import output_digest
 from tests.benchmark.common import save
 from tests.benchmark.many_edges import resident_mb
 from tests.faults import Fault, write_slow_edge
-from utils.cli import ROOT, ServiceProcess
-from utils.inference_utils import run_half, stand_in, use_threads
-from utils.report import output_digest
 
 DEFAULT_MINUTES = 15.0
 SETTLED_S = 45.0  # networks are loaded, every cut has run

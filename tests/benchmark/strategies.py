@@ -20,17 +20,17 @@ from collections.abc import Mapping, Sequence
 
 from tqdm import tqdm
 
-from deployment import SplitPlan
-from edge_task import Task
-from models.graph import LayerGraph
-from models.zoo import WeightsSource, load_network
-from net.monitor_client import estimate_link
-from predictor.strategies import Strategy
+from neurosurgeon.deployment import SplitPlan
+from neurosurgeon.edge_task import Task
+from neurosurgeon.models.graph import LayerGraph
+from neurosurgeon.models.zoo import WeightsSource, load_network
+from neurosurgeon.net.monitor_client import estimate_link
+from neurosurgeon.predictor.strategies import Strategy
+from neurosurgeon.utils.cli import positive_float
+from neurosurgeon.utils.inference_utils import use_threads
 from tests.benchmark.common import RESULTS, kept_rows, save
 from tests.benchmark.cut_runs import SLOWDOWNS, Json, Link, Runner, Runs, describe, plan_for, score
 from tests.benchmark.links import CLOUD_IP, emulated_link, on_cloud_side, on_edge_side, why_not
-from utils.cli import positive_float
-from utils.inference_utils import use_threads
 
 MODELS = ("resnet18", "googlenet", "densenet121", "inception_v3")
 RATES_MBIT = (1.0, 5.0, 20.0, 100.0)

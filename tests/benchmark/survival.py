@@ -28,23 +28,23 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from models.cuts import pack_nodes
-from models.zoo import Network, load_network
-from net.messages import Hello, Reply, Request
-from net.session import EdgeSession, new_edge_id
-from net.transport import SILENCE_S, Connection, connect
+from neurosurgeon.models.cuts import pack_nodes
+from neurosurgeon.models.zoo import Network, load_network
+from neurosurgeon.net.messages import Hello, Reply, Request
+from neurosurgeon.net.session import EdgeSession, new_edge_id
+from neurosurgeon.net.transport import SILENCE_S, Connection, connect
+from neurosurgeon.utils.cli import ROOT, ServiceProcess
+from neurosurgeon.utils.errors import NetworkError
+from neurosurgeon.utils.inference_utils import random_input, run_whole, use_threads
+from neurosurgeon.utils.report import output_digest
+from neurosurgeon.utils.timing import now_ms
+from neurosurgeon.utils.units import MS_PER_S
 from tests.benchmark.common import save
 from tests.benchmark.links import CLOUD_IP, TOOL, change_link, emulated_link, on_cloud_side, why_not
 from tests.benchmark.soak import resources
 from tests.equality import are_equal
 from tests.faults import write_slow_edge
 from tests.net.test_transport import frame_of
-from utils.cli import ROOT, ServiceProcess
-from utils.errors import NetworkError
-from utils.inference_utils import random_input, run_whole, use_threads
-from utils.report import output_digest
-from utils.timing import now_ms
-from utils.units import MS_PER_S
 
 MODEL = "alex_net"
 KILLS, EDGE_KILLS, SILENCES = 100, 200, 10

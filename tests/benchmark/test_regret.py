@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from models.zoo import model_graph
+from neurosurgeon.models.zoo import model_graph
 from tests.benchmark.cut_runs import Link, Taken, near_best, score
 from tests.benchmark.reference import predicted_ms, reference_point
 from tests.benchmark.regret import regrets, summary

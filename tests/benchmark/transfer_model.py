@@ -22,14 +22,14 @@ from typing import Any
 
 import torch
 
-from net.access import Access
-from net.messages import Hello, Message, Prepare, Ready, Reply, Request
-from net.session import PACE
-from net.transport import Connection, accepted, connect, listen
-from predictor.transfer import FRAME_BYTES, IDLE, Sender, transfer_time_ms
+from neurosurgeon.net.access import Access
+from neurosurgeon.net.messages import Hello, Message, Prepare, Ready, Reply, Request
+from neurosurgeon.net.session import PACE
+from neurosurgeon.net.transport import Connection, accepted, connect, listen
+from neurosurgeon.predictor.transfer import FRAME_BYTES, IDLE, Sender, transfer_time_ms
+from neurosurgeon.utils.timing import now_ms
 from tests.benchmark.common import save, undisturbed
 from tests.benchmark.links import CLOUD_IP, TOOL, emulated_link, payload_bytes_per_s, why_not
-from utils.timing import now_ms
 
 PORT, NETWORK = 5077, "10.77.0.0/30"
 RATES_MBIT, RTTS_MS = (1, 5, 20, 100, 500), (1, 10, 50)

@@ -24,14 +24,14 @@ from dataclasses import dataclass, field
 
 import torch
 
-from net.messages import Hello, Reply, Request
-from net.session import EdgeSession
-from net.transport import Connection
+from neurosurgeon.net.messages import Hello, Reply, Request
+from neurosurgeon.net.session import EdgeSession
+from neurosurgeon.net.transport import Connection
+from neurosurgeon.utils.cli import DEFAULT_IP
+from neurosurgeon.utils.errors import NetworkError
+from neurosurgeon.utils.timing import now_ms
+from neurosurgeon.utils.units import s_to_ms
 from tests.benchmark.common import save
-from utils.cli import DEFAULT_IP
-from utils.errors import NetworkError
-from utils.timing import now_ms
-from utils.units import s_to_ms
 
 ROUNDS = {16_384: 200, 150_528: 200, 602_112: 200, 12_845_056: 20}  # by size in bytes
 HUGE_ROUNDS = {100_000_000: 5}

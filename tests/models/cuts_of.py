@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from models.graph import LayerGraph, cut
-from net.pickling import pack_tensor, unpack_tensor
+from neurosurgeon.models.graph import LayerGraph, cut
+from neurosurgeon.net.pickling import pack_tensor, unpack_tensor
 
 
 def with_inputs(graph: LayerGraph, nodes: Iterable[int]) -> frozenset[int]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.graph import cut
-from models.halves import parameter_bytes
-from models.names import torchvision_names
-from models.operations import LayerKind
-from models.zoo import Network, load_network, model_graph
+from neurosurgeon.models.graph import cut
+from neurosurgeon.models.halves import parameter_bytes
+from neurosurgeon.models.names import torchvision_names
+from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.models.zoo import Network, load_network, model_graph
+from neurosurgeon.utils.inference_utils import random_input, run_whole
 from tests.equality import assert_equal
 from tests.models.cuts_of import over_the_wire, random_cuts, split_output
-from utils.inference_utils import random_input, run_whole
 
 NETWORKS = (
     "resnet18@64 googlenet@64 densenet121@64 mobilenet_v3_small@64 efficientnet_b0@64 shufflenet_v2_x0_5@64 "

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from models.chain import ChainNetwork
-from models.LeNet import LeNet
-from models.torchvision_compat import import_torchvision
-from models.zoo import ZOO, seeded_state, skeleton
+from neurosurgeon.models.chain import ChainNetwork
+from neurosurgeon.models.LeNet import LeNet
+from neurosurgeon.models.torchvision_compat import import_torchvision
+from neurosurgeon.models.zoo import ZOO, seeded_state, skeleton
 
 WITH_CHECKPOINTS = [name for name, entry in ZOO.items() if entry.torchvision_name]
 

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from models.cuts import check_cut, check_graph_digest, pack_nodes, unpack_nodes
-from models.graph import LayerGraph, trace
-from models.zoo import ZOO, build_network, model_graph
+from neurosurgeon.models.cuts import check_cut, check_graph_digest, pack_nodes, unpack_nodes
+from neurosurgeon.models.graph import LayerGraph, trace
+from neurosurgeon.models.zoo import ZOO, build_network, model_graph
+from neurosurgeon.utils.errors import GraphError, PartitionError
 from tests.models.test_graph_dag import SHAPE, Diamond, closed_sets
-from utils.errors import GraphError, PartitionError
 
 GRAPH = trace(Diamond(), "diamond", SHAPE)  # x, stem, left, act, right, add, cat
 CUTS = list(closed_sets(GRAPH))
@@ -76,7 +76,7 @@ def test_what_is_no_tensor_cannot_cross() -> None:
 
 def test_a_network_keeps_halves_but_not_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     network = build_network("le_net")
-    monkeypatch.setattr("models.zoo.MAX_CUTS", 2)
+    monkeypatch.setattr("neurosurgeon.models.zoo.MAX_CUTS", 2)
     first = network.cut(1)
     network.cut(2)
     assert network.cut(1) is first
@@ -91,7 +91,7 @@ def test_a_network_keeps_halves_but_not_without_end(monkeypatch: pytest.MonkeyPa
 
 def test_a_cut_that_is_dropped_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     network = build_network("le_net")
-    monkeypatch.setattr("models.zoo.MAX_CUTS", 1)
+    monkeypatch.setattr("neurosurgeon.models.zoo.MAX_CUTS", 1)
     network.cut(1)
     sources = len(linecache.cache)
     halves = [weakref.ref(half) for half in network.cut(2)[:2]]

@@ -10,12 +10,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from models.graph import fold_batch_norms, trace
-from models.LeNet import LeNet
-from models.operations import LayerKind
-from models.zoo import INPUT_SHAPE, ZOO, Network, load_network, model_graph, seeded_state, skeleton
+from neurosurgeon.models.graph import fold_batch_norms, trace
+from neurosurgeon.models.LeNet import LeNet
+from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.models.zoo import INPUT_SHAPE, ZOO, Network, load_network, model_graph, seeded_state, skeleton
+from neurosurgeon.utils.inference_utils import MAX_LOOKS, random_input, run_half, run_whole
 from tests.equality import assert_equal
-from utils.inference_utils import MAX_LOOKS, random_input, run_half, run_whole
 
 
 @pytest.fixture(scope="module", params=ZOO)

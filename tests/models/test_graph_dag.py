@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.graph import LayerGraph, cut, fold_batch_norms, trace
-from models.operations import LayerKind
+from neurosurgeon.models.graph import LayerGraph, cut, fold_batch_norms, trace
+from neurosurgeon.models.operations import LayerKind
 from tests.equality import assert_equal
 
 SHAPE = (1, 4, 8, 8)

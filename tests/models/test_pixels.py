@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from models.graph import cut, trace
-from models.pixels import MEAN, STD, as_values, takes_images
-from models.shapes import TensorSpec
-from models.zoo import load_network
+from neurosurgeon.models.graph import cut, trace
+from neurosurgeon.models.pixels import MEAN, STD, as_values, takes_images
+from neurosurgeon.models.shapes import TensorSpec
+from neurosurgeon.models.zoo import load_network
+from neurosurgeon.utils.inference_utils import random_input, run_half, run_whole, stand_in
 from tests.equality import assert_equal
-from utils.inference_utils import random_input, run_half, run_whole, stand_in
 
 
 @given(st.integers(1, 3), st.integers(2, 40), st.integers(2, 40), st.booleans(), st.integers(0, 2**32))

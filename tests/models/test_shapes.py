@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.graph import trace
-from models.zoo import ZOO, load_network
-from utils.inference_utils import random_input
+from neurosurgeon.models.graph import trace
+from neurosurgeon.models.zoo import ZOO, load_network
+from neurosurgeon.utils.inference_utils import random_input
 
 
 @pytest.mark.parametrize("name", list(ZOO))

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.graph import LayerGraph, cut, fold_batch_norms, trace
-from models.halves import parameter_bytes
-from models.operations import LayerKind
+from neurosurgeon.models.graph import LayerGraph, cut, fold_batch_norms, trace
+from neurosurgeon.models.halves import parameter_bytes
+from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.utils.errors import InputSizeError, TraceError
 from tests.equality import assert_equal
 from tests.models.cuts_of import split_output
-from utils.errors import InputSizeError, TraceError
 
 SHAPE = (1, 4, 8, 8)
 INPUT = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))

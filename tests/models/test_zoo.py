@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from models.torchvision_compat import import_torchvision
-from models.zoo import (
+from neurosurgeon.models.torchvision_compat import import_torchvision
+from neurosurgeon.models.zoo import (
     ZOO,
     WeightsSource,
     canonical_name,
@@ -30,8 +30,8 @@ from models.zoo import (
     skeleton,
     weights_digest,
 )
-from utils.cli import ROOT
-from utils.errors import PartitionError, UnknownModelError, WeightsError
+from neurosurgeon.utils.cli import ROOT
+from neurosurgeon.utils.errors import PartitionError, UnknownModelError, WeightsError
 
 State = dict[str, Tensor]
 

@@ -8,17 +8,17 @@ from typing import Any
 
 from torch import Tensor
 
-from models.cuts import pack_nodes
-from models.zoo import Cut, Network
-from net.events import CloudEvent
-from net.messages import Latencies, Request
-from net.server import CloudServer
-from net.session import EdgeSession
-from net.transport import listen
+from neurosurgeon.models.cuts import pack_nodes
+from neurosurgeon.models.zoo import Cut, Network
+from neurosurgeon.net.events import CloudEvent
+from neurosurgeon.net.messages import Latencies, Request
+from neurosurgeon.net.server import CloudServer
+from neurosurgeon.net.session import EdgeSession
+from neurosurgeon.net.transport import listen
+from neurosurgeon.utils.cloud_engine import CloudEngine, CloudResult, Deliver, EngineLimits
+from neurosurgeon.utils.inference_utils import random_input, run_half, run_whole
 from tests.equality import assert_equal
 from tests.net.conftest import JOIN_S, LOOPBACK
-from utils.cloud_engine import CloudEngine, CloudResult, Deliver, EngineLimits
-from utils.inference_utils import random_input, run_half, run_whole
 
 MODEL = "le_net"
 POINT = 3

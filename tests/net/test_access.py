@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from net.access import OPEN, Access, access_of_cloud, access_of_edge, is_loopback
-from net.certs import make_ca, make_certificate
-from net.framing import TLS_ALERT, TLS_HANDSHAKE, name_stranger
-from net.messages import Hello, Ping, Request
-from net.tls import cloud_tls, edge_tls
-from net.transport import Connection, bind, connect
+from neurosurgeon.net.access import OPEN, Access, access_of_cloud, access_of_edge, is_loopback
+from neurosurgeon.net.certs import make_ca, make_certificate
+from neurosurgeon.net.framing import TLS_ALERT, TLS_HANDSHAKE, name_stranger
+from neurosurgeon.net.messages import Hello, Ping, Request
+from neurosurgeon.net.tls import cloud_tls, edge_tls
+from neurosurgeon.net.transport import Connection, bind, connect
+from neurosurgeon.utils.errors import AccessError, NetworkError, UsageError
 from tests.attacks.impostors import expire
 from tests.net.conftest import JOIN_S, LOOPBACK
-from utils.errors import AccessError, NetworkError, UsageError
 
 KEY, OTHER_KEY = b"k" * 32, b"o" * 32
 REQUEST = Request("le_net", b"\1", "0" * 32, "1" * 32)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from net.bandwidth import (
+from neurosurgeon.net.bandwidth import (
     MAX_RATE_BYTES_PER_S,
     MIN_GAP_US,
     MIN_PIECE,

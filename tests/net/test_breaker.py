@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from net.breaker import FIRST_PAUSE_MS, LONGEST_PAUSE_MS, Breaker, BreakerState
+from neurosurgeon.net.breaker import FIRST_PAUSE_MS, LONGEST_PAUSE_MS, Breaker, BreakerState
 
 
 def test_a_lost_cloud_is_looked_for_at_once_and_then_ever_less_often() -> None:

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.LeNet import LeNet
-from net import doctor
-from net.framing import HEAD_UNIT
-from predictor.latencies import LayerLatencies
+from neurosurgeon.models.LeNet import LeNet
+from neurosurgeon.net import doctor
+from neurosurgeon.net.framing import HEAD_UNIT
+from neurosurgeon.predictor.latencies import LayerLatencies
+from neurosurgeon.utils.cli import ServiceProcess
 from tests.net.conftest import LOOPBACK
-from utils.cli import ServiceProcess
 
 
 def diagnose(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, dict[str, str]]:

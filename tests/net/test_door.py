@@ -9,12 +9,12 @@ from contextlib import ExitStack
 
 import pytest
 
-from net import door as door_module
-from net.door import Door, DoorLimits
-from net.messages import ErrorReply, Hello
-from net.transport import Connection, connect, stop_accepting
+from neurosurgeon.net import door as door_module
+from neurosurgeon.net.door import Door, DoorLimits
+from neurosurgeon.net.messages import ErrorReply, Hello
+from neurosurgeon.net.transport import Connection, connect, stop_accepting
+from neurosurgeon.utils.errors import NetworkError, PeerGoneError
 from tests.net.conftest import JOIN_S
-from utils.errors import NetworkError, PeerGoneError
 
 Opened = Callable[[DoorLimits], Door]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from net.events import CloudEvent, TaskLines, TaskState
+from neurosurgeon.net.events import CloudEvent, TaskLines, TaskState
 
 NAMED = [CloudEvent.MODEL_TYPE, CloudEvent.PARTITION_POINT]
 BEGUN = [CloudEvent.EDGE_OUTPUT]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from net.framing import (
+from neurosurgeon.net.framing import (
     ALIGNMENT,
     DEFAULT_LIMITS,
     FIXED_START,
@@ -29,7 +29,7 @@ from net.framing import (
     unpack_head,
     unpack_prefix,
 )
-from utils.errors import ProtocolError
+from neurosurgeon.utils.errors import ProtocolError
 
 GOLDEN_HEADER = b"header"
 GOLDEN_FIGURES = (1.0, 0.0, 0.0, 0.0, 0.0, 0.0)

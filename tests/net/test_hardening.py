@@ -11,21 +11,21 @@ from collections.abc import Iterator
 
 import pytest
 
-from models.zoo import load_network
-from net.framing import Kind, pack_frame
-from net.messages import Hello, Ping, Pong, Reply, Request, Samples
-from net.monitor_client import measure_link
-from net.monitor_server import MonitorServer
-from net.pickling import MAX_TUPLES, check_tensor_specs, unpack_header
-from net.probe import PROBE_BYTES
-from net.server import CloudServer
-from net.session import EdgeSession
-from net.transport import Connection, accepted, connect, stop_accepting
+from neurosurgeon.models.zoo import load_network
+from neurosurgeon.net.framing import Kind, pack_frame
+from neurosurgeon.net.messages import Hello, Ping, Pong, Reply, Request, Samples
+from neurosurgeon.net.monitor_client import measure_link
+from neurosurgeon.net.monitor_server import MonitorServer
+from neurosurgeon.net.pickling import MAX_TUPLES, check_tensor_specs, unpack_header
+from neurosurgeon.net.probe import PROBE_BYTES
+from neurosurgeon.net.server import CloudServer
+from neurosurgeon.net.session import EdgeSession
+from neurosurgeon.net.transport import Connection, accepted, connect, stop_accepting
+from neurosurgeon.utils.cli import ROOT
+from neurosurgeon.utils.cloud_engine import CloudEngine
+from neurosurgeon.utils.errors import NetworkError, NeurosurgeonError, ProtocolError
+from neurosurgeon.utils.inference_utils import random_input
 from tests.net.clouds import request_at
-from utils.cli import ROOT
-from utils.cloud_engine import CloudEngine
-from utils.errors import NetworkError, NeurosurgeonError, ProtocolError
-from utils.inference_utils import random_input
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def test_a_failed_accept_does_not_end_a_server(monkeypatch: pytest.MonkeyPatch) 
         def fileno(self) -> int:
             return 3
 
-    monkeypatch.setattr("net.transport.ACCEPT_PAUSE_S", 0.0)
+    monkeypatch.setattr("neurosurgeon.net.transport.ACCEPT_PAUSE_S", 0.0)
     assert list(accepted(Listener())) == [("sock", "address")]  # type: ignore[arg-type]
 
 

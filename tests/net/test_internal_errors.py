@@ -11,19 +11,18 @@ from typing import Any
 
 import pytest
 
-import edge_queue
-import edge_results
 import tasks_edge_api
-from net import server, session, stream, transport
-from net.events import CloudEvent
-from net.framing import CHANGING, CHANGING_START
-from net.messages import Reply, Request
-from net.transport import Connection, SocketWire
-from predictor.predictor_utils import config_path
+from neurosurgeon import edge_queue, edge_results
+from neurosurgeon.net import server, session, stream, transport
+from neurosurgeon.net.events import CloudEvent
+from neurosurgeon.net.framing import CHANGING, CHANGING_START
+from neurosurgeon.net.messages import Reply, Request
+from neurosurgeon.net.transport import Connection, SocketWire
+from neurosurgeon.predictor.predictor_utils import config_path
+from neurosurgeon.utils import cloud_engine, kept_answers, load
+from neurosurgeon.utils.queue_report import QueueReport
 from tests.faults import write_slow_edge
 from tests.net.clouds import MODEL, Cloud
-from utils import cloud_engine, kept_answers, load
-from utils.queue_report import QueueReport
 
 TASKS, BROKEN = 8, 4  # so many, and the number of the one that meets the defect
 DEFECT = "AttributeError: 'NoneType' object has no attribute 'shape'"

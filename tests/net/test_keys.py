@@ -13,13 +13,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from net import keys
-from net.framing import HEAD_UNIT, Buffer, Kind, pack_frame
-from net.keys import MAX_RECORD_BYTES, RECORD, SealedWire, SessionKeys, find_key, prove_to_cloud, prove_to_edge
-from net.transport import SocketWire
-from net.wire import Wire, read_all
+from neurosurgeon.net import keys
+from neurosurgeon.net.framing import HEAD_UNIT, Buffer, Kind, pack_frame
+from neurosurgeon.net.keys import (
+    MAX_RECORD_BYTES,
+    RECORD,
+    SealedWire,
+    SessionKeys,
+    find_key,
+    prove_to_cloud,
+    prove_to_edge,
+)
+from neurosurgeon.net.transport import SocketWire
+from neurosurgeon.net.wire import Wire, read_all
+from neurosurgeon.utils.errors import AccessError, NetworkError, PeerGoneError, ProtocolError, UsageError
 from tests.attacks.decoding import BytesWire
-from utils.errors import AccessError, NetworkError, PeerGoneError, ProtocolError, UsageError
 
 KEY, OTHER_KEY = b"k" * 32, b"o" * 32
 Wires = tuple[socket.socket, socket.socket]

@@ -7,12 +7,12 @@ from unittest.mock import Mock
 
 import pytest
 
-from net import link_watch
-from net.access import Access
-from net.bandwidth import PING_BYTES, Echo, LinkEstimate, LinkSource, ProbeMethod
-from net.link_watch import KEPT_PINGS, UDP_AGAIN, LinkWatch
-from net.monitor_client import Began, given_or_measured
-from utils.errors import AddressError, ConnectError, PeerGoneError
+from neurosurgeon.net import link_watch
+from neurosurgeon.net.access import Access
+from neurosurgeon.net.bandwidth import PING_BYTES, Echo, LinkEstimate, LinkSource, ProbeMethod
+from neurosurgeon.net.link_watch import KEPT_PINGS, UDP_AGAIN, LinkWatch
+from neurosurgeon.net.monitor_client import Began, given_or_measured
+from neurosurgeon.utils.errors import AddressError, ConnectError, PeerGoneError
 
 FIRST = LinkEstimate(1e6, 20.0)
 

@@ -7,9 +7,9 @@ import mmap
 
 import pytest
 
-from net.framing import ALIGNMENT
-from net.memory import HEAP_BYTES, HUGE_PAGE_BYTES, KEPT, MAX_SLACK, SMALL_BYTES, BodyMemory, MemoryLimit
-from utils.errors import BusyError, ProtocolError
+from neurosurgeon.net.framing import ALIGNMENT
+from neurosurgeon.net.memory import HEAP_BYTES, HUGE_PAGE_BYTES, KEPT, MAX_SLACK, SMALL_BYTES, BodyMemory, MemoryLimit
+from neurosurgeon.utils.errors import BusyError, ProtocolError
 
 
 def test_what_is_given_back_is_taken_again() -> None:

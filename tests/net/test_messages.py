@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from net.framing import RAW_KINDS, WIRE_VERSION, Kind
-from net.messages import (
+from neurosurgeon.net.framing import RAW_KINDS, WIRE_VERSION, Kind
+from neurosurgeon.net.messages import (
     AskLatencies,
     AskTicket,
     AskTrain,
@@ -33,8 +33,8 @@ from net.messages import (
     message_of,
     reply_of,
 )
-from net.pickling import pack_header, unpack_header
-from utils.errors import (
+from neurosurgeon.net.pickling import pack_header, unpack_header
+from neurosurgeon.utils.errors import (
     BusyError,
     DeviceError,
     GraphError,

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from net import monitor_client, monitor_server, monitor_test, probe
-from net.bandwidth import MAX_RATE_BYTES_PER_S, LinkEstimate, LinkSource
-from net.framing import HEAD_UNIT
-from net.messages import ErrorReply, Hello, Message, Ping, Pong, Prepare, Probe, Samples
-from net.monitor_client import (
+from neurosurgeon.net import monitor_client, monitor_server, monitor_test, probe
+from neurosurgeon.net.bandwidth import MAX_RATE_BYTES_PER_S, LinkEstimate, LinkSource
+from neurosurgeon.net.framing import HEAD_UNIT
+from neurosurgeon.net.messages import ErrorReply, Hello, Message, Ping, Pong, Prepare, Probe, Samples
+from neurosurgeon.net.monitor_client import (
     YOUNG_S,
     LinkMeasurement,
     estimate_link,
@@ -29,12 +29,10 @@ from net.monitor_client import (
     remember_link,
     young_link,
 )
-from net.monitor_server import MAX_PROBE_BYTES, MAX_SAMPLES, CloudLoad, MonitorServer, receive_probe
-from net.transport import Connection, connect
-from tests.net.conftest import JOIN_S, LOOPBACK
-from tests.net.test_transport import Pair, reset
-from utils.cli import ROOT, ServiceProcess
-from utils.errors import (
+from neurosurgeon.net.monitor_server import MAX_PROBE_BYTES, MAX_SAMPLES, CloudLoad, MonitorServer, receive_probe
+from neurosurgeon.net.transport import Connection, connect
+from neurosurgeon.utils.cli import ROOT, ServiceProcess
+from neurosurgeon.utils.errors import (
     AccessError,
     BusyError,
     ConnectError,
@@ -44,6 +42,8 @@ from utils.errors import (
     PeerGoneError,
     UsageError,
 )
+from tests.net.conftest import JOIN_S, LOOPBACK
+from tests.net.test_transport import Pair, reset
 
 Address = tuple[str, int]
 
@@ -154,7 +154,7 @@ def test_pongs_carry_the_newest_load(listener: socket.socket) -> None:
 
 
 def test_the_service_process_hears_the_load_from_its_parent() -> None:
-    with ServiceProcess(["-m", "net.monitor_server", "--monitor-port", "0"]) as service:
+    with ServiceProcess(["-m", "neurosurgeon.net.monitor_server", "--monitor-port", "0"]) as service:
         service.tell("nonsense")
         service.tell(CloudLoad(12.5, 3.25).line())
         with say_hello((LOOPBACK, service.ports[0])) as connection:
@@ -408,7 +408,12 @@ def test_the_client_reports_a_missing_service_in_one_line(nobody: Address, capsy
 
 def test_the_self_test_passes() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "net.monitor_test"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "neurosurgeon.net.monitor_test"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("bandwidth monitor works: uplink ")

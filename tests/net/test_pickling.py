@@ -17,7 +17,7 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from net.pickling import (
+from neurosurgeon.net.pickling import (
     ALLOWED_OPCODES,
     ITEM_BYTES,
     MAX_DIMENSIONS,
@@ -29,7 +29,7 @@ from net.pickling import (
     unpack_header,
     unpack_tensor,
 )
-from utils.errors import ProtocolError
+from neurosurgeon.utils.errors import ProtocolError
 
 PLAIN_TYPES = (dict, list, tuple, str, bytes, int, float, bool, type(None))
 

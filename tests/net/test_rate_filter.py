@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from net.bandwidth import Rate
-from net.rate_filter import TRANSFER_ERROR, RateFilter, transfer_rate
+from neurosurgeon.net.bandwidth import Rate
+from neurosurgeon.net.rate_filter import TRANSFER_ERROR, RateFilter, transfer_rate
 
 RATE = 1e6
 rates = st.floats(1e2, 1e10)

@@ -16,16 +16,34 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.zoo import Cut, Network, load_network, model_graph
-from net import door, server, transport, wire
-from net.door import Door, DoorLimits
-from net.events import CloudEvent
-from net.framing import HEAD_UNIT, WIRE_VERSION
-from net.memory import MemoryLimit
-from net.messages import ErrorCode, ErrorReply, Hello, Latencies, Pong, Prepare, Ready, Reply
-from net.server import CloudServer, Rules
-from net.session import EdgeSession
-from net.transport import Connection, Received, connect
+from neurosurgeon.models.zoo import Cut, Network, load_network, model_graph
+from neurosurgeon.net import door, server, transport, wire
+from neurosurgeon.net.door import Door, DoorLimits
+from neurosurgeon.net.events import CloudEvent
+from neurosurgeon.net.framing import HEAD_UNIT, WIRE_VERSION
+from neurosurgeon.net.memory import MemoryLimit
+from neurosurgeon.net.messages import ErrorCode, ErrorReply, Hello, Latencies, Pong, Prepare, Ready, Reply
+from neurosurgeon.net.server import CloudServer, Rules
+from neurosurgeon.net.session import EdgeSession
+from neurosurgeon.net.transport import Connection, Received, connect
+from neurosurgeon.utils import cloud_engine
+from neurosurgeon.utils.cloud_engine import CloudEngine, CloudResult, Deliver
+from neurosurgeon.utils.errors import (
+    BusyError,
+    ConnectError,
+    DeadlineError,
+    GraphError,
+    NetworkError,
+    NeurosurgeonError,
+    NonFiniteError,
+    PartitionError,
+    PeerGoneError,
+    ProtocolError,
+    RemoteError,
+    UnknownModelError,
+    WeightsError,
+)
+from neurosurgeon.utils.inference_utils import random_input, run_whole
 from tests.equality import assert_equal
 from tests.net.clouds import (
     LATENCIES,
@@ -42,24 +60,6 @@ from tests.net.clouds import (
 )
 from tests.net.conftest import JOIN_S, wait_until
 from tests.net.test_transport import frame_of, reset
-from utils import cloud_engine
-from utils.cloud_engine import CloudEngine, CloudResult, Deliver
-from utils.errors import (
-    BusyError,
-    ConnectError,
-    DeadlineError,
-    GraphError,
-    NetworkError,
-    NeurosurgeonError,
-    NonFiniteError,
-    PartitionError,
-    PeerGoneError,
-    ProtocolError,
-    RemoteError,
-    UnknownModelError,
-    WeightsError,
-)
-from utils.inference_utils import random_input, run_whole
 
 BAD_CUTS = {  # of a network of 13 nodes
     "too short": b"\1",

@@ -13,18 +13,18 @@ from typing import Any
 
 import pytest
 
-from models.zoo import Network
-from net import session
-from net.bandwidth import LinkEstimate, LinkSource
-from net.framing import HEAD_UNIT
-from net.messages import Hello, Message, Pong, Ready, Reply
-from net.session import EdgeSession, stage_times
-from net.transport import MAX_READY, READY_BYTES, SO_MAX_PACING_RATE, UNPACED, Connection
+from neurosurgeon.models.zoo import Network
+from neurosurgeon.net import session
+from neurosurgeon.net.bandwidth import LinkEstimate, LinkSource
+from neurosurgeon.net.framing import HEAD_UNIT
+from neurosurgeon.net.messages import Hello, Message, Pong, Ready, Reply
+from neurosurgeon.net.session import EdgeSession, stage_times
+from neurosurgeon.net.transport import MAX_READY, READY_BYTES, SO_MAX_PACING_RATE, UNPACED, Connection
+from neurosurgeon.utils.errors import DeadlineError, ProtocolError
+from neurosurgeon.utils.inference_utils import blank, random_input, run_half, run_whole, stand_in
 from tests.equality import assert_equal
 from tests.net.clouds import LATENCIES, MODEL, OTHER_DIGEST, POINT, Cloud, assert_answers, crossing, request_at
 from tests.net.conftest import JOIN_S, wait_until
-from utils.errors import DeadlineError, ProtocolError
-from utils.inference_utils import blank, random_input, run_half, run_whole, stand_in
 
 # ---------------------------------------------------------------- the answer
 

@@ -13,12 +13,12 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from net import stream as stream_module
-from net.messages import ErrorReply, Hello, Pong, Prepare, Ready, Reply, Request
-from net.session import EdgeSession, SentTask
-from net.stream import Answered, TaskStream
-from net.transport import Connection, Received, accepted, stop_accepting
-from utils.errors import (
+from neurosurgeon.net import stream as stream_module
+from neurosurgeon.net.messages import ErrorReply, Hello, Pong, Prepare, Ready, Reply, Request
+from neurosurgeon.net.session import EdgeSession, SentTask
+from neurosurgeon.net.stream import Answered, TaskStream
+from neurosurgeon.net.transport import Connection, Received, accepted, stop_accepting
+from neurosurgeon.utils.errors import (
     BusyError,
     ConnectError,
     InternalError,
@@ -30,7 +30,7 @@ from utils.errors import (
     UsageError,
     WeightsError,
 )
-from utils.timing import now_ms
+from neurosurgeon.utils.timing import now_ms
 
 WAIT_S = 20.0
 REQUEST = Request("le_net", b"\3", "graph", "digest")
@@ -341,7 +341,7 @@ def test_signs_of_life_do_not_pile_up_where_the_stream_is_seldom_served(listener
 
 
 def test_a_silent_cloud_is_lost_to_who_never_waits(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("net.session.SILENCE_S", 0.05)
+    monkeypatch.setattr("neurosurgeon.net.session.SILENCE_S", 0.05)
     server = threading.Thread(target=ScriptedCloud(listener, lambda connection, received: None).serve, daemon=True)
     server.start()
     session = EdgeSession.open(*listener.getsockname())
@@ -371,7 +371,7 @@ def test_a_lost_task_fails_with_its_cause_however_soon_the_cloud_is_looked_for(
     def die(connection: Connection, received: Received) -> None:
         raise PeerGoneError("the script ends here")
 
-    monkeypatch.setattr("net.stream.log.warning", warn_late)
+    monkeypatch.setattr("neurosurgeon.net.stream.log.warning", warn_late)
     server = threading.Thread(target=ScriptedCloud(listener, die).serve, daemon=True)
     server.start()
     with TaskStream(EdgeSession.open(*listener.getsockname()), reopen, patience_s=None) as stream:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from net.traces import SHAPES, Condition, Trace, made_up, main, read_trace, write_trace
-from utils.cli import ROOT
-from utils.errors import UsageError
+from neurosurgeon.net.traces import SHAPES, Condition, Trace, made_up, main, read_trace, write_trace
+from neurosurgeon.utils.cli import ROOT
+from neurosurgeon.utils.errors import UsageError
 
 
 def trace_of(tmp_path: Path, text: str) -> Trace:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from net import probe, trains
-from net.bandwidth import MAX_RATE_BYTES_PER_S, Echo, ProbeMethod, Rate
-from net.datagrams import (
+from neurosurgeon.net import probe, trains
+from neurosurgeon.net.bandwidth import MAX_RATE_BYTES_PER_S, Echo, ProbeMethod, Rate
+from neurosurgeon.net.datagrams import (
     COOKIE_BYTES,
     KNOCK,
     MAX_DATAGRAM_BYTES,
@@ -25,14 +25,14 @@ from net.datagrams import (
     pack_datagram,
     unpack_datagram,
 )
-from net.messages import AskTicket, AskTrain, ErrorReply, Hello, Ping, Pong, Samples, Ticket, Train
-from net.monitor_client import measure_link
-from net.monitor_server import MonitorServer
-from net.probe import KNOCK_BYTES, LinkProbe
-from net.trains import MAX_TRAIN_PACKETS, Collector, Guest
-from net.transport import Connection, connect
+from neurosurgeon.net.messages import AskTicket, AskTrain, ErrorReply, Hello, Ping, Pong, Samples, Ticket, Train
+from neurosurgeon.net.monitor_client import measure_link
+from neurosurgeon.net.monitor_server import MonitorServer
+from neurosurgeon.net.probe import KNOCK_BYTES, LinkProbe
+from neurosurgeon.net.trains import MAX_TRAIN_PACKETS, Collector, Guest
+from neurosurgeon.net.transport import Connection, connect
+from neurosurgeon.utils.errors import BusyError, DeadlineError, PeerGoneError
 from tests.net.conftest import JOIN_S, LOOPBACK, wait_until
-from utils.errors import BusyError, DeadlineError, PeerGoneError
 
 Address = tuple[str, int]
 COOKIE = bytes(range(COOKIE_BYTES))
@@ -139,7 +139,7 @@ def test_a_kernel_that_cuts_no_datagrams_gets_them_one_by_one(
     ticket: tuple[Connection, Ticket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connection, (port, cookie) = ticket
-    monkeypatch.setattr("net.datagrams.UDP_SEGMENT", 60_000)  # no such option
+    monkeypatch.setattr("neurosurgeon.net.datagrams.UDP_SEGMENT", 60_000)  # no such option
     with Datagrams.connected(LOOPBACK, port) as datagrams:
         connection.send(Train(1, 50))
         datagrams.send_train(cookie, 1, 50, MAX_DATAGRAM_BYTES)

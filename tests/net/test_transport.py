@@ -16,16 +16,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from net import transport, wire
-from net.access import Access
-from net.encoding import pack_message
-from net.framing import FIXED_START, HEAD_UNIT, PREFIX, SMALL_LIMITS, WIRE_VERSION, Kind, Limits, pack_head
-from net.memory import BodyMemory, MemoryLimit
-from net.messages import Hello, Message, Ping, Prepare, Reply, Request
-from net.pickling import pack_header
-from net.transport import MAX_READY, Connection, Received, SocketWire, connect, is_this_machine, listen
-from tests.net.conftest import LOOPBACK
-from utils.errors import (
+from neurosurgeon.net import transport, wire
+from neurosurgeon.net.access import Access
+from neurosurgeon.net.encoding import pack_message
+from neurosurgeon.net.framing import FIXED_START, HEAD_UNIT, PREFIX, SMALL_LIMITS, WIRE_VERSION, Kind, Limits, pack_head
+from neurosurgeon.net.memory import BodyMemory, MemoryLimit
+from neurosurgeon.net.messages import Hello, Message, Ping, Prepare, Reply, Request
+from neurosurgeon.net.pickling import pack_header
+from neurosurgeon.net.transport import MAX_READY, Connection, Received, SocketWire, connect, is_this_machine, listen
+from neurosurgeon.utils.errors import (
     AccessError,
     BusyError,
     ConnectError,
@@ -35,6 +34,7 @@ from utils.errors import (
     ProtocolError,
     UsageError,
 )
+from tests.net.conftest import LOOPBACK
 
 Wires = tuple[socket.socket, socket.socket]
 Pair = tuple[Connection, Connection]

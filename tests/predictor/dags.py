@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 import numpy as np
 from hypothesis import strategies as st
 
-from predictor.dag_search import DagCosts
+from neurosurgeon.predictor.dag_search import DagCosts
 
 Reads = list[list[int]]
 COSTS = st.one_of(st.sampled_from([0.0, 1.0, 2.0]), st.floats(0, 1e3))  # zeros and ties, too

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from predictor.chain_search import Objective, best_point, chain_candidates
-from utils.errors import PlanningError
-from utils.timing import StageTimes
+from neurosurgeon.predictor.chain_search import Objective, best_point, chain_candidates
+from neurosurgeon.utils.errors import PlanningError
+from neurosurgeon.utils.timing import StageTimes
 
 LATENCIES = st.floats(0, 1e6)
 

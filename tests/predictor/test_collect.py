@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import torch
 
-from models.operations import LayerKind
-from predictor import collect, staging
-from predictor.collect import (
+from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.predictor import collect, staging
+from neurosurgeon.predictor.collect import (
     BLOCK_LAYERS,
     BlockTimes,
     append_rows,
@@ -29,10 +29,10 @@ from predictor.collect import (
     finished_configs,
     measure_block,
 )
-from predictor.get_datasets_func import COLUMNS, MIN_ROWS, csv_path, load_dataset
-from predictor.kernel_flops import row_work
-from predictor.machine_speed import SEED, Layer, built, pace_layers
-from predictor.predictor_utils import (
+from neurosurgeon.predictor.get_datasets_func import COLUMNS, MIN_ROWS, csv_path, load_dataset
+from neurosurgeon.predictor.kernel_flops import row_work
+from neurosurgeon.predictor.machine_speed import SEED, Layer, built, pace_layers
+from neurosurgeon.predictor.predictor_utils import (
     SIDES,
     default_directory,
     load_datasets,
@@ -40,9 +40,9 @@ from predictor.predictor_utils import (
     parameter_file,
     read_provenance,
 )
-from predictor.sampling import MAX_GFLOPS, MAX_TENSOR_BYTES, RECIPES, draw_layer, expected_ms
-from utils.cli import ROOT
-from utils.errors import DataSetError
+from neurosurgeon.predictor.sampling import MAX_GFLOPS, MAX_TENSOR_BYTES, RECIPES, draw_layer, expected_ms
+from neurosurgeon.utils.cli import ROOT
+from neurosurgeon.utils.errors import DataSetError
 
 MEMORY = 1e9
 ENOUGH = 60  # blocks, until even the rarest kind has enough rows to fit
@@ -333,7 +333,7 @@ def test_a_noisy_machine_is_told(caplog: pytest.LogCaptureFixture) -> None:
 COLLECTORS = """
 import os, sys
 from pathlib import Path
-from predictor import collect
+from neurosurgeon.predictor import collect
 collect.measure_block = lambda block, device, pace: collect.BlockTimes([[0.5] * 7 for _ in block], 1.0)
 for _ in sys.stdin:  # a process for each line: to import everything takes seconds
     if pid := os.fork():

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from predictor.correction import DECAY, MAX_LOG_FACTOR, MIN_SAMPLES, Corrections, Residuals, _path
+from neurosurgeon.predictor.correction import DECAY, MAX_LOG_FACTOR, MIN_SAMPLES, Corrections, Residuals, _path
 
 
 def after(ratios: list[float], start: Residuals | None = None) -> Residuals:

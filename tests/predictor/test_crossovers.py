@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from predictor.crossovers import crossovers
+from neurosurgeon.predictor.crossovers import crossovers
 
 Line = tuple[float, float]  # a constant, and a share of 1 / rate
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from predictor.chain_search import best_point, chain_candidates
-from predictor.dag_search import DagCosts, DagCut, DagSearch
+from neurosurgeon.predictor.chain_search import best_point, chain_candidates
+from neurosurgeon.predictor.dag_search import DagCosts, DagCut, DagSearch
+from neurosurgeon.utils.errors import PlanningError
 from tests.predictor.dags import COSTS, Reads, closed_sets, cost_of, costs_of, dags
-from utils.errors import PlanningError
 
 
 def check(cut: DagCut, reads: Reads, costs: DagCosts, sent: Sequence[int] = ()) -> None:

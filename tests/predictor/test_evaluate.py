@@ -10,11 +10,11 @@ import pytest
 from openpyxl import load_workbook
 from PIL import Image
 
-from models.operations import LayerKind
-from predictor import evaluate, whole_networks
-from predictor.evaluate import Evaluation, channel_folds, random_folds, score_kind, summaries, width_folds
-from predictor.get_datasets_func import DataSet, load_dataset
-from predictor.whole_networks import Again, NetworkScore
+from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.predictor import evaluate, whole_networks
+from neurosurgeon.predictor.evaluate import Evaluation, channel_folds, random_folds, score_kind, summaries, width_folds
+from neurosurgeon.predictor.get_datasets_func import DataSet, load_dataset
+from neurosurgeon.predictor.whole_networks import Again, NetworkScore
 
 
 @pytest.fixture

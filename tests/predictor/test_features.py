@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from predictor.features import FEATURE_NAMES, feature_matrix
-from predictor.kernel_flops import Work
+from neurosurgeon.predictor.features import FEATURE_NAMES, feature_matrix
+from neurosurgeon.predictor.kernel_flops import Work
 
 
 def features_of(work: Work) -> dict[str, float]:

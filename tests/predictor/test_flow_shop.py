@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from predictor.flow_shop import IDLE, Rest, Schedule, choose_cuts, johnson_order, makespan_ms, order_of
-from utils.timing import StageTimes
+from neurosurgeon.predictor.flow_shop import IDLE, Rest, Schedule, choose_cuts, johnson_order, makespan_ms, order_of
+from neurosurgeon.utils.timing import StageTimes
 
 times_ms = st.floats(0.0, 50.0)
 tasks = st.lists(st.builds(StageTimes, times_ms, st.just(0.0), times_ms), min_size=1, max_size=6)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.ensemble import HistGradientBoostingRegressor
 
-from predictor import forest
-from predictor.forest import fit_forest
+from neurosurgeon.predictor import forest
+from neurosurgeon.predictor.forest import fit_forest
 
 
 @pytest.mark.parametrize(("rows", "features"), [(4, 1), (50, 3), (2000, 7)])

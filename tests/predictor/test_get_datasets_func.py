@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.operations import LayerKind
-from predictor.features import FEATURE_NAMES
-from predictor.get_datasets_func import COLUMNS, DATASET_DIR, csv_path, load_dataset, read_rows
-from predictor.predictor_utils import SIDES, fit_directory
-from utils.errors import DataSetError
+from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.predictor.features import FEATURE_NAMES
+from neurosurgeon.predictor.get_datasets_func import COLUMNS, DATASET_DIR, csv_path, load_dataset, read_rows
+from neurosurgeon.predictor.predictor_utils import SIDES, fit_directory
+from neurosurgeon.utils.errors import DataSetError
 
 # The header lines of the contract, letter by letter, and a row of each.
 CONTRACT = {

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from predictor.dag_search import DagCosts, DagSearch
-from predictor.heavy_load import busy_times, shortest_bottleneck
+from neurosurgeon.predictor.dag_search import DagCosts, DagSearch
+from neurosurgeon.predictor.heavy_load import busy_times, shortest_bottleneck
 from tests.predictor.dags import COSTS, closed_sets, costs_of, dags, random_case, stages_of
 
 APPROXIMATION = 3.0  # of the cheapest cut, where the search begins

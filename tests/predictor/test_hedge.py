@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from predictor.hedge import GAIN, LATE_MS, MAX_PATIENCE, WINDOW_MS, Hedging, Moved, OnItsWay
-from predictor.transfer import SEGMENT_BYTES
+from neurosurgeon.predictor.hedge import GAIN, LATE_MS, MAX_PATIENCE, WINDOW_MS, Hedging, Moved, OnItsWay
+from neurosurgeon.predictor.transfer import SEGMENT_BYTES
 
 SIZE_BYTES = 600_000
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from models.operations import LayerKind
-from models.zoo import ZOO, model_graph
-from predictor.kernel_flops import Row, Work, node_work, output_width, row_work
-from utils.errors import MissingPredictorError
+from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.models.zoo import ZOO, model_graph
+from neurosurgeon.predictor.kernel_flops import Row, Work, node_work, output_width, row_work
+from neurosurgeon.utils.errors import MissingPredictorError
 
 
 @pytest.mark.parametrize("name", ZOO)

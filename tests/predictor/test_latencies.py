@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from predictor.latencies import LayerLatencies
-from utils.errors import PlanningError
+from neurosurgeon.predictor.latencies import LayerLatencies
+from neurosurgeon.utils.errors import PlanningError
 
 triples = st.tuples(st.floats(0, 1e3), st.floats(0, 1e3), st.floats(0, 1e3)).map(sorted)
 

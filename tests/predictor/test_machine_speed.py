@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from predictor import machine_speed as speeds
-from predictor.features import feature_matrix, tree_matrix
-from predictor.kernel_flops import row_work
-from predictor.kind_models import Family, family_of
-from predictor.machine_speed import (
+from neurosurgeon.predictor import machine_speed as speeds
+from neurosurgeon.predictor.features import feature_matrix, tree_matrix
+from neurosurgeon.predictor.kernel_flops import row_work
+from neurosurgeon.predictor.kind_models import Family, family_of
+from neurosurgeon.predictor.machine_speed import (
     BURSTS,
     BUSY_AGE_S,
     DISAGREEMENT,
@@ -31,10 +31,10 @@ from predictor.machine_speed import (
     one_pass,
     reference_layers,
 )
-from predictor.predictor_utils import SIDES, LatencyPredictor, config_path, load_predictor, scales_of
-from predictor.sampling import Sample
-from utils.files import cache_directory
-from utils.machine import CpuUse, forget_speeds
+from neurosurgeon.predictor.predictor_utils import SIDES, LatencyPredictor, config_path, load_predictor, scales_of
+from neurosurgeon.predictor.sampling import Sample
+from neurosurgeon.utils.files import cache_directory
+from neurosurgeon.utils.machine import CpuUse, forget_speeds
 
 LAYERS = len(reference_layers())
 

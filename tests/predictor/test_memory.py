@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from models.graph import LayerGraph, trace
-from models.zoo import ZOO, model_graph
-from predictor.memory import EdgeMemory, edge_memory, memory_at_points
+from neurosurgeon.models.graph import LayerGraph, trace
+from neurosurgeon.models.zoo import ZOO, model_graph
+from neurosurgeon.predictor.memory import EdgeMemory, edge_memory, memory_at_points
 from tests.models.test_graph_dag import SHAPE, Diamond
 
 PLANE = 4 * 8 * 8 * 4  # bytes of a tensor of the diamond

@@ -17,14 +17,14 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from models.graph import LayerGraph, trace
-from models.operations import LayerKind
-from models.zoo import ZOO, model_graph
-from predictor import predictor_utils
-from predictor.features import FEATURE_NAMES, feature_matrix
-from predictor.get_datasets_func import COLUMNS, csv_path, load_dataset, read_rows
-from predictor.kernel_flops import node_work
-from predictor.kind_models import (
+from neurosurgeon.models.graph import LayerGraph, trace
+from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.models.zoo import ZOO, model_graph
+from neurosurgeon.predictor import predictor_utils
+from neurosurgeon.predictor.features import FEATURE_NAMES, feature_matrix
+from neurosurgeon.predictor.get_datasets_func import COLUMNS, csv_path, load_dataset, read_rows
+from neurosurgeon.predictor.kernel_flops import node_work
+from neurosurgeon.predictor.kind_models import (
     HELD_OUT_EVERY,
     MIN_LATENCY_MS,
     Family,
@@ -34,8 +34,8 @@ from predictor.kind_models import (
     fit_kind,
     fit_rates,
 )
-from predictor.machine_speed import MachineSpeed, reference_layers
-from predictor.predictor_utils import (
+from neurosurgeon.predictor.machine_speed import MachineSpeed, reference_layers
+from neurosurgeon.predictor.predictor_utils import (
     PREDICTORS,
     SIDES,
     LatencyPredictor,
@@ -58,9 +58,9 @@ from predictor.predictor_utils import (
     save_predictor,
     scaled_by_speed,
 )
-from predictor.staging import COMPLETE, PARTIAL
-from utils.errors import DataSetError, MissingPredictorError
-from utils.files import cache_directory
+from neurosurgeon.predictor.staging import COMPLETE, PARTIAL
+from neurosurgeon.utils.errors import DataSetError, MissingPredictorError
+from neurosurgeon.utils.files import cache_directory
 
 RATES = np.array([0.01, 5.0, 0.1, 0.2, 0.05, 0.3, 0.0, 1.5])
 ONES = np.ones(len(FEATURE_NAMES))

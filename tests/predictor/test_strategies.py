@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.graph import trace
-from models.zoo import model_graph
-from predictor.chain_search import Objective
-from predictor.dag_search import DagCosts
-from predictor.memory import edge_memory, memory_at_points
-from predictor.strategies import Strategy, inner_cuts, points_of, search_of
+from neurosurgeon.models.graph import trace
+from neurosurgeon.models.zoo import model_graph
+from neurosurgeon.predictor.chain_search import Objective
+from neurosurgeon.predictor.dag_search import DagCosts
+from neurosurgeon.predictor.memory import edge_memory, memory_at_points
+from neurosurgeon.predictor.strategies import Strategy, inner_cuts, points_of, search_of
 from tests.models.test_graph_dag import SHAPE, Diamond, closed_sets
 from tests.predictor.dags import cost_of, costs_of
 

@@ -9,8 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from predictor.transfer import IDLE, INITIAL_WINDOW_BYTES, WARM, Sender, frame_bytes, sending_s, transfer_time_ms
-from utils.units import s_to_ms
+from neurosurgeon.predictor.transfer import (
+    IDLE,
+    INITIAL_WINDOW_BYTES,
+    WARM,
+    Sender,
+    frame_bytes,
+    sending_s,
+    transfer_time_ms,
+)
+from neurosurgeon.utils.units import s_to_ms
 
 RATE, RTT_S = 12.5e6, 0.05  # bytes/s: 100 Mbit/s
 SENDERS = st.builds(

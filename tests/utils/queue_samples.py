@@ -6,9 +6,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-from models.zoo import ZOO
-from utils.queue_tasks import QueuedTask, Span, TaskResult, draw_tasks
-from utils.timing import StageTimes
+from neurosurgeon.models.zoo import ZOO
+from neurosurgeon.utils.queue_tasks import QueuedTask, Span, TaskResult, draw_tasks
+from neurosurgeon.utils.timing import StageTimes
 
 
 def finished(task_id: int = 1, model: str = "le_net", image: Path | None = None, **fields: Any) -> TaskResult:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from utils import cli
-from utils.cli import (
+from neurosurgeon.utils import cli
+from neurosurgeon.utils.cli import (
     ROOT,
     ServiceProcess,
     StopEvent,
@@ -30,7 +30,14 @@ from utils.cli import (
     typed,
     worker_count,
 )
-from utils.errors import ConnectError, DataSetError, NetworkError, NeurosurgeonError, PlanningError, UsageError
+from neurosurgeon.utils.errors import (
+    ConnectError,
+    DataSetError,
+    NetworkError,
+    NeurosurgeonError,
+    PlanningError,
+    UsageError,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -173,7 +180,7 @@ def test_the_exit_code_of_a_run_is_kept() -> None:
 
 
 def test_a_reader_that_leaves_is_no_traceback() -> None:
-    command = [sys.executable, "deployment.py", "-t", "le_net", "-b", "1", "--predictor", "linear"]
+    command = [sys.executable, "neurosurgeon.deployment.py", "-t", "le_net", "-b", "1", "--predictor", "linear"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
@@ -189,7 +196,7 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
 
 
 def test_a_service_starts_says_its_port_and_ends() -> None:
-    with ServiceProcess(["-m", "net.monitor_server", "--monitor-port", "0"]) as service:
+    with ServiceProcess(["-m", "neurosurgeon.net.monitor_server", "--monitor-port", "0"]) as service:
         assert 0 < service.ports[0] < 65536
         assert service.process.poll() is None
     assert service.process.poll() is not None
@@ -198,7 +205,10 @@ def test_a_service_starts_says_its_port_and_ends() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["-m", "net.no_such_module"], "-m net.no_such_module did not start: .*No module named"),
+        (
+            ["-m", "neurosurgeon.net.no_such_module"],
+            "no_such_module did not start: .*No module named",
+        ),
         (["-c", "pass"], "did not start: no output"),
         (["cloud_api.py", "-p", "http"], "did not start: .*'http' is not a port"),
     ],
@@ -219,7 +229,7 @@ def test_a_service_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_service_ends_when_the_pipe_to_its_parent_closes() -> None:
-    with ServiceProcess(["-m", "net.monitor_server", "--monitor-port", "0"]) as service:
+    with ServiceProcess(["-m", "neurosurgeon.net.monitor_server", "--monitor-port", "0"]) as service:
         assert service.process.stdin is not None
         service.process.stdin.close()
         assert service.process.wait(30) == 0
@@ -289,7 +299,7 @@ def test_telling_a_service_that_does_not_read_never_blocks() -> None:
 
 
 def test_telling_a_service_that_is_gone_is_fine() -> None:
-    with ServiceProcess(["-m", "net.monitor_server", "--monitor-port", "0"]) as service:
+    with ServiceProcess(["-m", "neurosurgeon.net.monitor_server", "--monitor-port", "0"]) as service:
         service.process.kill()
         service.process.wait()
         service.tell("load 1 2")
@@ -297,14 +307,14 @@ def test_telling_a_service_that_is_gone_is_fine() -> None:
 
 
 def test_a_service_that_hears_its_parent_stops_cleanly() -> None:
-    with ServiceProcess(["-m", "net.monitor_server", "--monitor-port", "0"]) as service:
+    with ServiceProcess(["-m", "neurosurgeon.net.monitor_server", "--monitor-port", "0"]) as service:
         service.process.terminate()
         assert service.process.wait(30) == 0
 
 
 SIGNALLED = """
 import os, signal
-from utils.cli import stop_event
+from neurosurgeon.utils.cli import stop_event
 for number in range(3_000):
     stop = stop_event()
     signal.signal(signal.SIGALRM, lambda number, frame: None)

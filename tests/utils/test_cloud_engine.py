@@ -12,16 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import zoo
-from models.cuts import pack_nodes
-from models.graph import LayerGraph
-from models.shapes import TensorSpec
-from models.zoo import Cut, Network, load_network, model_graph
-from net.messages import Request
-from tests.equality import assert_equal
-from utils import cloud_engine
-from utils.cloud_engine import CLIENT_SHARE, CloudEngine, CloudResult, EngineLimits, WireSpec
-from utils.errors import (
+from neurosurgeon.models import zoo
+from neurosurgeon.models.cuts import pack_nodes
+from neurosurgeon.models.graph import LayerGraph
+from neurosurgeon.models.shapes import TensorSpec
+from neurosurgeon.models.zoo import Cut, Network, load_network, model_graph
+from neurosurgeon.net.messages import Request
+from neurosurgeon.utils import cloud_engine
+from neurosurgeon.utils.cloud_engine import CLIENT_SHARE, CloudEngine, CloudResult, EngineLimits, WireSpec
+from neurosurgeon.utils.errors import (
     BusyError,
     GraphError,
     NeurosurgeonError,
@@ -30,7 +29,8 @@ from utils.errors import (
     UnknownModelError,
     WeightsError,
 )
-from utils.inference_utils import HalfResult, random_input, run_half, run_whole, stand_in
+from neurosurgeon.utils.inference_utils import HalfResult, random_input, run_half, run_whole, stand_in
+from tests.equality import assert_equal
 
 WAIT_S = 10.0  # a test that needs this long has hung
 Start = Callable[..., CloudEngine]

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from utils import errors
-from utils.errors import (
+from neurosurgeon.utils import errors
+from neurosurgeon.utils.errors import (
     AccessError,
     BusyError,
     ConnectError,

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from openpyxl import load_workbook
 
-from utils.errors import UsageError
-from utils.excel_utils import save_tables
+from neurosurgeon.utils.errors import UsageError
+from neurosurgeon.utils.excel_utils import save_tables
 
 ROWS = [
     {"index": 1, "name": "features.0", "output_shape": [1, 64, 55, 55], "edge_ms": 1.25},

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils.fair_queue import FairQueue, QueueFullError
+from neurosurgeon.utils.fair_queue import FairQueue, QueueFullError
 
 Item = tuple[str, int]  # whose, and what
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.files import append_durably, cache_directory, replace_file
+from neurosurgeon.utils.files import append_durably, cache_directory, replace_file
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:

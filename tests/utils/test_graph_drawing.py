@@ -10,11 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from models.graph import LayerGraph, trace
-from models.zoo import model_graph
+from neurosurgeon.models.graph import LayerGraph, trace
+from neurosurgeon.models.zoo import model_graph
+from neurosurgeon.utils.errors import UsageError
+from neurosurgeon.utils.graph_drawing import boxes_of, dot_text, draw_cut
 from tests.models.test_graph_dag import SHAPE, Diamond
-from utils.errors import UsageError
-from utils.graph_drawing import boxes_of, dot_text, draw_cut
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.pixels import as_values
-from models.torchvision_compat import import_torchvision
-from utils.errors import InputError
-from utils.images import read_image
-from utils.inference_utils import load_image
+from neurosurgeon.models.pixels import as_values
+from neurosurgeon.models.torchvision_compat import import_torchvision
+from neurosurgeon.utils.errors import InputError
+from neurosurgeon.utils.images import read_image
+from neurosurgeon.utils.inference_utils import load_image
 
 PHOTOS = Path(sklearn.datasets.__file__).parent / "images"
 

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from models.pixels import MEAN, STD
-from models.zoo import load_network
-from net.pickling import flat_values, pack_tensor
-from tests.equality import assert_equal
-from utils.errors import DeviceError, NonFiniteError
-from utils.images import read_image
-from utils.inference_utils import (
+from neurosurgeon.models.pixels import MEAN, STD
+from neurosurgeon.models.zoo import load_network
+from neurosurgeon.net.pickling import flat_values, pack_tensor
+from neurosurgeon.utils.errors import DeviceError, NonFiniteError
+from neurosurgeon.utils.images import read_image
+from neurosurgeon.utils.inference_utils import (
     check_device,
     check_finite,
     load_image,
@@ -27,6 +26,7 @@ from utils.inference_utils import (
     top_guesses,
     use_threads,
 )
+from tests.equality import assert_equal
 
 # Two machines compare answers to the same stand-in for an image.
 STAND_IN_SHA256 = "79fb03f5c6e6c468e23318a4389a150c153d0dac0e15037e74ec5a9feca49a6c"

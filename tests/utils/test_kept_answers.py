@@ -8,9 +8,9 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from utils import kept_answers
-from utils.cloud_engine import CloudResult, Deliver
-from utils.kept_answers import Asker, Chore, KeptAnswers
+from neurosurgeon.utils import kept_answers
+from neurosurgeon.utils.cloud_engine import CloudResult, Deliver
+from neurosurgeon.utils.kept_answers import Asker, Chore, KeptAnswers
 
 Got = list[CloudResult | Exception]
 

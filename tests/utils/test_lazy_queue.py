@@ -8,8 +8,8 @@ from queue import Empty, SimpleQueue
 
 import pytest
 
-from utils import lazy_queue
-from utils.lazy_queue import LazyQueue
+from neurosurgeon.utils import lazy_queue
+from neurosurgeon.utils.lazy_queue import LazyQueue
 
 WAIT_S = 20.0
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from utils.load import TIME_CONSTANT_MS, Load, LoadMeter
+from neurosurgeon.utils.load import TIME_CONSTANT_MS, Load, LoadMeter
 
 
 def load_after(*tasks: tuple[float, float]) -> Load:

@@ -8,10 +8,17 @@ import sys
 
 import pytest
 
-from utils.cli import ROOT
-from utils.machine import SPIN_COUNT, CpuUse, free_cores
+from neurosurgeon.utils.cli import ROOT
+from neurosurgeon.utils.machine import SPIN_COUNT, CpuUse, free_cores
 
-PACKAGES = ("utils", "models.zoo", "predictor.collect", "net.session", "edge_api", "cloud_api")
+PACKAGES = (
+    "neurosurgeon",
+    "neurosurgeon.models.zoo",
+    "neurosurgeon.predictor.collect",
+    "neurosurgeon.net.session",
+    "edge_api",
+    "cloud_api",
+)
 
 
 @pytest.mark.parametrize("module", PACKAGES)
@@ -33,7 +40,7 @@ def test_waiting_is_chosen_before_torch_is_imported(module: str) -> None:
         command = [sys.executable, "-c", code]
         done = subprocess.run(command, cwd=ROOT, env=environment | given, check=True, capture_output=True, text=True)
         assert done.stdout.strip() == str([expected])
-        if module != "utils":
+        if module != "neurosurgeon":
             break  # one choice is enough of those that import torch
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from utils.errors import PortBusyError, UsageError
-from utils.metrics import Metrics, PrometheusMetrics
+from neurosurgeon.utils.errors import PortBusyError, UsageError
+from neurosurgeon.utils.metrics import Metrics, PrometheusMetrics
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.packages import PACKAGES, missing_package
+from neurosurgeon.utils.packages import PACKAGES, missing_package
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HIDING = """
@@ -31,12 +31,12 @@ SCRIPTS = {
     "deployment.py": ["-t", "le_net", "-b", "10"],
     "layers_api.py": ["-t", "le_net"],
     "demo.py": [],
-    "-m net.doctor": [],
+    "-m neurosurgeon.net.doctor": [],
     "-m predictor.collect": [],
     "-m predictor.predictor_utils": [],
     "-m predictor.evaluate": [],
 }
-ALONE = {"-m net.certs": [], "-m net.monitor_server": [], "-m net.monitor_test": [], "-m net.monitor_client": []}
+ALONE = ("-m neurosurgeon.net.certs", "-m net.monitor_server", "-m net.monitor_test", "-m net.monitor_client")
 
 
 def run_without(hidden: str, script: str, arguments: list[str], tmp_path: Path) -> subprocess.CompletedProcess[str]:
@@ -79,7 +79,7 @@ def test_without_torchvision_other_networks_say_so(tmp_path: Path) -> None:
     assert re.fullmatch(r"deployment\.py: error: .*pip install torchvision\n", done.stderr)
 
 
-@pytest.mark.parametrize("hidden", ["models.zoo", "utils.cli"])
+@pytest.mark.parametrize("hidden", ["neurosurgeon.models.zoo", "neurosurgeon.utils.cli"])
 def test_a_module_of_ours_that_is_missing_stays_a_defect(hidden: str, tmp_path: Path) -> None:
     done = run_without(hidden, "edge_api.py", ["--help"], tmp_path)
     assert done.returncode == 1

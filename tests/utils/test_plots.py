@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from deployment import SplitPlan, plan_split
-from models.zoo import model_graph
-from predictor.predictor_utils import SIDES, find_predictor
+from neurosurgeon.deployment import SplitPlan, plan_split
+from neurosurgeon.models.zoo import model_graph
+from neurosurgeon.predictor.predictor_utils import SIDES, find_predictor
+from neurosurgeon.utils.errors import UsageError
+from neurosurgeon.utils.plots import plot_plan, plot_queue, plot_scatter
+from neurosurgeon.utils.queue_tasks import TaskResult
 from tests.utils.queue_samples import failed, finished, queue_of
-from utils.errors import UsageError
-from utils.plots import plot_plan, plot_queue, plot_scatter
-from utils.queue_tasks import TaskResult
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from models.zoo import model_graph
+from neurosurgeon.models.zoo import model_graph
+from neurosurgeon.utils.queue_report import QueueReport, print_summary, task_block
+from neurosurgeon.utils.queue_results import summarise
+from neurosurgeon.utils.queue_tasks import QueuedTask, TaskResult
+from neurosurgeon.utils.report import FINISHED, RULE
+from neurosurgeon.utils.timing import StageTimes
 from tests.utils.queue_samples import failed, finished, queue_of
-from utils.queue_report import QueueReport, print_summary, task_block
-from utils.queue_results import summarise
-from utils.queue_tasks import QueuedTask, TaskResult
-from utils.report import FINISHED, RULE
-from utils.timing import StageTimes
 
 POINTS = {  # of resnet18: what crosses
     0: ["x , 1x3x224x224 uint8 , 150.5 KB"],

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openpyxl import load_workbook
 
-from models.zoo import model_graph
+from neurosurgeon.models.zoo import model_graph
+from neurosurgeon.utils.excel_utils import save_tables
+from neurosurgeon.utils.queue_results import QueueSummary, cuts_text, printable, queue_document, queue_sheets, summarise
+from neurosurgeon.utils.queue_tasks import QueuedTask, TaskResult
+from neurosurgeon.utils.timing import STAGE_NAMES, StageTimes
 from tests.utils.queue_samples import failed, finished, queue_of
-from utils.excel_utils import save_tables
-from utils.queue_results import QueueSummary, cuts_text, printable, queue_document, queue_sheets, summarise
-from utils.queue_tasks import QueuedTask, TaskResult
-from utils.timing import STAGE_NAMES, StageTimes
 
 TASK_KEYS = [
     "id", "model", "image", "partition_point", "partition_layer", "edge_nodes", "crossing", "bandwidth_mb_per_s",

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.zoo import ZOO, canonical_name
-from utils.errors import UnknownModelError, UsageError
-from utils.queue_tasks import QueuedTask, draw_tasks, image_suffixes, read_task_file, tasks_of_directory
+from neurosurgeon.models.zoo import ZOO, canonical_name
+from neurosurgeon.utils.errors import UnknownModelError, UsageError
+from neurosurgeon.utils.queue_tasks import QueuedTask, draw_tasks, image_suffixes, read_task_file, tasks_of_directory
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ import socket
 import pytest
 import torch
 
-from deployment import Candidate, SplitPlan, plan_split
-from models.zoo import model_graph
-from net.bandwidth import LinkEstimate
-from net.events import CloudEvent
-from predictor.predictor_utils import SIDES, find_predictor
-from utils.inference_utils import Guess, LayerFeature
-from utils.report import (
+from neurosurgeon.deployment import Candidate, SplitPlan, plan_split
+from neurosurgeon.models.zoo import model_graph
+from neurosurgeon.net.bandwidth import LinkEstimate
+from neurosurgeon.net.events import CloudEvent
+from neurosurgeon.predictor.predictor_utils import SIDES, find_predictor
+from neurosurgeon.utils.inference_utils import Guess, LayerFeature
+from neurosurgeon.utils.report import (
     FINISHED,
     EdgeReport,
     cloud_lines,
@@ -29,7 +29,7 @@ from utils.report import (
     print_plan,
     stage_timings,
 )
-from utils.timing import StageTimes
+from neurosurgeon.utils.timing import StageTimes
 
 
 def plan_of(model: str) -> SplitPlan:

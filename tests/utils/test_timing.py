@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from utils import timing
-from utils.timing import STAGE_NAMES, StageTimes, Timing, measure, now_ms
+from neurosurgeon.utils import timing
+from neurosurgeon.utils.timing import STAGE_NAMES, StageTimes, Timing, measure, now_ms
 
 
 def test_the_clock_never_runs_backwards() -> None:

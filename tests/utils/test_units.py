@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from utils import units
+from neurosurgeon.utils import units
 
 
 def test_rates_in_megabytes_bytes_and_megabits() -> None:

@@ -1,0 +1,288 @@
+"""A module to its layer graph, without running it on data; batch norms folded into convolutions.
+
+What costs nothing is no node, unless it is a layer of a chain: sizes, weights, another view of a whole tensor, an
+identity. Both halves of a cut make it again where they need it, so it never crosses.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from neurosurgeon.models.chain import ChainNetwork
+from neurosurgeon.models.cutting import cut as cut
+from neurosurgeon.models.layer_graph import Layer as Layer
+from neurosurgeon.models.layer_graph import LayerGraph as LayerGraph
+from neurosurgeon.models.layer_graph import Node as Node
+from neurosurgeon.models.layer_graph import attribute_of, is_plain, spec_of
+from neurosurgeon.models.operations import LayerKind, Operation, describe
+from neurosurgeon.models.shapes import NO_TENSOR, TensorSpec, function_name
+from neurosurgeon.models.tracing import trace_program
+
+# ---------------------------------------------------------------- tracing
+
+
+def trace(model: nn.Module, name: str, input_shape: tuple[int, ...]) -> LayerGraph:
+    """Return the graph of ``model`` for an input of ``input_shape``, without running it on data.
+
+    The model is not changed; it may live on the meta device and hold no weights at all.
+
+    Raises: TraceError: its control flow depends on its data. InputSizeError: the input is of no size for it.
+    """
+    traced = trace_program(model, name, input_shape)
+    layer_names = _layer_names(model)
+    builder = _Builder(traced, _layer_lookup(layer_names), keeps_all=layer_names is not None)
+    for fx_node in traced.graph.nodes:
+        if fx_node.op != "output":
+            builder.add(fx_node)
+    nodes = tuple(builder.nodes)
+    return LayerGraph(
+        model=name,
+        nodes=nodes,
+        layers=_group_layers(nodes, layer_names),
+        program=traced.graph,
+        made_by=tuple(builder.made_by),
+        fixed=frozenset(builder.fixed),
+        constants=_constants(traced, model),
+    )
+
+
+class _Builder:
+    """Makes nodes of the operations that compute something, in their order; see the top of this file."""
+
+    def __init__(self, traced: fx.GraphModule, layer_of: Callable[[fx.Node, int], int], *, keeps_all: bool) -> None:
+        self.nodes: list[Node] = []
+        self.made_by: list[tuple[fx.Node, ...]] = []
+        self.fixed: set[fx.Node] = set()
+        self._traced = traced
+        self._layer_of = layer_of
+        self._keeps_all = keeps_all
+        self._folded = _foldable_norms(traced.graph, traced)
+        self._with_norm = set(self._folded.values())  # their convolutions get a bias
+        named = (*traced.named_parameters(), *traced.named_buffers())
+        self._parameter_names = {id(value): name for name, value in named}
+        self._sources: dict[fx.Node, tuple[int, ...]] = {}  # the nodes whose tensors an operation depends on
+        self._parameters: dict[fx.Node, dict[str, int]] = {}  # what comes along with it, other than by those nodes
+        self._names: Counter[str] = Counter()
+        self._result = traced.graph.output_node().args[0]
+
+    def add(self, fx_node: fx.Node) -> None:
+        """Take in the next operation."""
+        module = self._traced.get_submodule(str(fx_node.target)) if fx_node.op == "call_module" else None
+        tensors = [node for node in fx_node.all_input_nodes if not is_plain(node)]
+        sources = tuple(dict.fromkeys(source for node in tensors for source in self._sources[node]))
+        parameters = {name: size for node in tensors for name, size in self._parameters[node].items()}
+        parameters |= self._own_parameters(fx_node, module)
+        if fx_node.op != "placeholder" and self.fixed.issuperset(fx_node.all_input_nodes):
+            self.fixed.add(fx_node)
+            if fx_node.op != "get_attr":
+                parameters = {f"{fx_node.name} (computed once)": spec_of(fx_node).size_bytes}
+        made = self._tensors_made(fx_node)
+        reads = tuple(spec_of(node) for node in tensors if self._sources[node])
+        operation = describe(fx_node, module, reads, spec_of(made[0]) if made else None)
+        if fx_node.op != "placeholder" and self._is_free(fx_node, operation, sources, tensors):
+            self._sources[fx_node], self._parameters[fx_node] = sources, parameters
+            return
+        self._sources[fx_node], self._parameters[fx_node] = (len(self.nodes),), {}
+        self.made_by.append(made)
+        self.nodes.append(self._node(fx_node, module, operation, sources, reads, parameters))
+
+    def _is_free(
+        self, fx_node: fx.Node, operation: Operation, sources: tuple[int, ...], tensors: Sequence[fx.Node]
+    ) -> bool:
+        """Return whether it is made again where it is needed."""
+        if is_plain(fx_node) or fx_node in self.fixed:
+            return True
+        if self._takes_part(fx_node, sources):
+            return True
+        is_trivial = operation.kind in TRIVIAL_KINDS or fx_node in self._folded
+        if not is_trivial or fx_node is self._result:
+            return False
+        if not sources or "spec" not in fx_node.meta:
+            return True
+        return not self._keeps_all and spec_of(fx_node).numel == spec_of(tensors[0]).numel
+
+    def _takes_part(self, fx_node: fx.Node, sources: tuple[int, ...]) -> bool:
+        """Return whether it takes one of several tensors that a node makes."""
+        return function_name(fx_node) == "getitem" and len(sources) == 1 and fx_node in self.made_by[sources[0]]
+
+    def _tensors_made(self, fx_node: fx.Node) -> tuple[fx.Node, ...]:
+        """Return what stands for the tensors that an operation makes: itself, or what takes them from its tuple."""
+        if "spec" in fx_node.meta:
+            return (fx_node,)
+        takers = [user for user in fx_node.users if function_name(user) == "getitem"]
+        return tuple(made for user in takers for made in self._tensors_made(user))
+
+    def _own_parameters(self, fx_node: fx.Node, module: nn.Module | None) -> dict[str, int]:
+        if fx_node in self._folded:
+            return {}
+        values: Iterable[Any] = (*module.parameters(), *module.buffers()) if module is not None else ()
+        if fx_node.op == "get_attr":
+            values = [attribute_of(self._traced, str(fx_node.target))]
+        return {
+            self._parameter_names[id(value)]: value.numel() * value.element_size()
+            for value in values
+            if id(value) in self._parameter_names
+        }
+
+    def _node(
+        self,
+        fx_node: fx.Node,
+        module: nn.Module | None,
+        operation: Operation,
+        sources: tuple[int, ...],
+        reads: tuple[TensorSpec, ...],
+        parameters: dict[str, int],
+    ) -> Node:
+        index = len(self.nodes)
+        outputs = tuple(spec_of(made) for made in self.made_by[index]) or (NO_TENSOR,)
+        weights = parameters.values() if module is None else map(_size_bytes, module.parameters())
+        node = Node(
+            index=index,
+            name=self._name(fx_node),
+            kind=operation.kind,
+            layer=self._layer_of(fx_node, index - 1),
+            inputs=sources,
+            output=outputs[0],
+            params=operation.params,
+            flops=operation.flops,
+            input_bytes=sum(spec.size_bytes for spec in reads),
+            weight_bytes=sum(weights),
+            folded=fx_node in self._folded,
+            further_outputs=outputs[1:],
+            parameters=parameters,
+        )
+        return _with_bias(node) if fx_node in self._with_norm else node
+
+    def _name(self, fx_node: fx.Node) -> str:
+        """Return the module's name, or the function's behind that of the module which calls it; a second call is #2."""
+        if fx_node.op == "call_module":
+            name = str(fx_node.target)
+        elif fx_node.op == "placeholder":
+            name = fx_node.name
+        else:
+            callers = [entry[0] for entry in fx_node.meta.get("nn_module_stack", {}).values()]
+            name = ".".join(part for part in (callers[-1] if callers else "", function_name(fx_node)) if part)
+        self._names[name] += 1
+        return name if self._names[name] == 1 else f"{name}#{self._names[name]}"
+
+
+TRIVIAL_KINDS = frozenset({LayerKind.VIEW, LayerKind.DROPOUT})
+
+
+def _size_bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _constants(traced: fx.GraphModule, model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a program that the model has not: they were made while it was traced."""
+    targets = {str(node.target) for node in traced.graph.nodes if node.op == "get_attr"}
+    known = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    found = {target: attribute_of(traced, target) for target in targets - known}
+    return {target: value for target, value in found.items() if isinstance(value, Tensor) and not _has(model, target)}
+
+
+def _has(model: nn.Module, target: str) -> bool:
+    try:
+        attribute_of(model, target)
+    except AttributeError:
+        return False
+    return True
+
+
+def _with_bias(conv: Node) -> Node:
+    """Return a convolution that has a batch norm folded into it: what is left of the norm is a bias."""
+    if conv.params["bias"]:
+        return conv
+    bias_bytes = conv.output.shape[1] * conv.output.item_bytes
+    return replace(
+        conv,
+        params={**conv.params, "bias": 1},
+        weight_bytes=conv.weight_bytes + bias_bytes,
+        parameters={**conv.parameters, f"{conv.name}.bias": bias_bytes},
+    )
+
+
+def _layer_names(model: nn.Module) -> list[str] | None:
+    """Return the qualified names of a chain's layers; None where the model is no chain."""
+    if not isinstance(model, ChainNetwork):
+        return None
+    names = {id(module): name for name, module in model.named_modules()}
+    return [names[id(layer)] for layer in model]
+
+
+def _layer_lookup(names: list[str] | None) -> Callable[[fx.Node, int], int]:
+    """Return the function from a traced node to the index of its layer.
+
+    Without a chain every node is a layer of its own.
+    """
+    if names is None:
+        return lambda fx_node, index: index
+    positions = {name: index for index, name in enumerate(names)}
+
+    def lookup(fx_node: fx.Node, index: int) -> int:
+        path = [entry[0] for entry in fx_node.meta.get("nn_module_stack", {}).values()]
+        if fx_node.op == "call_module":
+            path.append(str(fx_node.target))
+        return next((positions[name] for name in path if name in positions), -1)
+
+    return lookup
+
+
+def _group_layers(nodes: tuple[Node, ...], names: list[str] | None) -> tuple[Layer, ...]:
+    if names is None:
+        names = [node.name for node in nodes[1:]]
+    members: list[list[Node]] = [[] for _ in names]
+    for node in nodes[1:]:
+        members[node.layer].append(node)
+    return tuple(
+        Layer(index, name, group[0].kind if len(group) == 1 else LayerKind.BLOCK, tuple(group))
+        for index, (name, group) in enumerate(zip(names, members, strict=True))
+    )
+
+
+# ---------------------------------------------------------------- folding
+
+
+def _foldable_norms(program: fx.Graph, model: nn.Module) -> dict[fx.Node, fx.Node]:
+    """Return {batch norm: convolution} for every batch norm that alone reads a convolution, each of them called once.
+
+    What has two names is left alone, too: one of them would go on meaning the module as it was.
+    """
+    calls = Counter(str(node.target) for node in program.nodes if node.op == "call_module")
+    names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    pairs = {}
+    for node in program.nodes:
+        source = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) > 1:
+            continue
+        targets = [str(node.target), str(source.target)]
+        norm, conv = (model.get_submodule(target) for target in targets)
+        is_single = all(calls[target] == 1 and names[id(model.get_submodule(target))] == 1 for target in targets)
+        if is_single and _is_fixed_norm(norm) and isinstance(conv, nn.Conv2d):
+            pairs[node] = source
+    return pairs
+
+
+def _is_fixed_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
+
+
+def fold_batch_norms(model: nn.Module, graph: LayerGraph) -> nn.Module:
+    """Fold each batch norm into the convolution before it, in place, and return the model.
+
+    The norm becomes an identity, so every partition point keeps its number, its tensor shape and, bit for bit,
+    the result of the whole folded network.
+    """
+    for norm, conv in _foldable_norms(graph.program, model).items():
+        norm_name, conv_name = str(norm.target), str(conv.target)
+        norm_module: Any = model.get_submodule(norm_name)
+        conv_module: Any = model.get_submodule(conv_name)
+        model.set_submodule(conv_name, fuse_conv_bn_eval(conv_module, norm_module))
+        model.set_submodule(norm_name, nn.Identity())
+    return model

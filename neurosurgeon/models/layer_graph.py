@@ -1,0 +1,208 @@
+"""A network as a graph: nodes with kinds, shapes, bytes and FLOPs, and the layers and cuts that they make.
+
+Everything the planner knows about a network is here. A chain is a graph in which every layer reads the one before it;
+a cut is any set of nodes that contains the inputs of its members, so several tensors may cross.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
+
+from neurosurgeon.models.cuts import graph_digest
+from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.models.pixels import pixels_of, takes_images
+from neurosurgeon.models.shapes import NO_TENSOR, TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operation: what it computes, what it reads, what it makes.
+
+    ``params`` holds the data-set columns of the kind (``HW``, ``kernel``, ``Cin`` ...). ``folded`` marks a batch
+    norm that lives inside the convolution before it: its partition point stays, its work is gone.
+    """
+
+    index: int
+    name: str
+    kind: LayerKind
+    layer: int  # index of the chain layer it belongs to; -1 for the input
+    inputs: tuple[int, ...]
+    output: TensorSpec
+    params: Mapping[str, int] = field(default_factory=dict)
+    flops: int = 0
+    input_bytes: int = 0
+    weight_bytes: int = 0
+    folded: bool = False
+    further_outputs: tuple[TensorSpec, ...] = ()  # of the few that make several tensors; these stay together
+    parameters: Mapping[str, int] = field(default_factory=dict)  # bytes of each, and of buffers, that it needs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """All tensors it makes."""
+        return (self.output, *self.further_outputs)
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of what it makes."""
+        return sum(output.size_bytes for output in self.outputs)
+
+    @property
+    def sent(self) -> tuple[TensorSpec, ...]:
+        """All tensors it makes, as they cross: an image as pixels."""
+        is_image = self.kind is LayerKind.INPUT and takes_images(self.output)
+        return (pixels_of(self.output),) if is_image else self.outputs
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of its tensors, as they cross."""
+        return sum(tensor.size_bytes for tensor in self.sent)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One link of the chain: a name, a kind (``block`` for several nodes), and its nodes."""
+
+    index: int
+    name: str
+    kind: LayerKind
+    nodes: tuple[Node, ...]
+
+    @property
+    def output(self) -> TensorSpec:
+        """The tensor that leaves the layer."""
+        return self.nodes[-1].output
+
+    @property
+    def flops(self) -> int:
+        """FLOPs of all its nodes."""
+        return sum(node.flops for node in self.nodes)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.kind})"
+
+
+@dataclass(frozen=True, eq=False)
+class LayerGraph:
+    """Nodes in execution order (node 0 is the input, the last one the output), and the layers they form.
+
+    The layers of a `ChainNetwork` are its own; in any other network every node but the input is a layer.
+    """
+
+    model: str
+    nodes: tuple[Node, ...]
+    layers: tuple[Layer, ...]
+    program: fx.Graph = field(repr=False)  # what torch.fx runs
+    made_by: tuple[tuple[fx.Node, ...], ...] = field(repr=False)  # what in the program makes each node's tensors
+    fixed: frozenset[fx.Node] = field(repr=False)  # what in the program depends on no input: computed once
+    constants: Mapping[str, Tensor] = field(repr=False)  # of the program, made while tracing
+    _edge_nodes: dict[int, frozenset[int]] = field(init=False, default_factory=dict, repr=False)  # by partition point
+
+    @property
+    def input(self) -> TensorSpec:
+        """The tensor that enters the network."""
+        return self.nodes[0].output
+
+    @property
+    def output(self) -> TensorSpec:
+        """The tensor that leaves the network."""
+        return self.nodes[-1].output
+
+    def attributes(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return the tensors that the program reads from ``model``, or has made itself, other than in modules."""
+        targets = {str(node.target) for node in self.program.nodes if node.op == "get_attr"}
+        values = {target: self.constants.get(target) for target in targets}
+        return {target: attribute_of(model, target) if made is None else made for target, made in values.items()}
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether one tensor, and no other, crosses at every partition point."""
+        return len(self.block_points) == len(self.layers) + 1
+
+    def edge_nodes(self, point: int) -> frozenset[int]:
+        """Return the nodes that partition point ``point`` (0 ... len(layers)) leaves on the edge."""
+        known = self._edge_nodes.get(point)
+        if known is None:
+            known = self._edge_nodes[point] = frozenset(node.index for node in self.nodes if node.layer < point)
+        return known
+
+    @cached_property
+    def block_points(self) -> tuple[int, ...]:
+        """The partition points at which one tensor crosses, and the last one: where a chain of blocks can be cut."""
+        last = len(self.layers)
+        return (*(point for point in range(last) if self.crossing_counts[point] == 1), last)
+
+    def crossing(self, edge_nodes: Collection[int]) -> tuple[Node, ...]:
+        """Return the nodes on the edge whose tensors the other side reads, each once."""
+        readers = (node for node in self.nodes if node.index not in edge_nodes)
+        wanted = {index for reader in readers for index in reader.inputs if index in edge_nodes}
+        if len(edge_nodes) == len(self.nodes):
+            wanted = {self.nodes[-1].index}
+        return tuple(self.nodes[index] for index in sorted(wanted))
+
+    def parameter_bytes(self, nodes: Iterable[int]) -> int:
+        """Return the bytes of the parameters and buffers that some nodes need together; shared ones count once."""
+        needed: dict[str, int] = {}
+        for index in nodes:
+            needed.update(self.nodes[index].parameters)
+        return sum(needed.values())
+
+    @cached_property
+    def _last_layers(self) -> list[int]:
+        """The layer of the last reader of every node."""
+        last_reader = [node.layer for node in self.nodes]
+        for node in self.nodes:
+            for index in node.inputs:
+                last_reader[index] = max(last_reader[index], node.layer)
+        return last_reader
+
+    def _sums_at_points(self, values: Iterable[int]) -> tuple[int, ...]:
+        """Return the sum of the nodes' values over what crosses at every partition point, (layers + 1,)."""
+        sums = [0] * (len(self.layers) + 1)
+        for node, reader, value in zip(self.nodes, self._last_layers, values, strict=True):
+            for point in range(node.layer + 1, reader + 1):
+                sums[point] += value
+        return tuple(sums)
+
+    @cached_property
+    def crossing_bytes(self) -> tuple[int, ...]:
+        """Bytes that cross at every partition point, (layers + 1,); nothing crosses behind the last layer."""
+        return self._sums_at_points(node.sent_bytes for node in self.nodes)
+
+    @cached_property
+    def crossing_counts(self) -> tuple[int, ...]:
+        """Tensors that cross at every partition point, (layers + 1,)."""
+        return self._sums_at_points(len(node.outputs) for node in self.nodes)
+
+    @cached_property
+    def digest(self) -> str:
+        """What tells the network's structure from every other; its weights have a digest of their own."""
+        return graph_digest(self)
+
+    def point_name(self, point: int) -> str:
+        """Return the layer that partition point ``point`` follows; ``None`` for point 0."""
+        return str(self.layers[point - 1]) if point else "None"
+
+
+# ---------------------------------------------------------------- traced operations
+
+
+def spec_of(fx_node: fx.Node) -> TensorSpec:
+    """Return what tensor a traced operation makes; none where it makes something else."""
+    spec: TensorSpec = fx_node.meta.get("spec", NO_TENSOR)
+    return spec
+
+
+def is_plain(fx_node: fx.Node) -> bool:
+    """Return whether a traced operation makes no tensors, but a size, a type or the like."""
+    return "value" in fx_node.meta and not any(isinstance(leaf, Tensor) for leaf in tree_leaves(fx_node.meta["value"]))
+
+
+def attribute_of(root: nn.Module, target: str) -> Any:
+    path, _, leaf = target.rpartition(".")
+    return getattr(root.get_submodule(path), leaf)

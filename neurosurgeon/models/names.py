@@ -1,0 +1,177 @@
+"""Which networks exist: the four classic ones, torchvision's by their own names, and the user's own.
+
+A name may end in ``@SIZE``, the side of the square image that the network is to take, where it is not the usual one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from neurosurgeon.models.own_models import build_own, own_name, own_names
+from neurosurgeon.utils.errors import InputSizeError, UnknownModelError, UsageError
+
+if TYPE_CHECKING:  # torch takes a second to import; names and spelling checks of the classic four must not wait for it
+    from types import ModuleType
+
+    from torch import nn
+
+USUAL_SIZE = 224
+MAX_SIZE = 2048  # of an image's side: a peer may ask for it, and the tensors of a network grow with its square
+
+
+@dataclass(frozen=True, slots=True)
+class ZooEntry:
+    """Where an architecture lives, its partition points, and torchvision's name and weights enum, if any."""
+
+    module: str
+    class_name: str
+    layers: int  # known without building it, so that a wrong point is told at once; a test compares
+    torchvision_name: str | None = None
+
+
+ZOO: Mapping[str, ZooEntry] = {
+    "alex_net": ZooEntry("neurosurgeon.models.AlexNet", "AlexNet", 22, "alexnet"),
+    "vgg_net": ZooEntry("neurosurgeon.models.VggNet", "VggNet", 53, "vgg16_bn"),
+    "le_net": ZooEntry("neurosurgeon.models.LeNet", "LeNet", 12),
+    "mobile_net": ZooEntry("neurosurgeon.models.MobileNet", "MobileNet", 23, "mobilenet_v2"),
+}
+ALIASES = {"alexnet": "alex_net", "vggnet": "vgg_net", "lenet": "le_net", "mobilenet": "mobile_net"}
+
+
+def canonical_name(name: str) -> str:
+    """Return the network's one name; ``mobilenet`` and ``mobile_net`` are the same.
+
+    Raises: UnknownModelError: there is no such network; the message lists those that exist.
+            UsageError: the name stands for two networks. InputSizeError: no sensible size follows the ``@``.
+    """
+    base, size = _parts(name)
+    base = _canonical_base(base)
+    return base if size in (None, _usual_size(base)) else f"{base}@{size}"
+
+
+def input_size(name: str) -> int:
+    """Return the side of the square image that a network takes, in pixels."""
+    base, size = _parts(name)
+    return size or _usual_size(base)
+
+
+def _parts(name: str) -> tuple[str, int | None]:
+    base, at, text = name.partition("@")
+    if not at:
+        return base, None
+    if not re.fullmatch(r"[1-9][0-9]{0,4}", text) or int(text) > MAX_SIZE:
+        raise InputSizeError(f"{text[:32]!r} is no size of an image's side: choose 1 to {MAX_SIZE} pixels")
+    return base, int(text)
+
+
+def _canonical_base(name: str) -> str:
+    own = own_name(name)
+    if own is not None:
+        if ":" not in name and (name in ZOO or name in ALIASES or name in torchvision_names()):
+            raise UsageError(f"{name} is in a model file and torchvision's, too: write {own}, or rename yours")
+        return own
+    canonical = ALIASES.get(name, name)
+    if canonical in ZOO or (":" not in name and canonical in torchvision_names()):
+        return canonical
+    raise UnknownModelError(_unknown(name))
+
+
+def _unknown(name: str) -> str:
+    if name in _import_torchvision().list_models():
+        return (
+            f"{name} is no classification network: of torchvision, these alone are known by name; own modules "
+            "(--model-file) work if they return one tensor"
+        )
+    if ":" in name:
+        known = f": of model files there are {', '.join(own_names())}" if own_names() else ": no model file was given"
+        return f"unknown model {name[:64]!r}{known} (--model-file FILE.py, on both sides)"
+    near = difflib.get_close_matches(name, torchvision_names(), 3)
+    others = f"such as {', '.join(near)}" if near else "such as resnet50"
+    own = "".join(f", {known}" for known in own_names())
+    return f"unknown model {name[:64]!r}: choose from {', '.join(ZOO)}{own}, or torchvision's, {others}"
+
+
+# ---------------------------------------------------------------- torchvision
+
+
+@cache
+def torchvision_names() -> tuple[str, ...]:
+    """Return the names of torchvision's classification networks."""
+    models = _import_torchvision()
+    return tuple(models.list_models(module=models))
+
+
+def _import_torchvision() -> ModuleType:
+    from neurosurgeon.models.torchvision_compat import import_torchvision
+
+    try:
+        return import_torchvision()
+    except ImportError as exc:
+        raise UnknownModelError(
+            f"unknown model: choose from {', '.join(ZOO)}; others need one more package: pip install torchvision"
+        ) from exc
+
+
+def torchvision_weights(name: str) -> Any:
+    """Return torchvision's best weights for a network, with their ``url`` and ``get_state_dict``; None without any."""
+    base, _ = _parts(name)
+    known = ZOO[base].torchvision_name if base in ZOO else base
+    return None if known is None or is_own(name) else _import_torchvision().get_model_weights(known).DEFAULT
+
+
+def torchvision_name(name: str) -> str | None:
+    """Return what torchvision calls a network."""
+    base, _ = _parts(name)
+    return ZOO[base].torchvision_name if base in ZOO else None if is_own(name) else base
+
+
+def _usual_size(base: str) -> int:
+    """Return the size that a network was trained for: of torchvision's, that of its best weights."""
+    if base in ZOO or ":" in base:
+        return USUAL_SIZE
+    return int(torchvision_weights(base).transforms.keywords["crop_size"])
+
+
+# ---------------------------------------------------------------- building
+
+
+def is_own(name: str) -> bool:
+    """Return whether a network is the user's own."""
+    return ":" in name
+
+
+def build_module(name: str) -> nn.Module:
+    """Build a network.
+
+    All but the user's own have parameters on the meta device, which have shapes and no memory.
+
+    Raises: UsageError: a model file raises. InputSizeError: the network cannot be built for such images.
+    """
+    base, _ = _parts(name)
+    if is_own(base):
+        return build_own(base)
+    from neurosurgeon.models.tracing import without_storage
+
+    if base in ZOO:
+        entry = ZOO[base]
+        return without_storage(getattr(importlib.import_module(entry.module), entry.class_name))
+    size = input_size(name)
+    try:
+        return without_storage(lambda: _import_torchvision().get_model(base, weights=None, **_options(base, size)))
+    except (ValueError, AssertionError, RuntimeError) as exc:  # transformers want their size when they are built
+        raise InputSizeError(f"{base} cannot take images of {size}x{size}: {exc}") from exc
+
+
+def _options(name: str, size: int) -> dict[str, Any]:
+    """Return what a network must know when it is built: as torchvision builds it for its weights."""
+    if name in ("googlenet", "inception_v3"):  # heads that only training uses are left out
+        return {"aux_logits": False, "init_weights": False, "transform_input": True}
+    if name.startswith("vit_"):
+        return {"image_size": size}
+    return {"input_size": (size, size)} if name.startswith("maxvit_") else {}

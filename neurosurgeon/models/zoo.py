@@ -1,0 +1,411 @@
+"""Names to models and their weights: which networks exist, and how each gets its parameters.
+
+Weights come from a file the user names, from torchvision's pretrained checkpoints, or from a fixed seed that gives
+the same bits on every machine. A digest of the weights, not their origin, tells whether two machines hold the same.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import math
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from neurosurgeon.models.names import ZOO as ZOO
+from neurosurgeon.models.names import build_module, is_own, torchvision_name, torchvision_weights
+from neurosurgeon.models.names import canonical_name as canonical_name
+from neurosurgeon.models.names import input_size as input_size
+from neurosurgeon.utils.errors import PartitionError, WeightsError
+
+if TYPE_CHECKING:  # torch takes a second to import; names and spelling checks must not wait for it
+    from torch import Tensor, nn
+
+    from neurosurgeon.models.graph import LayerGraph
+    from neurosurgeon.models.shapes import TensorSpec
+
+INPUT_SHAPE = (1, 3, 224, 224)
+MAX_CUTS = 64  # that a network keeps: its own list is the only one
+TRAINING_HEADS = {"aux1", "aux2", "AuxLogits"}  # of GoogLeNet and Inception, in their checkpoints
+DIGEST_HEX_CHARS = 32  # 128 bits: enough to tell weights apart, short enough to read
+MAX_GRAPHS = 256  # kept; a peer can ask for every network in every size
+
+
+def model_graph(name: str) -> LayerGraph:
+    """Return the layer graph of a model, traced once per process and without weights.
+
+    Raises: UnknownModelError; TraceError: it cannot become a graph; InputSizeError: it takes no such images.
+    """
+    return _model_graph(canonical_name(name))
+
+
+@lru_cache(MAX_GRAPHS)
+def _model_graph(name: str) -> LayerGraph:
+    from neurosurgeon.models.graph import trace
+
+    size = input_size(name)
+    return trace(skeleton(name), name, (1, 3, size, size))
+
+
+def skeleton(name: str) -> nn.Module:
+    """Build the architecture, its parameters on the meta device: shapes without memory; the user's own in full."""
+    return build_module(canonical_name(name))
+
+
+# ---------------------------------------------------------------- networks ready to run
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsSource:
+    """Where weights come from: a file, else torchvision's pretrained ones, else the fixed seed."""
+
+    file: Path | None = None
+    pretrained: bool = False
+
+    @property
+    def seeded(self) -> bool:
+        """Whether the weights are those of the fixed seed, which have learnt nothing."""
+        return self.file is None and not self.pretrained
+
+
+class Cut(NamedTuple):
+    """A network cut in two, and what crosses between its halves."""
+
+    edge: nn.Module  # input -> crossing tensors
+    cloud: nn.Module  # crossing tensors -> (output,)
+    crossing: tuple[TensorSpec, ...]  # of an image the pixels
+    values: tuple[TensorSpec, ...]  # of an image the values, which may cross in their place
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A model with its weights, optimised for inference on one device, and its graph."""
+
+    name: str
+    module: nn.Module
+    graph: LayerGraph
+    weights_digest: str
+    device: str
+    source: WeightsSource
+    knows_imagenet: bool  # its outputs are the 1000 classes of torchvision's checkpoints
+    _cuts: OrderedDict[frozenset[int], Cut] = field(default_factory=OrderedDict, repr=False)  # the last used is last
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def cut(self, point: int) -> Cut:
+        """Return the two halves at a partition point.
+
+        Raises: PartitionError: the point is outside 0 ... number of layers.
+        """
+        check_point(self.name, point)
+        return self.split(self.graph.edge_nodes(point))
+
+    def split(self, edge_nodes: frozenset[int]) -> Cut:
+        """Return the two halves of any cut; the last `MAX_CUTS` that were asked for are kept.
+
+        They share the network's weights: each has 0.1 KB of code a node.
+
+        Raises: PartitionError: these nodes are no cut.
+        """
+        with self._lock:
+            if edge_nodes in self._cuts:
+                self._cuts.move_to_end(edge_nodes)
+                return self._cuts[edge_nodes]
+        made = self._make_cut(edge_nodes)
+        with self._lock:
+            made = self._cuts.setdefault(edge_nodes, made)  # tasks of one cut share its halves
+            while len(self._cuts) > MAX_CUTS:
+                self._cuts.popitem(last=False)
+        return made
+
+    def _make_cut(self, edge_nodes: frozenset[int]) -> Cut:
+        from neurosurgeon.models.graph import cut
+
+        nodes = self.graph.crossing(edge_nodes)
+        crossing = tuple(sent for node in nodes for sent in node.sent)
+        values = tuple(output for node in nodes for output in node.outputs)
+        made = Cut(*cut(self.module, self.graph, edge_nodes), crossing, values)
+        gc.collect(1)  # the programs of both halves are cycles: young now, they would wait long for the collector
+        return made
+
+
+def check_point(name: str, point: int) -> None:
+    """Refuse a partition point that the model does not have.
+
+    Raises: PartitionError.
+    """
+    name = canonical_name(name)
+    layers = ZOO[name].layers if name in ZOO else len(model_graph(name).layers)
+    if not 0 <= point <= layers:
+        raise PartitionError(f"partition point {point} is outside {name}: choose 0 (all in the cloud) to {layers}")
+
+
+@cache
+def load_network(name: str, source: WeightsSource = WeightsSource(), device: str = "cpu") -> Network:
+    """Return a network ready to run; built once per process for each source and device, and kept; see below."""
+    return build_network(name, source, device)
+
+
+def build_network(name: str, source: WeightsSource = WeightsSource(), device: str = "cpu") -> Network:
+    """Return a network ready to run, built anew.
+
+    Batch norms are folded and, on the CPU, tensors are channels-last: both measured faster for these models
+    (``make bench``). The digest is taken from the weights as given, before folding.
+
+    Raises: UnknownModelError, WeightsError: the file is unreadable or does not fit.
+    """
+    import torch
+
+    from neurosurgeon.models.graph import fold_batch_norms
+
+    name = canonical_name(name)
+    graph = model_graph(name)
+    model = skeleton(name)
+    state, knows_imagenet = _load_state(name, model, source)
+    model.load_state_dict(_of_this_version(state, model), assign=True)
+    model.requires_grad_(False)
+    digest = weights_digest({**graph.attributes(model), **state})
+    with torch.inference_mode():
+        model = fold_batch_norms(model, graph).to(device)
+        if device == "cpu":
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Network(name, model.eval(), graph, digest, device, source, knows_imagenet)
+
+
+def _of_this_version(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters that say of which version of their modules they are, as a module expects of its own."""
+    stamped = OrderedDict(state)
+    stamped._metadata = getattr(state, "_metadata", model.state_dict()._metadata)  # type: ignore[attr-defined]
+    return stamped
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """Return 128 bits of SHA-256 over names, types, shapes and bytes of all parameters and statistics."""
+    total = hashlib.sha256()
+    for key in sorted(state):
+        if key.endswith("num_batches_tracked"):  # a counter of training; the outputs do not depend on it
+            continue
+        tensor = state[key].detach().cpu().contiguous()
+        total.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        array: Any = tensor.numpy().reshape(-1)
+        total.update(memoryview(array).cast("B"))
+    return total.hexdigest()[:DIGEST_HEX_CHARS]
+
+
+# ---------------------------------------------------------------- sources of weights
+
+
+def _load_state(name: str, model: nn.Module, source: WeightsSource) -> tuple[dict[str, Tensor], bool]:
+    """Return the parameters, and whether they are torchvision's."""
+    if source.file is not None:
+        state = _without_training_heads(read_weights_file(source.file), model)
+        check_fit(model, state, f"{source.file} does not fit {name}")
+        counters = {key: value for key, value in model.state_dict().items() if key.endswith("num_batches_tracked")}
+        state = {key: value for key, value in {**counters, **state}.items() if key in model.state_dict()}
+        return _as_float32(state), _is_official_checkpoint(name, source.file)
+    if source.pretrained:
+        return _as_float32(_without_training_heads(_pretrained_state(name), model)), True
+    if is_own(name):  # its function has given it weights
+        return dict(model.state_dict()), False
+    return seeded_state(name.partition("@")[0], model), False
+
+
+def _without_training_heads(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return a checkpoint without the parameters of heads that only training uses, and the model leaves out."""
+    own = {key.split(".")[0] for key in model.state_dict()}
+    return {key: value for key, value in state.items() if key.split(".")[0] not in TRAINING_HEADS - own}
+
+
+def read_weights_file(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint (``weights_only``) or of a safetensors file.
+
+    A ``state_dict`` wrapped in a training checkpoint, or saved by a data-parallel wrapper, is unwrapped.
+
+    Raises: WeightsError: missing, unreadable, or no mapping of names to tensors.
+    """
+    import torch
+
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = _read_safetensors(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as exc:
+        raise WeightsError(f"weights file {path} does not exist") from exc
+    except WeightsError:
+        raise
+    except Exception as exc:  # the two readers fail with many types; all mean the same to the user
+        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+        raise WeightsError(f"weights file {path} cannot be read: {reason}") from exc
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise WeightsError(f"weights file {path} holds no state_dict (names with tensors)")
+    return {str(key).removeprefix("module."): value for key, value in state.items()}
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load_file
+    except ImportError as exc:
+        raise WeightsError(f"reading {path} needs one more package: pip install safetensors") from exc
+    tensors: dict[str, Tensor] = load_file(path)
+    return tensors
+
+
+def check_fit(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Refuse weights whose names or shapes are not the model's.
+
+    Raises: WeightsError: names the first parameter that is missing, unknown or of another shape.
+    """
+    expected = {key: value for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
+    given = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    for key, value in expected.items():
+        if key not in given:
+            raise WeightsError(f"{what}: {key} is missing")
+        if given[key].shape != value.shape:
+            raise WeightsError(f"{what}: {key} has shape {tuple(given[key].shape)}, expected {tuple(value.shape)}")
+        if not given[key].is_floating_point() or given[key].is_sparse or given[key].is_meta:
+            raise WeightsError(f"{what}: {key} is {_describe(given[key])}, expected floating-point numbers")
+    unknown = next((key for key in given if key not in expected), None)
+    if unknown is not None:
+        raise WeightsError(f"{what}: {unknown} is not a parameter of it")
+
+
+def _describe(tensor: Tensor) -> str:
+    layout = "sparse " if tensor.is_sparse else "empty " if tensor.is_meta else ""
+    return f"{layout}{tensor.dtype}"
+
+
+def check_weights_file(name: str, path: Path) -> None:
+    """Refuse a file that is no set of weights of a model.
+
+    Raises: WeightsError.
+    """
+    model = skeleton(name)
+    check_fit(model, _without_training_heads(read_weights_file(path), model), f"{path} does not fit {name}")
+
+
+def check_pretrained(name: str) -> None:
+    """Refuse a model that torchvision has no weights for.
+
+    Raises: WeightsError: names the models that it has weights for.
+    """
+    if torchvision_name(name) is None:
+        trained = ", ".join(known for known, candidate in ZOO.items() if candidate.torchvision_name)
+        raise WeightsError(f"torchvision has no pretrained weights for {name}; it has them for {trained} and its own")
+
+
+def model_of_weights(path: Path) -> str:
+    """Return the name of the model that a weights file fits.
+
+    Raises: WeightsError: it fits none.
+    """
+    state = read_weights_file(path)
+    for name in ZOO:
+        try:
+            check_fit(skeleton(name), state, "")
+        except WeightsError:
+            continue
+        return name
+    raise WeightsError(f"weights file {path} fits none of {', '.join(ZOO)}")
+
+
+def _as_float32(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+
+def _pretrained_state(name: str) -> dict[str, Tensor]:
+    """Return torchvision's checkpoint from the local cache, or download it."""
+    check_pretrained(name)
+    weights = torchvision_weights(name)
+    try:
+        state: dict[str, Tensor] = weights.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError) as exc:
+        raise WeightsError(
+            f"pretrained weights of {name} are neither cached nor downloadable ({exc}); "
+            f"fetch {weights.url} elsewhere and pass --weights FILE"
+        ) from exc
+    return state
+
+
+def _is_official_checkpoint(name: str, path: Path) -> bool:
+    """Return whether the file is torchvision's: its name ends in the start of its own SHA-256, as theirs do."""
+    known = torchvision_name(name)
+    stamp = re.search(r"^(.+)-([0-9a-f]{8,10})\.pth$", path.name)
+    if known is None or stamp is None or not _squashed(stamp[1]).startswith(_squashed(known)):
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest().startswith(stamp[2])
+
+
+def _squashed(name: str) -> str:
+    """Return a name as its files spell it, more or less: shufflenet_v2_x0_5 is in shufflenetv2_x0.5-f707e7126e.pth."""
+    return re.sub(r"[^a-z0-9]", "", name)
+
+
+def seeded_state(name: str, model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters drawn from a fixed seed, bit for bit the same on every machine.
+
+    Each tensor has its own stream, seeded by model and parameter name. Draws are 24-bit integers scaled by powers
+    of two and one rounded product, so no machine's math library can change a bit. Weights are He-uniform (He et
+    al. 2015), so that activations keep their size through deep networks; batch-norm statistics are not trivial.
+    """
+    import torch
+    from torch import nn
+
+    norm_types = (nn.BatchNorm2d, nn.LayerNorm)
+    norms = {path for path, module in model.named_modules() if isinstance(module, norm_types)}
+    fan_in = {
+        f"{path}.{leaf}": module.weight[0].numel()
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+        for leaf in ("weight", "bias")
+    }
+    parameters = {key for key, _ in model.named_parameters()}
+    state: dict[str, Tensor] = {}
+    for key, built in model.state_dict().items():
+        owner, _, leaf = key.rpartition(".")
+        if leaf == "num_batches_tracked":
+            state[key] = torch.zeros((), dtype=torch.int64)
+        elif owner in norms:
+            centre = 1.0 if leaf in ("weight", "running_var") else 0.0
+            state[key] = _uniform(f"{name}.{key}", built.shape, centre, 0.25)
+        elif key in fan_in:
+            bound = math.sqrt(6.0 / fan_in[key]) if leaf == "weight" else 1.0 / math.sqrt(fan_in[key])
+            state[key] = _uniform(f"{name}.{key}", built.shape, 0.0, bound)
+        elif key in parameters:  # tokens, positions, scales, and projections of attention
+            state[key] = _uniform(f"{name}.{key}", built.shape, 0.0, 1.0 / math.sqrt(built.shape[-1]))
+        else:  # a table of indices, computed when the network was built
+            state[key] = built.clone()
+    return state
+
+
+def _uniform(stream: str, shape: tuple[int, ...], centre: float, half_width: float) -> Tensor:
+    """Return a float32 tensor, uniform in centre ± half_width, from the stream of that name."""
+    import numpy as np
+    import torch
+
+    seed = int.from_bytes(hashlib.sha256(stream.encode()).digest()[:8], "big")
+    draws = np.random.Generator(np.random.PCG64(seed)).random(math.prod(shape), dtype=np.float32)  # k / 2^24
+    draws *= np.float32(2.0)
+    draws -= np.float32(1.0)
+    draws *= np.float32(half_width)
+    if centre:
+        draws += np.float32(centre)
+    return torch.from_numpy(draws).reshape(shape)
+
+
+def imagenet_labels() -> list[str]:
+    """Return the names of ImageNet's 1000 classes, in torchvision's order."""
+    from neurosurgeon.models.torchvision_compat import import_torchvision
+
+    import_torchvision()
+    labels: list[str] = import_torchvision("torchvision.models._meta")._IMAGENET_CATEGORIES
+    return labels

@@ -1,0 +1,1 @@
+"""The network: frames, messages, sockets, conversations, and the bandwidth monitor."""

@@ -1,0 +1,224 @@
+"""From samples of a probe to rate and RTT: pure functions, so that an estimator can be replaced and tested alone."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+from neurosurgeon.utils.units import BYTES_PER_MB, s_to_ms
+
+GAP_FACTOR = 4.0  # an interval this many times the median one is a pause of the sender, not of the link
+MIN_GAP_US = 1_000  # shorter pauses cannot be told from scheduling
+MAX_RATE_BYTES_PER_S = 20_000.0 * BYTES_PER_MB  # faster than a memory copy: too few samples to tell
+DEFAULT_ERROR = 0.1  # of a rate about whose error nothing is known
+NORMAL_MAD = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
+SMALLEST_ERROR = 0.01  # clocks, and links that are never quite steady
+PING_BYTES = 512 + 52  # a frame's head, and TCP's
+MIN_PIECE = 8  # packets; fewer tell of jitter more than of the link
+PIECES = 5  # of each train: their median forgives two that met other traffic, or a pause
+BATCH_GAPS, TOGETHER = 3, 0.1  # packets that came this much closer than the third widest gap came together
+BURST_DROP = 0.8  # a rate that falls below this share of the first one was that of a token bucket's burst
+
+Arrivals = tuple[Sequence[int], Sequence[int]]  # times (us, ascending) and sizes (bytes) of a train's packets, (n,)
+
+
+class LinkSource(StrEnum):
+    """Where an estimate comes from."""
+
+    PROBE = "measured"
+    TRANSFERS = "transfers"  # of real tensors
+    LAST = "last value"
+    GIVEN = "given"
+
+
+class ProbeMethod(StrEnum):
+    """How a probe measured the rate."""
+
+    UDP_TRAIN = "udp train"
+    TCP_BURST = "tcp burst"
+
+
+class LinkEstimate(NamedTuple):
+    """The link as the edge sees it; rates are those of TCP's payload."""
+
+    rate_bytes_per_s: float
+    rtt_ms: float
+    source: LinkSource = LinkSource.PROBE
+    age_s: float = 0.0
+    queue_ms: float = 0.0  # what a task waits in the cloud behind it, of late
+    host_ms: float = 0.0  # what an exchange takes beyond the network's round trip: waking up, reading (`net.probe`)
+    error: float = DEFAULT_ERROR  # of the rate: one standard deviation, relative
+    method: ProbeMethod | None = None
+    udp_is_blocked: bool = False  # it was tried, and no rate came of it
+    rtt_is_given: bool = False  # by the user; no measurement changes it
+    down_bytes_per_s: float | None = None  # the other way, where it was asked for
+    probe_bytes: int = 0  # what measuring it cost
+
+    @property
+    def exchange_ms(self) -> float:
+        """How long a question and its answer take, their bytes apart: what tasks wait for."""
+        return self.rtt_ms + max(self.host_ms, 0.0)
+
+    @property
+    def ping_ms(self) -> float:
+        """How long a ping takes, less what its bytes would at the rate."""
+        return self.rtt_ms + self.host_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A rate, and how sure it is."""
+
+    bytes_per_s: float
+    error: float = DEFAULT_ERROR  # one standard deviation, relative
+
+
+def less_bytes_ms(took_ms: float, bytes_ms: float) -> float:
+    """Return what something took, less its bytes' time; had that been longer than all, they passed at another rate."""
+    return took_ms - bytes_ms if bytes_ms < took_ms else took_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """What pings tell: how long an exchange takes, and what a task waits in the cloud of late."""
+
+    exchange_ms: float
+    queue_ms: float
+
+    def rtt_ms(self, up_bytes_per_s: float, down_bytes_per_s: float) -> float:
+        """Return the round trip of nothing: at 1 Mbit/s a ping's own bytes take 9 ms both ways."""
+        return less_bytes_ms(self.exchange_ms, s_to_ms(PING_BYTES / up_bytes_per_s + PING_BYTES / down_bytes_per_s))
+
+
+@dataclass(frozen=True, slots=True)
+class Burst:
+    """The part of a probe in which bytes arrived without pause."""
+
+    size_bytes: int
+    duration_us: int
+    paused: bool = False  # the sender made pauses, which are not part of the burst
+
+    @property
+    def rate_bytes_per_s(self) -> float:
+        """Rate of the burst, capped where the clock is too coarse to tell."""
+        return _rate_bytes_per_s(self.size_bytes, self.duration_us)
+
+
+def gap_free_burst(times_us: Sequence[int], sizes_bytes: Sequence[int]) -> Burst:
+    """Return bytes and time of a probe without the pauses of its sender.
+
+    TCP's slow start sends a window and waits a round trip, so bytes / time reads low on long links (Neurosurgeon's
+    monitor: up to -96 %). Within a window the bytes arrive at the rate of the link.
+
+    Args: times_us: arrival times, (n,), ascending. sizes_bytes: bytes that each arrival brought, (n,).
+    """
+    durations_us = [after - before for before, after in itertools.pairwise(times_us)]
+    intervals = list(zip(durations_us, sizes_bytes[1:], strict=True))
+    if not intervals:
+        return Burst(sum(sizes_bytes), 0)
+    pause_us = max(GAP_FACTOR * statistics.median(durations_us), MIN_GAP_US)
+    kept = [(duration, size) for duration, size in intervals if duration <= pause_us]
+    return Burst(
+        size_bytes=sum(size for _, size in kept),
+        duration_us=sum(duration for duration, _ in kept),
+        paused=len(kept) < len(intervals),
+    )
+
+
+def probe_rate_bytes_per_s(burst: Burst, size_bytes: int, elapsed_ms: float, rtt_ms: float) -> float:
+    """Return the rate that a probe tells of.
+
+    Without pauses the sender's view bounds the receiver's: a reader that wakes late finds the bytes in its kernel
+    and reads them at the speed of a memory copy.
+
+    Args: size_bytes, elapsed_ms: the probe's length, and the time from its first byte to the server's answer.
+    """
+    if burst.paused:
+        return burst.rate_bytes_per_s
+    return min(burst.rate_bytes_per_s, _rate_bytes_per_s(size_bytes, round((elapsed_ms - rtt_ms) * 1_000)))
+
+
+def train_rate(trains: Sequence[Arrivals]) -> Rate | None:
+    """Return the rate at which trains of packets left the link's bottleneck; None where too few arrived.
+
+    Packets that wait in one queue leave it at the link's rate (packet trains: Jain and Routhier, 1986). A token bucket
+    lets a burst pass faster: only what follows counts, and a train that it let pass whole does not count at all.
+    Packets that came together count as one: a sender's kernel that cuts them late hands a bucket many at a time.
+    """
+    steady = [steady_part(in_batches(train)) for train in trains if len(train[0]) > MIN_PIECE]
+    if not steady:
+        return None
+    slowest = min(map(_middle_rate, steady))
+    kept = [train for train in steady if _middle_rate(train) * BURST_DROP <= slowest]
+    rates = [_rate_of(*piece) for train in kept for piece in _pieces(train)]
+    middle = statistics.median(rates)
+    deviation = statistics.median(abs(rate - middle) for rate in rates) / middle if len(rates) > 1 else DEFAULT_ERROR
+    return Rate(middle, max(SMALLEST_ERROR, NORMAL_MAD * deviation / math.sqrt(len(rates))))
+
+
+def in_batches(train: Arrivals) -> Arrivals:
+    """Return a train with packets that came together, one right behind the other, as one: when the last of them came.
+
+    The first of them did not wait in full, and is left out. A train that merely met a pause or two stays as it is.
+    """
+    times_us, sizes_bytes = train
+    gaps_us = sorted(after - before for before, after in itertools.pairwise(times_us))
+    together_us = TOGETHER * gaps_us[-min(BATCH_GAPS, len(gaps_us))]
+    times, sizes = [times_us[0]], [sizes_bytes[0]]
+    for (before, time), size in zip(itertools.pairwise(times_us), sizes_bytes[1:], strict=True):
+        if time - before < together_us:
+            times[-1], sizes[-1] = time, sizes[-1] + size
+        else:
+            times.append(time)
+            sizes.append(size)
+    return (times[1:], sizes[1:]) if 2 < len(times) < len(times_us) else train
+
+
+def steady_part(train: Arrivals) -> Arrivals:
+    """Return a train without the burst that a token bucket let pass first.
+
+    The knee is where most has come beyond what an even flow would have brought. Behind a burst, packet after packet is
+    slower; where only the whole is, something paused.
+    """
+    times_us, sizes_bytes = train
+    come_bytes = list(itertools.accumulate(sizes_bytes))
+    span_us = max(times_us[-1] - times_us[0], 1)
+    even = (come_bytes[-1] - come_bytes[0]) / span_us
+    beyond = [come - even * (time - times_us[0]) for come, time in zip(come_bytes, times_us, strict=True)]
+    knee = max(range(1, len(times_us)), key=beyond.__getitem__)
+    before, after = (times_us[: knee + 1], sizes_bytes[: knee + 1]), (times_us[knee + 1 :], sizes_bytes[knee + 1 :])
+    if len(after[0]) <= MIN_PIECE:
+        return train
+    return after if all(rate(*after) < BURST_DROP * rate(*before) for rate in (_rate_of, _rate_of_gaps)) else train
+
+
+def _pieces(train: Arrivals) -> Iterator[Arrivals]:
+    """Yield parts of a train that share their ends: the first packet of each only starts the clock."""
+    times_us, sizes_bytes = train
+    gaps = len(times_us) - 1
+    count = max(1, min(PIECES, gaps // MIN_PIECE))
+    ends = [round(index * gaps / count) for index in range(count + 1)]
+    for start, end in itertools.pairwise(ends):
+        yield times_us[start : end + 1], sizes_bytes[start : end + 1]
+
+
+def _middle_rate(train: Arrivals) -> float:
+    return statistics.median(_rate_of(*piece) for piece in _pieces(train))
+
+
+def _rate_of_gaps(times_us: Sequence[int], sizes_bytes: Sequence[int]) -> float:
+    gaps = zip(itertools.pairwise(times_us), sizes_bytes[1:], strict=True)
+    return statistics.median(_rate_bytes_per_s(size, after - before) for (before, after), size in gaps)
+
+
+def _rate_of(times_us: Sequence[int], sizes_bytes: Sequence[int]) -> float:
+    return _rate_bytes_per_s(sum(sizes_bytes[1:]), times_us[-1] - times_us[0])
+
+
+def _rate_bytes_per_s(size_bytes: int, duration_us: int) -> float:
+    return min(size_bytes * 1e6 / max(duration_us, 1), MAX_RATE_BYTES_PER_S)

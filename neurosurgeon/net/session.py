@@ -1,0 +1,320 @@
+"""The edge's side of a conversation: it asks, and the cloud (`net.server`) answers."""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from neurosurgeon.net.access import OPEN, Access
+from neurosurgeon.net.bandwidth import LinkEstimate, LinkSource
+from neurosurgeon.net.framing import DEFAULT_LIMITS, SMALL_LIMITS
+from neurosurgeon.net.messages import (
+    EDGE_ID_BYTES,
+    AskLatencies,
+    ErrorReply,
+    Hello,
+    Latencies,
+    Pong,
+    Prepare,
+    Ready,
+    Reply,
+    Request,
+    error_of,
+)
+from neurosurgeon.net.pickling import TensorSpec
+from neurosurgeon.net.tcp_info import SendState
+from neurosurgeon.net.transport import SILENCE_S, Connection, Received, connect
+from neurosurgeon.utils.errors import DeadlineError, NetworkError, ProtocolError, WeightsError
+from neurosurgeon.utils.timing import StageTimes, now_ms
+from neurosurgeon.utils.units import mbit_per_s_to_bytes_per_s, s_to_ms
+
+if TYPE_CHECKING:  # an edge says hello, and hears that nobody is there, before it spends a second on torch
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+HELLO_TIMEOUT_S = 5.0
+READY_TIMEOUT_S = 120.0  # a small server may build a large network first
+REPLY_TIMEOUT_S = 120.0
+PACE = 1.15  # of the link's payload rate: packets' heads are 4 % more, and the rate may have been read too low
+MAX_PACE_BYTES_PER_S = mbit_per_s_to_bytes_per_s(1_000)  # beyond, this machine is the limit, and pacing costs it time
+
+Answer = TypeVar("Answer", Hello, Latencies, Ready, Reply)
+
+
+class OnCloudLoss(StrEnum):
+    """What becomes of a task whose cloud is lost."""
+
+    LOCAL = "local"  # it is computed on the edge, as are all others until the cloud is back
+    RETRY = "retry"  # it is sent again when the cloud is back; after a while it fails
+    FAIL = "fail"
+
+
+def new_edge_id() -> bytes:
+    """Return what nobody guesses: with it, and a task's number, the cloud would tell that task's answer."""
+    return secrets.token_bytes(EDGE_ID_BYTES)
+
+
+class RemoteResult(NamedTuple):
+    """The cloud's answer to one task, and where the time went, seen from the edge."""
+
+    tensors: list[Tensor]
+    transfer_ms: float  # round trip less what the cloud spent
+    cloud_ms: float  # all that the cloud spent
+    compute_ms: float  # of it, running the network
+    receive_ms: float  # from the first byte of the request to its last, seen from the cloud
+    load_queue_ms: float  # what tasks of all edges wait in the cloud of late
+    sent_bytes: int
+    specs: tuple[TensorSpec, ...]  # of the tensors
+
+
+class SentTask(NamedTuple):
+    """When a task began to go out (`now_ms`), and how many bytes it had."""
+
+    start_ms: float
+    size_bytes: int
+
+
+class EdgeSession:
+    """A conversation with a cloud; use it in a ``with`` block.
+
+    Args: edge_id: of the edge whose tasks these are, the same for every conversation in which they may be sent again.
+    """
+
+    def __init__(self, connection: Connection, edge_id: bytes | None = None) -> None:
+        self._connection = connection
+        self.host = connection.peer.rpartition(":")[0]
+        self._tasks = 0
+        self._has_answered = False  # a task
+        self._heard_ms = now_ms()  # when the last message was received
+        start_ms = now_ms()
+        connection.send(Hello.of(edge=edge_id or new_edge_id()))
+        hello, _ = self._expect(Hello, HELLO_TIMEOUT_S)
+        self.rtt_ms = now_ms() - start_ms
+        self.cloud = hello.capabilities
+        connection.limits = DEFAULT_LIMITS
+
+    @classmethod
+    def open(cls, host: str, port: int, edge_id: bytes | None = None, access: Access = OPEN) -> EdgeSession:
+        """Connect, let each side prove itself to the other, and say hello.
+
+        Raises: UsageError: the address makes no sense. NetworkError: nobody there, or no cloud of ours.
+                AccessError: the cloud does not let us in, or is not the one that it should be.
+        """
+        connection = connect(host, port, SMALL_LIMITS, access)
+        try:
+            return cls(connection, edge_id)
+        except BaseException:
+            connection.close()
+            raise
+
+    def __enter__(self) -> EdgeSession:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the conversation; whoever sends, or waits for an answer, in another thread is told so at once."""
+        self._connection.break_off()
+        self._connection.close()
+
+    def pace_first_task(self, link: LinkEstimate) -> None:
+        """Send no faster than the link, where that was just measured, until the cloud has answered a task.
+
+        TCP starts by doubling what it sends until packets are lost: a queue of one bandwidth-delay product overflows,
+        and what was lost goes again. Whoever knows the rate need not look for it that way.
+        """
+        if self._has_answered:
+            return
+        is_known = link.source is LinkSource.PROBE and link.rate_bytes_per_s < MAX_PACE_BYTES_PER_S
+        self._connection.send_at_most((PACE + 2 * link.error) * link.rate_bytes_per_s if is_known else math.inf)
+        if self._has_answered:  # just now, in another thread
+            self._connection.send_at_most(math.inf)
+
+    def send_state(self) -> SendState | None:
+        """Return what may be sent before the cloud is heard from; None where the system does not tell."""
+        return self._connection.send_state()
+
+    def least_rtt_ms(self) -> float:
+        """Return a round trip that no message to this cloud undercuts: the kernel's, which waits for no process.
+
+        The hello's, where the kernel reports none, or where that was shorter.
+        """
+        state = self.send_state()
+        return min(self.rtt_ms, s_to_ms(state.rtt_s)) if state else self.rtt_ms
+
+    @property
+    def is_mid_frame(self) -> bool:
+        """Whether a frame may have been sent in part: nothing else can be sent by this connection then."""
+        return self._connection.is_mid_frame
+
+    @property
+    def reading(self) -> int:
+        """The number of the task whose answer is being received, or was last; 0 where it is not known yet."""
+        return self._connection.reading
+
+    @property
+    def sent_bytes(self) -> int:
+        """How many bytes went out so far."""
+        return self._connection.sent_bytes
+
+    def acked_bytes(self) -> int | None:
+        """Return how many of them the cloud's machine has acknowledged; None where the system does not tell."""
+        return self._connection.acked_bytes()
+
+    def ask_latencies(self, model: str, graph_digest: str) -> Latencies:
+        """Return what the cloud says that the model's layers take there.
+
+        Raises: NetworkError; UnknownModelError, GraphError, PlanningError: the cloud has no latencies for it.
+        """
+        self._connection.send(AskLatencies(model, graph_digest))
+        latencies, _ = self._expect(Latencies, READY_TIMEOUT_S)
+        columns = (latencies.latency_ms, latencies.low_ms, latencies.high_ms)
+        if not all(type(value) is float for column in columns for value in column):
+            raise ProtocolError(f"{self._connection.peer} sent latencies that are no numbers")
+        return latencies
+
+    def is_alive(self) -> bool:
+        """Wait for a sign of life, which a cloud gives every second, and return whether it came; nothing may be due."""
+        try:
+            self.receive_next()
+        except NetworkError:
+            return False
+        return True
+
+    def ask_to_prepare(self, prepare: Prepare) -> None:
+        """Name the model and the cut; the cloud gets ready while this side does the same."""
+        self._connection.send(prepare)
+
+    def wait_until_ready(self, weights_digest: str) -> None:
+        """Wait for the cloud, and compare the weights of the two sides before any tensor is sent.
+
+        Raises: WeightsError: they differ. NetworkError; UnknownModelError, GraphError, PartitionError: the cloud
+                refused.
+        """
+        ready, _ = self._expect(Ready, READY_TIMEOUT_S)
+        if ready.weights_digest != weights_digest:
+            raise WeightsError(
+                f"the two sides hold different weights of {ready.model}: edge {weights_digest}, "
+                f"cloud {ready.weights_digest}; start both with the same --weights or --pretrained"
+            )
+
+    def infer(
+        self,
+        request: Request,
+        tensors: Sequence[Tensor],
+        on_sent: Callable[[], None] = lambda: None,
+    ) -> RemoteResult:
+        """Send what crosses, and return what the cloud makes of it.
+
+        Args:   on_sent: called when the last byte has been handed to the network.
+        Raises: NetworkError, or what the cloud answered.
+        """
+        self._tasks += 1
+        sent = self.send_task(self._tasks, request, tensors)
+        on_sent()
+        self.make_ready()
+        received = self.receive_answer(REPLY_TIMEOUT_S)
+        if received.task != self._tasks:
+            raise ProtocolError(f"{self._connection.peer} answered another task")
+        return self.result_of(received, sent)
+
+    def send_task(self, task: int, request: Request, tensors: Sequence[Tensor]) -> SentTask:
+        """Send a task without waiting for its answer.
+
+        Raises: NetworkError.
+        """
+        sent_before, start_ms = self._connection.sent_bytes, now_ms()
+        self._connection.send(request, tensors, task)
+        return SentTask(start_ms, self._connection.sent_bytes - sent_before)
+
+    def takes_at_once(self, size_bytes: int) -> bool:
+        """Return whether a task of so many bytes would go out without waiting for the network."""
+        return self._connection.takes_at_once(size_bytes)
+
+    def expect_output(self, blank: Tensor) -> None:
+        """Get to know what an answer looks like: the first one is then read as soon as later ones."""
+        self._connection.expect(Reply(0.0, 0.0, 0.0, 0.0), [blank])
+
+    def make_ready(self) -> None:
+        """Get ready for an answer, while the cloud is busy."""
+        self._connection.make_ready()
+
+    def has_message(self, wait_s: float) -> bool:
+        """Return whether the cloud says something, waiting at most ``wait_s`` for it.
+
+        Raises: DeadlineError: it has been silent for `SILENCE_S`; what it said while nobody looked is still to be read.
+        """
+        if self._connection.has_message(wait_s):
+            return True
+        if now_ms() - self._heard_ms > s_to_ms(SILENCE_S):
+            raise DeadlineError(f"{self._connection.peer} has been silent for {SILENCE_S:g} s")
+        return False
+
+    def receive_next(self) -> Received:
+        """Return what the cloud says next: an answer to whatever task, or a sign of life (`Pong`).
+
+        Raises: NetworkError: the connection is lost, or the cloud has been silent for `SILENCE_S`.
+        """
+        received = self._connection.receive(SILENCE_S)
+        self._heard_ms = now_ms()
+        return received
+
+    def receive_answer(self, wait_s: float) -> Received:
+        """Return the next answer of the cloud, to whatever task, waiting at most ``wait_s`` for it.
+
+        Raises: NetworkError: there was none in time, or no sign of life.
+        """
+        deadline_ms = now_ms() + s_to_ms(wait_s)
+        while now_ms() < deadline_ms:
+            received = self.receive_next()
+            if not isinstance(received.message, Pong):
+                return received
+        raise DeadlineError(f"{self._connection.peer} lives, but gave no answer within {wait_s:g} s")
+
+    def result_of(self, received: Received, sent: SentTask) -> RemoteResult:
+        """Return what an answer that has just come means for its task.
+
+        Raises: what the cloud answered; ProtocolError: its figures cannot be true.
+        """
+        reply, round_trip_ms = received.message, now_ms() - sent.start_ms
+        if isinstance(reply, ErrorReply):
+            raise error_of(reply)
+        if not self._has_answered:
+            self._has_answered = True
+            self._connection.send_at_most(math.inf)
+        peer = self._connection.peer
+        if not isinstance(reply, Reply):
+            raise ProtocolError(f"{peer} sent {type(reply).__name__}, expected Reply")
+        if not 0 <= reply.cloud_ms <= round_trip_ms:  # false for NaN, too
+            raise ProtocolError(f"{peer} says that it took {reply.cloud_ms:g} ms of {round_trip_ms:g}")
+        return RemoteResult(
+            tensors=received.tensors,
+            transfer_ms=round_trip_ms - reply.cloud_ms,
+            cloud_ms=reply.cloud_ms,
+            compute_ms=reply.compute_ms,
+            receive_ms=reply.receive_ms,
+            load_queue_ms=reply.load_queue_ms,
+            sent_bytes=sent.size_bytes,
+            specs=received.specs,
+        )
+
+    def _expect(self, expected: type[Answer], wait_s: float) -> tuple[Answer, Received]:
+        received = self.receive_answer(wait_s)
+        message = received.message
+        if isinstance(message, ErrorReply):
+            raise error_of(message)
+        if not isinstance(message, expected):
+            raise ProtocolError(f"{self._connection.peer} sent {type(message).__name__}, expected {expected.__name__}")
+        return message, received
+
+
+def stage_times(edge_ms: float, remote: RemoteResult | None) -> StageTimes:
+    """Return the measured stages of a task; nothing crossed where there is no remote result."""
+    return StageTimes(edge_ms, remote.transfer_ms if remote else 0.0, remote.cloud_ms if remote else 0.0)

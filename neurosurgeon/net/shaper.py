@@ -1,0 +1,300 @@
+"""A slow network without root: TCP and UDP to a cloud go through a relay on loopback that paces and delays them.
+
+    edge  ──▶  127.0.0.2:9999  ── rate, half a round trip ──▶  cloud:9999
+          ◀──                  ◀─ rate, half a round trip ──
+
+    python -m neurosurgeon.net.shaper -i 192.0.2.7 -p 9999 --shape 20,10
+    python edge_api.py -i 127.0.0.2 -p 9999 ...
+
+The edge's scripts start it by themselves (--shape, --trace). It serves the cloud's ports at an address of its own. All
+connections share the rate of each way: what is sent waits in one queue, leaves at the rate of the moment, and arrives
+half a round trip later. Slow start and random losses are not imitated; a datagram is lost where the queue is full.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":  # before the imports below, which need packages
+    from neurosurgeon.utils.packages import name_missing_packages
+
+    name_missing_packages()
+
+import argparse
+import contextlib
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from neurosurgeon.net.access import Access
+from neurosurgeon.net.net_utils import format_address
+from neurosurgeon.net.traces import MAX_RTT_MS, Condition, Trace, read_trace
+from neurosurgeon.net.transport import accepted, listen, stop_accepting
+from neurosurgeon.utils.cli import ServiceProcess, address_parser, end_with_parent, listening_line, run_main, stop_event
+from neurosurgeon.utils.units import mbit_per_s_to_bytes_per_s, ms_to_s
+
+log = logging.getLogger(__name__)
+
+RELAY_IP = "127.0.0.2"  # of loopback, too, where the cloud's own ports are free
+SEGMENT_BYTES, IP_UDP_BYTES = 1448, 28
+CHUNK_S, MAX_CHUNK_BYTES = 0.002, 65_536  # TCP's bytes are relayed in pieces of so long, but at least a packet
+QUEUE_S, QUEUE_BYTES = 0.02, 64_000  # at least so much may wait
+CONNECT_S, UDP_IDLE_S = 5.0, 10.0
+BEGIN = "begin"  # the line with which a parent begins the trace
+
+
+class Weather:
+    """The condition of the network now: that of a trace, from when it begins."""
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._start_s: float | None = None
+
+    def begin(self) -> None:
+        """Let the trace begin now; before, its first condition holds."""
+        self._start_s = time.monotonic()
+
+    def now(self) -> Condition:
+        """Return the condition of now."""
+        return self._trace.at(0.0 if self._start_s is None else time.monotonic() - self._start_s)
+
+    def crossing_s(self, start_s: float, size_bytes: float) -> float:
+        """Return how long some bytes take from a monotonic time on, at the rates that they meet."""
+        if self._start_s is None:
+            return size_bytes / mbit_per_s_to_bytes_per_s(self.now().rate_mbit)
+        return self._trace.crossing_s(start_s - self._start_s, size_bytes)
+
+
+class Lane:
+    """One way: what is sent leaves one behind the other at the rate of the moment, and is delivered later, in order."""
+
+    def __init__(self, weather: Weather) -> None:
+        self._weather = weather
+        self._lock = threading.Lock()
+        self._free_s = 0.0  # when the last byte leaves the queue
+        self._waiting: deque[tuple[float, float]] = deque()  # when each thing leaves it, and its bytes
+        self._due: SimpleQueue[tuple[float, Callable[[], object]] | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._deliver_all, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Deliver what is under way, and end."""
+        self._due.put(None)
+        self._thread.join()
+
+    def chunk_bytes(self) -> int:
+        """Return how much to send at once."""
+        rate_bytes_per_s = mbit_per_s_to_bytes_per_s(self._weather.now().rate_mbit)
+        return max(SEGMENT_BYTES, min(round(rate_bytes_per_s * CHUNK_S), MAX_CHUNK_BYTES))
+
+    def send(self, wire_bytes: float, deliver: Callable[[], object], *, may_drop: bool = False) -> float:
+        """Send something; return when it leaves the queue (s, monotonic). ``may_drop``: only where there is room."""
+        condition = self._weather.now()
+        most_bytes = max(QUEUE_BYTES, mbit_per_s_to_bytes_per_s(condition.rate_mbit) * QUEUE_S)
+        with self._lock:
+            start_s = max(self._free_s, time.monotonic())
+            if may_drop and self._waiting_bytes() > most_bytes:
+                return start_s
+            self._free_s = start_s + self._weather.crossing_s(start_s, wire_bytes)
+            self._waiting.append((self._free_s, wire_bytes))
+            self._due.put((self._free_s + ms_to_s(condition.rtt_ms) / 2, deliver))
+            return self._free_s
+
+    def _waiting_bytes(self) -> float:
+        while self._waiting and self._waiting[0][0] <= time.monotonic():
+            self._waiting.popleft()
+        return sum(size_bytes for _, size_bytes in self._waiting)
+
+    def _deliver_all(self) -> None:
+        while due := self._due.get():
+            due_s, deliver = due
+            sleep_until(due_s)
+            with contextlib.suppress(OSError):  # its receiver is gone
+                deliver()
+
+
+def sleep_until(time_s: float) -> None:
+    """Return at a monotonic time."""
+    pause_s = time_s - time.monotonic()
+    if pause_s > 0:
+        time.sleep(pause_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Relay:
+    """Both ways to one port of the cloud, by TCP and UDP."""
+
+    cloud: tuple[str, int]
+    up: Lane
+    down: Lane
+
+    def serve_tcp(self, listener: socket.socket) -> None:
+        """Relay connections until `stop_accepting`."""
+        for near, address in accepted(listener):
+            threading.Thread(target=self._relay, args=(near, address), daemon=True).start()
+
+    def _relay(self, near: socket.socket, address: Any) -> None:
+        try:
+            far = socket.create_connection(self.cloud, CONNECT_S)
+        except OSError as exc:
+            log.warning("%s: no way to %s: %s", format_address(address), format_address(self.cloud), exc)
+            near.close()
+            return
+        far.settimeout(None)
+        for sock in (near, far):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        back = threading.Thread(target=self._pump, args=(far, near, self.down), daemon=True)
+        back.start()
+        self._pump(near, far, self.up)
+        back.join()
+        near.close()
+        far.close()
+
+    @staticmethod
+    def _pump(source: socket.socket, sink: socket.socket, lane: Lane) -> None:
+        """Relay one way to its end; what has been sent arrives before the end does."""
+        ended = threading.Event()
+
+        def end() -> None:
+            ended.set()
+            sink.shutdown(socket.SHUT_WR)
+
+        with contextlib.suppress(OSError):  # reset: the other side is told that it ended
+            while data := source.recv(lane.chunk_bytes()):
+                sleep_until(lane.send(len(data), partial(sink.sendall, data)))
+        lane.send(0, end)
+        ended.wait()
+
+    def serve_udp(self, near: socket.socket) -> None:
+        """Relay datagrams, those of each sender by a socket of its own, until ``near`` is closed."""
+        far_of: dict[Any, socket.socket] = {}
+        while near.fileno() >= 0:
+            with contextlib.suppress(OSError):  # closed, or no way for this one
+                data, sender = near.recvfrom(MAX_CHUNK_BYTES)
+                far = far_of.get(sender) or self._open_way(near, sender, far_of)
+                self.up.send(len(data) + IP_UDP_BYTES, partial(far.send, data), may_drop=True)
+
+    def _open_way(self, near: socket.socket, sender: Any, far_of: dict[Any, socket.socket]) -> socket.socket:
+        far_of[sender] = far = socket.socket(near.family, socket.SOCK_DGRAM)
+        far.settimeout(UDP_IDLE_S)
+        far.connect(self.cloud)
+
+        def bring_answers() -> None:
+            with far, contextlib.suppress(OSError):  # silent for a while, or nobody there
+                while data := far.recv(MAX_CHUNK_BYTES):
+                    self.down.send(len(data) + IP_UDP_BYTES, partial(near.sendto, data, sender), may_drop=True)
+            del far_of[sender]
+
+        threading.Thread(target=bring_answers, daemon=True).start()
+        return far
+
+
+# ---------------------------------------------------------------- from a script
+
+
+@dataclass(frozen=True, slots=True)
+class ShapedCloud:
+    """Where a cloud is reached through the relay."""
+
+    host: str
+    begin: Callable[[], None]  # lets the trace begin
+
+
+@contextlib.contextmanager
+def shaped(host: str, ports: Sequence[int], shape: str | None, trace: Path | None) -> Iterator[ShapedCloud]:
+    """Yield where the cloud at ``host`` is reached: there, or through a relay that ends with the block.
+
+    Raises: UsageError: the trace makes no sense. NetworkError: the relay did not start.
+    """
+    if not (shape or trace):
+        yield ShapedCloud(host, lambda: None)
+        return
+    if trace:
+        read_trace(trace)  # a mistake in it is told here
+    own_ip = f"127.{os.getpid() >> 8 & 0xFF}.{os.getpid() & 0xFF}.2"  # another program may shape, too
+    network = ["--trace", str(trace.absolute())] if trace else ["--shape", str(shape)]
+    addresses = ["-i", host, "-p", str(ports[0]), "--monitor-port", str(ports[1]), "--listen-ip", own_ip]
+    with ServiceProcess(["-m", "neurosurgeon.net.shaper", *addresses, *network], services=len(ports)) as relay:
+        yield ShapedCloud(own_ip, partial(relay.tell, BEGIN))
+
+
+def add_shaping(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+    """Add --shape and --trace."""
+    network = parser.add_mutually_exclusive_group(required=required)
+    network.add_argument(
+        "--shape",
+        type=shape_text,
+        metavar="MBIT[,RTT_MS]",
+        help="try a slow network: pace and delay what goes to the cloud and back (default: off)",
+    )
+    network.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE.csv",
+        help="replay a network over time: lines of seconds, Mbit/s, ms (default: off)",
+    )
+
+
+def shape_text(text: str) -> str:
+    """Check what was given to --shape (an argparse type)."""
+    shape_of(text)
+    return text
+
+
+def shape_of(text: str) -> Condition:
+    """Return the network that ``20`` or ``20,10`` describes."""
+    rate_text, comma, rtt_text = text.partition(",")
+    try:
+        condition = Condition(0.0, float(rate_text), float(rtt_text) if comma else 0.0)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"{text!r} is not MBIT or MBIT,RTT_MS, such as 20,10") from exc
+    if not (0 < condition.rate_mbit <= 1e6 and 0 <= condition.rtt_ms <= MAX_RTT_MS):
+        raise argparse.ArgumentTypeError(f"{text!r}: a rate above 0 Mbit/s, and 0 to {MAX_RTT_MS:g} ms, are needed")
+    return condition
+
+
+# ---------------------------------------------------------------- the relay as a process
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = address_parser("shaper.py", __doc__, monitor_port=True)
+    parser.add_argument("--listen-ip", default=RELAY_IP, help=f"address of the relay (default: {RELAY_IP})")
+    add_shaping(parser, required=True)
+    parser.add_argument("--until-stdin-closes", action="store_true", help=argparse.SUPPRESS)
+    return run_main(parser, argv, _run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    weather = Weather(read_trace(args.trace) if args.trace else Trace([shape_of(args.shape)]))
+    up, down = Lane(weather), Lane(weather)
+    stop = stop_event(ignore_interrupt=args.until_stdin_closes)
+    if args.until_stdin_closes:
+        end_with_parent(stop, lambda line: weather.begin() if line.strip() == BEGIN else None)
+    else:
+        weather.begin()
+    listeners = [listen(args.listen_ip, port, Access()) for port in (args.port, args.monitor_port)]
+    for listener, port in zip(listeners, (args.port, args.monitor_port), strict=True):
+        relay = Relay((args.ip, port), up, down)
+        threading.Thread(target=relay.serve_tcp, args=(listener,), daemon=True).start()
+    near = socket.socket(listeners[1].family, socket.SOCK_DGRAM)
+    near.bind(listeners[1].getsockname())
+    threading.Thread(target=relay.serve_udp, args=(near,), daemon=True).start()
+    for listener in listeners:
+        log.info(listening_line("relay", format_address(listener.getsockname())))
+    stop.wait()
+    near.close()
+    for listener in listeners:
+        stop_accepting(listener)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Latency prediction: data sets, features, fitted models, and the search for the best cut."""

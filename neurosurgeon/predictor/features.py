@@ -1,0 +1,149 @@
+"""The one definition of the features, used to fit and to predict.
+
+For the linear models a layer's time is a fixed cost, plus arithmetic, plus memory traffic, plus a cost per window:
+every coefficient is a physical rate, so none may be negative. Traffic that leaves the caches has a rate of its own;
+arithmetic runs over whole vectors of channels. Units keep the coefficients near ms: GFLOP, MB, millions of positions.
+
+For the trees a layer is its columns and its work, as logarithms, and how evenly its channels divide: vector units
+like multiples of 16, caches dislike large powers of two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.predictor.kernel_flops import FLOAT_BYTES, Work
+from neurosurgeon.utils.units import bytes_to_mb
+
+FEATURES_VERSION = 3  # counts up whenever a feature changes its meaning: what was fitted before is of no more use
+FEATURE_NAMES = (
+    "calls",
+    "vector_gflops",
+    "input_mb",
+    "output_mb",
+    "weight_mb",
+    "far_weight_mb",
+    "far_activation_mb",
+    "output_mpixels",
+)
+VECTOR_FLOATS = 16  # channels that one vector instruction handles (AVX-512; two NEON or AVX2 steps)
+NEAR_WEIGHT_MB = 16.0  # about what a shared last-level cache keeps of a layer's weights between two runs
+NEAR_ACTIVATION_MB = 1.0  # about a core's own cache
+MAX_POWER = 7  # of two, that divides a number of channels: beyond 128 nothing changes
+
+# What the trees see of a kind's columns beside its work, and what a missing column means.
+CONV_COLUMNS = ("HW", "kernel", "stride", "padding", "Cin", "Cout", "groups", "bias", "unexplained")
+TREE_COLUMNS: Mapping[LayerKind, tuple[str, ...]] = {
+    LayerKind.CONV: CONV_COLUMNS,
+    LayerKind.DW_CONV: CONV_COLUMNS,
+    LayerKind.LINEAR: ("in_features", "out_features", "unexplained"),
+    LayerKind.MAXPOOL: ("HW", "kernel", "stride", "padding", "Cin"),
+    LayerKind.AVGPOOL: ("HW", "output", "kernel", "Cin"),
+    LayerKind.ACTIVATION: ("HW", "Cin", "function", "inplace"),
+    LayerKind.ADD: ("HW", "Cin", "broadcast"),
+    LayerKind.MULTIPLY: ("HW", "Cin", "broadcast"),
+    LayerKind.CONCAT: ("HW", "Cin", "inputs"),
+    LayerKind.MATMUL: ("batch", "rows", "inner", "columns", "linear"),
+    LayerKind.LAYER_NORM: ("rows", "width"),
+    LayerKind.SOFTMAX: ("rows", "width"),
+    LayerKind.ATTENTION: ("groups", "tokens", "width", "heads", "windowed"),
+}
+PLANE_COLUMNS = ("HW", "Cin")  # of every other kind
+DEFAULTS = {
+    "groups": 1.0,
+    "bias": 1.0,
+    "padding": 0.0,
+    "function": 0.0,
+    "inplace": 1.0,
+    "broadcast": 0.0,
+    "inputs": 2.0,
+    "unexplained": 0.0,
+    "linear": 1.0,
+    "windowed": 0.0,
+}
+SMALLEST_MFLOPS = 1e-3
+
+FloatArray = NDArray[np.float64]
+Columns = Mapping[str, float]
+
+
+def feature_matrix(works: Sequence[Work]) -> FloatArray:
+    """Return the features of the linear models, (n, 8), in the order of ``FEATURE_NAMES``."""
+    rows = [_features(work) for work in works]
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(FEATURE_NAMES))
+
+
+def _features(work: Work) -> tuple[float, ...]:
+    channels = max(work.output_channels, 1)
+    vector_fill = channels / (math.ceil(channels / VECTOR_FLOATS) * VECTOR_FLOATS)
+    input_mb, output_mb = bytes_to_mb(work.input_bytes), bytes_to_mb(work.output_bytes)
+    weight_mb = bytes_to_mb(work.weight_bytes)
+    return (
+        1.0,
+        work.flops / 1e9 / vector_fill,
+        input_mb,
+        output_mb,
+        weight_mb,
+        max(weight_mb - NEAR_WEIGHT_MB, 0.0),
+        max(input_mb + output_mb - NEAR_ACTIVATION_MB, 0.0),
+        output_mb / FLOAT_BYTES / channels,
+    )
+
+
+def tree_matrix(kind: LayerKind, columns: Sequence[Columns], works: Sequence[Work]) -> FloatArray:
+    """Return the features of the trees for layers of one kind, (n, features)."""
+    names = TREE_COLUMNS.get(kind, PLANE_COLUMNS)
+    rows = [_tree_features(kind, names, row, work) for row, work in zip(columns, works, strict=True)]
+    return np.array(rows, dtype=np.float64).reshape(len(rows), -1)
+
+
+def _tree_features(kind: LayerKind, names: Sequence[str], row: Columns, work: Work) -> list[float]:
+    values = {name: _column(kind, row, name) for name in names}
+    groups, kernel = values.get("groups", 1.0), values.get("kernel", 1.0)
+    inputs = _first(values, ("Cin", "in_features", "inner", "width"), 1.0) / groups
+    outputs = _first(values, ("Cout", "out_features", "columns"), work.output_channels) / groups
+    traffic_bytes = work.input_bytes + work.output_bytes + work.weight_bytes
+    return [
+        *(_scaled(name, value) for name, value in values.items()),
+        math.log2(SMALLEST_MFLOPS + work.flops / 1e6),
+        *(math.log2(1 + size) for size in (work.input_bytes, work.output_bytes, work.weight_bytes, traffic_bytes)),
+        math.log2((1 + work.flops) / (1 + traffic_bytes)),  # arithmetic intensity
+        math.log2(1 + work.output_bytes / FLOAT_BYTES / max(work.output_channels, 1)),  # output positions
+        math.log2(1 + inputs * kernel * kernel),  # the three sizes of the matrix product are this, the one above,
+        math.log2(1 + outputs),  # and this
+        inputs % VECTOR_FLOATS,
+        outputs % VECTOR_FLOATS,
+        _power_of_2(inputs),
+        _power_of_2(outputs),
+    ]
+
+
+def _first(values: Columns, names: Sequence[str], default: float) -> float:
+    return next((values[name] for name in names if name in values), default)
+
+
+def _column(kind: LayerKind, row: Columns, name: str) -> float:
+    if name in row:
+        return float(row[name])
+    if kind is LayerKind.DW_CONV and name in ("Cout", "groups"):
+        return float(row["Cin"])
+    if name == "padding" and kind in (LayerKind.CONV, LayerKind.DW_CONV):
+        return float(row["kernel"] // 2)
+    if name == "kernel":
+        return float(row["HW"]) / float(row["output"])
+    return DEFAULTS[name]
+
+
+def _scaled(name: str, value: float) -> float:
+    return value if name == "unexplained" else math.log2(1 + value)
+
+
+def _power_of_2(channels: float) -> float:
+    """Return how often two divides a number of channels, at most ``MAX_POWER``."""
+    whole = max(int(channels), 1)
+    return float(min((whole & -whole).bit_length() - 1, MAX_POWER))

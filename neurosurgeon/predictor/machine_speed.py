@@ -1,0 +1,292 @@
+"""How fast this machine computes: what reference layers take on it, measured once and kept.
+
+The data sets come from other machines. What a layer takes here and there differs by a factor that depends on its
+family: a processor with wider vectors is faster at convolutions, and no faster at weights that come from memory. So
+layers of every family, as published networks have them, are measured here; the ratio of measured to predicted is the
+family's factor (`predictor_utils.scales_of`), and their spread is what foreign data costs.
+
+A machine is rarely quiet. The layers run in several bursts some time apart, and the least of the bursts counts. One
+thread is timed by its CPU time, which other programs do not lengthen by taking turns with it: a burst gives the lower
+quartile of its passes. Several threads wait for each other, and for the cores that other programs have: a burst gives
+its fastest pass. Bursts that disagree are repeated. A measurement on a busy machine says so, and is soon repeated.
+
+The collector runs three of these layers beside its own (`pace_layers`), to tell a slow minute from a slow layer.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import math
+import os
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.predictor.sampling import RECIPES, Config, Sample
+from neurosurgeon.utils.files import file_name, replace_file
+from neurosurgeon.utils.machine import SPARE_CORE, CpuUse, device_name, speeds_directory
+from neurosurgeon.utils.timing import now_ms, synchronise, thread_ms
+
+log = logging.getLogger(__name__)
+
+SEED = 20170408  # of all that is drawn
+BURSTS = 3
+PASSES = 6  # of a burst, after one that fills the caches
+BURST_PAUSE_S = 0.3  # a machine's slow moments last tens of ms, and more
+DISAGREEMENT = 1.5  # slowest burst / fastest burst, or measured / predicted: beyond, it is measured again
+MAX_AGE_DAYS = 7.0
+SECONDS_PER_DAY = 86_400.0
+BUSY_AGE_S = 600.0  # of a measurement on a busy machine
+MIN_AGE_S = 600.0  # a younger measurement is not repeated for a task that contradicts it
+SPEED_VERSION = 2  # counts up when the reference layers change
+
+Layer = tuple[LayerKind, Config]
+
+
+# ---------------------------------------------------------------- the layers
+
+
+def pace_layers() -> list[Layer]:
+    """Return the layers that the collector repeats: arithmetic, weights from memory, and activations."""
+    return [_conv(28, 3, 1, 64, 64), _linear(1024, 1024), _plane(LayerKind.BATCHNORM, 28, 128)]
+
+
+@cache
+def reference_layers() -> tuple[Layer, ...]:
+    """Return the layers that tell a machine's speed, as published networks have them, in a fixed mixed order."""
+    conv = [
+        *((224, 7, 2, 3, 64), (224, 3, 2, 3, 32), (112, 3, 1, 32, 64), (56, 3, 1, 64, 64), (28, 3, 1, 128, 128)),
+        *((28, 3, 2, 128, 256), (14, 3, 1, 256, 256), (14, 3, 1, 512, 512), (7, 3, 1, 512, 512), (27, 5, 1, 64, 192)),
+        *((13, 3, 1, 384, 256), (14, 5, 1, 32, 64)),
+    ]
+    pointwise = [
+        *((112, 1, 1, 16, 96), (56, 1, 1, 144, 24), (56, 1, 1, 64, 256), (28, 1, 1, 512, 128), (28, 1, 1, 192, 32)),
+        *((14, 1, 1, 64, 384), (14, 1, 1, 384, 96), (14, 1, 1, 1024, 256), (7, 1, 1, 160, 960), (7, 1, 1, 960, 320)),
+    ]
+    depthwise = [
+        *((112, 3, 1, 32), (112, 3, 2, 96), (56, 3, 1, 144), (56, 3, 2, 144), (28, 3, 1, 192), (28, 5, 1, 240)),
+        *((14, 3, 1, 384), (14, 5, 1, 480), (14, 3, 2, 576), (7, 3, 1, 960)),
+    ]
+    linear = [(512, 1000), (1280, 1000), (2048, 1000), (4096, 1000), (4096, 4096), (1024, 1024), (768, 3072)]
+    planes = [
+        *((LayerKind.ACTIVATION, 112, 64), (LayerKind.ACTIVATION, 56, 64), (LayerKind.ACTIVATION, 28, 256)),
+        *((LayerKind.BATCHNORM, 56, 128), (LayerKind.BATCHNORM, 28, 256), (LayerKind.ADD, 56, 64)),
+        *((LayerKind.ADD, 28, 128), (LayerKind.MULTIPLY, 28, 240), (LayerKind.CONCAT, 28, 256)),
+    ]
+    others = [
+        _drawn(LayerKind.MAXPOOL, HW=112, kernel=3, stride=2, Cin=64, padding=1),
+        _drawn(LayerKind.MAXPOOL, HW=28, kernel=3, stride=1, Cin=192, padding=1),
+        _drawn(LayerKind.AVGPOOL, HW=7, Cin=512, output=1, kernel=7),
+        _drawn(LayerKind.LAYER_NORM, rows=50, width=768),
+        _drawn(LayerKind.SOFTMAX, rows=600, width=50),
+        _drawn(LayerKind.MATMUL, batch=1, rows=50, inner=768, columns=3072, linear=1),
+        _drawn(LayerKind.MATMUL, batch=1, rows=197, inner=384, columns=1536, linear=1),
+        _drawn(LayerKind.ATTENTION, groups=1, tokens=50, width=768, heads=12, windowed=0),
+    ]
+    layers = [_conv(*sizes) for sizes in (*conv, *pointwise)]
+    layers += [_depthwise(*sizes) for sizes in depthwise] + [_linear(*sizes) for sizes in linear]
+    layers += [_plane(*sizes) for sizes in planes] + others
+    return tuple(layers[index] for index in np.random.default_rng(SEED).permutation(len(layers)))
+
+
+def _drawn(kind: LayerKind, **sizes: int) -> Layer:
+    """Return a layer of these sizes; the columns that are not named are those of the first draw."""
+    return kind, RECIPES[kind].draw(np.random.default_rng(SEED)) | sizes
+
+
+def _conv(width: int, kernel: int, stride: int, cin: int, cout: int) -> Layer:
+    sizes = {"HW": width, "kernel": kernel, "stride": stride, "Cin": cin, "Cout": cout, "padding": kernel // 2}
+    return LayerKind.CONV, {**sizes, "groups": 1, "bias": 1}
+
+
+def _depthwise(width: int, kernel: int, stride: int, channels: int) -> Layer:
+    return LayerKind.DW_CONV, _conv(width, kernel, stride, channels, channels)[1] | {"groups": channels}
+
+
+def _linear(inputs: int, outputs: int) -> Layer:
+    return LayerKind.LINEAR, {"in_features": inputs, "out_features": outputs}
+
+
+def _plane(kind: LayerKind, width: int, channels: int) -> Layer:
+    return _drawn(kind, HW=width, Cin=channels)
+
+
+# ---------------------------------------------------------------- running layers
+
+
+def lower_quartile(times_ms: Sequence[float]) -> float:
+    """Return what a quarter of the times are below: the device undisturbed."""
+    return statistics.quantiles(times_ms, n=4, method="inclusive")[0]
+
+
+def built(block: Sequence[Layer], device: str) -> list[Sample]:
+    """Return the layers of a block, ready to run."""
+    return [RECIPES[kind].build(config).to(device) for kind, config in block]
+
+
+def one_pass(samples: Sequence[Sample], device: str) -> list[float]:
+    """Run every layer of a block once, in turn; return what each took, (layers,), ms."""
+    with torch.inference_mode():
+        return _pass_on_gpu(samples) if device == "cuda" else _pass_on_cpu(samples)
+
+
+def _pass_on_cpu(samples: Sequence[Sample]) -> list[float]:
+    """Time with the clock; one thread, which other programs may interrupt, by its CPU time where that is less."""
+    is_one_thread = torch.get_num_threads() == 1
+    times_ms = []
+    for run, inputs in samples:
+        fresh = _rewritten(inputs)
+        computed_ms, start_ms = thread_ms(), now_ms()
+        run(*fresh)
+        took_ms, computed_ms = now_ms() - start_ms, thread_ms() - computed_ms
+        times_ms.append(min(took_ms, computed_ms) if is_one_thread else took_ms)
+    return times_ms
+
+
+def _pass_on_gpu(samples: Sequence[Sample]) -> list[float]:
+    """Time with events, which the GPU stamps between one layer and the next."""
+    marks = []
+    for run, inputs in samples:
+        fresh = _rewritten(inputs)
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        before.record()
+        run(*fresh)
+        after.record()
+        marks.append((before, after))
+    synchronise("cuda")
+    return [float(before.elapsed_time(after)) for before, after in marks]
+
+
+def _rewritten(inputs: Iterable[Tensor]) -> list[Tensor]:
+    """Return copies in fresh memory, the first written last: as if the layer before had just made them."""
+    return [torch.empty_like(value).copy_(value) for value in reversed(tuple(inputs))][::-1]
+
+
+# ---------------------------------------------------------------- the speed of this machine
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSpeed:
+    """What the reference layers take on this machine, (layers,), ms, and under which circumstances."""
+
+    layers_ms: tuple[float, ...]
+    date: str  # ISO 8601, UTC
+    load: float  # runnable programs of the last minute
+    spread: float  # slowest burst / fastest burst
+    was_busy: bool  # the bursts disagree, or other programs left too few cores for the threads
+
+    def __post_init__(self) -> None:
+        if len(self.layers_ms) != len(reference_layers()) or not all(0 < ms < math.inf for ms in self.layers_ms):
+            raise ValueError(f"no times of {len(reference_layers())} layers")
+        if not 0 < self.spread < math.inf:
+            raise ValueError(f"no spread: {self.spread}")
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it was measured, by the system's clock; negative where that was set back."""
+        return (_now() - datetime.datetime.fromisoformat(self.date)).total_seconds()
+
+
+def kept_machine_speed(device: str, threads: int) -> MachineSpeed | None:
+    """Return the kept speed of this device with these CPU threads; None where there is none, or an old one."""
+    try:
+        kept = _read(_path(device, threads))
+    except OSError:
+        return None  # not measured yet
+    except (ValueError, KeyError, TypeError) as exc:
+        log.warning("the kept speed of this machine is damaged (%s): measuring again", exc)
+        return None
+    max_age_s = BUSY_AGE_S if kept.was_busy else MAX_AGE_DAYS * SECONDS_PER_DAY
+    return kept if 0 <= kept.age_s < max_age_s else None
+
+
+def machine_speed(device: str, threads: int) -> MachineSpeed:
+    """Return the kept speed of this device with these CPU threads, or measure and keep it, which blocks for seconds."""
+    speed = kept_machine_speed(device, threads)
+    if speed is None:
+        speed = measure_machine_speed(device, threads)
+        try:
+            replace_file(_path(device, threads), json.dumps({"version": SPEED_VERSION, **asdict(speed)}) + "\n")
+        except OSError as exc:
+            log.warning("the speed of this machine cannot be kept: %s", exc)
+    return speed
+
+
+def measure_machine_speed(device: str, threads: int) -> MachineSpeed:
+    """Measure what the reference layers take on this device. May block for 5 s, longer on a slow machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        samples = built(reference_layers(), device)
+        one_pass(samples, device)  # builds kernels
+        before_use = CpuUse.now()
+        bursts = _bursts(samples, device)
+        if _spread(bursts) > DISAGREEMENT:
+            time.sleep(BURST_PAUSE_S)
+            bursts += _bursts(samples, device)
+    finally:
+        torch.set_num_threads(before)
+    after_use, spread = CpuUse.now(), _spread(bursts)
+    was_busy = spread > DISAGREEMENT
+    if device == "cpu" and threads > 1 and before_use and after_use:
+        was_busy |= before_use.free_cores_until(after_use) < threads - SPARE_CORE
+    least_ms = tuple(round(min(times_ms), 6) for times_ms in zip(*bursts, strict=True))
+    date = _now().isoformat(timespec="seconds")
+    return MachineSpeed(least_ms, date, round(os.getloadavg()[0], 2), round(spread, 3), was_busy)
+
+
+def _bursts(samples: Sequence[Sample], device: str) -> list[list[float]]:
+    """Return the times of a few bursts, (bursts, layers), ms."""
+    undisturbed = lower_quartile if torch.get_num_threads() == 1 or device == "cuda" else min
+    bursts = []
+    for number in range(BURSTS):
+        if number:
+            time.sleep(BURST_PAUSE_S)
+        one_pass(samples, device)
+        passes = [one_pass(samples, device) for _ in range(PASSES)]
+        bursts.append([undisturbed(times_ms) for times_ms in zip(*passes, strict=True)])
+    return bursts
+
+
+def _spread(bursts: Sequence[Sequence[float]]) -> float:
+    """Return how much the fastest few bursts differ: the slowest of them / the fastest."""
+    fastest_ms = sorted(map(sum, bursts))[:BURSTS]
+    return fastest_ms[-1] / fastest_ms[0]
+
+
+def doubt_machine_speed(device: str, threads: int) -> None:
+    """Have the speed measured again at its next use, unless that was just done: a task contradicted it."""
+    path = _path(device, threads)
+    try:
+        if _read(path).age_s > MIN_AGE_S:
+            path.unlink()
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # nothing is kept: it will be measured anyway
+
+
+def _now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+def _path(device: str, threads: int) -> Path:
+    return speeds_directory() / f"{file_name(device_name(device))}-{threads}-{file_name(torch.__version__)}.json"
+
+
+def _read(path: Path) -> MachineSpeed:
+    document: dict[str, Any] = json.loads(path.read_text())
+    if document.pop("version") != SPEED_VERSION:
+        raise ValueError("it has other reference layers")
+    layers_ms = tuple(float(value) for value in document.pop("layers_ms"))
+    load, spread, was_busy = float(document["load"]), float(document["spread"]), bool(document["was_busy"])
+    return MachineSpeed(layers_ms, str(document["date"]), load, spread, was_busy)

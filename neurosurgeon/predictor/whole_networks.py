@@ -1,0 +1,180 @@
+"""Whole networks, measured beside rows of the data set, and what the predictors say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from neurosurgeon.models.graph import LayerGraph, cut, fold_batch_norms, trace
+from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.models.torchvision_compat import import_torchvision
+from neurosurgeon.models.zoo import INPUT_SHAPE
+from neurosurgeon.predictor.collect import BLOCK_LAYERS, config_names
+from neurosurgeon.predictor.get_datasets_func import csv_path, read_rows
+from neurosurgeon.predictor.machine_speed import built, one_pass
+from neurosurgeon.predictor.predictor_utils import LatencyPredictor
+from neurosurgeon.predictor.sampling import RECIPES, Config
+from neurosurgeon.utils.inference_utils import as_network_input, random_input, run_half
+from neurosurgeon.utils.timing import now_ms
+
+NETWORKS = (
+    "alexnet vgg11 vgg16 vgg16_bn resnet18 resnet34 resnet50 resnext50_32x4d wide_resnet50_2 densenet121 googlenet "
+    "squeezenet1_0 squeezenet1_1 mobilenet_v2 mobilenet_v3_small mobilenet_v3_large efficientnet_b0 efficientnet_b1 "
+    "mnasnet0_5 mnasnet1_0 shufflenet_v2_x0_5 shufflenet_v2_x1_0 regnet_x_400mf regnet_y_400mf regnet_x_800mf "
+    "regnet_y_800mf"
+).split()
+QUARTILE = 0.25  # of repeated times, as in the data sets
+AGAIN_LAYERS = 512  # of the data set, measured again
+SMALL_ROW_MS = 0.05  # shorter layers say more of the caches than of the machine's speed
+
+
+# ---------------------------------------------------------------- rows of the data set, again
+
+
+Rows = list[tuple[float, LayerKind, Config]]  # latency in the data set, ms, and the layer
+
+
+def sampled_rows(directory: Path) -> Rows:
+    """Return some rows of all kinds, in the order of their latencies; none of a file from elsewhere."""
+    rows: Rows = []
+    for kind in RECIPES:
+        if csv_path(directory, kind).exists():
+            names = config_names(kind)
+            known = [row for row in read_rows(csv_path(directory, kind), kind) if all(name in row for name in names)]
+            rows += [(row["latency"], kind, {name: int(row[name]) for name in names}) for row in known]
+    chosen = np.random.default_rng(0).permutation(len(rows))[:AGAIN_LAYERS]
+    return sorted((rows[index] for index in chosen), key=lambda row: row[0])
+
+
+class Again:
+    """Rows of the data set, measured again in blocks of like size, as the collector does."""
+
+    def __init__(self, rows: Rows, device: str) -> None:
+        self._device = device
+        self._rows = rows
+        starts = range(0, len(rows), BLOCK_LAYERS)
+        self._blocks = [[(kind, config) for _, kind, config in rows[at : at + BLOCK_LAYERS]] for at in starts]
+        self._samples = [built(block, device) for block in self._blocks]
+        self._times_ms: list[list[list[float]]] = [[] for _ in self._blocks]
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def measure(self, block: int, counts: bool) -> None:
+        """Run a block twice; the second run counts, if any."""
+        one_pass(self._samples[block], self._device)
+        times_ms = one_pass(self._samples[block], self._device)
+        if counts:
+            self._times_ms[block].append(times_ms)
+
+    @property
+    def drift(self) -> float:
+        """How long layers take now, as a share of what they took when the data set was collected: the median."""
+        now_ms = self._quartiles(slice(None))
+        ratios = [now / then for now, (then, _, _) in zip(now_ms, self._rows, strict=True) if then > SMALL_ROW_MS]
+        return float(np.median(ratios)) if ratios else 1.0
+
+    def noise(self) -> dict[str, float]:
+        """Return by kind how much two measurements of the same layers differ: mean of |first / second - 1|."""
+        ratios: dict[str, list[float]] = {}
+        halves = (self._quartiles(slice(half, None, 2)) for half in range(2))
+        for one, other, (_, kind, _) in zip(*halves, self._rows, strict=True):
+            ratios.setdefault(kind, []).append(abs(one / other - 1))
+        return {kind: float(np.mean(values)) for kind, values in ratios.items()}
+
+    def _quartiles(self, rounds: slice) -> list[float]:
+        return [float(t) for block in self._times_ms for t in np.quantile(np.array(block[rounds]), QUARTILE, axis=0)]
+
+
+# ---------------------------------------------------------------- networks
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkScore:
+    """One network: what it takes, what each predictor says, and how well it can be measured."""
+
+    network: str
+    measured_ms: float
+    median_ms: float
+    noise: float  # |first half of the rounds / second half - 1|
+    predicted_ms: Mapping[str, float]
+    covered: Mapping[str, bool]  # the truth lies in the 90 % interval
+    extrapolated: Mapping[str, int]  # layers beyond the data
+
+    def error(self, predictor: str) -> float:
+        """Return predicted / measured - 1."""
+        return self.predicted_ms[predictor] / self.measured_ms - 1
+
+
+def build_network(name: str) -> nn.Module:
+    """Return a torchvision network with random weights."""
+    options: dict[str, Any] = {"weights": None}
+    if name == "googlenet":
+        options |= {"aux_logits": False, "init_weights": False}
+    network: nn.Module = getattr(import_torchvision("torchvision.models"), name)(**options)
+    return network.eval()
+
+
+def prepared_networks(device: str) -> dict[str, tuple[LayerGraph, nn.Module]]:
+    """Return graph and runnable whole of every network, as a cloud with all its layers would run it."""
+    prepared = {}
+    for name in tqdm(NETWORKS, desc="building", unit="network", disable=None):
+        model = build_network(name)
+        graph = trace(model, name, INPUT_SHAPE)
+        model = fold_batch_norms(model, graph).to(device)
+        if device == "cpu":
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        prepared[name] = (graph, cut(model, graph, [0])[1])
+    return prepared
+
+
+def measure_networks(
+    networks: Mapping[str, nn.Module], again: Again, device: str, rounds: int
+) -> dict[str, list[float]]:
+    """Return the second of two runs in every round, (rounds,), ms, for every network.
+
+    In every round, networks and blocks of the data set's rows take their turns in random order.
+    """
+    times_ms: dict[str, list[float]] = {name: [] for name in networks}
+    tensor = as_network_input(random_input(), device)
+    turns: list[str | int] = [*networks, *range(len(again))]
+    shuffle = np.random.default_rng(0).permutation
+    for round_number in tqdm(range(rounds + 1), desc="measuring", unit="round", disable=None):
+        counts = round_number > 0  # the first builds kernels
+        for turn in (turns[index] for index in shuffle(len(turns))):
+            if isinstance(turn, int):
+                again.measure(turn, counts)
+                continue
+            run_half(networks[turn], [tensor.clone()], device)
+            start_ms = now_ms()
+            run_half(networks[turn], [tensor.clone()], device)
+            if counts:
+                times_ms[turn].append(now_ms() - start_ms)
+    return times_ms
+
+
+def score_network(graph: LayerGraph, times_ms: Sequence[float], predictors: Sequence[LatencyPredictor]) -> NetworkScore:
+    """Compare one network's measurements with what the predictors say."""
+    measured = float(np.quantile(times_ms, QUARTILE))
+    halves = [float(np.quantile(half, QUARTILE)) for half in (times_ms[::2], times_ms[1::2])]
+    known = {predictor.name: predictor.predict(graph) for predictor in predictors}
+    return NetworkScore(
+        network=graph.model,
+        measured_ms=measured,
+        median_ms=float(np.median(times_ms)),
+        noise=abs(halves[0] / halves[1] - 1),
+        predicted_ms={name: latencies.total() for name, latencies in known.items()},
+        covered={name: _covers(latencies.interval(), measured) for name, latencies in known.items()},
+        extrapolated={name: len(latencies.extrapolated) for name, latencies in known.items()},
+    )
+
+
+def _covers(interval: tuple[float, float], value: float) -> bool:
+    return interval[0] <= value <= interval[1]
