@@ -110,7 +110,7 @@ def test_seeded_weights_never_change(name: str) -> None:
 
 def test_seeded_weights_are_the_same_in_every_process() -> None:
     script = (
-        "from models.zoo import load_network\n"
+        "from neurosurgeon.models.zoo import load_network\n"
         f"print(*(load_network(name).weights_digest for name in {list(PINNED_DIGESTS)}))"
     )
     other = subprocess.run(

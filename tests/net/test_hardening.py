@@ -179,8 +179,8 @@ def test_loading_a_model_does_not_disturb_a_running_task() -> None:
     script = (
         "import threading\n"
         "from queue import SimpleQueue\n"
-        "from utils.cloud_engine import CloudEngine\n"
-        "from utils.inference_utils import random_input\n"
+        "from neurosurgeon.utils.cloud_engine import CloudEngine\n"
+        "from neurosurgeon.utils.inference_utils import random_input\n"
         "results = SimpleQueue()\n"
         "engine = CloudEngine('cpu', 1, {})\n"
         "network = engine.network('le_net')\n"

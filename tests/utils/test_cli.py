@@ -238,8 +238,8 @@ def test_a_service_ends_when_the_pipe_to_its_parent_closes() -> None:
 def test_an_error_of_a_service_is_shown_with_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     script = (
         "import logging, sys\n"
-        "from utils.cli import listening_line\n"
-        "from utils.logs import internal_error, start_logging\n"
+        "from neurosurgeon.utils.cli import listening_line\n"
+        "from neurosurgeon.utils.logs import internal_error, start_logging\n"
         "start_logging('info', as_json=False)\n"
         "log = logging.getLogger('toy')\n"
         "try:\n"
@@ -270,7 +270,7 @@ def test_the_line_of_a_service_is_the_one_that_is_waited_for() -> None:
 
 ECHO = (
     "import sys\n"
-    "from utils.cli import StopEvent, end_with_parent, listening_line\n"
+    "from neurosurgeon.utils.cli import StopEvent, end_with_parent, listening_line\n"
     "stop = StopEvent()\n"
     "end_with_parent(stop, lambda line: print(line.strip().upper(), flush=True))\n"
     "print(listening_line('echo', 'x:1'), file=sys.stderr, flush=True)\n"
