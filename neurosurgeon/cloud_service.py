@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neurosurgeon.models.cuts import unpack_nodes
+from neurosurgeon.graph.cut import unpack_nodes
 from neurosurgeon.models.own_models import register_files
 from neurosurgeon.models.sources import parse_weights
 from neurosurgeon.models.zoo import canonical_name, model_graph

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from neurosurgeon.models.graph import LayerGraph, Node
+from neurosurgeon.graph.layer_graph import LayerGraph, Node
 from neurosurgeon.models.sources import chosen_model
 from neurosurgeon.models.zoo import model_graph
 from neurosurgeon.predictor.chain_search import Objective, best_point, chain_candidates, cost_ms

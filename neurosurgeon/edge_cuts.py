@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from neurosurgeon.deployment import Candidate, SplitPlan, plan_split
 from neurosurgeon.edge_task import StageKeys, Task, predicted_stages, request_of
-from neurosurgeon.models.cuts import pack_nodes
+from neurosurgeon.graph.cut import pack_nodes
 from neurosurgeon.models.zoo import Network, WeightsSource, load_network, model_graph
 from neurosurgeon.net.bandwidth import LinkEstimate
 from neurosurgeon.net.link_watch import LinkNow

@@ -19,8 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from neurosurgeon.deployment import Candidate, SplitPlan, plan_split
-from neurosurgeon.models.cuts import pack_nodes
-from neurosurgeon.models.graph import LayerGraph
+from neurosurgeon.graph.cut import pack_nodes
+from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.models.halves import EdgeHalf, edge_half
 from neurosurgeon.models.zoo import Network, WeightsSource, build_network, imagenet_labels, load_network, model_graph
 from neurosurgeon.net.bandwidth import LinkEstimate, LinkSource

@@ -20,7 +20,7 @@ import edge_api
 import tasks_cloud_api
 from neurosurgeon import cloud_service
 from neurosurgeon.cloud_service import COMPARED_TASKS, CloudLatencies
-from neurosurgeon.models.cuts import pack_nodes
+from neurosurgeon.graph.cut import pack_nodes
 from neurosurgeon.models.zoo import model_graph
 from neurosurgeon.net import doctor
 from neurosurgeon.predictor import machine_speed

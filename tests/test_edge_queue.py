@@ -17,7 +17,7 @@ from neurosurgeon import edge_queue
 from neurosurgeon.edge_cuts import QueueModel, QueueSettings
 from neurosurgeon.edge_queue import QueueRun, receives_itself
 from neurosurgeon.edge_task import StageKeys
-from neurosurgeon.models.cuts import pack_nodes
+from neurosurgeon.graph.cut import pack_nodes
 from neurosurgeon.models.zoo import load_network, model_graph
 from neurosurgeon.net.bandwidth import LinkEstimate
 from neurosurgeon.net.link_watch import LinkNow, LinkWatch

@@ -13,7 +13,7 @@ import pytest
 import edge_api
 import tasks_edge_api
 from neurosurgeon.edge_task import request_of
-from neurosurgeon.models.graph import LayerGraph
+from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.models.own_models import register_files
 from neurosurgeon.models.zoo import Network, _model_graph, build_network
 from neurosurgeon.net.session import EdgeSession

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-    from neurosurgeon.models.graph import LayerGraph
+    from neurosurgeon.graph.layer_graph import LayerGraph
     from neurosurgeon.models.zoo import Network, WeightsSource
 
 

@@ -8,41 +8,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from enum import StrEnum
 from typing import Any, NamedTuple
 
 from torch import fx, nn
 
-from neurosurgeon.models.shapes import ACTIVATIONS, TensorSpec, function_name, pair
+from neurosurgeon.graph.spec import LayerKind, TensorSpec
+from neurosurgeon.models.shapes import ACTIVATIONS, function_name, pair
 
 log = logging.getLogger(__name__)
-
-
-class LayerKind(StrEnum):
-    """What a node computes; each kind has its own data set and predictor."""
-
-    INPUT = "input"
-    CONV = "conv"
-    DW_CONV = "dw_conv"
-    LINEAR = "linear"
-    MAXPOOL = "maxpool"
-    AVGPOOL = "avgpool"
-    BATCHNORM = "batchnorm"
-    ACTIVATION = "activation"
-    ADD = "add"
-    MULTIPLY = "multiply"
-    CONCAT = "concat"
-    DROPOUT = "dropout"
-    FLATTEN = "flatten"
-    SHUFFLE = "shuffle"  # makes a transposed tensor dense
-    MATMUL = "matmul"  # product of matrices, or of many pairs of them; a linear layer on many tokens
-    LAYER_NORM = "layer_norm"
-    SOFTMAX = "softmax"
-    ATTENTION = "attention"  # projections, softmax and all, in one operation
-    VIEW = "view"  # looks at a tensor in another way, or at a part of it: nothing is computed or moved
-    BLOCK = "block"  # a layer of several nodes
-    WEIGHTED = "weighted"  # any other module with weights: a recurrent layer, a transposed convolution
-    OTHER = "other"  # anything else
 
 
 # Modules by name; functions have the same names. A data set has the name's position.

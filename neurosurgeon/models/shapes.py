@@ -6,50 +6,42 @@ worked out here. For the same reason this is not torch's `ShapeProp`.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
+
+from neurosurgeon.graph.spec import NO_TENSOR, TensorSpec
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh)
 ADDITIONS = (operator.add, operator.iadd, torch.add)
 SHAPE_PRESERVING = (nn.BatchNorm2d, nn.LayerNorm, nn.Dropout, nn.Identity, *ACTIVATIONS)
 
 
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """Shape and element type of a tensor that does not exist yet."""
-
-    shape: tuple[int, ...]
-    dtype: str = "float32"
-
-    @property
-    def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of the elements."""
-        return self.numel * self.item_bytes
-
-    @property
-    def item_bytes(self) -> int:
-        """Bytes of one element."""
-        return int(getattr(torch, self.dtype).itemsize)
-
-
-NO_TENSOR = TensorSpec((0,))  # a size, or a tuple of parts
-
-
 def function_name(node: fx.Node) -> str:
     """Return the name that a function has alike in torch, as a method, as an operator, and as torch.export sees it."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return name if node.op == "call_module" else name.split(".")[0]
+
+
+def spec_of(fx_node: fx.Node) -> TensorSpec:
+    """Return what tensor a traced operation makes; none where it makes something else."""
+    spec: TensorSpec = fx_node.meta.get("spec", NO_TENSOR)
+    return spec
+
+
+def is_plain(fx_node: fx.Node) -> bool:
+    """Return whether a traced operation makes no tensors, but a size, a type or the like."""
+    return "value" in fx_node.meta and not any(isinstance(leaf, Tensor) for leaf in tree_leaves(fx_node.meta["value"]))
+
+
+def attribute_of(root: nn.Module, target: str) -> Any:
+    """Return what a dotted name means in a module."""
+    path, _, leaf = target.rpartition(".")
+    return getattr(root.get_submodule(path), leaf)
 
 
 def keep_result(node: fx.Node, result: Any) -> None:

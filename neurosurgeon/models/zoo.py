@@ -27,8 +27,8 @@ from neurosurgeon.utils.errors import PartitionError, WeightsError
 if TYPE_CHECKING:  # torch takes a second to import; names and spelling checks must not wait for it
     from torch import Tensor, nn
 
-    from neurosurgeon.models.graph import LayerGraph
-    from neurosurgeon.models.shapes import TensorSpec
+    from neurosurgeon.graph.spec import TensorSpec
+    from neurosurgeon.models.build import TracedGraph
 
 INPUT_SHAPE = (1, 3, 224, 224)
 MAX_CUTS = 64  # that a network keeps: its own list is the only one
@@ -37,7 +37,7 @@ DIGEST_HEX_CHARS = 32  # 128 bits: enough to tell weights apart, short enough to
 MAX_GRAPHS = 256  # kept; a peer can ask for every network in every size
 
 
-def model_graph(name: str) -> LayerGraph:
+def model_graph(name: str) -> TracedGraph:
     """Return the layer graph of a model, traced once per process and without weights.
 
     Raises: UnknownModelError; TraceError: it cannot become a graph; InputSizeError: it takes no such images.
@@ -46,8 +46,8 @@ def model_graph(name: str) -> LayerGraph:
 
 
 @lru_cache(MAX_GRAPHS)
-def _model_graph(name: str) -> LayerGraph:
-    from neurosurgeon.models.graph import trace
+def _model_graph(name: str) -> TracedGraph:
+    from neurosurgeon.models.build import trace
 
     size = input_size(name)
     return trace(skeleton(name), name, (1, 3, size, size))
@@ -89,7 +89,7 @@ class Network:
 
     name: str
     module: nn.Module
-    graph: LayerGraph
+    graph: TracedGraph
     weights_digest: str
     device: str
     source: WeightsSource
@@ -124,7 +124,7 @@ class Network:
         return made
 
     def _make_cut(self, edge_nodes: frozenset[int]) -> Cut:
-        from neurosurgeon.models.graph import cut
+        from neurosurgeon.models.partition import cut
 
         nodes = self.graph.crossing(edge_nodes)
         crossing = tuple(sent for node in nodes for sent in node.sent)
@@ -161,7 +161,7 @@ def build_network(name: str, source: WeightsSource = WeightsSource(), device: st
     """
     import torch
 
-    from neurosurgeon.models.graph import fold_batch_norms
+    from neurosurgeon.models.build import fold_batch_norms
 
     name = canonical_name(name)
     graph = model_graph(name)

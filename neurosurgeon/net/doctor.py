@@ -146,7 +146,7 @@ class Doctor:
 
     def models(self, session: EdgeSession) -> Iterator[Finding]:
         """Compare graphs and weights of every model."""
-        from neurosurgeon.models.cuts import pack_nodes
+        from neurosurgeon.graph.cut import pack_nodes
         from neurosurgeon.models.zoo import load_network
 
         sources = parse_weights(self._args.weights, self._args.pretrained)

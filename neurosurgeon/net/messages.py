@@ -82,7 +82,7 @@ class Latencies(NamedTuple):
 class Prepare(NamedTuple):
     """The edge names the model and where it cuts it; the cloud gets its half ready.
 
-    A cut is the bit mask of the graph's nodes on the edge (`models.cuts`); both sides must have the same graph.
+    A cut is the bit mask of the graph's nodes on the edge (`graph.cut`); both sides must have the same graph.
     """
 
     model: str

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from neurosurgeon.models.cuts import unpack_nodes
+from neurosurgeon.graph.cut import unpack_nodes
 from neurosurgeon.net.door import Door
 from neurosurgeon.net.events import Observer, TaskLines, TaskState
 from neurosurgeon.net.framing import DEFAULT_LIMITS, Limits

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.predictor.get_datasets_func import DataSet
 from neurosurgeon.predictor.kind_models import UNMEASURED, KindModel
 

@@ -41,7 +41,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.predictor.get_datasets_func import COLUMNS, MIN_ROWS, csv_name, csv_path, read_rows
 from neurosurgeon.predictor.kernel_flops import row_work
 from neurosurgeon.predictor.machine_speed import SEED, Layer, built, lower_quartile, one_pass, pace_layers

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.predictor.collect import provenance
 from neurosurgeon.predictor.features import FloatArray
 from neurosurgeon.predictor.forest import fit_forest

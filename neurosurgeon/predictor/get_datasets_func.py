@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.predictor.features import FloatArray, feature_matrix, tree_matrix
 from neurosurgeon.predictor.kernel_flops import Work, row_work
 from neurosurgeon.predictor.staging import in_effect

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from neurosurgeon.models.graph import Node
-from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.graph.layer_graph import Node
+from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.utils.errors import MissingPredictorError
 
 FLOAT_BYTES = 4

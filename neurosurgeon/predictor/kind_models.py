@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.predictor.features import FloatArray
 from neurosurgeon.predictor.forest import Forest, fit_forest
 from neurosurgeon.predictor.get_datasets_func import BoolArray, DataSet

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.predictor.sampling import RECIPES, Config, Sample
 from neurosurgeon.utils.files import file_name, replace_file
 from neurosurgeon.utils.machine import SPARE_CORE, CpuUse, device_name, speeds_directory

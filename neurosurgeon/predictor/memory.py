@@ -11,7 +11,7 @@ from functools import cache
 from itertools import accumulate
 from typing import NamedTuple
 
-from neurosurgeon.models.graph import LayerGraph
+from neurosurgeon.graph.layer_graph import LayerGraph
 
 
 class EdgeMemory(NamedTuple):

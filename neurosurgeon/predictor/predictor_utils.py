@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from neurosurgeon.models.graph import LayerGraph, Node
-from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.graph.layer_graph import LayerGraph, Node
+from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.predictor import forest
 from neurosurgeon.predictor.borrowing import COMMON_ROWS, borrowed_models
 from neurosurgeon.predictor.features import (

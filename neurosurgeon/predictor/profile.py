@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neurosurgeon.models.cutting import LayerStep, Values, layer_steps
-from neurosurgeon.models.graph import LayerGraph
+from neurosurgeon.graph.layer_graph import LayerGraph
+from neurosurgeon.models.build import TracedGraph
+from neurosurgeon.models.partition import LayerStep, Values, layer_steps
 from neurosurgeon.predictor.latencies import COVERAGE, LayerLatencies
 from neurosurgeon.utils.errors import NeurosurgeonError
 from neurosurgeon.utils.files import cache_directory, replace_file
@@ -41,7 +42,7 @@ class Profilable(Protocol):
     @property
     def module(self) -> nn.Module: ...
     @property
-    def graph(self) -> LayerGraph: ...
+    def graph(self) -> TracedGraph: ...
     @property
     def device(self) -> str: ...
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from neurosurgeon.models.operations import ACTIVATION_NAMES, LayerKind
+from neurosurgeon.graph.spec import LayerKind
+from neurosurgeon.models.operations import ACTIVATION_NAMES
 from neurosurgeon.models.torchvision_compat import import_torchvision
 from neurosurgeon.predictor.kernel_flops import Work, row_work
 

@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 
-from neurosurgeon.models.graph import LayerGraph
+from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.predictor.chain_search import Objective
 from neurosurgeon.predictor.dag_search import DagCosts, DagSearch
 from neurosurgeon.predictor.heavy_load import shortest_bottleneck

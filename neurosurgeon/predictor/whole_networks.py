@@ -12,8 +12,10 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from neurosurgeon.models.graph import LayerGraph, cut, fold_batch_norms, trace
-from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.graph.layer_graph import LayerGraph
+from neurosurgeon.graph.spec import LayerKind
+from neurosurgeon.models.build import fold_batch_norms, trace
+from neurosurgeon.models.partition import cut
 from neurosurgeon.models.torchvision_compat import import_torchvision
 from neurosurgeon.models.zoo import INPUT_SHAPE
 from neurosurgeon.predictor.collect import BLOCK_LAYERS, config_names
@@ -124,7 +126,7 @@ def build_network(name: str) -> nn.Module:
 
 def prepared_networks(device: str) -> dict[str, tuple[LayerGraph, nn.Module]]:
     """Return graph and runnable whole of every network, as a cloud with all its layers would run it."""
-    prepared = {}
+    prepared: dict[str, tuple[LayerGraph, nn.Module]] = {}
     for name in tqdm(NETWORKS, desc="building", unit="network", disable=None):
         model = build_network(name)
         graph = trace(model, name, INPUT_SHAPE)

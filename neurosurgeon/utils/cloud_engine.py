@@ -17,8 +17,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from neurosurgeon.models.cuts import check_graph_digest, unpack_nodes
-from neurosurgeon.models.graph import LayerGraph
+from neurosurgeon.graph.cut import check_graph_digest, unpack_nodes
+from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.models.zoo import (
     MAX_CUTS,
     ZOO,
@@ -79,7 +79,7 @@ class CutRequest(Hashable, Protocol):
 
     @property
     def edge_nodes(self) -> bytes:
-        """The bit mask of the nodes on the edge (`models.cuts`)."""
+        """The bit mask of the nodes on the edge (`graph.cut`)."""
 
     @property
     def graph_digest(self) -> str:

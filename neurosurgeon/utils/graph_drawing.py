@@ -10,12 +10,12 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.utils.errors import UsageError, writing
 from neurosurgeon.utils.units import readable_bytes
 
 if TYPE_CHECKING:
-    from neurosurgeon.models.graph import LayerGraph, Node
+    from neurosurgeon.graph.layer_graph import LayerGraph, Node
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from neurosurgeon.models.cutting import Half, LayerStep, layer_steps
-from neurosurgeon.models.pixels import as_values, takes_images
-from neurosurgeon.models.shapes import TensorSpec
+from neurosurgeon.graph.spec import TensorSpec, takes_images
+from neurosurgeon.models.partition import Half, LayerStep, layer_steps
+from neurosurgeon.models.preprocess import as_values
 from neurosurgeon.models.zoo import INPUT_SHAPE, Network
 from neurosurgeon.utils.errors import DeviceError, NonFiniteError, ProtocolError
 from neurosurgeon.utils.images import read_image

@@ -16,7 +16,7 @@ from neurosurgeon.utils.errors import UsageError
 from neurosurgeon.utils.timing import StageTimes
 
 if TYPE_CHECKING:
-    from neurosurgeon.models.graph import LayerGraph, Node
+    from neurosurgeon.graph.layer_graph import LayerGraph, Node
 
 COMMENT = "#"  # the first character of a line that a task file keeps to itself
 

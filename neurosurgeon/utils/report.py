@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # the lines before the plan are printed before torch is impor
     from torch import Tensor
 
     from neurosurgeon.deployment import Candidate, Comparison, SplitPlan
-    from neurosurgeon.models.graph import LayerGraph, Node
+    from neurosurgeon.graph.layer_graph import LayerGraph, Node
     from neurosurgeon.net.bandwidth import LinkEstimate
     from neurosurgeon.net.events import CloudEvent
     from neurosurgeon.utils.inference_utils import Guess, LayerFeature

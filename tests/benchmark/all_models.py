@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neurosurgeon.models.graph import LayerGraph, cut, trace
+from neurosurgeon.graph.layer_graph import LayerGraph
+from neurosurgeon.models.build import trace
 from neurosurgeon.models.names import canonical_name, input_size, torchvision_names
+from neurosurgeon.models.partition import cut
 from neurosurgeon.models.tracing import meta_copy
 from neurosurgeon.models.zoo import build_network, skeleton
 from neurosurgeon.predictor.dag_search import DagCosts, DagSearch

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from neurosurgeon.deployment import SplitPlan
 from neurosurgeon.edge_task import Task, plan_task, predicted_stages, request_of
-from neurosurgeon.models.graph import LayerGraph
+from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.models.zoo import Network
 from neurosurgeon.net.bandwidth import LinkEstimate
 from neurosurgeon.net.session import EdgeSession

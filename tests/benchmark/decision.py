@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from neurosurgeon.deployment import plan_split
-from neurosurgeon.models.graph import LayerGraph
+from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.models.names import torchvision_names
 from neurosurgeon.models.zoo import ZOO, model_graph
 from neurosurgeon.predictor.chain_search import Objective

@@ -10,7 +10,7 @@ import copy
 import torch
 from torch import nn
 
-from neurosurgeon.models.graph import fold_batch_norms
+from neurosurgeon.models.build import fold_batch_norms
 from neurosurgeon.models.zoo import ZOO, model_graph, seeded_state, skeleton
 from neurosurgeon.utils.inference_utils import random_input
 from tests.benchmark.common import interleaved_medians, save

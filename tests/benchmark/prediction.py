@@ -32,7 +32,7 @@ from typing import Any
 
 import torch
 
-from neurosurgeon.models.graph import LayerGraph
+from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.models.zoo import ZOO, Network, load_network, model_graph
 from neurosurgeon.predictor.predictor_utils import PREDICTORS, SIDES, default_directory, read_provenance
 from neurosurgeon.utils.cli import ROOT

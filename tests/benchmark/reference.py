@@ -15,8 +15,8 @@ from itertools import pairwise
 import numpy as np
 from sklearn.linear_model import LinearRegression
 
-from neurosurgeon.models.graph import LayerGraph, Node
-from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.graph.layer_graph import LayerGraph, Node
+from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.predictor.chain_search import best_point, chain_candidates
 from neurosurgeon.predictor.get_datasets_func import COLUMNS, csv_path, read_rows
 from neurosurgeon.predictor.predictor_utils import dataset_directory

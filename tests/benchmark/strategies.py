@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from neurosurgeon.deployment import SplitPlan
 from neurosurgeon.edge_task import Task
-from neurosurgeon.models.graph import LayerGraph
+from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.models.zoo import WeightsSource, load_network
 from neurosurgeon.net.monitor_client import estimate_link
 from neurosurgeon.predictor.strategies import Strategy

@@ -28,7 +28,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from neurosurgeon.models.cuts import pack_nodes
+from neurosurgeon.graph.cut import pack_nodes
 from neurosurgeon.models.zoo import Network, load_network
 from neurosurgeon.net.messages import Hello, Reply, Request
 from neurosurgeon.net.session import EdgeSession, new_edge_id

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from neurosurgeon.models.graph import LayerGraph, cut
+from neurosurgeon.graph.layer_graph import LayerGraph
+from neurosurgeon.models.partition import cut
 from neurosurgeon.net.pickling import pack_tensor, unpack_tensor
 
 

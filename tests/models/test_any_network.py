@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from neurosurgeon.models.graph import cut
+from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.models.halves import parameter_bytes
 from neurosurgeon.models.names import torchvision_names
-from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.models.partition import cut
 from neurosurgeon.models.zoo import Network, load_network, model_graph
 from neurosurgeon.utils.inference_utils import random_input, run_whole
 from tests.equality import assert_equal

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from neurosurgeon.models.cuts import check_cut, check_graph_digest, pack_nodes, unpack_nodes
-from neurosurgeon.models.graph import LayerGraph, trace
+from neurosurgeon.graph.cut import check_cut, check_graph_digest, pack_nodes, unpack_nodes
+from neurosurgeon.graph.layer_graph import LayerGraph
+from neurosurgeon.models.build import trace
 from neurosurgeon.models.zoo import ZOO, build_network, model_graph
 from neurosurgeon.utils.errors import GraphError, PartitionError
 from tests.models.test_graph_dag import SHAPE, Diamond, closed_sets

@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from neurosurgeon.models.graph import fold_batch_norms, trace
+from neurosurgeon.graph.spec import LayerKind
+from neurosurgeon.models.build import fold_batch_norms, trace
 from neurosurgeon.models.LeNet import LeNet
-from neurosurgeon.models.operations import LayerKind
 from neurosurgeon.models.zoo import INPUT_SHAPE, ZOO, Network, load_network, model_graph, seeded_state, skeleton
 from neurosurgeon.utils.inference_utils import MAX_LOOKS, random_input, run_half, run_whole
 from tests.equality import assert_equal

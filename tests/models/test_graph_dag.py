@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from neurosurgeon.models.graph import LayerGraph, cut, fold_batch_norms, trace
-from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.graph.layer_graph import LayerGraph
+from neurosurgeon.graph.spec import LayerKind
+from neurosurgeon.models.build import fold_batch_norms, trace
+from neurosurgeon.models.partition import cut
 from tests.equality import assert_equal
 
 SHAPE = (1, 4, 8, 8)

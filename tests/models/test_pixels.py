@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from neurosurgeon.models.graph import cut, trace
-from neurosurgeon.models.pixels import MEAN, STD, as_values, takes_images
-from neurosurgeon.models.shapes import TensorSpec
+from neurosurgeon.graph.spec import TensorSpec, takes_images
+from neurosurgeon.models.build import trace
+from neurosurgeon.models.partition import cut
+from neurosurgeon.models.preprocess import MEAN, STD, as_values
 from neurosurgeon.models.zoo import load_network
 from neurosurgeon.utils.inference_utils import random_input, run_half, run_whole, stand_in
 from tests.equality import assert_equal

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from neurosurgeon.models.graph import trace
+from neurosurgeon.models.build import trace
 from neurosurgeon.models.zoo import ZOO, load_network
 from neurosurgeon.utils.inference_utils import random_input
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from neurosurgeon.models.graph import LayerGraph, cut, fold_batch_norms, trace
+from neurosurgeon.graph.layer_graph import LayerGraph
+from neurosurgeon.graph.spec import LayerKind
+from neurosurgeon.models.build import fold_batch_norms, trace
 from neurosurgeon.models.halves import parameter_bytes
-from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.models.partition import cut
 from neurosurgeon.utils.errors import InputSizeError, TraceError
 from tests.equality import assert_equal
 from tests.models.cuts_of import split_output

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from neurosurgeon.models.cuts import pack_nodes
+from neurosurgeon.graph.cut import pack_nodes
 from neurosurgeon.models.zoo import Cut, Network
 from neurosurgeon.net.events import CloudEvent
 from neurosurgeon.net.messages import Latencies, Request

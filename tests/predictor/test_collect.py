@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.predictor import collect, staging
 from neurosurgeon.predictor.collect import (
     BLOCK_LAYERS,

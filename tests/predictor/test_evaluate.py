@@ -10,7 +10,7 @@ import pytest
 from openpyxl import load_workbook
 from PIL import Image
 
-from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.predictor import evaluate, whole_networks
 from neurosurgeon.predictor.evaluate import Evaluation, channel_folds, random_folds, score_kind, summaries, width_folds
 from neurosurgeon.predictor.get_datasets_func import DataSet, load_dataset

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.predictor.features import FEATURE_NAMES
 from neurosurgeon.predictor.get_datasets_func import COLUMNS, DATASET_DIR, csv_path, load_dataset, read_rows
 from neurosurgeon.predictor.predictor_utils import SIDES, fit_directory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.models.zoo import ZOO, model_graph
 from neurosurgeon.predictor.kernel_flops import Row, Work, node_work, output_width, row_work
 from neurosurgeon.utils.errors import MissingPredictorError

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from neurosurgeon.models.graph import LayerGraph, trace
+from neurosurgeon.graph.layer_graph import LayerGraph
+from neurosurgeon.models.build import trace
 from neurosurgeon.models.zoo import ZOO, model_graph
 from neurosurgeon.predictor.memory import EdgeMemory, edge_memory, memory_at_points
 from tests.models.test_graph_dag import SHAPE, Diamond

@@ -17,8 +17,9 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from neurosurgeon.models.graph import LayerGraph, trace
-from neurosurgeon.models.operations import LayerKind
+from neurosurgeon.graph.layer_graph import LayerGraph
+from neurosurgeon.graph.spec import LayerKind
+from neurosurgeon.models.build import trace
 from neurosurgeon.models.zoo import ZOO, model_graph
 from neurosurgeon.predictor import predictor_utils
 from neurosurgeon.predictor.features import FEATURE_NAMES, feature_matrix

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurosurgeon.models.graph import trace
+from neurosurgeon.models.build import trace
 from neurosurgeon.models.zoo import model_graph
 from neurosurgeon.predictor.chain_search import Objective
 from neurosurgeon.predictor.dag_search import DagCosts

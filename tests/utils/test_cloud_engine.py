@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from neurosurgeon.graph.cut import pack_nodes
+from neurosurgeon.graph.layer_graph import LayerGraph
+from neurosurgeon.graph.spec import TensorSpec
 from neurosurgeon.models import zoo
-from neurosurgeon.models.cuts import pack_nodes
-from neurosurgeon.models.graph import LayerGraph
-from neurosurgeon.models.shapes import TensorSpec
 from neurosurgeon.models.zoo import Cut, Network, load_network, model_graph
 from neurosurgeon.net.messages import Request
 from neurosurgeon.utils import cloud_engine

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from neurosurgeon.models.graph import LayerGraph, trace
+from neurosurgeon.graph.layer_graph import LayerGraph
+from neurosurgeon.models.build import trace
 from neurosurgeon.models.zoo import model_graph
 from neurosurgeon.utils.errors import UsageError
 from neurosurgeon.utils.graph_drawing import boxes_of, dot_text, draw_cut

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from neurosurgeon.models.pixels import as_values
+from neurosurgeon.models.preprocess import as_values
 from neurosurgeon.models.torchvision_compat import import_torchvision
 from neurosurgeon.utils.errors import InputError
 from neurosurgeon.utils.images import read_image

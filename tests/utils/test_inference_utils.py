@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from neurosurgeon.models.pixels import MEAN, STD
+from neurosurgeon.models.preprocess import MEAN, STD
 from neurosurgeon.models.zoo import load_network
 from neurosurgeon.net.pickling import flat_values, pack_tensor
 from neurosurgeon.utils.errors import DeviceError, NonFiniteError

@@ -6,28 +6,46 @@ identity. Both halves of a cut make it again where they need it, so it never cro
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from neurosurgeon.graph.layer_graph import Layer, LayerGraph, Node
+from neurosurgeon.graph.spec import NO_TENSOR, LayerKind, TensorSpec
 from neurosurgeon.models.chain import ChainNetwork
-from neurosurgeon.models.cutting import cut as cut
-from neurosurgeon.models.layer_graph import Layer as Layer
-from neurosurgeon.models.layer_graph import LayerGraph as LayerGraph
-from neurosurgeon.models.layer_graph import Node as Node
-from neurosurgeon.models.layer_graph import attribute_of, is_plain, spec_of
-from neurosurgeon.models.operations import LayerKind, Operation, describe
-from neurosurgeon.models.shapes import NO_TENSOR, TensorSpec, function_name
+from neurosurgeon.models.operations import Operation, describe
+from neurosurgeon.models.shapes import attribute_of, function_name, is_plain, spec_of
 from neurosurgeon.models.tracing import trace_program
+
+DIGEST_HEX_CHARS = 32  # 128 bits, as of the weights
+
+
+@dataclass(frozen=True, eq=False)
+class TracedGraph(LayerGraph):
+    """The graph of a module, and the program from which its partitions are made."""
+
+    program: fx.Graph = field(repr=False)  # what torch.fx runs
+    made_by: tuple[tuple[fx.Node, ...], ...] = field(repr=False)  # what in the program makes each node's tensors
+    fixed: frozenset[fx.Node] = field(repr=False)  # what in the program depends on no input: computed once
+    constants: Mapping[str, Tensor] = field(repr=False)  # of the program, made while tracing
+
+    def attributes(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return the tensors that the program reads from ``model``, or has made itself, other than in modules."""
+        targets = {str(node.target) for node in self.program.nodes if node.op == "get_attr"}
+        values = {target: self.constants.get(target) for target in targets}
+        return {target: attribute_of(model, target) if made is None else made for target, made in values.items()}
+
 
 # ---------------------------------------------------------------- tracing
 
 
-def trace(model: nn.Module, name: str, input_shape: tuple[int, ...]) -> LayerGraph:
+def trace(model: nn.Module, name: str, input_shape: tuple[int, ...]) -> TracedGraph:
     """Return the graph of ``model`` for an input of ``input_shape``, without running it on data.
 
     The model is not changed; it may live on the meta device and hold no weights at all.
@@ -41,10 +59,11 @@ def trace(model: nn.Module, name: str, input_shape: tuple[int, ...]) -> LayerGra
         if fx_node.op != "output":
             builder.add(fx_node)
     nodes = tuple(builder.nodes)
-    return LayerGraph(
+    return TracedGraph(
         model=name,
         nodes=nodes,
         layers=_group_layers(nodes, layer_names),
+        digest=graph_digest(traced.graph),
         program=traced.graph,
         made_by=tuple(builder.made_by),
         fixed=frozenset(builder.fixed),
@@ -273,7 +292,7 @@ def _is_fixed_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
 
 
-def fold_batch_norms(model: nn.Module, graph: LayerGraph) -> nn.Module:
+def fold_batch_norms(model: nn.Module, graph: TracedGraph) -> nn.Module:
     """Fold each batch norm into the convolution before it, in place, and return the model.
 
     The norm becomes an identity, so every partition point keeps its number, its tensor shape and, bit for bit,
@@ -286,3 +305,33 @@ def fold_batch_norms(model: nn.Module, graph: LayerGraph) -> nn.Module:
         model.set_submodule(conv_name, fuse_conv_bn_eval(conv_module, norm_module))
         model.set_submodule(norm_name, nn.Identity())
     return model
+
+
+# ---------------------------------------------------------------- digest
+
+
+def graph_digest(program: fx.Graph) -> str:
+    """Return 128 bits of SHA-256 over all that a network computes but for its weights.
+
+    These are, one by one, the operations with their settings and constants, what they read, and the shape and type of
+    what they make.
+    """
+    operations = list(program.nodes)
+    positions = {node: f"%{index}" for index, node in enumerate(operations)}
+    root = program.owning_module
+    total = hashlib.sha256()
+    for operation in operations:
+        arguments = map_arg((operation.args, operation.kwargs), lambda read: positions[read])
+        made = operation.meta.get("spec", NO_TENSOR)
+        total.update(f"{_operation(operation, root)} {arguments} {made}\n".encode())
+    return total.hexdigest()[:DIGEST_HEX_CHARS]
+
+
+def _operation(node: fx.Node, root: nn.Module | None) -> str:
+    """Return what a traced node calls, with the settings of a module."""
+    if node.op == "call_module" and root is not None:
+        module = root.get_submodule(str(node.target))
+        return f"{node.target} {type(module).__qualname__}({module.extra_repr()})"
+    if isinstance(node.target, str):
+        return f"{node.op} {node.target}" if node.op != "placeholder" else node.op
+    return getattr(node.target, "__name__", str(node.target))

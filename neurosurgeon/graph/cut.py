@@ -6,22 +6,15 @@ for VGG-16, some 50 for DenseNet-121. A mask means nothing without its graph, so
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from neurosurgeon.models.shapes import NO_TENSOR
+from neurosurgeon.graph.layer_graph import LayerGraph
+from neurosurgeon.graph.spec import NO_TENSOR
 from neurosurgeon.utils.errors import GraphError, PartitionError
 
-if TYPE_CHECKING:
-    from torch import fx, nn
-
-    from neurosurgeon.models.graph import LayerGraph
-
-DIGEST_HEX_CHARS = 32  # 128 bits, as of the weights
 KEPT_MASKS = 64  # a stream of tasks has the same few, each with 10 KB of node numbers
 
 
@@ -63,39 +56,6 @@ def check_cut(graph: LayerGraph, edge_nodes: Collection[int]) -> None:
     for node in graph.crossing(edge_nodes):
         if node.output == NO_TENSOR:
             raise PartitionError(f"no cut of {graph.model}: what {node.name} makes is no tensor and cannot be sent")
-
-
-def graph_digest(graph: LayerGraph) -> str:
-    """Return 128 bits of SHA-256 over all that a network computes but for its weights.
-
-    These are, one by one, the operations with their settings and constants, what they read, and the shape and type of
-    what they make.
-    """
-    operations = list(graph.program.nodes)
-    positions = {node: f"%{index}" for index, node in enumerate(operations)}
-    root = graph.program.owning_module
-    total = hashlib.sha256()
-    for operation in operations:
-        arguments = _map_reads((operation.args, operation.kwargs), positions)
-        made = operation.meta.get("spec", NO_TENSOR)
-        total.update(f"{_operation(operation, root)} {arguments} {made}\n".encode())
-    return total.hexdigest()[:DIGEST_HEX_CHARS]
-
-
-def _map_reads(arguments: Any, positions: dict[fx.Node, str]) -> Any:
-    from torch.fx.node import map_arg
-
-    return map_arg(arguments, lambda read: positions[read])
-
-
-def _operation(node: fx.Node, root: nn.Module | None) -> str:
-    """Return what a traced node calls, with the settings of a module."""
-    if node.op == "call_module" and root is not None:
-        module = root.get_submodule(str(node.target))
-        return f"{node.target} {type(module).__qualname__}({module.extra_repr()})"
-    if isinstance(node.target, str):
-        return f"{node.op} {node.target}" if node.op != "placeholder" else node.op
-    return getattr(node.target, "__name__", str(node.target))
 
 
 def check_graph_digest(graph: LayerGraph, digest: str) -> None:

@@ -11,21 +11,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from neurosurgeon.models.shapes import TensorSpec
-
 # torchvision's evaluation transform for the classic networks (its ImageClassification preset).
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 KEPT_ROWS = 64  # widths of images, on any device
-
-
-def takes_images(spec: TensorSpec) -> bool:
-    """Return whether a network with this input can be given images: batches of three colours."""
-    return spec.dtype == "float32" and len(spec.shape) == 4 and spec.shape[1] == len(MEAN)
-
-
-def pixels_of(spec: TensorSpec) -> TensorSpec:
-    """Return the pixels that become such an input."""
-    return TensorSpec(spec.shape, "uint8")
 
 
 def as_values(tensor: Tensor) -> Tensor:

@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from neurosurgeon.models.cuts import check_cut
-from neurosurgeon.models.layer_graph import Layer, LayerGraph, attribute_of, is_plain
-from neurosurgeon.models.pixels import as_values, takes_images
-from neurosurgeon.models.shapes import function_name
+from neurosurgeon.graph.cut import check_cut
+from neurosurgeon.graph.layer_graph import Layer
+from neurosurgeon.graph.spec import takes_images
+from neurosurgeon.models.build import TracedGraph
+from neurosurgeon.models.preprocess import as_values
+from neurosurgeon.models.shapes import attribute_of, function_name, is_plain
 
 
-def cut(model: nn.Module, graph: LayerGraph, edge_nodes: Collection[int]) -> tuple[nn.Module, nn.Module]:
+def cut(model: nn.Module, graph: TracedGraph, edge_nodes: Collection[int]) -> tuple[nn.Module, nn.Module]:
     """Split ``model`` into what runs on the edge and what runs in the cloud.
 
     Args:    edge_nodes: indices of the nodes on the edge, with each node all that it reads; node 0 among them.
@@ -63,7 +65,7 @@ class Half(nn.Module):
 class _Part:
     """A part of a program on its way to be a module."""
 
-    def __init__(self, model: nn.Module, graph: LayerGraph, inputs: Sequence[fx.Node]) -> None:
+    def __init__(self, model: nn.Module, graph: TracedGraph, inputs: Sequence[fx.Node]) -> None:
         self._model = model
         self._constants = graph.constants
         self._fixed = graph.fixed
@@ -162,7 +164,7 @@ class LayerStep(NamedTuple):
         values.update(zip(self.makes, self.run(*(values[read] for read in self.reads)), strict=True))
 
 
-def layer_steps(model: nn.Module, graph: LayerGraph) -> list[LayerStep]:
+def layer_steps(model: nn.Module, graph: TracedGraph) -> list[LayerStep]:
     """Return the layers of a network, to run one after another on values that start with the input's.
 
     The input is that of operation ``graph.made_by[0][0]``.

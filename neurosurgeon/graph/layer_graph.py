@@ -9,15 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
-from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
-
-from neurosurgeon.models.cuts import graph_digest
-from neurosurgeon.models.operations import LayerKind
-from neurosurgeon.models.pixels import pixels_of, takes_images
-from neurosurgeon.models.shapes import NO_TENSOR, TensorSpec
+from neurosurgeon.graph.spec import LayerKind, TensorSpec, pixels_of, takes_images
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +90,7 @@ class LayerGraph:
     model: str
     nodes: tuple[Node, ...]
     layers: tuple[Layer, ...]
-    program: fx.Graph = field(repr=False)  # what torch.fx runs
-    made_by: tuple[tuple[fx.Node, ...], ...] = field(repr=False)  # what in the program makes each node's tensors
-    fixed: frozenset[fx.Node] = field(repr=False)  # what in the program depends on no input: computed once
-    constants: Mapping[str, Tensor] = field(repr=False)  # of the program, made while tracing
+    digest: str  # tells the network's structure from every other; its weights have a digest of their own
     _edge_nodes: dict[int, frozenset[int]] = field(init=False, default_factory=dict, repr=False)  # by partition point
 
     @property
@@ -112,12 +102,6 @@ class LayerGraph:
     def output(self) -> TensorSpec:
         """The tensor that leaves the network."""
         return self.nodes[-1].output
-
-    def attributes(self, model: nn.Module) -> dict[str, Tensor]:
-        """Return the tensors that the program reads from ``model``, or has made itself, other than in modules."""
-        targets = {str(node.target) for node in self.program.nodes if node.op == "get_attr"}
-        values = {target: self.constants.get(target) for target in targets}
-        return {target: attribute_of(model, target) if made is None else made for target, made in values.items()}
 
     @property
     def is_chain(self) -> bool:
@@ -179,30 +163,6 @@ class LayerGraph:
         """Tensors that cross at every partition point, (layers + 1,)."""
         return self._sums_at_points(len(node.outputs) for node in self.nodes)
 
-    @cached_property
-    def digest(self) -> str:
-        """What tells the network's structure from every other; its weights have a digest of their own."""
-        return graph_digest(self)
-
     def point_name(self, point: int) -> str:
         """Return the layer that partition point ``point`` follows; ``None`` for point 0."""
         return str(self.layers[point - 1]) if point else "None"
-
-
-# ---------------------------------------------------------------- traced operations
-
-
-def spec_of(fx_node: fx.Node) -> TensorSpec:
-    """Return what tensor a traced operation makes; none where it makes something else."""
-    spec: TensorSpec = fx_node.meta.get("spec", NO_TENSOR)
-    return spec
-
-
-def is_plain(fx_node: fx.Node) -> bool:
-    """Return whether a traced operation makes no tensors, but a size, a type or the like."""
-    return "value" in fx_node.meta and not any(isinstance(leaf, Tensor) for leaf in tree_leaves(fx_node.meta["value"]))
-
-
-def attribute_of(root: nn.Module, target: str) -> Any:
-    path, _, leaf = target.rpartition(".")
-    return getattr(root.get_submodule(path), leaf)

@@ -1,0 +1,87 @@
+"""What a tensor is like, and the kinds of layers: shared by every part of the project."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+# By torch's names of the types.
+ITEM_BYTES = {
+    "bool": 1,
+    "uint8": 1,
+    "int8": 1,
+    "int16": 2,
+    "float16": 2,
+    "bfloat16": 2,
+    "int32": 4,
+    "float32": 4,
+    "int64": 8,
+    "float64": 8,
+    "complex64": 8,
+    "complex128": 16,
+}
+COLOURS = 3  # of an image
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Shape and element type of a tensor that does not exist yet."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the elements."""
+        return self.numel * self.item_bytes
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one element."""
+        return ITEM_BYTES[self.dtype]
+
+
+NO_TENSOR = TensorSpec((0,))  # a size, or a tuple of parts
+
+
+def takes_images(spec: TensorSpec) -> bool:
+    """Return whether a network with this input can be given images: batches of three colours."""
+    return spec.dtype == "float32" and len(spec.shape) == 4 and spec.shape[1] == COLOURS
+
+
+def pixels_of(spec: TensorSpec) -> TensorSpec:
+    """Return the pixels that become such an input."""
+    return TensorSpec(spec.shape, "uint8")
+
+
+class LayerKind(StrEnum):
+    """What a node computes; each kind has its own data set and predictor."""
+
+    INPUT = "input"
+    CONV = "conv"
+    DW_CONV = "dw_conv"
+    LINEAR = "linear"
+    MAXPOOL = "maxpool"
+    AVGPOOL = "avgpool"
+    BATCHNORM = "batchnorm"
+    ACTIVATION = "activation"
+    ADD = "add"
+    MULTIPLY = "multiply"
+    CONCAT = "concat"
+    DROPOUT = "dropout"
+    FLATTEN = "flatten"
+    SHUFFLE = "shuffle"  # makes a transposed tensor dense
+    MATMUL = "matmul"  # product of matrices, or of many pairs of them; a linear layer on many tokens
+    LAYER_NORM = "layer_norm"
+    SOFTMAX = "softmax"
+    ATTENTION = "attention"  # projections, softmax and all, in one operation
+    VIEW = "view"  # looks at a tensor in another way, or at a part of it: nothing is computed or moved
+    BLOCK = "block"  # a layer of several nodes
+    WEIGHTED = "weighted"  # any other module with weights: a recurrent layer, a transposed convolution
+    OTHER = "other"  # anything else
