@@ -28,7 +28,7 @@ bench: $(STAMP)
 
 # A throw-away set for TLS in certs/; make certs NAMES="cloud.example 10.0.0.2" for more than this machine.
 certs: $(STAMP)
-	$(BIN)/python -m neurosurgeon.net.certs $(addprefix --name ,$(NAMES))
+	$(BIN)/python -m neurosurgeon certs $(addprefix --name ,$(NAMES))
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

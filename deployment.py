@@ -1,8 +1,8 @@
-"""The deployment phase: `neurosurgeon.deployment`."""
+"""The deployment phase: predicted latencies and a link become a split plan."""
 
-import sys
+from neurosurgeon.cli.process import script
 
-from neurosurgeon.deployment import main
+main = script("deployment", "deployment.py")
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

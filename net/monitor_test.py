@@ -1,8 +1,8 @@
-"""The reference's name of `neurosurgeon.net.monitor_test`."""
+"""The reference's name of `neurosurgeon.cli.monitor`."""
 
-from neurosurgeon.net.monitor_test import main
+from neurosurgeon.cli.process import script
 
-__all__ = ["main"]
+main = script("monitor", "monitor_test.py", "test")
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # before the import below, which needs packages
     raise SystemExit(main())

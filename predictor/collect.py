@@ -1,13 +1,12 @@
 """The reference's name of `neurosurgeon.predictor.collect`."""
 
+from neurosurgeon.cli.process import script
+
+main = script("collect", "collect.py")
+
 if __name__ == "__main__":  # before the import below, which needs packages
-    from neurosurgeon.utils.packages import name_missing_packages
-
-    name_missing_packages()
-
-from neurosurgeon.predictor.collect import collect, main
-
-__all__ = ["collect", "main"]
-
-if __name__ == "__main__":
     raise SystemExit(main())
+
+from neurosurgeon.predictor.collect import collect  # noqa: E402
+
+__all__ = ["main", "collect"]

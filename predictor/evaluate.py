@@ -1,13 +1,12 @@
 """The reference's name of `neurosurgeon.predictor.evaluate`."""
 
+from neurosurgeon.cli.process import script
+
+main = script("evaluate", "evaluate.py")
+
 if __name__ == "__main__":  # before the import below, which needs packages
-    from neurosurgeon.utils.packages import name_missing_packages
-
-    name_missing_packages()
-
-from neurosurgeon.predictor.evaluate import evaluate_side, main
-
-__all__ = ["evaluate_side", "main"]
-
-if __name__ == "__main__":
     raise SystemExit(main())
+
+from neurosurgeon.predictor.evaluate import evaluate_side  # noqa: E402
+
+__all__ = ["main", "evaluate_side"]

@@ -1,20 +1,18 @@
 """The reference's name of `neurosurgeon.predictor.predictor_utils`."""
 
+from neurosurgeon.cli.process import script
+
+main = script("predictors", "predictor_utils.py")
+
 if __name__ == "__main__":  # before the import below, which needs packages
-    from neurosurgeon.utils.packages import name_missing_packages
+    raise SystemExit(main())
 
-    name_missing_packages()
-
-from neurosurgeon.predictor.predictor_utils import (
+from neurosurgeon.predictor.predictor_utils import (  # noqa: E402
     LatencyPredictor,
     find_predictor,
     fit_and_save,
     load_predictor,
-    main,
     save_predictor,
 )
 
-__all__ = ["LatencyPredictor", "find_predictor", "fit_and_save", "load_predictor", "main", "save_predictor"]
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+__all__ = ["main", "LatencyPredictor", "find_predictor", "fit_and_save", "load_predictor", "save_predictor"]

@@ -9,7 +9,7 @@ import pytest
 import sklearn.datasets
 import torch
 
-from neurosurgeon.utils.cli import ServiceProcess
+from neurosurgeon.cli.process import ServiceProcess
 from tests.equality import THREADS
 
 torch.set_num_threads(THREADS)  # before any fixture computes

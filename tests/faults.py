@@ -24,10 +24,11 @@ from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 
+from neurosurgeon.cli.parser import address_parser, port_number
+from neurosurgeon.cli.process import end_with_parent, listening_line, run_main, stop_event
 from neurosurgeon.net.net_utils import format_address
 from neurosurgeon.net.transport import accepted, listen, stop_accepting
 from neurosurgeon.predictor.predictor_utils import config_path
-from neurosurgeon.utils.cli import address_parser, end_with_parent, listening_line, port_number, run_main, stop_event
 
 log = logging.getLogger(__name__)
 

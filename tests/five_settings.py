@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from neurosurgeon.utils.cli import ROOT
+from neurosurgeon.cli.process import ROOT
 from tests.benchmark.common import busy_loops
 
 BUSY_LOOPS = 2

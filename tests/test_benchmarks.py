@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from neurosurgeon.cli.parser import DEFAULT_IP
+from neurosurgeon.cli.process import ROOT
 from neurosurgeon.net.messages import Reply, Request
 from neurosurgeon.net.transport import Connection, Received
+from neurosurgeon.planner.transfer import frame_bytes
 from neurosurgeon.predictor.predictor_utils import SIDES, default_directory, read_provenance
-from neurosurgeon.predictor.transfer import frame_bytes
-from neurosurgeon.utils.cli import DEFAULT_IP, ROOT
 from tests.benchmark import __main__ as benchmarks
 from tests.benchmark import busy, common, machine_speed, prediction, queue, transport
 

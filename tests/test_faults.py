@@ -15,7 +15,7 @@ import pytest
 
 import edge_api
 import tasks_edge_api
-from neurosurgeon.utils.cli import ServiceProcess
+from neurosurgeon.cli.process import ServiceProcess
 from tests import faults
 from tests.equality import THREADS, whole_digest
 from tests.faults import BREAKING, Fault, FaultProxy, write_slow_edge

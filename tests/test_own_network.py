@@ -12,13 +12,13 @@ import pytest
 
 import edge_api
 import tasks_edge_api
-from neurosurgeon.edge_task import request_of
+from neurosurgeon.cli.process import ServiceProcess
+from neurosurgeon.edge.task import request_of
+from neurosurgeon.engine.torch_engine import random_input, run_half, run_whole
 from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.models.own_models import register_files
 from neurosurgeon.models.zoo import Network, _model_graph, build_network
 from neurosurgeon.net.session import EdgeSession
-from neurosurgeon.utils.cli import ServiceProcess
-from neurosurgeon.utils.inference_utils import random_input, run_half, run_whole
 from tests.equality import assert_equal
 
 MODEL_FILE = '''

@@ -11,7 +11,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PLACEHOLDER = re.compile(r"[A-Z_.]+")  # as in --input IMAGE
 
 
-@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md", "edge_api.py", "tasks_edge_api.py"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "README.zh-CN.md", "neurosurgeon/cli/edge.py", "neurosurgeon/cli/tasks_edge.py"]
+)
 def test_the_inputs_that_a_command_names_are_there(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     named = set(re.findall(r"python \S+\.py .*?--input(?:-dir)? ([\w./-]+)", text))

@@ -16,9 +16,9 @@ import pytest
 from openpyxl import load_workbook
 
 import tasks_edge_api
+from neurosurgeon.cli.process import ROOT, ServiceProcess
+from neurosurgeon.engine.torch_engine import load_image, random_input, run_whole
 from neurosurgeon.models.zoo import ZOO, load_network
-from neurosurgeon.utils.cli import ROOT, ServiceProcess
-from neurosurgeon.utils.inference_utils import load_image, random_input, run_whole
 
 TASK_KEYS = {
     "id",

@@ -1,5 +1,5 @@
-"""The reference's name of `neurosurgeon.utils.excel_utils`."""
+"""The reference's name of `neurosurgeon.reports.excel`."""
 
-from neurosurgeon.utils.excel_utils import save_tables
+from neurosurgeon.reports.excel import save_tables
 
 __all__ = ["save_tables"]

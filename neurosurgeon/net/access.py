@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-from argparse import Namespace
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from neurosurgeon.net.keys import SealedWire, find_key, prove_to_cloud, prove_to_edge, tell_refusal
+from neurosurgeon.net.keys import SealedWire, prove_to_cloud, prove_to_edge, tell_refusal
 from neurosurgeon.net.wire import Wire
 from neurosurgeon.utils.errors import AccessError, UsageError
 
@@ -80,33 +79,3 @@ def is_loopback(address: str) -> bool:
     known = ipaddress.ip_address(address.partition("%")[0])
     mapped = getattr(known, "ipv4_mapped", None)
     return (mapped or known).is_loopback
-
-
-def access_of_cloud(args: Namespace) -> Access:
-    """Return what a service's command line asks for.
-
-    Raises: UsageError: a file cannot be read or does not fit, or a flag is missing.
-    """
-    tls = None
-    if bool(args.tls_cert) != bool(args.tls_key) or (args.tls_ca and not args.tls_cert):
-        raise UsageError("TLS needs both --tls-cert and --tls-key (--tls-ca asks edges for certificates, too)")
-    if args.tls_cert:
-        from neurosurgeon.net.tls import cloud_tls
-
-        tls = cloud_tls(args.tls_cert, args.tls_key, args.tls_ca)
-    return Access(find_key(args.key_file), tls, args.insecure)
-
-
-def access_of_edge(args: Namespace) -> Access:
-    """Return what an edge's command line asks for.
-
-    Raises: UsageError: a file cannot be read or does not fit, or a flag is missing.
-    """
-    tls = None
-    if bool(args.tls_cert) != bool(args.tls_key) or (args.tls_cert and not args.tls_ca):
-        raise UsageError("TLS needs --tls-ca, the CA of the cloud's certificate; --tls-cert and --tls-key go together")
-    if args.tls_ca:
-        from neurosurgeon.net.tls import edge_tls
-
-        tls = edge_tls(args.tls_ca, args.tls_cert, args.tls_key)
-    return Access(find_key(args.key_file), tls)

@@ -2,43 +2,31 @@
 
 A measurement costs at most 200 KB, and as much again with --duplex. Where datagrams do not leave this process as fast
 as the link carries them, TCP's probe takes the place of some. No part takes more than 3 s.
-
-python -m net.monitor_client -i 127.0.0.1 --monitor-port 9922 [--duplex] [--json]
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports below, which need packages
-    from neurosurgeon.utils.packages import name_missing_packages
-
-    name_missing_packages()
-
-import argparse
 import json
 import logging
 import math
 import multiprocessing
 import os
-import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-from neurosurgeon.net.access import OPEN, Access, access_of_edge
+from neurosurgeon.net.access import OPEN, Access
 from neurosurgeon.net.bandwidth import Echo, LinkEstimate, LinkSource
 from neurosurgeon.net.framing import HEADER_LIMITS
-from neurosurgeon.net.net_utils import format_address, format_rate
+from neurosurgeon.net.net_utils import format_address
 from neurosurgeon.net.probe import LinkProbe
 from neurosurgeon.net.transport import Connection, connect
-from neurosurgeon.utils.cli import address_parser, run_main
 from neurosurgeon.utils.errors import AccessError, NetworkError, NeurosurgeonError
 from neurosurgeon.utils.files import cache_directory, replace_file
-from neurosurgeon.utils.timing import now_ms
-from neurosurgeon.utils.units import bytes_per_s_to_mb_per_s, mb_per_s_to_bytes_per_s
+from neurosurgeon.utils.units import mb_per_s_to_bytes_per_s
 
 log = logging.getLogger(__name__)
 
@@ -228,48 +216,3 @@ def estimate_link(host: str, port: int, access: Access = OPEN) -> LinkEstimate:
         return last
     remember_link(host, port, estimate)
     return estimate
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = address_parser("monitor_client.py", __doc__, port=False, monitor_port=True)
-    parser.add_argument("--duplex", action="store_true", help="measure both ways (default: the uplink)")
-    parser.add_argument("--no-udp", action="store_true", help="measure by TCP alone (default: by UDP where it passes)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object (default: a line)")
-    return run_main(parser, argv, _run)
-
-
-def _run(args: argparse.Namespace) -> int:
-    start_ms = now_ms()
-    estimate = measure_link(
-        args.ip, args.monitor_port, access_of_edge(args), use_udp=not args.no_udp, duplex=args.duplex
-    )
-    print(json.dumps(document_of(estimate, now_ms() - start_ms)) if args.json else line_of(estimate))
-    return 0
-
-
-def document_of(estimate: LinkEstimate, took_ms: float) -> dict[str, Any]:
-    """Return a measurement as a JSON object."""
-    down = estimate.down_bytes_per_s
-    return {
-        "bandwidth_mb_per_s": bytes_per_s_to_mb_per_s(estimate.rate_bytes_per_s),
-        "downlink_mb_per_s": bytes_per_s_to_mb_per_s(down) if down else None,
-        "rtt_ms": estimate.rtt_ms,
-        "host_ms": estimate.host_ms,
-        "relative_error": estimate.error,
-        "method": estimate.method,
-        "age_s": estimate.age_s,
-        "probe_bytes": estimate.probe_bytes,
-        "probe_ms": took_ms,
-    }
-
-
-def line_of(estimate: LinkEstimate) -> str:
-    """Return a measurement for people."""
-    line = f"uplink {format_rate(estimate.rate_bytes_per_s)} +-{100 * estimate.error:.0f} % by {estimate.method}"
-    if estimate.down_bytes_per_s:
-        line += f", downlink {format_rate(estimate.down_bytes_per_s)}"
-    return f"{line}, RTT {estimate.rtt_ms:.3f} ms"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

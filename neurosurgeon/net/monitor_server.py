@@ -1,36 +1,23 @@
 """The bandwidth service: answers pings, and tells when the bytes of a probe arrived. A process of its own.
 
-    python -m net.monitor_server -i 127.0.0.1 --monitor-port 9922
-
 It blocks in accept and read, never spins; every probe is bounded in bytes and time, and connections in number. UDP
 trains come to the port of the same number; see `net.trains` for who may send and get them.
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports below, which need packages
-    from neurosurgeon.utils.packages import name_missing_packages
-
-    name_missing_packages()
-
-import argparse
 import logging
-import math
 import socket
-import sys
 import threading
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
-from neurosurgeon.net.access import access_of_cloud
 from neurosurgeon.net.datagrams import MAX_DATAGRAM_BYTES, VERSION, Datagrams
 from neurosurgeon.net.door import Door, DoorLimits
 from neurosurgeon.net.messages import AskTicket, AskTrain, Hello, Message, Ping, Pong, Probe, Samples, Ticket, Train
-from neurosurgeon.net.net_utils import format_address
 from neurosurgeon.net.trains import MAX_TRAIN_PACKETS, Guest, TrainDesk
-from neurosurgeon.net.transport import Connection, listen, stop_accepting
-from neurosurgeon.utils.cli import add_insecure, address_parser, end_with_parent, listening_line, run_main, stop_event
+from neurosurgeon.net.transport import Connection
 from neurosurgeon.utils.errors import DeadlineError, NetworkError, PeerGoneError, ProtocolError
+from neurosurgeon.utils.load import CloudLoad
 from neurosurgeon.utils.logs import internal_error
 
 log = logging.getLogger(__name__)
@@ -40,28 +27,6 @@ MAX_SAMPLES = 4_096  # as many as fit into one header
 MAX_CONNECTIONS = 32
 IDLE_TIMEOUT_S = 60.0  # a monitor that asks every second is never idle that long
 READ_BYTES = 262_144
-
-
-class CloudLoad(NamedTuple):
-    """What tasks wait and take in the cloud that this service belongs to, ms."""
-
-    queue_ms: float = 0.0
-    service_ms: float = 0.0
-
-    def line(self) -> str:
-        """Return the line with which the cloud tells it to its bandwidth service."""
-        return f"load {self.queue_ms:.3f} {self.service_ms:.3f}"
-
-    @classmethod
-    def of_line(cls, line: str) -> CloudLoad | None:
-        """Return what a line tells; None where it tells no load."""
-        word, *numbers = line.split()[:4] or [""]
-        try:
-            load = cls(*map(float, numbers))
-        except (TypeError, ValueError):
-            return None
-        sensible = len(numbers) == 2 and all(0 <= value < math.inf for value in load)
-        return load if word == "load" and sensible else None
 
 
 class MonitorServer:
@@ -168,28 +133,3 @@ def receive_probe(connection: Connection, size_bytes: int, scratch: memoryview) 
         times_us[-1] = round((time_s - start_s) * 1e6)
         sizes_bytes[-1] += count
     return Samples(times_us, sizes_bytes)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = address_parser("monitor_server.py", __doc__, port=False, monitor_port=True)
-    add_insecure(parser)
-    parser.add_argument("--until-stdin-closes", action="store_true", help=argparse.SUPPRESS)
-    return run_main(parser, argv, _run)
-
-
-def _run(args: argparse.Namespace) -> int:
-    access = access_of_cloud(args)
-    listener = listen(args.ip, args.monitor_port, access)
-    stop = stop_event(ignore_interrupt=args.until_stdin_closes)
-    server = MonitorServer(listener, Door(access, DoorLimits(MAX_CONNECTIONS)))
-    if args.until_stdin_closes:
-        end_with_parent(stop, server.take_line)
-    threading.Thread(target=server.serve, daemon=True).start()
-    log.info(listening_line("bandwidth service", format_address(listener.getsockname())))
-    stop.wait()
-    stop_accepting(listener)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

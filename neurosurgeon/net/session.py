@@ -1,4 +1,4 @@
-"""The edge's side of a conversation: it asks, and the cloud (`net.server`) answers."""
+"""The edge's side of a conversation: it asks, and the cloud (`cloud.server`) answers."""
 
 from __future__ import annotations
 

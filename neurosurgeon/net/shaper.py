@@ -3,7 +3,7 @@
     edge  ──▶  127.0.0.2:9999  ── rate, half a round trip ──▶  cloud:9999
           ◀──                  ◀─ rate, half a round trip ──
 
-    python -m neurosurgeon.net.shaper -i 192.0.2.7 -p 9999 --shape 20,10
+    python -m neurosurgeon relay -i 192.0.2.7 -p 9999 --shape 20,10
     python edge_api.py -i 127.0.0.2 -p 9999 ...
 
 The edge's scripts start it by themselves (--shape, --trace). It serves the cloud's ports at an address of its own. All
@@ -13,32 +13,21 @@ half a round trip later. Slow start and random losses are not imitated; a datagr
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports below, which need packages
-    from neurosurgeon.utils.packages import name_missing_packages
-
-    name_missing_packages()
-
-import argparse
 import contextlib
 import logging
-import os
 import socket
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from neurosurgeon.net.access import Access
 from neurosurgeon.net.net_utils import format_address
-from neurosurgeon.net.traces import MAX_RTT_MS, Condition, Trace, read_trace
-from neurosurgeon.net.transport import accepted, listen, stop_accepting
-from neurosurgeon.utils.cli import ServiceProcess, address_parser, end_with_parent, listening_line, run_main, stop_event
+from neurosurgeon.net.traces import Condition, Trace
+from neurosurgeon.net.transport import accepted
 from neurosurgeon.utils.units import mbit_per_s_to_bytes_per_s, ms_to_s
 
 log = logging.getLogger(__name__)
@@ -197,104 +186,4 @@ class Relay:
         return far
 
 
-# ---------------------------------------------------------------- from a script
-
-
-@dataclass(frozen=True, slots=True)
-class ShapedCloud:
-    """Where a cloud is reached through the relay."""
-
-    host: str
-    begin: Callable[[], None]  # lets the trace begin
-
-
-@contextlib.contextmanager
-def shaped(host: str, ports: Sequence[int], shape: str | None, trace: Path | None) -> Iterator[ShapedCloud]:
-    """Yield where the cloud at ``host`` is reached: there, or through a relay that ends with the block.
-
-    Raises: UsageError: the trace makes no sense. NetworkError: the relay did not start.
-    """
-    if not (shape or trace):
-        yield ShapedCloud(host, lambda: None)
-        return
-    if trace:
-        read_trace(trace)  # a mistake in it is told here
-    own_ip = f"127.{os.getpid() >> 8 & 0xFF}.{os.getpid() & 0xFF}.2"  # another program may shape, too
-    network = ["--trace", str(trace.absolute())] if trace else ["--shape", str(shape)]
-    addresses = ["-i", host, "-p", str(ports[0]), "--monitor-port", str(ports[1]), "--listen-ip", own_ip]
-    with ServiceProcess(["-m", "neurosurgeon.net.shaper", *addresses, *network], services=len(ports)) as relay:
-        yield ShapedCloud(own_ip, partial(relay.tell, BEGIN))
-
-
-def add_shaping(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
-    """Add --shape and --trace."""
-    network = parser.add_mutually_exclusive_group(required=required)
-    network.add_argument(
-        "--shape",
-        type=shape_text,
-        metavar="MBIT[,RTT_MS]",
-        help="try a slow network: pace and delay what goes to the cloud and back (default: off)",
-    )
-    network.add_argument(
-        "--trace",
-        type=Path,
-        metavar="FILE.csv",
-        help="replay a network over time: lines of seconds, Mbit/s, ms (default: off)",
-    )
-
-
-def shape_text(text: str) -> str:
-    """Check what was given to --shape (an argparse type)."""
-    shape_of(text)
-    return text
-
-
-def shape_of(text: str) -> Condition:
-    """Return the network that ``20`` or ``20,10`` describes."""
-    rate_text, comma, rtt_text = text.partition(",")
-    try:
-        condition = Condition(0.0, float(rate_text), float(rtt_text) if comma else 0.0)
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError(f"{text!r} is not MBIT or MBIT,RTT_MS, such as 20,10") from exc
-    if not (0 < condition.rate_mbit <= 1e6 and 0 <= condition.rtt_ms <= MAX_RTT_MS):
-        raise argparse.ArgumentTypeError(f"{text!r}: a rate above 0 Mbit/s, and 0 to {MAX_RTT_MS:g} ms, are needed")
-    return condition
-
-
 # ---------------------------------------------------------------- the relay as a process
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = address_parser("shaper.py", __doc__, monitor_port=True)
-    parser.add_argument("--listen-ip", default=RELAY_IP, help=f"address of the relay (default: {RELAY_IP})")
-    add_shaping(parser, required=True)
-    parser.add_argument("--until-stdin-closes", action="store_true", help=argparse.SUPPRESS)
-    return run_main(parser, argv, _run)
-
-
-def _run(args: argparse.Namespace) -> int:
-    weather = Weather(read_trace(args.trace) if args.trace else Trace([shape_of(args.shape)]))
-    up, down = Lane(weather), Lane(weather)
-    stop = stop_event(ignore_interrupt=args.until_stdin_closes)
-    if args.until_stdin_closes:
-        end_with_parent(stop, lambda line: weather.begin() if line.strip() == BEGIN else None)
-    else:
-        weather.begin()
-    listeners = [listen(args.listen_ip, port, Access()) for port in (args.port, args.monitor_port)]
-    for listener, port in zip(listeners, (args.port, args.monitor_port), strict=True):
-        relay = Relay((args.ip, port), up, down)
-        threading.Thread(target=relay.serve_tcp, args=(listener,), daemon=True).start()
-    near = socket.socket(listeners[1].family, socket.SOCK_DGRAM)
-    near.bind(listeners[1].getsockname())
-    threading.Thread(target=relay.serve_udp, args=(near,), daemon=True).start()
-    for listener in listeners:
-        log.info(listening_line("relay", format_address(listener.getsockname())))
-    stop.wait()
-    near.close()
-    for listener in listeners:
-        stop_accepting(listener)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

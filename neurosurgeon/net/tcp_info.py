@@ -16,7 +16,7 @@ _FIELDS = struct.Struct("=8xI4xI24xI20xI4xII20xQ44xI")  # up to data_segs_out, L
 
 
 class SendState(NamedTuple):
-    """What may be sent before the peer is heard from; `predictor.transfer.Sender` says what comes of it."""
+    """What may be sent before the peer is heard from; `planner.transfer.Sender` says what comes of it."""
 
     window_bytes: float
     threshold_bytes: float

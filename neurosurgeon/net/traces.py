@@ -8,28 +8,18 @@ that start with # are comments, and one line of names may come first:
     5,5,30
 
 A published 4G or 5G trace becomes one by keeping its time, throughput and latency columns.
-
-    python -m neurosurgeon.net.traces traces        makes the made-up ones anew
 """
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports below, which need packages
-    from neurosurgeon.utils.packages import name_missing_packages
-
-    name_missing_packages()
-
-import argparse
 import bisect
 import csv
 import math
 import random
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from neurosurgeon.utils.cli import base_parser, run_main
 from neurosurgeon.utils.errors import UsageError, writing
 from neurosurgeon.utils.units import mbit_per_s_to_bytes_per_s
 
@@ -199,22 +189,3 @@ def write_trace(path: Path, trace: Trace, comment: str) -> None:
         last = condition[1:]
     with writing(path):
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = base_parser("traces.py", __doc__)
-    parser.add_argument("directory", type=Path, help="where to write them")
-    return run_main(parser, argv, _run)
-
-
-def _run(args: argparse.Namespace) -> int:
-    with writing(args.directory):
-        args.directory.mkdir(parents=True, exist_ok=True)
-    for name, shape in SHAPES.items():
-        comment = f"made up by python -m neurosurgeon.net.traces, not recorded. {str(shape.__doc__).splitlines()[0]}"
-        write_trace(args.directory / f"{name}.csv", made_up(name), comment)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

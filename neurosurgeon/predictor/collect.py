@@ -1,6 +1,4 @@
-"""Profile this device for one side: measure layers, one CSV per kind, then fit its predictors.
-
-    python -m predictor.collect --side edge --device cpu --threads 1 --minutes 5
+"""Profile this device for one side: measure layers, one CSV per kind.
 
 A layer alone in a loop is faster than inside a network, where its neighbours push its weights and its code out of
 the caches. So layers run in blocks: as in a network, each follows others of about its own size, with small ones
@@ -15,12 +13,6 @@ before stays so.
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports below, which need packages
-    from neurosurgeon.utils.packages import name_missing_packages
-
-    name_missing_packages()
-
-import argparse
 import csv
 import datetime
 import io
@@ -28,9 +20,7 @@ import json
 import logging
 import os
 import platform
-import shlex
 import statistics
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -46,20 +36,13 @@ from neurosurgeon.predictor.get_datasets_func import COLUMNS, MIN_ROWS, csv_name
 from neurosurgeon.predictor.kernel_flops import row_work
 from neurosurgeon.predictor.machine_speed import SEED, Layer, built, lower_quartile, one_pass, pace_layers
 from neurosurgeon.predictor.predictor_utils import (
-    SIDES,
-    default_directory,
-    fit_and_save,
     lender,
-    name_to_collect,
-    parameter_file,
     read_provenance,
 )
 from neurosurgeon.predictor.sampling import RECIPES, Config, Sample, draw_layer, expected_ms
-from neurosurgeon.predictor.staging import PARTIAL, discard, finish, put_into_effect, start_partial
-from neurosurgeon.utils.cli import add_device, base_parser, positive_float, run_main
-from neurosurgeon.utils.errors import DataSetError, UsageError, writing
+from neurosurgeon.predictor.staging import PARTIAL, discard, finish, start_partial
+from neurosurgeon.utils.errors import DataSetError, UsageError
 from neurosurgeon.utils.files import append_durably, replace_file
-from neurosurgeon.utils.inference_utils import check_device, use_threads
 from neurosurgeon.utils.machine import device_name, frequency_governor, memory_bytes
 from neurosurgeon.utils.timing import Timing, now_ms
 from neurosurgeon.utils.units import MS_PER_S
@@ -352,61 +335,6 @@ def check_same_machine(directory: Path, about: Mapping[str, Any], kinds: Iterabl
 # ---------------------------------------------------------------- the command
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = base_parser("collect.py", __doc__)
-    parser.add_argument("--side", choices=SIDES, required=True, help="which side of the split this device is")
-    add_device(parser)
-    parser.add_argument("--output", type=Path, help="directory of the CSV files (default: in predictor/dataset/SIDE)")
-    parser.add_argument("--config", type=Path, help="parameter file to write (default: in predictor/config/SIDE)")
-    parser.add_argument(
-        "--fresh",
-        action="store_true",
-        help="measure these kinds again from the beginning; their old rows are in use until that is done "
-        "(default: go on)",
-    )
-    parser.add_argument(
-        "--minutes",
-        type=positive_float,
-        default=DEFAULT_MINUTES,
-        help=f"time to spend on these kinds together, earlier runs included (default: {DEFAULT_MINUTES:g})",
-    )
-    parser.add_argument(
-        "--kinds",
-        type=LayerKind,
-        nargs="+",
-        choices=list(RECIPES),
-        default=list(RECIPES),
-        metavar="KIND",
-        help="measure these kinds of layers alone, and leave the rows of others as they are (default: all)",
-    )
-    return run_main(parser, argv, _run)
-
-
-def _run(args: argparse.Namespace) -> int:
-    check_device(args.device)
-    threads = use_threads(args.threads or {"edge": 1, "cloud": os.cpu_count() or 1}[args.side])
-    name = name_to_collect(args.side, args.device)
-    directory = args.output or default_directory(args.side, name)
-    about = provenance(args.side, args.device, threads)
-    with writing(directory):
-        partial = begin(directory, about, args.kinds, fresh=args.fresh)
-        try:
-            collect(partial, args.device, args.minutes, about, args.kinds)
-            fit_and_save(partial, args.config or parameter_file(args.side, name))
-        except KeyboardInterrupt:
-            log.warning(
-                "interrupted: %.0f of %.0f s are measured and kept in %s, and not in effect yet; to go on: %s",
-                earlier_collections(partial, args.kinds)[0],
-                args.minutes * SECONDS_PER_MINUTE,
-                partial,
-                command_to_go_on(args),
-            )
-            raise
-        put_into_effect(directory, FILES)
-    log.info("the data in %s is in effect", directory)
-    return 0
-
-
 def begin(directory: Path, about: Mapping[str, Any], kinds: Sequence[LayerKind], *, fresh: bool) -> Path:
     """Return the directory in which to measure: that of an interrupted run, or a new one with the rows to keep.
 
@@ -438,18 +366,3 @@ def kept_files(directory: Path, kinds: Sequence[LayerKind]) -> dict[str, bytes]:
     document = {**read_provenance(directory), "collections": collections}
     files = {path.name: path.read_bytes() for path in paths}
     return files | {"provenance.json": (json.dumps(document, indent=2) + "\n").encode()}
-
-
-def command_to_go_on(args: argparse.Namespace) -> str:
-    """Return the command that goes on with an interrupted collection: the same one, but never a fresh one."""
-    words = ["python", "-m", "predictor.collect"]
-    for name in ("side", "device", "threads", "output", "config", "minutes"):
-        if getattr(args, name) is not None:
-            words += [f"--{name}", f"{getattr(args, name)}"]
-    if args.kinds != list(RECIPES):
-        words += ["--kinds", *args.kinds]
-    return shlex.join(words)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,8 +1,5 @@
 """How good the predictors are: per kind of layer, and for whole networks that no fit has seen.
 
-    python -m predictor.evaluate                         both sides, both predictors; tables, JSON, Excel, scatter plot
-    python -m predictor.evaluate --side edge --compare   kinds of trees side by side
-
 Layers are held out in three ways: at random, by whole feature-map sizes, and by whole ranges of channels. Networks
 are torchvision's, measured in the same run: in every round, in random order, each is run twice and the second run
 counts. So are some rows of the data set: how much longer they take now is the machine's drift since it was collected,
@@ -12,23 +9,15 @@ floor beside each error is what two measurements of the same thing differ by: no
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports below, which need packages
-    from neurosurgeon.utils.packages import name_missing_packages
-
-    name_missing_packages()
-
-import argparse
-import json
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from neurosurgeon.engine.torch_engine import use_threads
 from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.predictor.collect import provenance
 from neurosurgeon.predictor.features import FloatArray
@@ -50,10 +39,6 @@ from neurosurgeon.predictor.whole_networks import (
     sampled_rows,
     score_network,
 )
-from neurosurgeon.utils.cli import add_device, base_parser, positive_int, run_main
-from neurosurgeon.utils.errors import UsageError, writing
-from neurosurgeon.utils.files import replace_file
-from neurosurgeon.utils.inference_utils import check_device, use_threads
 
 FOLDS = 5
 ROUNDS = 11
@@ -191,19 +176,31 @@ class Evaluation:
     networks: Sequence[NetworkScore]
 
 
-def evaluate_side(args: argparse.Namespace, side: str) -> Evaluation:
-    """Return the scores of one side, measured on this machine with the threads of its data."""
-    directory = args.dataset or dataset_directory(side, args.device)
+def evaluate_side(
+    side: str,
+    device: str = "cpu",
+    threads: int | None = None,
+    *,
+    dataset: Path | None = None,
+    rounds: int = ROUNDS,
+    compares: bool = False,
+) -> Evaluation:
+    """Return the scores of one side, measured on this machine.
+
+    Args: threads: to compute with (default: those of the side's data). dataset: a directory (default: the installed
+          one). rounds: of measuring whole networks. compares: also score other kinds of trees.
+    """
+    directory = dataset or dataset_directory(side, device)
     about = read_provenance(directory)
-    threads = use_threads(args.threads or int(about.get("threads", 1)))
-    here = provenance(side, args.device, threads)
+    threads = use_threads(threads or int(about.get("threads", 1)))
+    here = provenance(side, device, threads)
     is_same_machine = all(about.get(name) == here[name] for name in ("device", "device_name", "threads"))
-    again = Again(sampled_rows(directory) if is_same_machine else [], args.device)
-    prepared = prepared_networks(args.device)
+    again = Again(sampled_rows(directory) if is_same_machine else [], device)
+    prepared = prepared_networks(device)
     wholes = {name: whole for name, (_, whole) in prepared.items()}
-    times_ms = measure_networks(wholes, again, args.device, args.rounds)
+    times_ms = measure_networks(wholes, again, device, rounds)
     predictors = [installed_predictor(directory, name) for name in PREDICTORS]
-    if args.compare:
+    if compares:
         predictors += compared_predictors(directory)
     networks = [score_network(graph, times_ms[name], predictors) for name, (graph, _) in prepared.items()]
     return Evaluation(side, score_kinds(directory, side), again.noise(), again.drift, networks)
@@ -217,29 +214,6 @@ def score_kinds(directory: Path, side: str) -> list[KindScore]:
         score_kind(kind, datasets[kind], name, split)
         for name, kind, split in tqdm(steps, desc=f"{side}: layers", unit="fit", disable=None)
     ]
-
-
-def print_evaluation(evaluation: Evaluation) -> None:
-    """Print the tables of one side."""
-    print(f"\n{evaluation.side}: layers held out\n{'predictor':<10}{'kind':<12}{'split':<19}{'rows':>6}", end="")
-    print(f"{'within 10 %':>13}{'within 20 %':>13}{'MAPE':>8}{'R2':>7}{'coverage':>10}{'noise':>8}")
-    for score in evaluation.kinds:
-        noise = f"{evaluation.noise[score.kind]:>8.1%}" if score.kind in evaluation.noise else f"{'-':>8}"
-        print(
-            f"{score.predictor:<10}{score.kind:<12}{score.split:<19}{score.rows:>6}{score.within_10:>13.1%}"
-            f"{score.within_20:>13.1%}{score.mape:>8.1%}{score.r2:>7.3f}{score.coverage:>10.1%}{noise}"
-        )
-    names = list(evaluation.networks[0].predicted_ms)
-    print(
-        f"\n{evaluation.side}: networks that no fit has seen\n{'network':<20}{'measured, ms':>13}{'noise':>8}", end=""
-    )
-    print("".join(f"{name:>15}" for name in names))
-    for network in evaluation.networks:
-        errors = "".join(f"{network.error(name):>+15.1%}" for name in names)
-        print(f"{network.network:<20}{network.measured_ms:>13.2f}{network.noise:>8.1%}{errors}")
-    for label, summary in summaries(evaluation).items():
-        print(f"{label:<41}" + "".join(f"{summary[name]:>15.1%}" for name in names))
-    print(f"layers of the data set take {evaluation.drift:.3f} of the time that they took when they were collected")
 
 
 def summaries(evaluation: Evaluation) -> dict[str, dict[str, float]]:
@@ -260,61 +234,3 @@ def summaries(evaluation: Evaluation) -> dict[str, dict[str, float]]:
             name: float(np.mean([network.covered[name] for network in networks])) for name in names
         },
     }
-
-
-def save_evaluations(directory: Path, evaluations: Sequence[Evaluation]) -> None:
-    """Write JSON, Excel tables and a scatter plot."""
-    from neurosurgeon.utils.excel_utils import save_tables
-    from neurosurgeon.utils.plots import plot_scatter
-
-    documents = [asdict(evaluation) | {"summary": summaries(evaluation)} for evaluation in evaluations]
-    with writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
-        replace_file(directory / "evaluation.json", json.dumps(documents, indent=2) + "\n")
-    tables: dict[str, list[dict[str, Any]]] = {}
-    for evaluation in evaluations:
-        tables[f"{evaluation.side} layers"] = [asdict(score) for score in evaluation.kinds]
-        tables[f"{evaluation.side} networks"] = [
-            {"network": network.network, "measured_ms": network.measured_ms, "noise": network.noise}
-            | {f"{name}_ms": value for name, value in network.predicted_ms.items()}
-            for network in evaluation.networks
-        ]
-    save_tables(directory / "evaluation.xlsx", tables)
-    points = {
-        f"{evaluation.side}, {name}": [(n.measured_ms, n.predicted_ms[name], n.network) for n in evaluation.networks]
-        for evaluation in evaluations
-        for name in PREDICTORS
-    }
-    plot_scatter(directory / "evaluation.png", points)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = base_parser("evaluate.py", __doc__)
-    add_device(parser)
-    parser.add_argument("--side", choices=("edge", "cloud", "both"), default="both", help="which side (default: both)")
-    parser.add_argument("--dataset", type=Path, help="data sets of the one side (default: the installed ones)")
-    parser.add_argument(
-        "--rounds", type=positive_int, default=ROUNDS, help=f"of measuring networks (default: {ROUNDS})"
-    )
-    parser.add_argument("--compare", action="store_true", help="also try other kinds of trees (default: off)")
-    parser.add_argument("--output", type=Path, default=Path("results"), help="directory to write (default: results)")
-    return run_main(parser, argv, _run)
-
-
-def _run(args: argparse.Namespace) -> int:
-    check_device(args.device)
-    if args.rounds < 2:
-        raise UsageError("--rounds must be at least 2: the noise is the difference between halves of the rounds")
-    if args.dataset and args.side == "both":
-        raise UsageError("--dataset belongs to one side: pass --side edge or --side cloud, too")
-    sides = ("edge", "cloud") if args.side == "both" else (args.side,)
-    evaluations = [evaluate_side(args, side) for side in sides]
-    for evaluation in evaluations:
-        print_evaluation(evaluation)
-    save_evaluations(args.output, evaluations)
-    print(f"\nwritten: evaluation.json, evaluation.xlsx and evaluation.png in {args.output}{os.sep}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

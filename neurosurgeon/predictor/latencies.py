@@ -67,3 +67,16 @@ class LayerLatencies:
 def _joined(widths: Sequence[float]) -> float:
     own = math.sqrt((1 - COMMON_ERROR**2) * sum(width * width for width in widths))
     return math.hypot(own, COMMON_ERROR * sum(widths))
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFeature:
+    """What the layer study measures of one layer."""
+
+    index: int
+    name: str
+    kind: str
+    output_shape: tuple[int, ...]
+    output_bytes: int
+    latency_ms: float
+    accumulated_ms: float

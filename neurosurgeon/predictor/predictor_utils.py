@@ -1,7 +1,5 @@
 """Fit, score, save, load and apply the latency predictors: a model for each kind of layer, and how sure it is.
 
-    python -m predictor.predictor_utils --side edge      fit again from predictor/dataset/edge, show the scores
-
 Two choices. ``linear``: non-negative coefficients (each is a physical rate) that minimise the relative error; they
 are shipped as JSON. ``forest``: trees over the linear model; they are fitted from the data set where they are first
 used, which takes seconds, and kept in the cache directory as plain arrays, under a name that changes with the data,
@@ -10,12 +8,6 @@ the features and the library. Neither is ever a pickle.
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before the imports below, which need packages
-    from neurosurgeon.utils.packages import name_missing_packages
-
-    name_missing_packages()
-
-import argparse
 import hashlib
 import importlib.metadata
 import io
@@ -23,7 +15,6 @@ import json
 import logging
 import math
 import statistics
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -71,7 +62,6 @@ from neurosurgeon.predictor.kind_models import (
 )
 from neurosurgeon.predictor.latencies import LayerLatencies
 from neurosurgeon.predictor.staging import home_of, in_effect
-from neurosurgeon.utils.cli import base_parser, run_main
 from neurosurgeon.utils.errors import DataSetError, MissingPredictorError, writing
 from neurosurgeon.utils.files import cache_directory, data_directory, file_name, replace_file
 from neurosurgeon.utils.machine import device_name
@@ -351,7 +341,7 @@ def scaled_by_speed(predictor: LatencyPredictor, speed: MachineSpeed, threads: i
         how += f", which was busy then (bursts differ by {speed.spread:.1f}): --remeasure-machine measures it again"
     if not MIN_FACTOR <= min(factors) <= max(factors) <= MAX_FACTOR:
         log.warning(
-            "the speed of this machine is hard to believe: %s; python -m neurosurgeon.net.doctor checks a prediction",
+            "the speed of this machine is hard to believe: %s; python -m neurosurgeon doctor checks a prediction",
             how,
         )
     return replace(predictor, scales=scales, scaled_how=how)
@@ -590,8 +580,8 @@ def _linear_model(kind: str, entry: Mapping[str, Any]) -> KindModel:
     return KindModel(rates, None, (below, above), low, high)
 
 
-def fit_and_save(directory: Path, path: Path) -> None:
-    """Fit a directory of data sets, write the linear parameters, keep the forest, print the scores of both."""
+def fit_and_save(directory: Path, path: Path) -> dict[str, dict[LayerKind, Score]]:
+    """Fit a directory of data sets, write the linear parameters, keep the forest; return the scores of both."""
     linear, linear_scores = fit_directory(directory, "linear")
     say_what_is_borrowed(linear)
     save_predictor(path, linear, linear_scores)
@@ -600,32 +590,4 @@ def fit_and_save(directory: Path, path: Path) -> None:
         save_forest(forest_file(data_digest(directory)), trees)
     except OSError as exc:
         log.warning("the fitted forest cannot be kept: %s", exc)
-    print_scores({"linear": linear_scores, "forest": forest_scores})
-
-
-def print_scores(scores: Mapping[str, Mapping[LayerKind, Score]]) -> None:
-    """Print the held-out errors of every predictor, a line per kind."""
-    print(f"{'predictor':<11}{'kind':<12}{'held out':>9}{'mean error':>12}{'within 10 %':>13}{'within 20 %':>13}")
-    for name, kinds in scores.items():
-        for kind, score in kinds.items():
-            shares = f"{score.mean_error:>12.1%}{score.within_10:>13.1%}{score.within_20:>13.1%}"
-            print(f"{name:<11}{kind:<12}{score.rows:>9}{shares}")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = base_parser("predictor_utils.py", __doc__)
-    parser.add_argument("--side", choices=SIDES, required=True, help="which side's data sets to fit")
-    parser.add_argument("--dataset", type=Path, help="directory of CSV files (default: what is in use)")
-    parser.add_argument("--output", type=Path, help="parameter file to write (default: beside those in use)")
-    return run_main(parser, argv, _run)
-
-
-def _run(args: argparse.Namespace) -> int:
-    directory = dataset_directory(args.side, "cpu")
-    name = "cpu" if args.dataset or directory == default_directory(args.side, "cpu") else directory.name
-    fit_and_save(args.dataset or directory, args.output or parameter_file(args.side, name))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return {"linear": linear_scores, "forest": forest_scores}

@@ -10,7 +10,8 @@ import hashlib
 import json
 import logging
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -18,14 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from neurosurgeon.engine.torch_engine import as_network_input
 from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.models.build import TracedGraph
 from neurosurgeon.models.partition import LayerStep, Values, layer_steps
-from neurosurgeon.predictor.latencies import COVERAGE, LayerLatencies
+from neurosurgeon.models.zoo import Network
+from neurosurgeon.predictor.latencies import COVERAGE, LayerFeature, LayerLatencies
 from neurosurgeon.utils.errors import NeurosurgeonError
 from neurosurgeon.utils.files import cache_directory, replace_file
 from neurosurgeon.utils.machine import device_name
-from neurosurgeon.utils.timing import now_ms, synchronise
+from neurosurgeon.utils.timing import measure, now_ms, synchronise
 from neurosurgeon.utils.units import MS_PER_S
 
 log = logging.getLogger(__name__)
@@ -122,3 +125,35 @@ def read_profile(path: Path, layers: int) -> LayerLatencies:
 
 def _columns(latencies: LayerLatencies) -> dict[str, list[float]]:
     return {name: list(getattr(latencies, name)) for name in ("latency_ms", "low_ms", "high_ms")}
+
+
+def show_features(
+    network: Network, tensor: Tensor, progress: Callable[[Sequence[LayerStep]], Sequence[LayerStep]] = lambda x: x
+) -> list[LayerFeature]:
+    """Return, layer by layer, the measured latency, output shape, transfer size and accumulated time of a network.
+
+    Each layer is timed alone on what those before it have made (median of repeated runs). A batch norm that is
+    folded into its convolution takes no time of its own.
+    """
+    features: list[LayerFeature] = []
+    accumulated_ms = 0.0
+    values = {network.graph.made_by[0][0]: as_network_input(tensor, network.device).clone()}
+    for step in progress(layer_steps(network.module, network.graph)):
+        described = step.layer
+        with torch.inference_mode():
+            latency_ms = measure(partial(step.apply, values), network.device).median_ms
+        for read in step.last_reads:
+            del values[read]
+        accumulated_ms += latency_ms
+        features.append(
+            LayerFeature(
+                described.index + 1,
+                described.name,
+                described.kind,
+                described.output.shape,
+                described.output.size_bytes,
+                latency_ms,
+                accumulated_ms,
+            )
+        )
+    return features

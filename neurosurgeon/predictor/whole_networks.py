@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from neurosurgeon.engine.torch_engine import as_network_input, random_input, run_half
 from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.models.build import fold_batch_norms, trace
@@ -23,7 +24,6 @@ from neurosurgeon.predictor.get_datasets_func import csv_path, read_rows
 from neurosurgeon.predictor.machine_speed import built, one_pass
 from neurosurgeon.predictor.predictor_utils import LatencyPredictor
 from neurosurgeon.predictor.sampling import RECIPES, Config
-from neurosurgeon.utils.inference_utils import as_network_input, random_input, run_half
 from neurosurgeon.utils.timing import now_ms
 
 NETWORKS = (

@@ -47,3 +47,25 @@ class LoadMeter:
         idle_ms = 0.0 if self._running else max(0.0, time_ms - self._last_ms)
         waits = math.exp(-idle_ms / self._time_constant_ms)
         return Load(waits * self._queue_sum / self._weight, self._service_sum / self._weight)
+
+
+class CloudLoad(NamedTuple):
+    """What tasks wait and take in the cloud that this service belongs to, ms."""
+
+    queue_ms: float = 0.0
+    service_ms: float = 0.0
+
+    def line(self) -> str:
+        """Return the line with which the cloud tells it to its bandwidth service."""
+        return f"load {self.queue_ms:.3f} {self.service_ms:.3f}"
+
+    @classmethod
+    def of_line(cls, line: str) -> CloudLoad | None:
+        """Return what a line tells; None where it tells no load."""
+        word, *numbers = line.split()[:4] or [""]
+        try:
+            load = cls(*map(float, numbers))
+        except (TypeError, ValueError):
+            return None
+        sensible = len(numbers) == 2 and all(0 <= value < math.inf for value in load)
+        return load if word == "load" and sensible else None

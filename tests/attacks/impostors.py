@@ -15,11 +15,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from neurosurgeon.cli.certs import make_ca, make_certificate
+from neurosurgeon.cli.parser import DEFAULT_IP
+from neurosurgeon.cli.process import ROOT
 from neurosurgeon.net.access import Access
-from neurosurgeon.net.certs import make_ca, make_certificate
 from neurosurgeon.net.keys import find_key
 from neurosurgeon.net.transport import connect
-from neurosurgeon.utils.cli import DEFAULT_IP, ROOT
 from tests.attacks.naive import message
 from tests.attacks.pickles import code
 from tests.attacks.victims import HELLO, Victim, cloud, naive, wait_until_closed
@@ -59,7 +60,7 @@ def tls(directory: Path, who: str) -> list[str]:
 def edges(victim: Victim, *flags: str) -> Iterator[tuple[int, str]]:
     """Run an edge against each port of a cloud; yield its exit code and its last line."""
     port, monitor_port = map(str, victim.process.ports)
-    for command in (["edge_api.py", "-t", "le_net", "-p", port], ["-m", "neurosurgeon.net.monitor_client"]):
+    for command in (["edge_api.py", "-t", "le_net", "-p", port], ["-m", "neurosurgeon", "monitor-client"]):
         done = subprocess.run(
             [sys.executable, *command, "--monitor-port", monitor_port, *flags],
             cwd=ROOT,

@@ -17,10 +17,10 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection as Pipe
 
+from neurosurgeon.engine.torch_engine import random_input
 from neurosurgeon.models.zoo import load_network
 from neurosurgeon.net.session import EdgeSession
 from neurosurgeon.utils.errors import NetworkError
-from neurosurgeon.utils.inference_utils import random_input
 from tests.attacks.victims import HELLO, Victim, cloud, naive
 from tests.net.clouds import crossing, request_at
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from neurosurgeon.cli.process import ServiceProcess
 from neurosurgeon.models.zoo import Network, load_network
 from neurosurgeon.net.framing import FIXED_START, PREFIX
 from neurosurgeon.net.session import EdgeSession
-from neurosurgeon.utils.cli import ServiceProcess
 from tests.attacks import claims, mutate
 from tests.attacks.decoding import CORPUS, decode, decode_header, decode_input, frames
 from tests.attacks.knocks import KNOCKS

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from neurosurgeon.cli.parser import DEFAULT_IP
+from neurosurgeon.cli.process import ServiceProcess
 from neurosurgeon.net.messages import Hello
-from neurosurgeon.utils.cli import DEFAULT_IP, ServiceProcess
 from tests.attacks.decoding import frame_of
 
 CLOUD = ("cloud_api.py", "-p", "0", "--monitor-port", "0")

@@ -14,7 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from neurosurgeon.utils.cli import ROOT
+from neurosurgeon.cli.process import ROOT
 from neurosurgeon.utils.timing import now_ms
 from neurosurgeon.utils.units import ms_to_s
 

@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from neurosurgeon.engine.torch_engine import run_whole, stand_in, use_threads
 from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.models.build import trace
 from neurosurgeon.models.names import canonical_name, input_size, torchvision_names
 from neurosurgeon.models.partition import cut
 from neurosurgeon.models.tracing import meta_copy
 from neurosurgeon.models.zoo import build_network, skeleton
-from neurosurgeon.predictor.dag_search import DagCosts, DagSearch
+from neurosurgeon.planner.dag_search import DagCosts, DagSearch
 from neurosurgeon.predictor.predictor_utils import find_predictor
-from neurosurgeon.utils.inference_utils import run_whole, stand_in, use_threads
 from neurosurgeon.utils.timing import now_ms
 from neurosurgeon.utils.units import s_to_ms
 from tests.benchmark.common import save

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from neurosurgeon.engine.torch_engine import random_input, run_half
 from neurosurgeon.models.zoo import ZOO, Network, load_network
-from neurosurgeon.utils.inference_utils import random_input, run_half
 from tests.benchmark.common import interleaved_medians, save
 
 ROUNDS = 11

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from neurosurgeon.utils.cli import ROOT
+from neurosurgeon.cli.process import ROOT
 from neurosurgeon.utils.timing import now_ms
 from tests.benchmark.common import busy_loops, environment_without, percentile, save
 
@@ -93,8 +93,8 @@ def serve(threads: int, models: Sequence[str]) -> None:
     """Run the networks that stdin names, a turn each; write the times of each turn as a line."""
     import torch  # only here: OpenMP reads the environment of this process
 
+    from neurosurgeon.engine.torch_engine import run_half, stand_in
     from neurosurgeon.models.zoo import load_network
-    from neurosurgeon.utils.inference_utils import run_half, stand_in
 
     torch.set_num_threads(threads)
     networks = {name: load_network(name) for name in models}

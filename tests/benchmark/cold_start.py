@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
-from neurosurgeon.utils.cli import ROOT, ServiceProcess
+from neurosurgeon.cli.process import ROOT, ServiceProcess
 from tests.benchmark.common import interleaved_medians, save
 
 ROUNDS = 7

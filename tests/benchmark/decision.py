@@ -15,19 +15,19 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from neurosurgeon.deployment import plan_split
 from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.models.names import torchvision_names
 from neurosurgeon.models.zoo import ZOO, model_graph
-from neurosurgeon.predictor.chain_search import Objective
-from neurosurgeon.predictor.dag_search import DagSearch
-from neurosurgeon.predictor.heavy_load import shortest_bottleneck
+from neurosurgeon.planner.chain_search import Objective
+from neurosurgeon.planner.dag_search import DagSearch
+from neurosurgeon.planner.heavy_load import shortest_bottleneck
+from neurosurgeon.planner.plan import plan_split
+from neurosurgeon.planner.strategies import search_of
 from neurosurgeon.predictor.latencies import LayerLatencies
 from neurosurgeon.predictor.predictor_utils import SIDES, find_predictor
-from neurosurgeon.predictor.strategies import search_of
 from neurosurgeon.utils.timing import now_ms
 from tests.benchmark.common import save
-from tests.predictor.dags import closed_sets, random_case, stages_of
+from tests.planner.dags import closed_sets, random_case, stages_of
 
 ROUNDS = 5  # of every link and slowdown
 RATES_BYTES_PER_S = (1e5, 1e6, 1e7, 1e8)

@@ -12,8 +12,8 @@ import time
 
 from tqdm import tqdm
 
+from neurosurgeon.cli.process import ROOT, ServiceProcess
 from neurosurgeon.models.zoo import ZOO, model_graph
-from neurosurgeon.utils.cli import ROOT, ServiceProcess
 from tests.benchmark.common import save
 
 DEFAULT_RUNS = 200

@@ -10,9 +10,9 @@ import copy
 import torch
 from torch import nn
 
+from neurosurgeon.engine.torch_engine import random_input
 from neurosurgeon.models.build import fold_batch_norms
 from neurosurgeon.models.zoo import ZOO, model_graph, seeded_state, skeleton
-from neurosurgeon.utils.inference_utils import random_input
 from tests.benchmark.common import interleaved_medians, save
 
 ROUNDS = 15

@@ -40,20 +40,20 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from neurosurgeon.deployment import SplitPlan, plan_split
-from neurosurgeon.edge_cuts import Choice, Chooser, anew
-from neurosurgeon.edge_queue import LONG_HALF_MS, LOOK_MS
+from neurosurgeon.cli.process import ROOT, ServiceProcess
+from neurosurgeon.edge.cuts import Choice, Chooser, anew
+from neurosurgeon.edge.queue import LONG_HALF_MS, LOOK_MS
 from neurosurgeon.models.zoo import ZOO, model_graph
 from neurosurgeon.net import link_watch
 from neurosurgeon.net.bandwidth import Echo, LinkEstimate
 from neurosurgeon.net.link_watch import LinkWatch
 from neurosurgeon.net.traces import SHAPES, Condition, Trace, made_up, read_trace
-from neurosurgeon.predictor.chain_search import Objective
-from neurosurgeon.predictor.flow_shop import Pipeline
-from neurosurgeon.predictor.hedge import Hedging, OnItsWay
+from neurosurgeon.planner.chain_search import Objective
+from neurosurgeon.planner.flow_shop import Pipeline
+from neurosurgeon.planner.hedge import Hedging, OnItsWay
+from neurosurgeon.planner.plan import SplitPlan, plan_split
+from neurosurgeon.planner.transfer import frame_bytes
 from neurosurgeon.predictor.predictor_utils import find_predictor
-from neurosurgeon.predictor.transfer import frame_bytes
-from neurosurgeon.utils.cli import ROOT, ServiceProcess
 from neurosurgeon.utils.units import mbit_per_s_to_bytes_per_s
 from tests.benchmark.common import save
 
@@ -220,7 +220,7 @@ class Follower:
         return Pipeline(link_ms=max(waits_ms, default=0.0))
 
     def compute(self, chosen: Choice) -> Choice:
-        """Compute an edge half, layer by layer; return what was chosen for good, as `edge_queue` does."""
+        """Compute an edge half, layer by layer; return what was chosen for good, as `edge.queue` does."""
         start_s, looked_s, edge_s = self.time_s, self.time_s, chosen.candidate.busy.edge_ms / 1e3
         ends_ms = list(itertools.accumulate(self.world.edge.latency_ms[: chosen.candidate.point]))
         for end_ms in ends_ms[:-1] if self.hedges and edge_s > LONG_HALF_MS / 1e3 else ():  # between two layers
@@ -294,7 +294,7 @@ class Follower:
         self.sent_bytes += frame_bytes(sent.chosen.candidate.crossing_bytes)
 
     def look(self) -> None:
-        """Look how far the tensors are, as `edge_queue` does."""
+        """Look how far the tensors are, as `edge.queue` does."""
         left_bytes = self.left_bytes(self.sent[-1]) if self.sent else 0
         acked_bytes = self.sent_bytes + sum(map(self.size_bytes, self.sent)) - left_bytes
         self.hedging.saw(self.time_s * 1e3, acked_bytes, left_bytes, self.watch.now().link.rtt_ms)

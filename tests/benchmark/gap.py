@@ -30,10 +30,11 @@ from typing import Any
 
 from tqdm import trange
 
+from neurosurgeon.cli.parser import DEFAULT_IP
+from neurosurgeon.cli.process import ROOT, ServiceProcess
+from neurosurgeon.engine.torch_engine import run_half, stand_in, use_threads
 from neurosurgeon.models.zoo import load_network, model_graph
 from neurosurgeon.predictor.predictor_utils import dataset_threads
-from neurosurgeon.utils.cli import DEFAULT_IP, ROOT, ServiceProcess
-from neurosurgeon.utils.inference_utils import run_half, stand_in, use_threads
 from neurosurgeon.utils.timing import now_ms
 from tests.benchmark.common import save
 from tests.benchmark.transport import receive_exactly

@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from neurosurgeon.deployment import plan_split
+from neurosurgeon.cli.process import ROOT
+from neurosurgeon.engine.torch_engine import random_input, run_half, stand_in
 from neurosurgeon.models.zoo import ZOO, load_network, model_graph
+from neurosurgeon.planner.plan import plan_split
+from neurosurgeon.planner.transfer import transfer_time_ms
 from neurosurgeon.predictor.latencies import LayerLatencies
 from neurosurgeon.predictor.predictor_utils import PREDICTORS, SIDES
 from neurosurgeon.predictor.profile import profile_passes, summarise
-from neurosurgeon.predictor.transfer import transfer_time_ms
-from neurosurgeon.utils.cli import ROOT
-from neurosurgeon.utils.inference_utils import random_input, run_half, stand_in
 from neurosurgeon.utils.timing import now_ms
 from tests.benchmark.common import save
 from tests.benchmark.predictors import used_and_found

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from neurosurgeon.predictor.transfer import SEGMENT_BYTES
-from neurosurgeon.utils.cli import ROOT, ServiceProcess
+from neurosurgeon.cli.process import ROOT, ServiceProcess
+from neurosurgeon.planner.transfer import SEGMENT_BYTES
 from neurosurgeon.utils.units import mbit_per_s_to_bytes_per_s
 
 CLOUD_IP = "10.77.0.2"

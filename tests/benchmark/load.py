@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from neurosurgeon.utils.cli import ROOT, ServiceProcess
+from neurosurgeon.cli.process import ROOT, ServiceProcess
 from tests.benchmark.common import save
 
 ROUNDS = 4

@@ -16,8 +16,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from neurosurgeon.cli.process import ROOT
 from neurosurgeon.predictor.predictor_utils import SIDES
-from neurosurgeon.utils.cli import ROOT
 from neurosurgeon.utils.timing import now_ms
 from neurosurgeon.utils.units import ms_to_s
 from tests.benchmark.common import busy_loops, save

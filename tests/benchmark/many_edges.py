@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from neurosurgeon.cli.process import ROOT, ServiceProcess
+from neurosurgeon.engine.torch_engine import random_input, run_whole
 from neurosurgeon.models.zoo import ZOO, load_network
-from neurosurgeon.utils.cli import ROOT, ServiceProcess
-from neurosurgeon.utils.inference_utils import random_input, run_whole
 from tests.benchmark.common import save
 
 TASKS = 40

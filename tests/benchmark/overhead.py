@@ -13,11 +13,12 @@ import multiprocessing
 import socket
 import statistics
 
-from neurosurgeon.edge_task import request_of
+from neurosurgeon.cli.parser import DEFAULT_IP
+from neurosurgeon.cli.process import ServiceProcess
+from neurosurgeon.edge.task import request_of
+from neurosurgeon.engine.torch_engine import run_half, stand_in, use_threads
 from neurosurgeon.models.zoo import ZOO, load_network
 from neurosurgeon.net.session import EdgeSession
-from neurosurgeon.utils.cli import DEFAULT_IP, ServiceProcess
-from neurosurgeon.utils.inference_utils import run_half, stand_in, use_threads
 from neurosurgeon.utils.timing import now_ms
 from tests.benchmark.common import save
 from tests.benchmark.transport import receive_exactly

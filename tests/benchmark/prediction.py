@@ -32,11 +32,11 @@ from typing import Any
 
 import torch
 
+from neurosurgeon.cli.process import ROOT
+from neurosurgeon.engine.torch_engine import run_half, stand_in
 from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.models.zoo import ZOO, Network, load_network, model_graph
 from neurosurgeon.predictor.predictor_utils import PREDICTORS, SIDES, default_directory, read_provenance
-from neurosurgeon.utils.cli import ROOT
-from neurosurgeon.utils.inference_utils import run_half, stand_in
 from neurosurgeon.utils.machine import device_name
 from neurosurgeon.utils.units import s_to_ms
 from tests.benchmark.common import percentile, save

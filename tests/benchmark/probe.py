@@ -24,8 +24,9 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from neurosurgeon.net.monitor_client import document_of, measure_link
-from neurosurgeon.utils.cli import ServiceProcess
+from neurosurgeon.cli.monitor import document_of
+from neurosurgeon.cli.process import ServiceProcess
+from neurosurgeon.net.monitor_client import measure_link
 from neurosurgeon.utils.errors import NetworkError
 from neurosurgeon.utils.timing import now_ms
 from tests.benchmark.common import cores_awake, save, undisturbed
@@ -97,7 +98,7 @@ def run(link: tuple[float, float], true_mbit: float, tcp: bool, loss: int = 0, b
     flags = ["--tcp"] if tcp else []
     module = [sys.executable, "-m", "tests.benchmark.probe"]
     with emulated_link(rate_mbit, rtt_ms, loss), beside or contextlib.nullcontext():
-        server = ["-m", "neurosurgeon.net.monitor_server", "-i", CLOUD_IP, "--monitor-port", "0", "--insecure"]
+        server = ["-m", "neurosurgeon", "monitor-server", "-i", CLOUD_IP, "--monitor-port", "0", "--insecure"]
         with ServiceProcess(server, prefix=[str(TOOL), "cloud"]) as service:
             command = [TOOL, "edge", *module, "--measure", str(service.ports[0]), *flags]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)

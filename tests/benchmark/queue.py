@@ -15,7 +15,7 @@ import statistics
 import sys
 from typing import Any
 
-from neurosurgeon.predictor.transfer import frame_bytes
+from neurosurgeon.planner.transfer import frame_bytes
 from neurosurgeon.utils.units import s_to_ms
 from tests.benchmark.common import save
 from tests.benchmark.links import CLOUD_IP, emulated_link, on_cloud_side, on_edge_side, payload_bytes_per_s, why_not

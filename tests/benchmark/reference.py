@@ -17,7 +17,7 @@ from sklearn.linear_model import LinearRegression
 
 from neurosurgeon.graph.layer_graph import LayerGraph, Node
 from neurosurgeon.graph.spec import LayerKind
-from neurosurgeon.predictor.chain_search import best_point, chain_candidates
+from neurosurgeon.planner.chain_search import best_point, chain_candidates
 from neurosurgeon.predictor.get_datasets_func import COLUMNS, csv_path, read_rows
 from neurosurgeon.predictor.predictor_utils import dataset_directory
 from neurosurgeon.utils.units import s_to_ms

@@ -37,12 +37,12 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from neurosurgeon.edge_task import Task
+from neurosurgeon.edge.task import Task
+from neurosurgeon.engine.torch_engine import use_threads
 from neurosurgeon.models.zoo import WeightsSource, load_network
 from neurosurgeon.net.bandwidth import LinkEstimate
 from neurosurgeon.net.monitor_client import estimate_link
-from neurosurgeon.utils.excel_utils import save_tables
-from neurosurgeon.utils.inference_utils import use_threads
+from neurosurgeon.reports.excel import save_tables
 from neurosurgeon.utils.units import bytes_per_s_to_mbit_per_s
 from tests.benchmark.common import RESULTS, kept_rows, save
 from tests.benchmark.cut_runs import SLOWDOWNS, Cut, Json, Link, Runner, Taken, describe, plan_for, score

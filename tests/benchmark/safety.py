@@ -19,15 +19,15 @@ from pathlib import Path
 
 import torch
 
+from neurosurgeon.cli.certs import make_ca, make_certificate
+from neurosurgeon.cli.parser import DEFAULT_IP
+from neurosurgeon.engine.torch_engine import is_finite
 from neurosurgeon.net.access import OPEN, Access
-from neurosurgeon.net.certs import make_ca, make_certificate
 from neurosurgeon.net.framing import DEFAULT_LIMITS
 from neurosurgeon.net.messages import Hello, Pong, Request
 from neurosurgeon.net.tls import cloud_tls, edge_tls
 from neurosurgeon.net.transport import Connection, connect, listen
-from neurosurgeon.utils.cli import DEFAULT_IP
 from neurosurgeon.utils.errors import PeerGoneError
-from neurosurgeon.utils.inference_utils import is_finite
 from tests.benchmark.common import interleaved_medians, save
 
 ROUNDS = {602_112: 200, 12_845_056: 30}

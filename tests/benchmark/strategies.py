@@ -20,14 +20,14 @@ from collections.abc import Mapping, Sequence
 
 from tqdm import tqdm
 
-from neurosurgeon.deployment import SplitPlan
-from neurosurgeon.edge_task import Task
+from neurosurgeon.cli.parser import positive_float
+from neurosurgeon.edge.task import Task
+from neurosurgeon.engine.torch_engine import use_threads
 from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.models.zoo import WeightsSource, load_network
 from neurosurgeon.net.monitor_client import estimate_link
-from neurosurgeon.predictor.strategies import Strategy
-from neurosurgeon.utils.cli import positive_float
-from neurosurgeon.utils.inference_utils import use_threads
+from neurosurgeon.planner.plan import SplitPlan
+from neurosurgeon.planner.strategies import Strategy
 from tests.benchmark.common import RESULTS, kept_rows, save
 from tests.benchmark.cut_runs import SLOWDOWNS, Json, Link, Runner, Runs, describe, plan_for, score
 from tests.benchmark.links import CLOUD_IP, emulated_link, on_cloud_side, on_edge_side, why_not

@@ -26,7 +26,7 @@ from neurosurgeon.net.access import Access
 from neurosurgeon.net.messages import Hello, Message, Prepare, Ready, Reply, Request
 from neurosurgeon.net.session import PACE
 from neurosurgeon.net.transport import Connection, accepted, connect, listen
-from neurosurgeon.predictor.transfer import FRAME_BYTES, IDLE, Sender, transfer_time_ms
+from neurosurgeon.planner.transfer import FRAME_BYTES, IDLE, Sender, transfer_time_ms
 from neurosurgeon.utils.timing import now_ms
 from tests.benchmark.common import save, undisturbed
 from tests.benchmark.links import CLOUD_IP, TOOL, emulated_link, payload_bytes_per_s, why_not

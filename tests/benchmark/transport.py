@@ -24,10 +24,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from neurosurgeon.cli.parser import DEFAULT_IP
 from neurosurgeon.net.messages import Hello, Reply, Request
 from neurosurgeon.net.session import EdgeSession
 from neurosurgeon.net.transport import Connection
-from neurosurgeon.utils.cli import DEFAULT_IP
 from neurosurgeon.utils.errors import NetworkError
 from neurosurgeon.utils.timing import now_ms
 from neurosurgeon.utils.units import s_to_ms

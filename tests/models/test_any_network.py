@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from neurosurgeon.engine.torch_engine import random_input, run_whole
 from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.models.halves import parameter_bytes
 from neurosurgeon.models.names import torchvision_names
 from neurosurgeon.models.partition import cut
 from neurosurgeon.models.zoo import Network, load_network, model_graph
-from neurosurgeon.utils.inference_utils import random_input, run_whole
 from tests.equality import assert_equal
 from tests.models.cuts_of import over_the_wire, random_cuts, split_output
 

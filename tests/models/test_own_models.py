@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from neurosurgeon.engine.torch_engine import random_input, run_whole
 from neurosurgeon.models import own_models
 from neurosurgeon.models.names import canonical_name, input_size, torchvision_names
 from neurosurgeon.models.own_models import build_own, own_names, register_files
 from neurosurgeon.models.sources import chosen_model
 from neurosurgeon.models.zoo import build_network, load_network, model_graph, skeleton
 from neurosurgeon.utils.errors import InputSizeError, UnknownModelError, UsageError
-from neurosurgeon.utils.inference_utils import random_input, run_whole
 from tests.equality import assert_equal
 
 SOURCE = """

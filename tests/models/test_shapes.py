@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from neurosurgeon.engine.torch_engine import random_input
 from neurosurgeon.models.build import trace
 from neurosurgeon.models.zoo import ZOO, load_network
-from neurosurgeon.utils.inference_utils import random_input
 
 
 @pytest.mark.parametrize("name", list(ZOO))

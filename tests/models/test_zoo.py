@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from neurosurgeon.cli.process import ROOT
 from neurosurgeon.models.torchvision_compat import import_torchvision
 from neurosurgeon.models.zoo import (
     ZOO,
@@ -30,7 +31,6 @@ from neurosurgeon.models.zoo import (
     skeleton,
     weights_digest,
 )
-from neurosurgeon.utils.cli import ROOT
 from neurosurgeon.utils.errors import PartitionError, UnknownModelError, WeightsError
 
 State = dict[str, Tensor]
@@ -96,7 +96,7 @@ def test_a_cut_is_made_once_and_kept() -> None:
 
 
 def test_names_and_command_lines_do_not_wait_for_torch() -> None:
-    script = "import sys, models.zoo, edge_api; sys.exit('torch' in sys.modules)"
+    script = "import sys, neurosurgeon.models.zoo, neurosurgeon.cli.edge; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=60)
 
 

@@ -8,15 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
+from neurosurgeon.cloud.events import CloudEvent
+from neurosurgeon.cloud.executor import CloudEngine, CloudResult, Deliver, EngineLimits
+from neurosurgeon.cloud.server import CloudServer
+from neurosurgeon.engine.torch_engine import random_input, run_half, run_whole
 from neurosurgeon.graph.cut import pack_nodes
 from neurosurgeon.models.zoo import Cut, Network
-from neurosurgeon.net.events import CloudEvent
 from neurosurgeon.net.messages import Latencies, Request
-from neurosurgeon.net.server import CloudServer
 from neurosurgeon.net.session import EdgeSession
 from neurosurgeon.net.transport import listen
-from neurosurgeon.utils.cloud_engine import CloudEngine, CloudResult, Deliver, EngineLimits
-from neurosurgeon.utils.inference_utils import random_input, run_half, run_whole
 from tests.equality import assert_equal
 from tests.net.conftest import JOIN_S, LOOPBACK
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from neurosurgeon.cloud.executor import CloudEngine
 from neurosurgeon.models.zoo import Network, load_network
 from neurosurgeon.net.monitor_server import MonitorServer
 from neurosurgeon.net.transport import Connection, listen
-from neurosurgeon.utils.cloud_engine import CloudEngine
 
 if TYPE_CHECKING:
     from tests.net.clouds import Cloud

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from neurosurgeon.net.access import OPEN, Access, access_of_cloud, access_of_edge, is_loopback
-from neurosurgeon.net.certs import make_ca, make_certificate
+from neurosurgeon.cli.certs import make_ca, make_certificate
+from neurosurgeon.cli.parser import access_of_cloud, access_of_edge
+from neurosurgeon.net.access import OPEN, Access, is_loopback
 from neurosurgeon.net.framing import TLS_ALERT, TLS_HANDSHAKE, name_stranger
 from neurosurgeon.net.messages import Hello, Ping, Request
 from neurosurgeon.net.tls import cloud_tls, edge_tls

@@ -11,6 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from neurosurgeon.cli.process import ROOT
+from neurosurgeon.cloud.executor import CloudEngine
+from neurosurgeon.cloud.server import CloudServer
+from neurosurgeon.engine.torch_engine import random_input
 from neurosurgeon.models.zoo import load_network
 from neurosurgeon.net.framing import Kind, pack_frame
 from neurosurgeon.net.messages import Hello, Ping, Pong, Reply, Request, Samples
@@ -18,13 +22,9 @@ from neurosurgeon.net.monitor_client import measure_link
 from neurosurgeon.net.monitor_server import MonitorServer
 from neurosurgeon.net.pickling import MAX_TUPLES, check_tensor_specs, unpack_header
 from neurosurgeon.net.probe import PROBE_BYTES
-from neurosurgeon.net.server import CloudServer
 from neurosurgeon.net.session import EdgeSession
 from neurosurgeon.net.transport import Connection, accepted, connect, stop_accepting
-from neurosurgeon.utils.cli import ROOT
-from neurosurgeon.utils.cloud_engine import CloudEngine
 from neurosurgeon.utils.errors import NetworkError, NeurosurgeonError, ProtocolError
-from neurosurgeon.utils.inference_utils import random_input
 from tests.net.clouds import request_at
 
 
@@ -179,8 +179,8 @@ def test_loading_a_model_does_not_disturb_a_running_task() -> None:
     script = (
         "import threading\n"
         "from queue import SimpleQueue\n"
-        "from neurosurgeon.utils.cloud_engine import CloudEngine\n"
-        "from neurosurgeon.utils.inference_utils import random_input\n"
+        "from neurosurgeon.cloud.executor import CloudEngine\n"
+        "from neurosurgeon.engine.torch_engine import random_input\n"
         "results = SimpleQueue()\n"
         "engine = CloudEngine('cpu', 1, {})\n"
         "network = engine.network('le_net')\n"

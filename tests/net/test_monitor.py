@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from neurosurgeon.net import monitor_client, monitor_server, monitor_test, probe
+from neurosurgeon.cli import monitor
+from neurosurgeon.cli.process import ROOT, ServiceProcess
+from neurosurgeon.net import monitor_client, monitor_server, probe
 from neurosurgeon.net.bandwidth import MAX_RATE_BYTES_PER_S, LinkEstimate, LinkSource
 from neurosurgeon.net.framing import HEAD_UNIT
 from neurosurgeon.net.messages import ErrorReply, Hello, Message, Ping, Pong, Prepare, Probe, Samples
@@ -29,9 +31,8 @@ from neurosurgeon.net.monitor_client import (
     remember_link,
     young_link,
 )
-from neurosurgeon.net.monitor_server import MAX_PROBE_BYTES, MAX_SAMPLES, CloudLoad, MonitorServer, receive_probe
+from neurosurgeon.net.monitor_server import MAX_PROBE_BYTES, MAX_SAMPLES, MonitorServer, receive_probe
 from neurosurgeon.net.transport import Connection, connect
-from neurosurgeon.utils.cli import ROOT, ServiceProcess
 from neurosurgeon.utils.errors import (
     AccessError,
     BusyError,
@@ -42,6 +43,7 @@ from neurosurgeon.utils.errors import (
     PeerGoneError,
     UsageError,
 )
+from neurosurgeon.utils.load import CloudLoad
 from tests.net.conftest import JOIN_S, LOOPBACK
 from tests.net.test_transport import Pair, reset
 
@@ -154,7 +156,7 @@ def test_pongs_carry_the_newest_load(listener: socket.socket) -> None:
 
 
 def test_the_service_process_hears_the_load_from_its_parent() -> None:
-    with ServiceProcess(["-m", "neurosurgeon.net.monitor_server", "--monitor-port", "0"]) as service:
+    with ServiceProcess(["-m", "neurosurgeon", "monitor-server", "--monitor-port", "0"]) as service:
         service.tell("nonsense")
         service.tell(CloudLoad(12.5, 3.25).line())
         with say_hello((LOOPBACK, service.ports[0])) as connection:
@@ -389,18 +391,18 @@ def test_a_wrong_address_is_not_hidden_by_the_last_value(cache: Path) -> None:
 
 
 def test_the_client_prints_one_line(service: Address, capsys: pytest.CaptureFixture[str]) -> None:
-    assert monitor_client.main(["-i", service[0], "--monitor-port", str(service[1])]) == 0
+    assert monitor.client(["-i", service[0], "--monitor-port", str(service[1])]) == 0
     assert capsys.readouterr().out.startswith("uplink ")
 
 
 def test_the_client_prints_one_json_object(service: Address, capsys: pytest.CaptureFixture[str]) -> None:
-    assert monitor_client.main(["-i", service[0], "--monitor-port", str(service[1]), "--json"]) == 0
+    assert monitor.client(["-i", service[0], "--monitor-port", str(service[1]), "--json"]) == 0
     link = json.loads(capsys.readouterr().out)
     assert link["bandwidth_mb_per_s"] > 0 and link["rtt_ms"] > 0
 
 
 def test_the_client_reports_a_missing_service_in_one_line(nobody: Address, capsys: pytest.CaptureFixture[str]) -> None:
-    assert monitor_client.main(["-i", nobody[0], "--monitor-port", str(nobody[1])]) == NetworkError.exit_code
+    assert monitor.client(["-i", nobody[0], "--monitor-port", str(nobody[1])]) == NetworkError.exit_code
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1 and "no service at" in captured.err
@@ -408,7 +410,7 @@ def test_the_client_reports_a_missing_service_in_one_line(nobody: Address, capsy
 
 def test_the_self_test_passes() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "neurosurgeon.net.monitor_test"],
+        [sys.executable, "-m", "neurosurgeon", "monitor-test"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -434,10 +436,10 @@ def test_iperf3_is_a_cross_check(
     program.write_text(FAKE_IPERF3)
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert monitor_test.main(["--compare-iperf3"]) == 0
+    assert monitor.test(["--compare-iperf3"]) == 0
     assert "iperf3: uplink 1000 MB/s (8000 Mbit/s); the monitor differs by " in capsys.readouterr().out
     program.write_text("#!/bin/sh\necho nonsense listening\n")
-    assert monitor_test.main(["--compare-iperf3"]) == NetworkError.exit_code
+    assert monitor.test(["--compare-iperf3"]) == NetworkError.exit_code
     assert "iperf3 failed: nonsense" in capsys.readouterr().err
 
 
@@ -445,10 +447,12 @@ def test_without_iperf3_it_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert monitor_test.main(["--compare-iperf3"]) == UsageError.exit_code
+    assert monitor.test(["--compare-iperf3"]) == UsageError.exit_code
     assert "iperf3 is not installed" in capsys.readouterr().err
 
 
 def test_the_client_starts_without_torch() -> None:
-    code = "import sys, net.monitor_client, net.monitor_server; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, neurosurgeon.net.monitor_client, neurosurgeon.net.monitor_server; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False).returncode == 0

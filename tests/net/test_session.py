@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from neurosurgeon.engine.torch_engine import blank, random_input, run_half, run_whole, stand_in
 from neurosurgeon.models.zoo import Network
 from neurosurgeon.net import session
 from neurosurgeon.net.bandwidth import LinkEstimate, LinkSource
@@ -21,7 +22,6 @@ from neurosurgeon.net.messages import Hello, Message, Pong, Ready, Reply
 from neurosurgeon.net.session import EdgeSession, stage_times
 from neurosurgeon.net.transport import MAX_READY, READY_BYTES, SO_MAX_PACING_RATE, UNPACED, Connection
 from neurosurgeon.utils.errors import DeadlineError, ProtocolError
-from neurosurgeon.utils.inference_utils import blank, random_input, run_half, run_whole, stand_in
 from tests.equality import assert_equal
 from tests.net.clouds import LATENCIES, MODEL, OTHER_DIGEST, POINT, Cloud, assert_answers, crossing, request_at
 from tests.net.conftest import JOIN_S, wait_until

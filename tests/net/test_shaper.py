@@ -12,13 +12,14 @@ import pytest
 
 import edge_api
 import tasks_edge_api
+from neurosurgeon.cli.process import ServiceProcess
+from neurosurgeon.cli.relay import shape_of, shaped
 from neurosurgeon.net import shaper
 from neurosurgeon.net.bandwidth import LinkEstimate
 from neurosurgeon.net.monitor_client import measure_link
-from neurosurgeon.net.shaper import CHUNK_S, MAX_CHUNK_BYTES, SEGMENT_BYTES, Lane, Relay, Weather, shape_of, shaped
+from neurosurgeon.net.shaper import CHUNK_S, MAX_CHUNK_BYTES, SEGMENT_BYTES, Lane, Relay, Weather
 from neurosurgeon.net.traces import Condition, Trace
 from neurosurgeon.net.transport import listen, stop_accepting
-from neurosurgeon.utils.cli import ServiceProcess
 from neurosurgeon.utils.errors import UsageError
 from tests.net.conftest import JOIN_S, LOOPBACK, wait_until
 
@@ -120,7 +121,7 @@ def test_a_trace_waits_until_it_is_begun() -> None:
 
 
 def test_a_service_is_measured_through_the_relay() -> None:
-    with ServiceProcess(["-m", "neurosurgeon.net.monitor_server", "--monitor-port", "0"]) as service:
+    with ServiceProcess(["-m", "neurosurgeon", "monitor-server", "--monitor-port", "0"]) as service:
         port = service.ports[0]
         with shaped(LOOPBACK, (port ^ 1, port), "40,20", None) as cloud:
             links: list[LinkEstimate] = []

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from neurosurgeon.net.traces import SHAPES, Condition, Trace, made_up, main, read_trace, write_trace
-from neurosurgeon.utils.cli import ROOT
+from neurosurgeon.cli.process import ROOT
+from neurosurgeon.cli.relay import traces
+from neurosurgeon.net.traces import SHAPES, Condition, Trace, made_up, read_trace, write_trace
 from neurosurgeon.utils.errors import UsageError
 
 
@@ -70,7 +71,7 @@ def test_what_is_written_is_read(tmp_path: Path, name: str) -> None:
 
 
 def test_the_shipped_traces_are_as_generated(tmp_path: Path) -> None:
-    assert main([str(tmp_path)]) == 0
+    assert traces([str(tmp_path)]) == 0
     made, shipped = ({path.name: path.read_text() for path in folder.glob("*.csv")} for folder in (tmp_path, TRACES))
     assert made == shipped
 

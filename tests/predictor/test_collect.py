@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 import torch
 
+from neurosurgeon.cli import collect as collect_cli
+from neurosurgeon.cli.process import ROOT
 from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.predictor import collect, staging
 from neurosurgeon.predictor.collect import (
@@ -31,6 +33,7 @@ from neurosurgeon.predictor.collect import (
 )
 from neurosurgeon.predictor.get_datasets_func import COLUMNS, MIN_ROWS, csv_path, load_dataset
 from neurosurgeon.predictor.kernel_flops import row_work
+from neurosurgeon.predictor.kind_models import Score
 from neurosurgeon.predictor.machine_speed import SEED, Layer, built, pace_layers
 from neurosurgeon.predictor.predictor_utils import (
     SIDES,
@@ -41,7 +44,6 @@ from neurosurgeon.predictor.predictor_utils import (
     read_provenance,
 )
 from neurosurgeon.predictor.sampling import MAX_GFLOPS, MAX_TENSOR_BYTES, RECIPES, draw_layer, expected_ms
-from neurosurgeon.utils.cli import ROOT
 from neurosurgeon.utils.errors import DataSetError
 
 MEMORY = 1e9
@@ -378,7 +380,7 @@ def test_the_command_collects_fits_and_says_on_what(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(collect, "measure_block", FakeClock())
     config = tmp_path / "config.json"
     arguments = ["--side", "edge", "--threads", "1", "--output", str(tmp_path / "data"), "--config", str(config)]
-    assert collect.main([*arguments, "--minutes", str(ENOUGH / 10)]) == 0
+    assert collect_cli.main([*arguments, "--minutes", str(ENOUGH / 10)]) == 0
     provenance = json.loads((tmp_path / "data" / "provenance.json").read_text())
     assert set(provenance) >= {"side", "device", "device_name", "threads", "torch", "date", "governor", "profiling_s"}
     predictor = load_predictor(config)
@@ -392,14 +394,14 @@ def test_rows_of_another_machine_are_never_mixed_with_new_ones(
     monkeypatch.setattr(collect, "measure_block", FakeClock())
     arguments = ["--side", "edge", "--output", str(tmp_path), "--config", str(tmp_path / "config.json")]
     arguments += ["--minutes", str(ENOUGH / 10), "--threads"]
-    assert collect.main([*arguments, "1"]) == 0
+    assert collect_cli.main([*arguments, "1"]) == 0
     provenance = tmp_path / "provenance.json"
     provenance.write_text(provenance.read_text().replace('"threads": 1', '"threads": 4'))
-    assert collect.main([*arguments, "1"]) == 2
+    assert collect_cli.main([*arguments, "1"]) == 2
     assert "--fresh" in capsys.readouterr().err
     clock = FakeClock()
     monkeypatch.setattr(collect, "measure_block", clock)
-    assert collect.main([*arguments, "1", "--fresh"]) == 0
+    assert collect_cli.main([*arguments, "1", "--fresh"]) == 0
     assert len(clock.measured) == ENOUGH
 
 
@@ -413,13 +415,18 @@ FIT = "fit_and_save"  # takes seconds, and is another test's
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """The function that runs the command in ``tmp_path`` for as long as some blocks take, and returns the clock."""
-    monkeypatch.setattr(collect, FIT, lambda directory, path: load_datasets(directory))
+
+    def fit(directory: Path, path: Path) -> dict[str, dict[LayerKind, Score]]:
+        load_datasets(directory)
+        return {}
+
+    monkeypatch.setattr(collect_cli, FIT, fit)
 
     def run_command(*flags: str, blocks: int = 9, interrupt_after: int | None = None) -> FakeClock:
         clock = FakeClock(interrupt_after)
         monkeypatch.setattr(collect, "measure_block", clock)
         arguments = ["--side", "edge", "--threads", "1", "--output", str(tmp_path), "--minutes", str(blocks * 6 / 60)]
-        assert collect.main([*arguments, *flags]) == (0 if interrupt_after is None else 130)
+        assert collect_cli.main([*arguments, *flags]) == (0 if interrupt_after is None else 130)
         return clock
 
     return run_command

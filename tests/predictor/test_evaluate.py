@@ -10,6 +10,7 @@ import pytest
 from openpyxl import load_workbook
 from PIL import Image
 
+from neurosurgeon.cli import evaluate as evaluate_cli
 from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.predictor import evaluate, whole_networks
 from neurosurgeon.predictor.evaluate import Evaluation, channel_folds, random_folds, score_kind, summaries, width_folds
@@ -104,7 +105,7 @@ def test_the_command_prints_and_writes_everything(
     monkeypatch.setattr(whole_networks, "NETWORKS", ("squeezenet1_1", "mnasnet0_5"))
     output = tmp_path / "out"
     arguments = ["--side", "edge", "--dataset", str(directory), "--output", str(output), "--rounds", "2", "--compare"]
-    assert evaluate.main([*arguments, "--threads", "1"]) == 0
+    assert evaluate_cli.main([*arguments, "--threads", "1"]) == 0
     out = capsys.readouterr().out
     assert "extra trees" in out
     assert "squeezenet1_1" in out
@@ -122,5 +123,5 @@ def test_the_command_prints_and_writes_everything(
 def test_a_wrong_command_line_is_one_line_and_code_2(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert evaluate.main(arguments) == 2
+    assert evaluate_cli.main(arguments) == 2
     assert said in capsys.readouterr().err

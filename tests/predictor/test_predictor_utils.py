@@ -17,6 +17,7 @@ from sklearn.ensemble import HistGradientBoostingRegressor
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
+from neurosurgeon.cli import predictors
 from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.models.build import trace
@@ -171,7 +172,7 @@ def test_malformed_provenance_is_refused(dataset: Path) -> None:
 
 def test_the_command_fits_and_prints_the_scores_of_both(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = dataset / "edge.json"
-    assert predictor_utils.main(["--side", "edge", "--dataset", str(dataset), "--output", str(path)]) == 0
+    assert predictors.main(["--side", "edge", "--dataset", str(dataset), "--output", str(path)]) == 0
     out = capsys.readouterr().out
     assert all(f"{name:<11}batchnorm" in out for name in PREDICTORS)
     assert load_predictor(path).kinds
@@ -284,7 +285,7 @@ def test_kinds_with_few_rows_borrow(own: Path, shipped: Path, name: str, caplog:
 
 
 def test_a_command_fits_what_borrows(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert predictor_utils.main(["--side", "edge"]) == 0
+    assert predictors.main(["--side", "edge"]) == 0
     predictor = load_predictor(parameter_file("edge", "some-cpu-x2"))
     assert predictor.provenance["rows"] == {"batchnorm": 60, "add": 60, "dropout": 6}
     assert predictor.provenance["borrowed"] == {"kinds": ["dropout", "shuffle"], "device_name": "Another"}

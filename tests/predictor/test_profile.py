@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 
+from neurosurgeon.engine.torch_engine import random_input
 from neurosurgeon.models.zoo import Network, load_network
 from neurosurgeon.predictor import profile
 from neurosurgeon.predictor.profile import measured_latencies, profile_passes, profile_path
-from neurosurgeon.utils.inference_utils import random_input
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ FORMATTERS = [TextLine("%(levelname)s %(message)s"), JsonLine()]
 
 
 def record(message: str, level: int = logging.WARNING, **fields: object) -> logging.LogRecord:
-    made = logging.LogRecord("neurosurgeon.net.server", level, __file__, 1, message, (), None)
+    made = logging.LogRecord("neurosurgeon.cloud.server", level, __file__, 1, message, (), None)
     made.__dict__.update(fields)
     return made
 
@@ -62,7 +62,7 @@ def test_a_json_line_has_the_fields_of_its_event_and_no_others() -> None:
     assert line.pop("time").endswith("+00:00")
     assert line == {
         "level": "WARNING",
-        "logger": "neurosurgeon.net.server",
+        "logger": "neurosurgeon.cloud.server",
         "message": "answered",
         "peer": "127.0.0.1:1",
         "task": "ab",

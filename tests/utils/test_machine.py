@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from neurosurgeon.utils.cli import ROOT
+from neurosurgeon.cli.process import ROOT
 from neurosurgeon.utils.machine import SPIN_COUNT, CpuUse, free_cores
 
 PACKAGES = (

@@ -1,0 +1,1 @@
+"""Command lines: flags, exit codes, and the body of every script."""

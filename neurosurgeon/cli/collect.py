@@ -1,0 +1,109 @@
+"""Measure this device for one side of the split, then fit its predictors.
+
+    python -m predictor.collect --side edge --device cpu --threads 1 --minutes 5
+
+Every row is on disk as soon as its block of layers is measured. After Ctrl-C or a power cut, run the same command
+again: it goes on where it stopped. Until all is measured, the data in effect stays as it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from neurosurgeon.cli.parser import add_device, base_parser, positive_float
+from neurosurgeon.cli.process import run_main
+from neurosurgeon.engine.torch_engine import check_device, use_threads
+from neurosurgeon.graph.spec import LayerKind
+from neurosurgeon.predictor.collect import (
+    DEFAULT_MINUTES,
+    FILES,
+    SECONDS_PER_MINUTE,
+    begin,
+    collect,
+    earlier_collections,
+    provenance,
+)
+from neurosurgeon.predictor.predictor_utils import (
+    SIDES,
+    default_directory,
+    fit_and_save,
+    name_to_collect,
+    parameter_file,
+)
+from neurosurgeon.predictor.sampling import RECIPES
+from neurosurgeon.predictor.staging import put_into_effect
+from neurosurgeon.reports.text import print_scores
+from neurosurgeon.utils.errors import writing
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "collect.py") -> int:
+    parser = base_parser(prog, __doc__)
+    parser.add_argument("--side", choices=SIDES, required=True, help="which side of the split this device is")
+    add_device(parser)
+    parser.add_argument("--output", type=Path, help="directory of the CSV files (default: in predictor/dataset/SIDE)")
+    parser.add_argument("--config", type=Path, help="parameter file to write (default: in predictor/config/SIDE)")
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="measure these kinds again from the beginning; their old rows are in use until that is done "
+        "(default: go on)",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=positive_float,
+        default=DEFAULT_MINUTES,
+        help=f"time to spend on these kinds together, earlier runs included (default: {DEFAULT_MINUTES:g})",
+    )
+    parser.add_argument(
+        "--kinds",
+        type=LayerKind,
+        nargs="+",
+        choices=list(RECIPES),
+        default=list(RECIPES),
+        metavar="KIND",
+        help="measure these kinds of layers alone, and leave the rows of others as they are (default: all)",
+    )
+    return run_main(parser, argv, _run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    check_device(args.device)
+    threads = use_threads(args.threads or {"edge": 1, "cloud": os.cpu_count() or 1}[args.side])
+    name = name_to_collect(args.side, args.device)
+    directory = args.output or default_directory(args.side, name)
+    about = provenance(args.side, args.device, threads)
+    with writing(directory):
+        partial = begin(directory, about, args.kinds, fresh=args.fresh)
+        try:
+            collect(partial, args.device, args.minutes, about, args.kinds)
+            print_scores(fit_and_save(partial, args.config or parameter_file(args.side, name)))
+        except KeyboardInterrupt:
+            log.warning(
+                "interrupted: %.0f of %.0f s are measured and kept in %s, and not in effect yet; to go on: %s",
+                earlier_collections(partial, args.kinds)[0],
+                args.minutes * SECONDS_PER_MINUTE,
+                partial,
+                command_to_go_on(args),
+            )
+            raise
+        put_into_effect(directory, FILES)
+    log.info("the data in %s is in effect", directory)
+    return 0
+
+
+def command_to_go_on(args: argparse.Namespace) -> str:
+    """Return the command that goes on with an interrupted collection: the same one, but never a fresh one."""
+    words = ["python", "-m", "predictor.collect"]
+    for name in ("side", "device", "threads", "output", "config", "minutes"):
+        if getattr(args, name) is not None:
+            words += [f"--{name}", f"{getattr(args, name)}"]
+    if args.kinds != list(RECIPES):
+        words += ["--kinds", *args.kinds]
+    return shlex.join(words)

@@ -1,0 +1,36 @@
+"""Fit the predictors of one side again, and show their scores on held-out rows.
+
+python -m predictor.predictor_utils --side edge
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from neurosurgeon.cli.parser import base_parser
+from neurosurgeon.cli.process import run_main
+from neurosurgeon.predictor.predictor_utils import (
+    SIDES,
+    dataset_directory,
+    default_directory,
+    fit_and_save,
+    parameter_file,
+)
+from neurosurgeon.reports.text import print_scores
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "predictor_utils.py") -> int:
+    parser = base_parser(prog, __doc__)
+    parser.add_argument("--side", choices=SIDES, required=True, help="which side's data sets to fit")
+    parser.add_argument("--dataset", type=Path, help="directory of CSV files (default: what is in use)")
+    parser.add_argument("--output", type=Path, help="parameter file to write (default: beside those in use)")
+    return run_main(parser, argv, _run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    directory = dataset_directory(args.side, "cpu")
+    name = "cpu" if args.dataset or directory == default_directory(args.side, "cpu") else directory.name
+    print_scores(fit_and_save(args.dataset or directory, args.output or parameter_file(args.side, name)))
+    return 0

@@ -1,0 +1,1 @@
+"""The edge: one task, or a queue of them, planned, run and sent."""

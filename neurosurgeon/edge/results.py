@@ -1,0 +1,213 @@
+"""What becomes of the tasks of a queue: each has one result, which a thread of its own makes and reports."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from queue import Empty
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from neurosurgeon.cloud.lazy_queue import LazyQueue
+from neurosurgeon.edge.cuts import Choice
+from neurosurgeon.edge.records import QueuedTask, Span, TaskResult
+from neurosurgeon.engine.torch_engine import top_class
+from neurosurgeon.net.link_watch import LinkNow
+from neurosurgeon.net.stream import Answered
+from neurosurgeon.reports.queue_report import QueueReport
+from neurosurgeon.reports.text import output_digest
+from neurosurgeon.utils.errors import NeurosurgeonError
+from neurosurgeon.utils.logs import internal_error
+from neurosurgeon.utils.timing import StageTimes, now_ms
+
+log = logging.getLogger(__name__)
+
+IDLE_S = 1.0  # the reporter waits on behind it
+
+
+class Known(NamedTuple):
+    """What a task's result is made of, as soon as its edge half has run; no tensors."""
+
+    task: QueuedTask
+    now: LinkNow
+    chosen: Choice
+    half_ms: float
+    start_ms: float  # when its edge half began (`now_ms`)
+    done_ms: float  # and when it had run
+    lost_ms: float = 0.0  # how long it waited for a cloud that was lost with it
+
+
+class _Finished(NamedTuple):
+    """A task whose result is to be made."""
+
+    task: QueuedTask
+    make: Callable[[], TaskResult]
+    output: Tensor | None
+    done_ms: float
+
+
+class Results:
+    """The results of a queue; use it in a ``with`` block, at whose end all have been reported.
+
+    Of two answers to a task, that of the cloud and that of the edge, the first counts: each way to finish a task tells
+    whether it was that. Results are made on the reporter's thread; meanwhile the next task has begun.
+
+    Args: finished: called as soon as a task has its result.
+    """
+
+    def __init__(self, report: QueueReport, deadline_ms: float | None, finished: Callable[[], None]) -> None:
+        self._report = report
+        self._deadline_ms = deadline_ms
+        self._tell_finished = finished
+        self._awaited: set[int] = set()  # tasks without a result
+        self._lock = threading.Lock()
+        self._finished: LazyQueue[_Finished | None] = LazyQueue()  # each of them would stand in the next task's way
+        self._error: Exception | None = None  # of the reporter
+        self._reporter = threading.Thread(target=self._report_all, name="reporter", daemon=True)
+        self._start_ms = now_ms()
+        self.reported: list[TaskResult] = []  # in the order in which they came
+
+    def __enter__(self) -> Results:
+        self._start_ms = now_ms()
+        self._reporter.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._finished.put(None)
+        if kind:
+            return
+        self._reporter.join()
+        if self._error:
+            raise self._error
+
+    @property
+    def elapsed_ms(self) -> float:
+        """Since the queue started."""
+        return now_ms() - self._start_ms
+
+    @property
+    def are_lost(self) -> bool:
+        """Whether no result can be reported any more."""
+        return self._error is not None
+
+    def await_result(self, task: QueuedTask) -> None:
+        """From now on the task has no result, and is to have one."""
+        self._awaited.add(task.id)
+
+    def are_awaited(self, task: QueuedTask) -> bool:
+        """Whether a task has no result yet."""
+        return task.id in self._awaited
+
+    # ------------------------------------------------------------ ways to finish a task
+
+    def failed(self, task: QueuedTask, exc: Exception) -> bool:
+        """Finish a task of which no more is known than the error that ended it."""
+        result = TaskResult(task, error=reason(exc, task))
+        return self._finish(task, lambda: result)
+
+    def finish(self, known: Known, output: Tensor | None = None, **what: Any) -> bool:
+        """Finish a task whose edge half has run; ``what``: fields of its result that are known only now."""
+        return self._finish(known.task, lambda: replace(self._planned(known), **what), output)
+
+    def answered(self, known: Known, answered: Answered) -> bool:
+        """Finish a task that the cloud has answered."""
+        make = partial(self._answered_there, known, answered)
+        return self._finish(known.task, make, answered.result.tensors[0], answered.answered_ms)
+
+    def _finish(
+        self,
+        task: QueuedTask,
+        make: Callable[[], TaskResult],
+        output: Tensor | None = None,
+        done_ms: float | None = None,
+    ) -> bool:
+        done_ms = now_ms() if done_ms is None else done_ms
+        with self._lock:
+            if task.id not in self._awaited:
+                return False
+            self._awaited.remove(task.id)
+        self._finished.put(_Finished(task, make, output, done_ms), is_urgent=False)
+        self._tell_finished()
+        return True
+
+    # ------------------------------------------------------------ results, on the reporter's thread
+
+    def _report_all(self) -> None:
+        try:
+            self._report_each()
+        except Exception as exc:  # belongs to the thread that runs the queue; nobody may read the lines any more
+            self._error = exc
+
+    def _report_each(self) -> None:
+        while finished := self._next_finished():
+            try:
+                result = self._whole(finished)
+                self._report.task_done(result)
+            except OSError:  # nobody reads the lines any more
+                raise
+            except Exception as exc:  # belongs to this task; the others have results of their own
+                result = TaskResult(finished.task, error=reason(exc, finished.task))
+            self.reported.append(result)
+
+    def _next_finished(self) -> _Finished | None:
+        while True:
+            with suppress(Empty):
+                return self._finished.get(IDLE_S)
+
+    def _whole(self, finished: _Finished) -> TaskResult:
+        result, output, done_ms = finished.make(), finished.output, finished.done_ms
+        if result.spans:
+            result = replace(result, elapsed_ms=done_ms - self._start_ms - result.spans[0].start_ms)
+        if output is not None:
+            result = replace(result, output_digest=output_digest(output), top1=top_class(output))
+        return result
+
+    def _planned(self, known: Known) -> TaskResult:
+        """Return the result of a task whose edge half has run, so far."""
+        now, (plan, candidate, predicted) = known.now, known.chosen
+        return TaskResult(
+            known.task,
+            point=candidate.point,
+            layer=candidate.layer,
+            layers=len(plan.graph.layers),
+            graph=plan.graph,
+            rate_bytes_per_s=now.link.rate_bytes_per_s,
+            rate_age_s=now.link.age_s,
+            rate_is_stale=now.is_stale,
+            best_total_ms=plan.best.stages.total_ms,
+            predicted=predicted,
+            deadline_ms=self._deadline_ms,
+            measured=StageTimes(known.half_ms, 0.0, 0.0),
+            spans=(self._span(known.start_ms, known.done_ms),),
+        )
+
+    def _answered_there(self, known: Known, answered: Answered) -> TaskResult:
+        result, remote, done_ms = self._planned(known), answered.result, answered.answered_ms
+        return replace(
+            result,
+            measured=StageTimes(known.half_ms, known.lost_ms + remote.transfer_ms, remote.cloud_ms),
+            spans=(
+                *result.spans,
+                self._span(answered.sent_ms, answered.sent_ms + remote.transfer_ms),
+                self._span(done_ms - remote.compute_ms, done_ms),
+            ),
+            retries=answered.retries,
+            where="split" if known.chosen.candidate.point else "cloud",
+        )
+
+    def _span(self, start_ms: float, end_ms: float) -> Span:
+        return Span(start_ms - self._start_ms, end_ms - self._start_ms)
+
+
+def reason(exc: Exception, task: QueuedTask) -> str:
+    """Return why a task failed, for its line; an exception that is none of ours is logged with its traceback."""
+    if isinstance(exc, NeurosurgeonError):
+        return str(exc)
+    name = f"task {task.id} ({task.model})"
+    return str(internal_error(log, exc, f"{name} failed", task=str(task.id), model=task.model))

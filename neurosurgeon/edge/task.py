@@ -1,0 +1,451 @@
+"""One task of the edge: plan it for the link of the moment, run it with the cloud, report it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from neurosurgeon.edge.records import Guess
+from neurosurgeon.edge.summary import printable
+from neurosurgeon.engine.torch_engine import (
+    as_network_input,
+    blank,
+    check_crossing,
+    image_input,
+    random_input,
+    run_half,
+    run_whole,
+    stand_in,
+    top_guesses,
+    use_threads,
+)
+from neurosurgeon.graph.cut import pack_nodes
+from neurosurgeon.graph.layer_graph import LayerGraph
+from neurosurgeon.models.halves import EdgeHalf, edge_half
+from neurosurgeon.models.zoo import Network, WeightsSource, build_network, imagenet_labels, load_network, model_graph
+from neurosurgeon.net.bandwidth import LinkEstimate, LinkSource
+from neurosurgeon.net.breaker import Breaker
+from neurosurgeon.net.messages import Prepare, Request
+from neurosurgeon.net.session import EdgeSession, OnCloudLoss, stage_times
+from neurosurgeon.net.stream import PATIENCE_S
+from neurosurgeon.planner.plan import Candidate, SplitPlan, plan_split
+from neurosurgeon.planner.strategies import Strategy
+from neurosurgeon.planner.transfer import IDLE, WARM, Sender
+from neurosurgeon.predictor.correction import Corrections
+from neurosurgeon.predictor.latencies import LayerLatencies
+from neurosurgeon.predictor.machine_speed import DISAGREEMENT, doubt_machine_speed
+from neurosurgeon.predictor.predictor_utils import dataset_threads, find_predictor, scaled_to_machine
+from neurosurgeon.predictor.profile import measured_latencies
+from neurosurgeon.reports.text import EdgeReport, stage_timings
+from neurosurgeon.utils.errors import AddressError, ConnectError, NetworkError, is_connection_loss
+from neurosurgeon.utils.timing import StageTimes, Timing, now_ms
+from neurosurgeon.utils.units import MS_PER_S, s_to_ms
+
+log = logging.getLogger(__name__)
+
+MAX_ORIGIN = 400  # characters of what a cloud says of its data
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What to run, and how."""
+
+    model: str
+    weights: WeightsSource
+    device: str = "cpu"
+    threads: int | None = None  # None: as many as the edge's predictors were measured with
+    pixels: NDArray[np.uint8] | None = None  # (224, 224, 3); None: the fixed image of noise
+    point: int | None = None  # None: the best one
+    predictor: str = "forest"
+    edge_config: Path | None = None
+    cloud_config: Path | None = None  # None: what the cloud itself says
+    learns: bool = True  # from what each inference takes
+    repeat: int = 1
+    verify: bool = False
+    on_cloud_loss: OnCloudLoss = OnCloudLoss.LOCAL
+    strategy: Strategy = Strategy.DADS
+    max_edge_bytes: float = math.inf
+
+    def build(self) -> Network:
+        """Return its network, built anew.
+
+        Raises: WeightsError.
+        """
+        return build_network(self.model, self.weights, self.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One inference: its answer, and what it took."""
+
+    output: Tensor
+    times: StageTimes
+    sent_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A finished task: the plan, every run of it, and the answer."""
+
+    half: EdgeHalf
+    plan: SplitPlan
+    candidate: Candidate
+    link: LinkEstimate | None  # infinitely fast where it was not asked for; None where the cloud was lost before
+    runs: Sequence[Run]
+    guesses: Sequence[Guess]
+    max_abs_diff: float | None
+
+    @property
+    def where(self) -> str:
+        """Where its layers ran: "edge", "cloud" or "split"."""
+        if self.half.is_whole:
+            return "edge"
+        return "split" if len(self.half.edge_nodes) > 1 else "cloud"
+
+    @property
+    def measured(self) -> StageTimes:
+        """The stages of the run with the median total."""
+        return sorted((run.times for run in self.runs), key=lambda times: times.total_ms)[len(self.runs) // 2]
+
+    @property
+    def timings(self) -> dict[str, Timing]:
+        """Median and spread of every stage."""
+        return stage_timings([run.times for run in self.runs])
+
+
+FindLink = Callable[[], LinkEstimate | None]
+
+
+class EdgeSide:
+    """This machine's side of a task: what its layers take here, and its network, which loads in a thread."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self.graph = model_graph(task.model)
+        self.latencies = edge_latencies(task, self.graph)  # before the thread starts: it may time layers
+        loader = ThreadPoolExecutor(1, "load")
+        self._loading: Future[Network] | None = loader.submit(task.build)
+        loader.shutdown(wait=False)  # the thread ends when it has loaded, and its team of OpenMP threads with it
+
+    def half(self, edge_nodes: frozenset[int]) -> EdgeHalf:
+        """Return the edge's half of a cut. No other parameters are kept: a second call loads them again. May block.
+
+        Raises: WeightsError, PartitionError.
+        """
+        loading, self._loading = self._loading, None
+        return edge_half(loading.result() if loading else self._task.build(), edge_nodes)
+
+
+def run_task(
+    task: Task,
+    session: EdgeSession,
+    find_link: FindLink,
+    show: EdgeReport,
+    reopen: Callable[[], EdgeSession] | None = None,
+    ideal: LinkEstimate | None = None,
+) -> Outcome:
+    """Plan, run and report one task; where the cloud is lost on the way, go on as the task says.
+
+    What does not depend on the link begins before the link is asked for: predicting, and loading the network.
+
+    Args:   find_link: may wait for a measurement; returns None where the cloud was lost before the link was known.
+            reopen: how to reach the cloud again.
+            ideal: an infinitely fast link; if even over it the task is fastest on the edge alone, none is asked for.
+    Raises: NetworkError, WeightsError, PlanningError.
+    """
+    link: LinkEstimate | None = None
+    cloud: LayerLatencies | NetworkError
+    here = EdgeSide(task)
+    try:
+        cloud = cloud_latencies(task, session, here.graph)
+    except NetworkError as exc:
+        cloud = exc
+    else:
+        if ideal and stays_here(task, session, ideal, here, cloud, show):
+            link = ideal
+    link = link or find_link()
+    try:
+        if isinstance(cloud, NetworkError):
+            raise cloud
+        if link is None:
+            raise ConnectError("it was gone before the link was known")
+        session.pace_first_task(link)
+        return run_with_cloud(task, session, link, here, cloud, show)
+    except NetworkError as exc:
+        is_loss = is_connection_loss(exc)
+        if is_loss and task.on_cloud_loss is OnCloudLoss.LOCAL:
+            log.warning("the cloud is lost (%s): the task is computed here", exc)
+            return run_here(task, link, here, show)
+        if is_loss and task.on_cloud_loss is OnCloudLoss.RETRY and link and reopen:
+            log.warning("the cloud is lost (%s): looking for it", exc)
+            return run_again(task, reopen, link, here, show)
+        raise
+
+
+def stays_here(
+    task: Task, session: EdgeSession, ideal: LinkEstimate, here: EdgeSide, cloud: LayerLatencies, show: EdgeReport
+) -> bool:
+    """Return, and report, whether a task is fastest on the edge alone even over an infinitely fast link.
+
+    A cut then takes its two parts and a round trip: whatever rate was measured, the plan would be the same.
+    """
+    corrections = Corrections.load() if task.learns else Corrections()
+    stages = stages_of(task, session, ideal, here.latencies, cloud, is_warm=task.repeat > 1)
+    plan, candidate = plan_task(task, session, ideal, corrections, stages)
+    if plan.best.crossing_bytes or candidate.crossing_bytes:
+        return False
+    show.not_measured(plan, ideal.rtt_ms)
+    return True
+
+
+def run_with_cloud(
+    task: Task, session: EdgeSession, link: LinkEstimate, here: EdgeSide, cloud: LayerLatencies, show: EdgeReport
+) -> Outcome:
+    """Plan one task for this cloud, and run it.
+
+    Raises: NetworkError, WeightsError, PlanningError.
+    """
+    corrections = Corrections.load() if task.learns else Corrections()
+    stages = stages_of(task, session, link, here.latencies, cloud, is_warm=task.repeat > 1)
+    plan, candidate = plan_task(task, session, link, corrections, stages)
+    show.plan(plan, candidate)
+    half = prepare(task, session, plan.edge_nodes(candidate), here, show)
+    outcome = infer(task, half, plan, candidate, link, session, show)
+    if task.learns:
+        learn(corrections, stages.keys, outcome)
+        if task.repeat > 1:
+            doubt_speed(task, corrections.factor(stages.keys.edge))
+    show_outcome(outcome, show)
+    return outcome
+
+
+def run_again(
+    task: Task, reopen: Callable[[], EdgeSession], link: LinkEstimate, here: EdgeSide, show: EdgeReport
+) -> Outcome:
+    """Look for the cloud again, and run the task from its start; what it has computed already, it only tells.
+
+    Raises: NetworkError: it stayed away.
+    """
+    breaker, start_ms = Breaker(), now_ms()
+    while True:
+        breaker.lost(now_ms())
+        time.sleep(breaker.pause_ms(now_ms()) / MS_PER_S)
+        try:
+            with reopen() as session:
+                cloud = cloud_latencies(task, session, here.graph)
+                return run_with_cloud(task, session, link, here, cloud, show)
+        except (NetworkError, AddressError) as exc:  # names are not known, either, while there is no network
+            is_loss = is_connection_loss(exc) or isinstance(exc, AddressError)
+            if not is_loss or now_ms() - start_ms > s_to_ms(PATIENCE_S):
+                raise
+
+
+def run_here(task: Task, link: LinkEstimate | None, here: EdgeSide, show: EdgeReport) -> Outcome:
+    """Run the whole network on this machine."""
+    plan = plan_alone(here.graph, here.latencies)
+    half = here.half(plan.edge_nodes(plan.best))
+    outcome = infer(task, half, plan, plan.best, link, None, show)
+    show_outcome(outcome, show)
+    return outcome
+
+
+def plan_alone(graph: LayerGraph, edge: LayerLatencies) -> SplitPlan:
+    """Return the plan of an edge that has no cloud: there is one candidate."""
+    point, stages = len(graph.layers), StageTimes(edge.total(), 0.0, 0.0)
+    alone = Candidate(point, graph.point_name(point), stages, stages, 0)
+    return SplitPlan(graph, edge, replace(edge, source="lost", origin=""), [alone], alone, 0.0)
+
+
+def infer(
+    task: Task,
+    half: EdgeHalf,
+    plan: SplitPlan,
+    candidate: Candidate,
+    link: LinkEstimate | None,
+    session: EdgeSession | None,
+    show: EdgeReport,
+) -> Outcome:
+    """Run a task as planned, as often as it says; ``session`` may be None where nothing crosses."""
+    tensor = stand_in(half.graph.input.shape) if task.pixels is None else image_input(task.pixels)
+    runs = [run_once(session, half, tensor, show)]
+    show.finished()
+    if task.repeat > 1:  # the first run was cold: it is shown, and does not count
+        turns = tqdm(range(task.repeat), desc="repeat", unit="run", disable=None)
+        runs = [run_once(session, half, tensor, None) for _ in turns]
+    labels = imagenet_labels() if half.knows_imagenet else None
+    guesses = top_guesses(runs[-1].output, labels)
+    difference = None
+    if task.verify:
+        whole = load_network(task.model, task.weights, task.device)
+        difference = (runs[-1].output - run_whole(whole, tensor)).abs().max().item()
+    return Outcome(half, plan, candidate, link, runs, guesses, difference)
+
+
+def plan_task(
+    task: Task, session: EdgeSession, link: LinkEstimate, corrections: Corrections, stages: PredictedStages
+) -> tuple[SplitPlan, Candidate]:
+    """Return the plan for this edge, this cloud, and the link of the moment, and the cut to take."""
+    keys = stages.keys
+    edge, cloud = stages.edge.scaled(corrections.factor(keys.edge)), stages.cloud.scaled(corrections.factor(keys.cloud))
+    state = session.send_state()
+    never_waits = task.repeat > 1 or math.isinf(link.rate_bytes_per_s)
+    sender = WARM if never_waits else Sender(*state) if state else IDLE
+    plan_with = partial(
+        plan_split,
+        model_graph(task.model),
+        edge,
+        cloud,
+        link.rate_bytes_per_s,
+        link.exchange_ms,
+        corrections.factor(keys.transfer),
+        sender=sender,
+    )
+    plan = plan_with(strategy=task.strategy, max_edge_bytes=task.max_edge_bytes)
+    if task.point is None:
+        return plan, plan.best
+    forced = plan_with(strategy=Strategy.NEUROSURGEON).candidates[task.point]  # which has every point
+    return plan, plan.best if plan.edge_nodes(forced) == plan.edge_nodes(plan.best) else forced
+
+
+class StageKeys(NamedTuple):
+    """The names under which corrections of the three stages are kept."""
+
+    edge: str
+    transfer: str
+    cloud: str
+
+
+class PredictedStages(NamedTuple):
+    """What a model's layers take on both sides by prediction, before any correction, and what corrects it."""
+
+    edge: LayerLatencies
+    cloud: LayerLatencies
+    keys: StageKeys
+
+
+def predicted_stages(task: Task, session: EdgeSession, link: LinkEstimate, *, is_warm: bool) -> PredictedStages:
+    """Return what is predicted for a model on both sides."""
+    graph = model_graph(task.model)
+    edge, cloud = edge_latencies(task, graph), cloud_latencies(task, session, graph)
+    return stages_of(task, session, link, edge, cloud, is_warm=is_warm)
+
+
+def stages_of(
+    task: Task, session: EdgeSession, link: LinkEstimate, edge: LayerLatencies, cloud: LayerLatencies, *, is_warm: bool
+) -> PredictedStages:
+    """Return what is predicted for a model on both sides, and what corrects it.
+
+    The first inference of a process also builds its kernels, so it has corrections of its own. So has every other
+    prediction: who has collected new data learns anew what it misses.
+    """
+    phase = "warm" if is_warm else "first"
+    where = f"{session.host} {session.cloud.get('device')} {session.cloud.get('threads')} {task.cloud_config}"
+    this_edge = f"{task.device} {task.threads} {task.predictor} {task.edge_config}"
+    keys = StageKeys(
+        edge=f"{phase} edge {task.model} {this_edge} {edge.total():.4g} ms",
+        transfer=f"{phase} transfer {task.model} {where} {link.source.name}",
+        cloud=f"{phase} cloud {task.model} {where} {cloud.total():.4g} ms",
+    )
+    return PredictedStages(edge, cloud, keys)
+
+
+def learn(corrections: Corrections, keys: StageKeys, outcome: Outcome) -> None:
+    """Take in what the stages took; a link that the user made up teaches nothing."""
+    predicted, measured = outcome.candidate.stages, outcome.measured
+    for stage, key in zip(("edge_ms", "transfer_ms", "cloud_ms"), keys, strict=True):
+        if stage != "transfer_ms" or (outcome.link and outcome.link.source is not LinkSource.GIVEN):
+            corrections.learn(key, getattr(predicted, stage) / corrections.factor(key), getattr(measured, stage))
+    corrections.save()
+
+
+def doubt_speed(task: Task, edge_factor: float) -> None:
+    """Have this machine's speed measured again at the next start, where warm tasks contradict it.
+
+    Args: edge_factor: how much longer the edge partitions of a model take than predicted, noise left out.
+    """
+    if task.predictor != "measured" and not 1 / DISAGREEMENT <= edge_factor <= DISAGREEMENT:
+        doubt_machine_speed(task.device, torch.get_num_threads())
+
+
+def edge_latencies(task: Task, graph: LayerGraph) -> LayerLatencies:
+    """Return what the model's layers take on this machine, predicted or measured."""
+    if task.predictor == "measured":
+        use_threads(task.threads or dataset_threads("edge", task.device))
+        network = build_network(task.model, task.weights, task.device)  # and not kept: most of it may not be needed
+        return measured_latencies(network, as_network_input(random_input(graph.input.shape), task.device))
+    predictor = find_predictor("edge", task.device, task.predictor, task.edge_config)
+    threads = use_threads(task.threads or predictor.threads)
+    if task.edge_config is None:
+        predictor = scaled_to_machine(predictor, task.device, threads)
+    return predictor.predict(graph)
+
+
+def cloud_latencies(task: Task, session: EdgeSession, graph: LayerGraph) -> LayerLatencies:
+    """Return what the model's layers take in the cloud: as it says itself, or as the user's data says."""
+    if task.cloud_config is None:
+        told = session.ask_latencies(task.model, graph.digest)
+        columns = (told.latency_ms, told.low_ms, told.high_ms)
+        return LayerLatencies(*columns, told.source, told.extrapolated, printable(told.origin[:MAX_ORIGIN]))
+    name = "linear" if task.predictor == "linear" else "forest"
+    return find_predictor("cloud", str(session.cloud.get("device")), name, task.cloud_config).predict(graph)
+
+
+def prepare(task: Task, session: EdgeSession, edge_nodes: frozenset[int], here: EdgeSide, show: EdgeReport) -> EdgeHalf:
+    """Return the edge's half; where anything crosses, the cloud gets its own ready in the same time."""
+    graph = here.graph
+    crosses = len(edge_nodes) < len(graph.nodes)
+    if crosses:
+        session.ask_to_prepare(Prepare(task.model, pack_nodes(graph, edge_nodes), graph.digest))
+    half = here.half(edge_nodes)
+    if crosses:
+        session.expect_output(blank(graph.output))
+        session.wait_until_ready(half.weights_digest)
+        show.prepared()
+    return half
+
+
+def request_of(network: Network | EdgeHalf, edge_nodes: frozenset[int]) -> Request:
+    """Return the message that asks the cloud for its half of a cut."""
+    graph = network.graph
+    return Request(network.name, pack_nodes(graph, edge_nodes), graph.digest, network.weights_digest)
+
+
+def run_once(session: EdgeSession | None, half: EdgeHalf, tensor: Tensor, show: EdgeReport | None) -> Run:
+    """Run one inference; ``show`` gets its lines as they become true."""
+    result = run_half(half.module, [tensor], half.device)
+    if show:
+        show.edge_done(half.name, result.latency_ms)
+    if session is None or half.is_whole:
+        return Run(result.tensors[0], stage_times(result.latency_ms, None), 0)
+    on_sent = show.sent if show else lambda: None
+    remote = session.infer(request_of(half, half.edge_nodes), result.tensors, on_sent)
+    check_crossing([half.graph.output], remote.specs)
+    times = stage_times(result.latency_ms, remote)
+    if show:
+        show.cloud_done(half.name, times)
+    return Run(remote.tensors[0], times, remote.sent_bytes)
+
+
+def show_outcome(outcome: Outcome, show: EdgeReport) -> None:
+    """Print the answer and the figures behind the contract's lines."""
+    show.answer(outcome.guesses, outcome.half.source.seeded)
+    show.comparison(outcome.candidate.stages, outcome.measured, len(outcome.runs))
+    show.origins(outcome.plan.origins)
+    show.where(outcome.where)
+    if len(outcome.runs) > 1:
+        show.repeats(outcome.timings)
+    if outcome.max_abs_diff is not None:
+        show.verified(outcome.max_abs_diff)

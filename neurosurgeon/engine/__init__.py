@@ -1,0 +1,1 @@
+"""Engines run partitions: torch, and later others."""

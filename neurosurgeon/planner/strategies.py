@@ -1,0 +1,90 @@
+"""Which cuts of a network each strategy considers; the planner weighs them, and takes the best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from enum import StrEnum
+from functools import cache
+
+import numpy as np
+
+from neurosurgeon.graph.layer_graph import LayerGraph
+from neurosurgeon.planner.chain_search import Objective
+from neurosurgeon.planner.dag_search import DagCosts, DagSearch
+from neurosurgeon.planner.heavy_load import shortest_bottleneck
+from neurosurgeon.planner.memory import edge_memory, memory_at_points
+
+PRICES = np.geomspace(2**-8, 2**8, 17)  # of a byte, times latency per byte on the edge
+
+
+class Strategy(StrEnum):
+    """How a network is cut; of a chain, the first three find the same."""
+
+    DADS = "dads"  # anywhere: the minimum cut of the graph (Hu et al., INFOCOM'19)
+    NEUROSURGEON = "neurosurgeon"  # behind any layer, in execution order (Kang et al., ASPLOS'17)
+    CHAIN_OF_BLOCKS = "chain-of-blocks"  # only where a single tensor crosses
+    EDGE_ONLY = "edge-only"
+    CLOUD_ONLY = "cloud-only"
+
+
+@cache
+def search_of(graph: LayerGraph) -> DagSearch:
+    """Return the search for cuts of a graph, built once."""
+    return DagSearch([node.inputs for node in graph.nodes])
+
+
+def points_of(strategy: Strategy, graph: LayerGraph) -> Sequence[int]:
+    """Return the partition points that a strategy considers, in order."""
+    last = len(graph.layers)
+    if strategy is Strategy.EDGE_ONLY:
+        return [last]
+    if strategy is Strategy.CLOUD_ONLY:
+        return [0]
+    if strategy is Strategy.NEUROSURGEON or graph.is_chain:
+        return range(last + 1)
+    return graph.block_points if strategy is Strategy.CHAIN_OF_BLOCKS else search_of(graph).ends
+
+
+def inner_cuts(
+    graph: LayerGraph,
+    costs: DagCosts,
+    objective: Objective = Objective.LATENCY,
+    max_edge_bytes: float = math.inf,
+) -> list[frozenset[int]]:
+    """Return cuts inside blocks that fit the edge's memory, the best of all cuts among them if it is one.
+
+    For latency this is exact, for throughput an approximation (`planner.heavy_load`). In a block whose best cut does
+    not fit, others are tried: those that are best when every byte of parameters on the edge has a price, for a range of
+    prices. Only there may a better one that fits be missed.
+
+    Args: costs: of latency; for throughput, how long nodes and tensors keep edge, link and cloud busy.
+    """
+    search = search_of(graph)
+    if not search.has_interior:
+        return []
+    if objective is Objective.THROUGHPUT:
+        cuts = [cut for cut in (shortest_bottleneck(search, costs).edge_nodes,) if search.goes_through_block(cut)]
+    else:
+        end_ms = search.end_costs(costs)
+        if max_edge_bytes < math.inf:
+            sizes = [memory_at_points(graph)[point].total_bytes for point in (*search.ends, len(graph.layers))]
+            end_ms[np.array(sizes) > max_edge_bytes] = np.inf
+        cuts = [cut.edge_nodes for cut in search.inner_cuts(costs, below_ms=float(end_ms.min()))]
+    if max_edge_bytes == math.inf:
+        return cuts
+    fitting = [cut for cut in cuts if edge_memory(graph, cut).total_bytes <= max_edge_bytes]
+    if len(fitting) < len(cuts):
+        fitting += [cut for cut in _priced_cuts(graph, costs) if edge_memory(graph, cut).total_bytes <= max_edge_bytes]
+    return [cut for cut in dict.fromkeys(fitting) if search.goes_through_block(cut)]
+
+
+def _priced_cuts(graph: LayerGraph, costs: DagCosts) -> set[frozenset[int]]:
+    parameter_bytes = np.array([float(sum(node.parameters.values())) for node in graph.nodes])
+    usual_price = costs.edge_before_ms[-1] / max(parameter_bytes.sum(), 1.0)
+    cuts: set[frozenset[int]] = set()
+    for price in usual_price * PRICES:
+        priced = replace(costs, edge_ms=costs.edge_ms + price * parameter_bytes)
+        cuts.update(cut.edge_nodes for cut in search_of(graph).inner_cuts(priced, below_ms=np.inf))
+    return cuts

@@ -1,0 +1,1 @@
+"""What users see: lines, tables, JSON documents, pictures and spreadsheets."""

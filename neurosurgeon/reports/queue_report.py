@@ -1,0 +1,165 @@
+"""What a queue of tasks prints: the contract's lines a whole task at a time, a progress bar, a table at the end."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import TextIO
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from neurosurgeon.edge.records import QueuedTask, TaskResult
+from neurosurgeon.edge.summary import ALL, GroupSummary, QueueSummary, cuts_text, printable
+from neurosurgeon.reports.text import RULE, EdgeReport, bandwidth_line, best_line, graph_cut_lines, origin_lines
+from neurosurgeon.utils.units import bytes_per_s_to_mb_per_s
+
+START = "===================== start inference tasks ===================== "  # ends in a blank, as in the contract
+
+
+def task_block(result: TaskResult, count: int) -> str:
+    """Return all lines of one of ``count`` tasks, each with its end of line."""
+    lines = io.StringIO()
+    report = EdgeReport(lines)
+    if result.error is None:
+        _say_finished(report, result, count)
+    else:
+        report.say(f"task {result.task.id} of {count} failed : {printable(result.error)}")
+    return lines.getvalue()
+
+
+def _say_finished(report: EdgeReport, result: TaskResult, count: int) -> None:
+    model = result.task.model
+    chosen_ms = result.predicted.total_ms
+    report.say(bandwidth_line(result.rate_bytes_per_s) + f" (age {result.rate_age_s:.1f} s{_stale(result)})")
+    report.say(f"get model type: {model} ")  # ends in a blank, as in the contract
+    for line in _cut_lines(result):
+        report.say(line)
+    if 0 < result.best_total_ms < chosen_ms:  # the queue as a whole is faster with another cut
+        report.say(f"best latency of this task alone : {result.best_total_ms:.2f} ms")
+    report.say(RULE)
+    if result.crossed:
+        report.prepared()
+    report.edge_done(model, result.measured.edge_ms)
+    if result.crossed:
+        report.sent()
+        report.cloud_done(model, result.measured)
+    report.say(_answer_line(result, count))
+    report.finished()
+
+
+def _cut_lines(result: TaskResult) -> list[str]:
+    total_ms, graph = result.predicted.total_ms, result.graph
+    if graph is None or graph.is_chain:
+        return [best_line(total_ms, result.point, result.layer)]
+    return graph_cut_lines(graph, len(result.edge_nodes), result.crossing, total_ms)
+
+
+def _stale(result: TaskResult) -> str:
+    return ", stale" if result.rate_is_stale else ""
+
+
+def _answer_line(result: TaskResult, count: int) -> str:
+    parts = [] if result.top1 is None else [f"top class {result.top1}"]
+    parts.append(f"answered by {result.where}")
+    if result.retries:
+        parts.append(f"retries {result.retries}")
+    if result.deadline_ms is not None:
+        met, effort = "met" if result.is_in_time else "missed", "" if result.is_in_reach else " (no cut makes it)"
+        parts.append(f"deadline {result.deadline_ms:g} ms {met}{effort}")
+    return f"task {result.task.id} of {count} : {' , '.join(parts)}"
+
+
+class QueueReport:
+    """The lines of a queue, on stdout, or on stderr where stdout is kept for JSON, and a bar on a terminal's stderr.
+
+    A context: the bar is there from entry to exit. Any thread may call it; tqdm's lock keeps each block in one
+    piece, and the bar out of it.
+    """
+
+    def __init__(self, tasks: Sequence[QueuedTask], stream: TextIO | None = None) -> None:
+        self._tasks = tasks
+        self._stream = stream or sys.stdout
+        self._exit = ExitStack()
+
+    def __enter__(self) -> QueueReport:
+        self._bar = self._exit.enter_context(
+            tqdm(total=len(self._tasks), desc="queue", unit="task", dynamic_ncols=True, disable=None)
+        )
+        if not self._bar.disable:
+            self._exit.enter_context(logging_redirect_tqdm())  # log lines would tear the bar, too
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._exit.close()
+
+    def start(self) -> None:
+        """Say which tasks there are, and that they start."""
+        self._write(f"tasks list info : {[task.model for task in self._tasks]}\n{START}\n")
+
+    def task_done(self, result: TaskResult) -> None:
+        """Say what became of a task."""
+        block = task_block(result, len(self._tasks))
+        with tqdm.get_lock():
+            self._write(block)
+            self._bar.update()
+
+    def show_state(self, rate_bytes_per_s: float, cloud_queue_ms: float | None = None) -> None:
+        """Show the rate of the uplink beside the bar, and how long tasks wait in the cloud."""
+        if self._bar.disable:
+            return
+        state = f"{bytes_per_s_to_mb_per_s(rate_bytes_per_s):.4g} MB/s"
+        if cloud_queue_ms is not None:
+            state += f", cloud queue {cloud_queue_ms:.1f} ms"
+        with tqdm.get_lock():
+            self._bar.set_postfix_str(state)
+
+    def _write(self, text: str) -> None:
+        with tqdm.external_write_mode(file=self._stream):
+            self._stream.write(text)
+            self._stream.flush()
+
+
+# ---------------------------------------------------------------- the table at the end
+
+
+def print_summary(summary: QueueSummary, stream: TextIO | None = None) -> None:
+    """Print a line for each model and one for all, then the makespans: measured, and predicted for each schedule."""
+    lines = [
+        f"{'':<49}{'measured, median ms':>40}{'p95':>10}{'predicted':>10}{'measured':>11}",
+        f"{'model':<10}{'tasks':>6}{'failed':>7}{'edge/split/cloud':>18}{'retries':>8}"
+        f"{'edge':>10}{'transfer':>10}{'cloud':>10}{'total':>10}{'total':>10}"
+        f"{'total':>10}{'/predicted':>11}{'tasks/s':>9}  cuts (point:tasks)",
+        *(_group_line(name, group) for name, group in summary.groups().items()),
+        *_makespan_lines(summary),
+        *origin_lines(summary.predicted_from),
+    ]
+    print("\n".join(lines), file=stream or sys.stdout, flush=True)
+
+
+def _group_line(name: str, group: GroupSummary) -> str:
+    cuts = "" if name == ALL else cuts_text(group.cuts)  # the points of different networks are no like things
+    places = "/".join(str(count) for count in group.where.values())
+    medians = "".join(f"{_number(value):>10}" for value in group.measured_median.values())
+    return (
+        f"{name:<10}{group.tasks:>6}{group.failed:>7}{places:>18}{group.retries:>8}"
+        f"{medians}{_number(group.measured_p95['total_ms']):>10}{_number(group.predicted_total_median_ms):>10}"
+        f"{_number(group.measured_to_predicted_median):>11}{_number(group.tasks_per_s):>9}  {cuts}"
+    ).rstrip()
+
+
+def _makespan_lines(summary: QueueSummary) -> list[str]:
+    lines = [
+        f"predicted makespan, {schedule:<8} : {predicted_ms:.2f} ms"
+        for schedule, predicted_ms in summary.predicted_makespan_ms.items()
+    ]
+    done = f"{summary.overall.finished} of {summary.overall.tasks} tasks , {summary.overall.tasks_per_s:.2f} tasks/s"
+    how = f"objective {summary.objective} , schedule {summary.schedule}"
+    return [*lines, f"measured makespan            : {summary.makespan_ms:.2f} ms , {done} , {how}"]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

@@ -1,0 +1,409 @@
+"""Everything that is printed: the contract's lines, tables, and JSON documents. Only scripts call this."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+from neurosurgeon.graph.layer_graph import LayerGraph, Node
+from neurosurgeon.graph.spec import LayerKind
+from neurosurgeon.predictor.kind_models import Score
+from neurosurgeon.utils.timing import STAGE_NAMES, StageTimes, Timing
+from neurosurgeon.utils.units import bytes_per_s_to_mb_per_s, readable_bytes
+
+if TYPE_CHECKING:  # the lines before the plan are printed before torch is imported
+    from torch import Tensor
+
+    from neurosurgeon.cloud.events import CloudEvent
+    from neurosurgeon.edge.records import Guess
+    from neurosurgeon.net.bandwidth import LinkEstimate
+    from neurosurgeon.planner.compare import Comparison
+    from neurosurgeon.planner.plan import Candidate, SplitPlan
+    from neurosurgeon.predictor.latencies import LayerFeature
+
+RULE = "-" * 106
+FINISHED = "================= DNN Collaborative Inference Finished. ==================="
+
+CLOUD_LINES = {
+    "CONNECTED": "successfully connection :{}",
+    "MODEL_TYPE": "get model type successfully.",
+    "PARTITION_POINT": "get partition point successfully.",
+    "EDGE_OUTPUT": "get edge_output and transfer latency successfully.",
+    "TRANSFER_LATENCY_SENT": "short message , transfer latency has been sent successfully",
+    "CLOUD_LATENCY_SENT": "short message , cloud latency has been sent successfully",
+    "FINISHED": FINISHED,
+}
+
+Json = dict[str, Any]
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print one JSON object on stdout."""
+    print(json.dumps(document, ensure_ascii=False))
+
+
+# ---------------------------------------------------------------- the edge's lines
+
+
+def bandwidth_line(rate_bytes_per_s: float) -> str:
+    """Return the contract's line for the rate of the uplink."""
+    return f"get bandwidth value : {bytes_per_s_to_mb_per_s(rate_bytes_per_s)} MB/s"
+
+
+def best_line(latency_ms: float, point: int, layer: str) -> str:
+    """Return the contract's line for a partition point and what it is predicted to take."""
+    return f"best latency : {latency_ms:.2f} ms , best partition point : {point} - {layer}"
+
+
+def cut_lines(plan: SplitPlan, candidate: Candidate) -> list[str]:
+    """Return what is said of a cut: the contract's line, or for a graph that is no chain the nodes and what crosses."""
+    total_ms = candidate.stages.total_ms
+    if plan.graph.is_chain:
+        return [best_line(total_ms, candidate.point, candidate.layer)]
+    return graph_cut_lines(plan.graph, len(plan.edge_nodes(candidate)), plan.crossing(candidate), total_ms)
+
+
+def graph_cut_lines(graph: LayerGraph, edge_nodes: int, crossing: Iterable[Node], total_ms: float) -> list[str]:
+    """Return what is said of a cut of a graph that is no chain: how many nodes stay on the edge, and what crosses."""
+    return [
+        f"best latency : {total_ms:.2f} ms , edge nodes : {edge_nodes} of {len(graph.nodes)}",
+        *(f"crossing tensor : {_tensor_text(tensor)}" for tensor in tensor_documents(crossing)),
+    ]
+
+
+def _tensor_text(tensor: Json) -> str:
+    shape = "x".join(map(str, tensor["shape"]))
+    return f"{tensor['name']} , {shape} {tensor['dtype']} , {readable_bytes(tensor['bytes'])}"
+
+
+def needless_link(plan: SplitPlan, rtt_ms: float) -> str:
+    """Return why no link could change a plan that keeps everything on the edge, made for an infinitely fast one."""
+    alone_ms, other = plan.best.stages.total_ms, plan.runner_up
+    if other is None:
+        return f"edge-only , {alone_ms:.2f} ms , is the only cut"
+    return (
+        f"edge-only takes {alone_ms:.2f} ms , any other cut at least {other.stages.total_ms:.2f} ms however fast the "
+        f"link (round trip {rtt_ms:.2f} ms)"
+    )
+
+
+class EdgeReport:
+    """The edge's lines of one task, on stdout, or on stderr where stdout is kept for JSON."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
+
+    def say(self, line: str = "") -> None:
+        """Print one line at once."""
+        print(line, file=self._stream, flush=True)
+
+    def bandwidth(self, link: LinkEstimate) -> None:
+        """The link is known."""
+        self.say(bandwidth_line(link.rate_bytes_per_s))
+
+    def not_measured(self, plan: SplitPlan, rtt_ms: float) -> None:
+        """The link need not be known."""
+        self.say(f"link not measured : {needless_link(plan, rtt_ms)}")
+
+    def plan(self, plan: SplitPlan, chosen: Candidate) -> None:
+        """The best cut is known, and which one is taken."""
+        for line in cut_lines(plan, plan.best):
+            self.say(line)
+        if chosen is not plan.best:
+            self.say(f"forced partition point : {chosen.point} - {chosen.layer} , {chosen.stages.total_ms:.2f} ms")
+        self.say(RULE)
+
+    def deadline(self, deadline_ms: float, best_ms: float, measured_ms: float) -> None:
+        """Whether the task could make its deadline, and whether it did."""
+        met, effort = "met" if measured_ms <= deadline_ms else "missed", ""
+        if best_ms > deadline_ms:
+            effort = f" (no cut makes it: the best was predicted to take {best_ms:.2f} ms)"
+        self.say(f"deadline {deadline_ms:g} ms {met}{effort}")
+
+    def prepared(self) -> None:
+        """The cloud has the model type and the partition point."""
+        self.say("short message , model type has been sent successfully")
+        self.say("short message , partition strategy has been sent successfully")
+
+    def edge_done(self, model: str, edge_ms: float) -> None:
+        """The edge half has run."""
+        self.say(f"{model} 在边缘端设备上推理完成 - {edge_ms:.3f} ms")
+
+    def sent(self) -> None:
+        """The cloud said yes, and the edge's output is on its way."""
+        self.say("get yes , edge output has been sent successfully")
+
+    def cloud_done(self, model: str, times: StageTimes) -> None:
+        """The answer is here."""
+        self.say(f"{model} 传输完成 - {times.transfer_ms:.3f} ms")
+        self.say(f"{model} 在云端设备上推理完成 - {times.cloud_ms:.3f} ms")
+
+    def finished(self) -> None:
+        """The task is done."""
+        self.say(FINISHED)
+
+    def answer(self, guesses: Sequence[Guess], seeded: bool) -> None:
+        """The classes that the network proposes; nothing where its output is no such thing."""
+        if not guesses:
+            return
+        self.say("top-5 classes (weights of a fixed seed: the classes mean nothing):" if seeded else "top-5 classes:")
+        for guess in guesses:
+            self.say(f"  {guess.probability:7.2%}  {guess.label or f'class {guess.index}'}")
+
+    def comparison(self, predicted: StageTimes, measured: StageTimes, runs: int) -> None:
+        """Predicted beside measured, stage by stage."""
+        self.say(f"{'':<10}{'edge':>12}{'transfer':>12}{'cloud':>12}{'total':>12}")
+        for name, times in (("predicted", predicted), ("measured", measured)):
+            self.say(f"{name:<10}" + "".join(f"{value:>9.3f} ms" for value in times.as_dict().values()))
+        if runs == 1:
+            self.say("(the first inference of a process also builds its kernels; --repeat 20 measures warm ones)")
+
+    def origins(self, origins: Mapping[str, str]) -> None:
+        """Whose data the predictions of each side come from."""
+        for line in origin_lines(origins):
+            self.say(line)
+
+    def where(self, where: str) -> None:
+        """Where the answer was computed."""
+        self.say(f"answered by {where}")
+
+    def repeats(self, timings: Mapping[str, Timing]) -> None:
+        """Median and spread of repeated inferences."""
+        for stage, timing in timings.items():
+            self.say(
+                f"{stage.removesuffix('_ms'):<10}median {timing.median_ms:.3f} ms, min {timing.min_ms:.3f}, "
+                f"max {timing.max_ms:.3f}, interquartile {timing.iqr_ms:.3f} ({timing.samples} runs)"
+            )
+
+    def verified(self, max_abs_diff: float) -> None:
+        """The whole network ran locally, too."""
+        self.say(f"largest difference to the unsplit network on this machine: {max_abs_diff:g}")
+
+
+def origin_lines(origins: Mapping[str, str]) -> list[str]:
+    """Return a line for each side that says whose data its predictions come from."""
+    return [f"{side} predicted from {origin}" for side, origin in origins.items() if origin]
+
+
+def stage_timings(runs: Sequence[StageTimes]) -> dict[str, Timing]:
+    """Return median and spread of every stage over repeated runs."""
+    return {name: Timing.of([getattr(run, name) for run in runs]) for name in STAGE_NAMES}
+
+
+def output_digest(output: Tensor) -> str:
+    """Return what tells two answers apart, to the last bit."""
+    import torch
+
+    return hashlib.sha256(output.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def output_document(output: Tensor, guesses: Sequence[Guess]) -> Json:
+    """Return what the JSON interface says of an answer."""
+    return {
+        "shape": list(output.shape),
+        "dtype": str(output.dtype).removeprefix("torch."),
+        "digest": output_digest(output),
+        "top5": [{"index": guess.index, "label": guess.label, "probability": guess.probability} for guess in guesses],
+    }
+
+
+# ---------------------------------------------------------------- the cloud's lines
+
+
+def cloud_lines(event: CloudEvent, sock: socket.socket) -> None:
+    """Print the contract's line for something that happened in the cloud, whole even among many threads."""
+    line = CLOUD_LINES[event.name]
+    sys.stdout.write(line.format(sock) + "\n" if "{}" in line else line + "\n")
+    sys.stdout.flush()
+
+
+# ---------------------------------------------------------------- plans
+
+
+def _candidate_document(candidate: Candidate) -> Json:
+    return {
+        "point": candidate.point,
+        "layer": candidate.layer,
+        **candidate.stages.as_dict(),
+        "crossing_bytes": candidate.crossing_bytes,
+    }
+
+
+def tensor_documents(nodes: Iterable[Node]) -> list[Json]:
+    """Return the tensors that nodes make, as the JSON interface has those that cross."""
+    return [
+        {"name": node.name, "shape": list(sent.shape), "dtype": sent.dtype, "bytes": sent.size_bytes}
+        for node in nodes
+        for sent in node.sent
+    ]
+
+
+def cut_document(plan: SplitPlan, candidate: Candidate) -> Json:
+    """Return what the JSON interface says of a cut: where it is, what crosses, and what each half has to hold."""
+    memory = plan.memory(candidate)
+    return {
+        "strategy": str(plan.strategy),
+        "edge_nodes": sorted(plan.edge_nodes(candidate)),
+        "crossing": tensor_documents(plan.crossing(candidate)),
+        "edge_parameter_bytes": memory.parameter_bytes,
+        "edge_activation_bytes": memory.activation_bytes,
+        "cloud_parameter_bytes": plan.cloud_parameter_bytes(candidate),
+    }
+
+
+def plan_document(plan: SplitPlan) -> Json:
+    """Return a plan as the JSON interface has it."""
+    layers = [
+        {
+            "index": layer.index + 1,
+            "name": layer.name,
+            "kind": str(layer.kind),
+            "output_shape": list(layer.output.shape),
+            "output_bytes": layer.output.size_bytes,
+            "flops": layer.flops,
+            "edge_ms": edge_ms,
+            "cloud_ms": cloud_ms,
+        }
+        for layer, edge_ms, cloud_ms in zip(plan.graph.layers, plan.edge.latency_ms, plan.cloud.latency_ms, strict=True)
+    ]
+    return {
+        "model": plan.graph.model,
+        "layers": layers,
+        "candidates": [_candidate_document(candidate) for candidate in plan.candidates],
+        "best": _candidate_document(plan.best),
+        **cut_document(plan, plan.best),
+        "best_interval_ms": list(plan.interval(plan.best)),
+        "runner_up": plan.runner_up and _candidate_document(plan.runner_up),
+        "too_close_to_call": plan.is_too_close_to_call,
+        "extrapolated": {"edge": list(plan.edge.extrapolated), "cloud": list(plan.cloud.extrapolated)},
+        "predictor": {"edge": plan.edge.source, "cloud": plan.cloud.source},
+        "predicted_from": plan.origins,
+        "decision_ms": plan.decision_ms,
+    }
+
+
+def print_plan(plan: SplitPlan, bandwidth_mb_per_s: float, rtt_ms: float) -> None:
+    """Print every candidate, and the best one marked."""
+    print(f"{plan.graph.model}: {len(plan.graph.layers)} layers, {bandwidth_mb_per_s:g} MB/s, RTT {rtt_ms:g} ms")
+    print(
+        f"{'point':>5}  {'after layer':<30}{'crossing':>11}{'edge':>11}{'transmit':>12}{'cloud':>11}{'total':>12}  ms"
+    )
+    for candidate in plan.candidates:
+        edge, transfer, cloud, total = candidate.stages.as_dict().values()
+        print(
+            f"{candidate.point:>5}  {_shortened(candidate.layer):<30}{readable_bytes(candidate.crossing_bytes):>11}"
+            f"{edge:>11.3f}{transfer:>12.3f}{cloud:>11.3f}{total:>12.3f}"
+            f"{'  <- best' if candidate is plan.best else ''}"
+        )
+    for line in cut_lines(plan, plan.best):
+        print(line)
+    memory = plan.memory(plan.best)
+    print(
+        f"memory of the edge half : {readable_bytes(memory.parameter_bytes)} of parameters , "
+        f"{readable_bytes(memory.activation_bytes)} of tensors at once"
+    )
+    print_confidence(plan)
+
+
+def _shortened(name: str, width: int = 29) -> str:
+    return name if len(name) <= width else f"{name[: width - 1]}…"
+
+
+def print_confidence(plan: SplitPlan) -> None:
+    """Print how sure the choice is, and which layers are unlike all that was measured."""
+    low_ms, high_ms = plan.interval(plan.best)
+    print(f"90 % interval of its latency : {low_ms:.2f} to {high_ms:.2f} ms")
+    if plan.runner_up:
+        verdict = "too close to call" if plan.is_too_close_to_call else "outside that interval"
+        runner_up = plan.runner_up
+        print(f"runner-up : {runner_up.point} - {runner_up.layer} , {runner_up.stages.total_ms:.2f} ms , {verdict}")
+    for side, latencies in (("edge", plan.edge), ("cloud", plan.cloud)):
+        if latencies.extrapolated:
+            names = ", ".join(latencies.extrapolated)
+            print(f"beyond the {side}'s data, so less sure than the interval says : {names}")
+    print("\n".join(origin_lines(plan.origins)))
+
+
+# ---------------------------------------------------------------- strategies beside each other
+
+
+def comparison_document(comparison: Comparison, rtt_ms: float) -> Json:
+    """Return a comparison as the JSON interface has it; a strategy is missing where no cut of it fits on the edge."""
+    plans = [
+        (rate, plan)
+        for plans in comparison.plans.values()
+        for rate, plan in zip(comparison.rates_bytes_per_s, plans, strict=True)
+        if plan
+    ]
+    return {
+        "model": comparison.graph.model,
+        "rtt_ms": rtt_ms,
+        "predicted_from": comparison.origins,
+        "strategies": [
+            {
+                "strategy": str(plan.strategy),
+                "mb_per_s": bytes_per_s_to_mb_per_s(rate),
+                **plan.best.stages.as_dict(),
+                "edge_nodes": len(plan.edge_nodes(plan.best)),
+                "crossing_bytes": plan.best.crossing_bytes,
+                "cut": plan.best.layer,
+            }
+            for rate, plan in plans
+        ],
+        "crossovers": [
+            {
+                "mb_per_s": bytes_per_s_to_mb_per_s(change.rate),
+                "edge_nodes_below": len(change.below.edge_nodes(change.below.best)),
+                "edge_nodes_above": len(change.above.edge_nodes(change.above.best)),
+                "cut_below": change.below.best.layer,
+                "cut_above": change.above.best.layer,
+            }
+            for change in comparison.crossovers
+        ],
+    }
+
+
+def print_comparison(comparison: Comparison, rtt_ms: float) -> None:
+    """Print what every strategy takes at every rate, and the rates at which the best cut changes."""
+    nodes = len(comparison.graph.nodes)
+    print(f"{comparison.graph.model}: {nodes} nodes, RTT {rtt_ms:g} ms, predicted latency in ms")
+    print(f"{'MB/s':>10}" + "".join(f"{strategy:>17}" for strategy in comparison.plans))
+    for rate, *plans in zip(comparison.rates_bytes_per_s, *comparison.plans.values(), strict=True):
+        totals = (f"{plan.best.stages.total_ms:.3f}" if plan else "does not fit" for plan in plans)
+        print(f"{bytes_per_s_to_mb_per_s(rate):>10g}" + "".join(f"{total:>17}" for total in totals))
+    for change in comparison.crossovers:
+        below, above = (len(plan.edge_nodes(plan.best)) for plan in (change.below, change.above))
+        print(
+            f"best cut changes at {bytes_per_s_to_mb_per_s(change.rate):.6g} MB/s : {below} of {nodes} nodes on the "
+            f"edge below, {above} above , behind {change.above.best.layer}"
+        )
+    if not comparison.crossovers:
+        print("the best cut is the same at all of these bandwidths")
+    print("\n".join(origin_lines(comparison.origins)))
+
+
+# ---------------------------------------------------------------- the layer study
+
+
+def print_features(features: Sequence[LayerFeature]) -> None:
+    """Print the layer study as a table."""
+    print(f"{'layer':>5}  {'name':<18}{'kind':<12}{'output':<20}{'transfer':>11}{'latency':>12}{'accumulated':>13}  ms")
+    for feature in features:
+        shape = "x".join(map(str, feature.output_shape))
+        print(
+            f"{feature.index:>5}  {feature.name:<18}{feature.kind:<12}{shape:<20}"
+            f"{readable_bytes(feature.output_bytes):>11}{feature.latency_ms:>12.3f}{feature.accumulated_ms:>13.3f}"
+        )
+
+
+def print_scores(scores: Mapping[str, Mapping[LayerKind, Score]]) -> None:
+    """Print the held-out errors of every predictor, a line per kind."""
+    print(f"{'predictor':<11}{'kind':<12}{'held out':>9}{'mean error':>12}{'within 10 %':>13}{'within 20 %':>13}")
+    for name, kinds in scores.items():
+        for kind, score in kinds.items():
+            shares = f"{score.mean_error:>12.1%}{score.within_10:>13.1%}{score.within_20:>13.1%}"
+            print(f"{name:<11}{kind:<12}{score.rows:>9}{shares}")

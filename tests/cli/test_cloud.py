@@ -1,0 +1,196 @@
+"""What a cloud tells of itself, JSON logs and counters, of a process with real tasks; and which models it serves."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
+from typing import Any, cast
+
+import pytest
+
+import cloud_api
+import edge_api
+import tasks_cloud_api
+from neurosurgeon.cli import cloud as cloud_flags
+from neurosurgeon.cli import doctor
+from neurosurgeon.cli.process import ServiceProcess
+from neurosurgeon.cloud.executor import CloudEngine
+from neurosurgeon.cloud.latencies import COMPARED_TASKS, CloudLatencies
+from neurosurgeon.graph.cut import pack_nodes
+from neurosurgeon.models.zoo import model_graph
+from neurosurgeon.predictor import machine_speed
+from neurosurgeon.predictor.machine_speed import MachineSpeed, reference_layers
+from neurosurgeon.predictor.predictor_utils import LatencyPredictor
+from tests.utils.test_metrics import scraped
+
+TASK = ["-t", "le_net", "--point", "0", "--bandwidth", "100"]
+
+
+@pytest.fixture(scope="module")
+def talkative() -> Iterator[ServiceProcess]:
+    """A cloud that logs every event as JSON, and counts where the library is there."""
+    command = ["cloud_api.py", "-p", "0", "--monitor-port", "0", "--log-json", "--log-level", "debug"]
+    if importlib.util.find_spec("prometheus_client"):
+        command += ["--metrics-port", "0"]
+    with ServiceProcess(command, services=2) as process:
+        yield process
+
+
+def events(cloud: ServiceProcess) -> list[dict[str, Any]]:
+    """Return the log, each line of which must be an object."""
+    return [json.loads(line) for line in cloud.log]
+
+
+def run_edge(cloud: ServiceProcess, *flags: str) -> int:
+    address = ["-p", str(cloud.ports[0]), "--monitor-port", str(cloud.ports[1])]
+    return edge_api.main([*TASK, *address, *flags])
+
+
+def test_every_event_is_one_object_with_peer_and_task(
+    talkative: ServiceProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_edge(talkative) == 0
+    answered = wait_for(talkative, "answered task")
+    assert {"time", "level", "logger", "peer", "task", "model", "duration_ms"} <= set(answered)
+    assert re.fullmatch(r"[0-9a-f]{8}/1", answered["task"])
+    assert any("connected" in event["message"] and event["peer"] == answered["peer"] for event in events(talkative))
+    assert all(len(line) < 1_000 for line in talkative.log)  # no payloads
+    capsys.readouterr()
+
+
+def wait_for(cloud: ServiceProcess, text: str) -> dict[str, Any]:
+    """Return the first event with this text."""
+    for _ in range(100_000):
+        for event in events(cloud):
+            if text in event["message"]:
+                return event
+    raise AssertionError(f"no {text!r} in the log")
+
+
+def test_tasks_and_errors_are_counted(talkative: ServiceProcess, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("prometheus_client", reason="prometheus_client is not installed")
+    port = next(
+        int(found[1]) for line in talkative.log if (found := re.search(r"metrics at http://[\d.]+:(\d+)", line))
+    )
+    name = 'neurosurgeon_requests_total{model="le_net"}'
+    before = scraped(port).get(name, 0)
+    assert run_edge(talkative) == 0
+    after = scraped(port)
+    for _ in range(1_000):  # a task is counted when its answer has left
+        if after.get(name, 0) == before + 1:
+            break
+        after = scraped(port)
+    assert after[name] == before + 1
+    assert after['neurosurgeon_bytes_total{direction="received"}'] > 150_528
+    assert after['neurosurgeon_latency_seconds_count{stage="compute"}'] >= 1
+    assert after["neurosurgeon_batch_size_count"] >= 1
+    assert after["process_open_fds"] > 0
+    capsys.readouterr()
+
+
+def test_a_busy_metrics_port_is_one_line(talkative: ServiceProcess, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("prometheus_client", reason="prometheus_client is not installed")
+    busy = str(talkative.ports[1])
+    assert cloud_api.main(["-p", "0", "--monitor-port", "0", "--metrics-port", busy]) == 3
+    error = capsys.readouterr().err
+    assert f"metrics port {busy} is busy" in error
+    assert len(error.strip().splitlines()) == 1
+
+
+# ---------------------------------------------------------------- which models it serves
+
+
+@pytest.mark.parametrize("script", [cloud_api, tasks_cloud_api])
+def test_a_model_to_serve_that_does_not_exist_is_one_line(
+    script: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script.main(["-p", "0", "--monitor-port", "0", "--models", "le_net", "no_net"]) == 2
+    error = capsys.readouterr().err
+    assert "unknown model 'no_net'" in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_a_cloud_serves_what_its_command_line_names(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["tasks_cloud_api.py", "-p", "0", "--monitor-port", "0", "--models", "lenet"]
+    with ServiceProcess(command, services=2) as cloud:
+        assert run_edge(cloud) == 0
+        assert run_edge(cloud, "-t", "mobile_net") == 2
+        assert "does not serve 'mobile_net': choose from le_net" in capsys.readouterr().err
+        address = ["-p", str(cloud.ports[0]), "--monitor-port", str(cloud.ports[1])]
+        assert doctor.main([*address, "-t", "mobile_net", "le_net"]) == 2
+        lines = {line[5:27].strip(): line for line in capsys.readouterr().out.splitlines()}
+        assert "-> choose what it serves with -t" in lines["weights of mobile_net"]
+        assert lines["weights of le_net"].startswith("ok")
+
+
+# ---------------------------------------------------------------- what it predicts
+
+
+class _Engine:
+    """As much of an engine as tells which machine it computes on."""
+
+    device, threads = "cpu", 1
+
+
+def know_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have this machine's speed known, so that nothing is measured."""
+    layers_ms = (1.0,) * len(reference_layers())
+    speed = MachineSpeed(layers_ms, datetime.datetime.now(datetime.UTC).isoformat(), 0.0, 1.0, False)
+    monkeypatch.setattr(machine_speed, "kept_machine_speed", lambda *_: speed)
+
+
+@pytest.mark.parametrize(
+    ("factors", "is_doubted"),
+    [((1.0,) * COMPARED_TASKS, False), ((9.0,) * COMPARED_TASKS, True), ((0.1,) * COMPARED_TASKS, True)]
+    + [((9.0,) * (COMPARED_TASKS - 1) + (1.2,), False), ((9.0,) * (COMPARED_TASKS - 1), False)],
+)
+def test_tasks_that_contradict_a_prediction_have_the_machine_measured_again(
+    factors: Sequence[float], is_doubted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doubted: list[tuple[str, int]] = []
+    monkeypatch.setattr(machine_speed, "doubt_machine_speed", lambda *machine: doubted.append(machine))
+    know_the_speed(monkeypatch)
+    latencies = CloudLatencies(cast(CloudEngine, _Engine()), "linear", None)
+    graph = model_graph("le_net")
+    predicted_ms = sum(latencies("le_net").latency_ms[3:])
+    for factor in factors:
+        latencies.computed("le_net", pack_nodes(graph, graph.edge_nodes(3)), factor * predicted_ms)
+        latencies.computed("alex_net", b"", 1e6)  # nothing was predicted of it
+    assert doubted == [("cpu", 1)] * is_doubted
+
+
+def test_edges_that_ask_at_once_have_a_predictor_fitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    know_the_speed(monkeypatch)
+    latencies = CloudLatencies(cast(CloudEngine, _Engine()), "linear", None)
+    at_once = Counter[str]()
+    predict = latencies._predictor
+
+    def counted() -> LatencyPredictor:
+        at_once["now"] += 1
+        at_once["most"] = max(at_once["most"], at_once["now"])
+        time.sleep(0.02)  # so that the others come meanwhile
+        predictor = predict()
+        at_once["now"] -= 1
+        return predictor
+
+    monkeypatch.setattr(latencies, "_predictor", counted)
+    with ThreadPoolExecutor(5) as edges:
+        assert len({tuple(said.latency_ms) for said in edges.map(latencies, ["le_net"] * 5)}) == 1
+    assert at_once["most"] == 1
+
+
+@pytest.mark.parametrize(("free", "threads"), [(2.0, 2), (1.7, 2), (1.3, 1), (0.1, 1)])
+def test_a_cloud_computes_with_one_thread_where_cores_are_busy(
+    free: float, threads: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(cloud_flags, "free_cores", lambda: free)
+    assert cloud_flags.free_threads(2) == threads
+    assert ("--threads 2 insists" in caplog.text) == (threads < 2)
+    assert cloud_flags.free_threads(1) == 1

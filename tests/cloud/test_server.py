@@ -1,0 +1,856 @@
+"""The cloud's side: it outlives every edge and stranger, keeps its edges apart, and stops cleanly."""
+
+from __future__ import annotations
+
+import pickle
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from neurosurgeon.cloud import executor, server
+from neurosurgeon.cloud.events import CloudEvent
+from neurosurgeon.cloud.executor import CloudEngine, CloudResult, Deliver
+from neurosurgeon.cloud.server import CloudServer, Rules
+from neurosurgeon.engine.torch_engine import random_input, run_whole
+from neurosurgeon.models.zoo import Cut, Network, load_network, model_graph
+from neurosurgeon.net import door, transport, wire
+from neurosurgeon.net.door import Door, DoorLimits
+from neurosurgeon.net.framing import HEAD_UNIT, WIRE_VERSION
+from neurosurgeon.net.memory import MemoryLimit
+from neurosurgeon.net.messages import ErrorCode, ErrorReply, Hello, Latencies, Pong, Prepare, Ready, Reply
+from neurosurgeon.net.session import EdgeSession
+from neurosurgeon.net.transport import Connection, Received, connect
+from neurosurgeon.utils.errors import (
+    BusyError,
+    ConnectError,
+    DeadlineError,
+    GraphError,
+    NetworkError,
+    NeurosurgeonError,
+    NonFiniteError,
+    PartitionError,
+    PeerGoneError,
+    ProtocolError,
+    RemoteError,
+    UnknownModelError,
+    WeightsError,
+)
+from tests.equality import assert_equal
+from tests.net.clouds import (
+    LATENCIES,
+    MODEL,
+    OTHER_DIGEST,
+    POINT,
+    BlockingEngine,
+    BrokenEngine,
+    Cloud,
+    assert_answers,
+    assert_serves,
+    crossing,
+    request_at,
+)
+from tests.net.conftest import JOIN_S, wait_until
+from tests.net.test_transport import frame_of, reset
+
+BAD_CUTS = {  # of a network of 13 nodes
+    "too short": b"\1",
+    "too long": b"\1\0\0",
+    "a node too many": b"\1\x20",
+    "nothing": b"\0\0",
+    "no input": b"\2\0",
+    "a node without what it reads": b"\5\0",
+    "huge": b"\xff" * 60_000,
+    "empty": b"",
+}
+TASK_EVENTS = [
+    CloudEvent.EDGE_OUTPUT,
+    CloudEvent.TRANSFER_LATENCY_SENT,
+    CloudEvent.CLOUD_LATENCY_SENT,
+    CloudEvent.FINISHED,
+]
+PREPARE_EVENTS = [CloudEvent.MODEL_TYPE, CloudEvent.PARTITION_POINT]
+
+
+# ---------------------------------------------------------------- events
+
+
+def test_events_come_in_the_order_of_the_conversation(cloud: Cloud, network: Network) -> None:
+    with cloud.edge() as edge:
+        assert_answers(edge, network)
+        assert_answers(edge, network)
+    cloud.stop()
+    assert cloud.events == [CloudEvent.CONNECTED, *2 * (PREPARE_EVENTS + TASK_EVENTS)]
+
+
+def test_a_refused_task_is_not_finished(cloud: Cloud, network: Network) -> None:
+    with cloud.edge() as edge, pytest.raises(NeurosurgeonError):
+        edge.infer(request_at(network), [torch.ones(1)])
+    cloud.stop()
+    assert cloud.events == [CloudEvent.CONNECTED]
+
+
+# ---------------------------------------------------------------- refusals leave the conversation alive
+
+
+def test_different_weights_are_named_before_any_tensor_is_sent(cloud: Cloud, network: Network) -> None:
+    with cloud.edge() as edge:
+        edge.ask_to_prepare(request_at(network).preparation)
+        with pytest.raises(WeightsError, match=f"edge {OTHER_DIGEST}, cloud {network.weights_digest}"):
+            edge.wait_until_ready(OTHER_DIGEST)
+        assert CloudEvent.EDGE_OUTPUT not in cloud.events
+        assert_answers(edge, network)
+
+
+def test_a_task_with_other_weights_is_refused(cloud: Cloud, network: Network) -> None:
+    with cloud.edge() as edge:
+        with pytest.raises(WeightsError, match=f"{network.weights_digest} here, not {OTHER_DIGEST}"):
+            edge.infer(request_at(network, weights_digest=OTHER_DIGEST), crossing(network, POINT, random_input()))
+        assert_answers(edge, network)
+
+
+@pytest.mark.parametrize("model", ["no_net", "", "os.system", "x" * 2000, "\ud800", "../le_net"])
+def test_an_unknown_model_is_refused(cloud: Cloud, network: Network, model: str) -> None:
+    with cloud.edge() as edge:
+        edge.ask_to_prepare(request_at(network).preparation._replace(model=model))
+        with pytest.raises(UnknownModelError, match="choose from alex_net"):
+            edge.wait_until_ready(network.weights_digest)
+        assert_answers(edge, network)
+
+
+@pytest.mark.parametrize("mask", BAD_CUTS.values(), ids=BAD_CUTS)
+def test_what_is_no_cut_of_the_network_is_refused(cloud: Cloud, network: Network, mask: bytes) -> None:
+    request = request_at(network)._replace(edge_nodes=mask)
+    with cloud.edge() as edge:
+        edge.ask_to_prepare(request.preparation)
+        with pytest.raises(PartitionError, match=f"cut of {MODEL}"):
+            edge.wait_until_ready(network.weights_digest)
+        with pytest.raises(PartitionError):
+            edge.infer(request, [random_input()])
+        assert_answers(edge, network)
+
+
+def test_another_network_of_the_same_name_is_refused_before_any_tensor_is_sent(cloud: Cloud, network: Network) -> None:
+    request = request_at(network)._replace(graph_digest=OTHER_DIGEST)
+    with cloud.edge() as edge:
+        edge.ask_to_prepare(request.preparation)
+        with pytest.raises(GraphError, match=f"different networks under the name {MODEL}: .*{OTHER_DIGEST}"):
+            edge.wait_until_ready(network.weights_digest)
+        with pytest.raises(GraphError):
+            edge.infer(request, crossing(network, POINT, random_input()))
+        assert CloudEvent.EDGE_OUTPUT not in cloud.events
+        assert_answers(edge, network)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        [],
+        [torch.ones(1)],
+        [random_input()] * 2,
+        [random_input().double()],
+        [random_input()[:, :, 1:]],
+        [torch.empty(0, 3, 224, 224)],
+    ],
+    ids=["none", "shape", "two", "dtype", "a row less", "empty"],
+)
+def test_tensors_that_do_not_cross_there_are_refused(cloud: Cloud, network: Network, tensors: list[Tensor]) -> None:
+    with cloud.edge() as edge:
+        with pytest.raises(RemoteError, match="crosses at this point, not"):
+            edge.infer(request_at(network, 0), tensors)
+        assert_answers(edge, network)
+
+
+def test_a_message_that_has_no_place_is_refused(cloud: Cloud, network: Network) -> None:
+    with connect(*cloud.address) as connection:
+        edge = EdgeSession(connection)
+        connection.send(Ready(MODEL, OTHER_DIGEST))
+        with pytest.raises(RemoteError, match="Ready has no place here"):
+            edge.wait_until_ready(OTHER_DIGEST)
+        assert_answers(edge, network)
+
+
+def test_a_bug_of_the_cloud_is_an_error_without_its_secrets(
+    start: Callable[[CloudEngine], Cloud], network: Network, caplog: pytest.LogCaptureFixture
+) -> None:
+    cloud = start(BrokenEngine("cpu", 1, {}))
+    with cloud.edge() as edge:
+        for _ in range(2):
+            with pytest.raises(RemoteError, match="the task failed in the cloud") as caught:
+                edge.infer(request_at(network), crossing(network, POINT, random_input()))
+            assert "secret" not in str(caught.value)
+    failed = [record for record in caplog.records if record.exc_info]
+    assert len(failed) == 2
+    assert all(f"({MODEL}) of 127.0.0.1:" in record.getMessage() for record in failed)
+
+
+# ---------------------------------------------------------------- strangers, and edges that die
+
+
+HELLO = frame_of(Hello.of(), [])
+STRANGERS = {
+    "http": b"GET / HTTP/1.1\r\nHost: cloud\r\n\r\n" + b"x" * HEAD_UNIT,
+    "random bytes": bytes(range(256)) * 4,
+    "pickle": pickle.dumps({"model": bytes(1000)}),
+    "nothing": b"",
+    "half a hello": HELLO[:100],
+    "no hello": frame_of(Prepare(MODEL, b"\1\0", OTHER_DIGEST), []),
+    "tensors before hello": frame_of(Hello.of(), [torch.ones(3)]),
+    "hello, then http": HELLO + b"GET / HTTP/1.1\r\n".ljust(HEAD_UNIT),
+    "hello, then an endless body": HELLO
+    + struct.pack("!4sBBHIIQ", b"NSGN", WIRE_VERSION, 4, 1, 0, 0, 2**60).ljust(HEAD_UNIT),
+}
+
+
+@pytest.mark.parametrize("data", STRANGERS.values(), ids=STRANGERS)
+def test_a_stranger_is_sent_away_and_the_next_edge_served(cloud: Cloud, network: Network, data: bytes) -> None:
+    with socket.create_connection(cloud.address, JOIN_S) as stranger:
+        stranger.sendall(data)
+        try:
+            stranger.shutdown(socket.SHUT_WR)
+            while stranger.recv(4096):  # at most the cloud's hello
+                pass
+        except OSError:  # the cloud was faster, and reset the connection
+            pass
+    assert_serves(cloud, network)
+
+
+def test_a_peer_of_another_wire_version_hears_ours(cloud: Cloud, network: Network) -> None:
+    with socket.create_connection(cloud.address, JOIN_S) as stranger:
+        stranger.sendall(HELLO[:4] + b"\x63" + HELLO[5:])
+        told = stranger.recv(HEAD_UNIT, socket.MSG_WAITALL)
+    assert told[:5] == HELLO[:5]
+    assert_serves(cloud, network)
+
+
+def test_a_silent_stranger_is_sent_away(cloud: Cloud, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "INTRODUCTION_S", 0.02)
+    with socket.create_connection(cloud.address, JOIN_S) as stranger:
+        assert stranger.recv(1) == b""
+    monkeypatch.undo()
+    assert_serves(cloud, network)
+
+
+def test_an_edge_that_stops_in_the_middle_of_a_frame_is_sent_away(
+    cloud: Cloud, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "HEAD_TIMEOUT_S", 0.02)
+    with socket.create_connection(cloud.address, JOIN_S) as stranger:
+        stranger.sendall(HELLO[:100])
+        assert stranger.recv(1) == b""
+    monkeypatch.undo()
+    assert_serves(cloud, network)
+
+
+@pytest.mark.parametrize("end", [socket.socket.close, reset], ids=["closed", "reset"])
+def test_an_edge_that_dies_while_it_sends_harms_nobody(
+    cloud: Cloud, network: Network, end: Callable[[socket.socket], None]
+) -> None:
+    request = frame_of(request_at(network, 0), [random_input()])
+    with connect(*cloud.address) as connection:
+        EdgeSession(connection)
+        connection.sock.sendall(request[: len(request) // 2])
+        end(connection.sock)
+    assert_serves(cloud, network)
+    wait_until(lambda: cloud.events.count(CloudEvent.EDGE_OUTPUT) == 1)  # of the second edge
+
+
+def test_an_edge_that_does_not_wait_for_its_answer_harms_nobody(
+    start: Callable[[CloudEngine], Cloud], network: Network
+) -> None:
+    engine = BlockingEngine()
+    cloud = start(engine)
+    request = request_at(network)
+    with connect(*cloud.address) as connection:
+        EdgeSession(connection)
+        connection.send(request, crossing(network, POINT, random_input()))
+        assert engine.running.wait(JOIN_S)
+        reset(connection.sock)
+    engine.may_go_on.set()
+    assert_serves(cloud, network)
+
+
+def test_edges_beyond_the_limit_hear_that_the_cloud_is_busy(start: Callable[..., Cloud], network: Network) -> None:
+    cloud = start(CloudEngine("cpu", 1, {}), door=Door(limits=DoorLimits(max_connections=1)))
+    with cloud.edge() as edge:
+        with pytest.raises(BusyError):
+            cloud.edge()
+        assert_answers(edge, network)
+
+
+def test_a_task_for_which_there_is_no_memory_is_refused_alone(start: Callable[..., Cloud], network: Network) -> None:
+    engine = BlockingEngine()
+    cloud = start(engine, door=Door(memory=MemoryLimit(1_000_000, 1_000_000)))
+    with connect(*cloud.address) as connection:
+        tasks = ManyTasks(connection, network)
+        tasks.send(1, point=0)
+        assert engine.running.wait(JOIN_S)
+        tasks.send(2, point=0)
+        (refused,) = tasks.receive(1)
+        assert codes([refused]) == {2: ErrorCode.BUSY}
+        engine.may_go_on.set()
+        assert [answer.task for answer in tasks.receive(1)] == [1]
+        tasks.send(3, point=0)
+        assert [answer.task for answer in tasks.receive(1)] == [3]
+
+
+def test_memory_is_left_to_others_behind_the_last_answer(
+    start: Callable[..., Cloud], network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(server, "REST_S", 0.02)
+    memory = MemoryLimit(1_500_000, 1_500_000)
+    with connect(*start(CloudEngine("cpu", 1, {}), door=Door(memory=memory)).address) as connection:
+        tasks = ManyTasks(connection, network)
+        tasks.send(1, point=0)
+        while not isinstance(connection.receive(JOIN_S).message, Reply):
+            pass
+        wait_until(lambda: not memory._used_bytes)
+
+
+def test_an_edge_hears_that_a_computing_cloud_lives(
+    start: Callable[[CloudEngine], Cloud], network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "HEARTBEAT_S", 0.01)
+    engine = BlockingEngine()
+    with connect(*start(engine).address) as connection:
+        ManyTasks(connection, network).send(1)
+        assert engine.running.wait(JOIN_S)
+        for _ in range(3):
+            assert isinstance(connection.receive(JOIN_S).message, Pong)
+        engine.may_go_on.set()
+
+
+def test_tasks_that_come_in_meanwhile_do_not_keep_the_cloud_silent(
+    start: Callable[[CloudEngine], Cloud], network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "HEARTBEAT_S", 0.1)
+    most = 1_000  # tasks that none refuses
+    monkeypatch.setattr(server, "MAX_UNANSWERED", most)
+    monkeypatch.setattr(executor, "CLIENT_SHARE", most)
+    engine = BlockingEngine(max_queue=most)
+    with connect(*start(engine).address) as connection:
+        tasks, told = ManyTasks(connection, network), threading.Event()
+
+        def keep_sending() -> None:
+            for _ in range(most):
+                tasks.send(1)
+                if told.wait(0.05):
+                    return
+
+        with ThreadPoolExecutor(1) as pool:
+            sending = pool.submit(keep_sending)
+            assert isinstance(connection.receive(JOIN_S).message, Pong)
+            assert not sending.done()
+            told.set()
+        engine.may_go_on.set()
+
+
+# ---------------------------------------------------------------- the end
+
+
+def test_stop_lets_a_running_task_finish_and_answer(start: Callable[[CloudEngine], Cloud], network: Network) -> None:
+    engine = BlockingEngine()
+    cloud = start(engine)
+    with cloud.edge() as edge, ThreadPoolExecutor(2) as pool:
+        task = pool.submit(assert_answers, edge, network)
+        assert engine.running.wait(JOIN_S)
+        stopping = pool.submit(cloud.server.stop)
+        cloud.serving.join(JOIN_S)  # no more edges are accepted: it is stopping
+        with pytest.raises(ConnectError):
+            cloud.edge()
+        engine.may_go_on.set()
+        task.result(JOIN_S)
+        stopping.result(JOIN_S)
+
+
+def test_stop_ends_idle_conversations(cloud: Cloud, network: Network) -> None:
+    with cloud.edge() as edge:
+        assert_answers(edge, network)
+        cloud.stop()
+        with pytest.raises(NetworkError):
+            assert_answers(edge, network)
+
+
+def test_a_stopped_cloud_refuses_new_edges(cloud: Cloud) -> None:
+    cloud.stop()
+    assert not cloud.serving.is_alive()
+    with pytest.raises(ConnectError):
+        cloud.edge()
+
+
+# ---------------------------------------------------------------- many tasks in flight
+
+
+LATE_POINT = 11  # a few KB cross, so that many requests fit into a socket
+
+
+class ManyTasks:
+    """An edge that sends task after task, and reads answers when it likes."""
+
+    def __init__(self, connection: Connection, network: Network, edge_id: bytes | None = None) -> None:
+        self.connection, self.network = connection, network
+        EdgeSession(connection, edge_id)  # says hello
+
+    def send(self, task: int, point: int = LATE_POINT, digest: str | None = None) -> None:
+        """Send a task whose input its number tells."""
+        tensors = crossing(self.network, point, random_input() + task)
+        self.connection.send(request_at(self.network, point, digest), tensors, task)
+
+    def receive(self, count: int) -> list[Received]:
+        """Return the next answers; their outputs must be those of their tasks."""
+        answers = [self.connection.receive(JOIN_S) for _ in range(count)]
+        for answer in answers:
+            if isinstance(answer.message, Reply):
+                (output,) = answer.tensors
+                whole = run_whole(self.network, random_input() + answer.task)
+                assert_equal(output, whole, same_setup=True, what=f"task {answer.task}")
+        return answers
+
+
+def codes(answers: Sequence[Received]) -> dict[int, str]:
+    """Return {task: error code} of the refusals among answers."""
+    return {answer.task: answer.message.code for answer in answers if isinstance(answer.message, ErrorReply)}
+
+
+def test_tasks_in_flight_on_one_connection_are_all_answered(cloud: Cloud, network: Network) -> None:
+    with connect(*cloud.address) as connection:
+        edge = ManyTasks(connection, network)
+        for task in range(1, 13):
+            edge.send(task, point=LATE_POINT - task % 3)
+        answers = edge.receive(12)
+    assert [answer.task for answer in answers] == list(range(1, 13))  # one worker keeps the order of an edge
+    assert all(isinstance(answer.message, Reply) for answer in answers)
+
+
+class ReversingEngine(CloudEngine):
+    """An engine that delivers every three results in reverse."""
+
+    held: list[tuple[Deliver, CloudResult | Exception]] = []
+
+    def submit(self, client: Hashable, cut: Cut, tensors: Sequence[Tensor], deliver: Deliver) -> None:
+        def hold(result: CloudResult | Exception) -> None:
+            self.held = [(deliver, result), *self.held]
+            if len(self.held) == 3:
+                for waiting, held_result in self.held:
+                    waiting(held_result)
+                self.held = []
+
+        super().submit(client, cut, tensors, hold)
+
+
+def test_answers_leave_in_the_order_of_doing_each_with_its_number(
+    start: Callable[[CloudEngine], Cloud], network: Network
+) -> None:
+    with connect(*start(ReversingEngine("cpu", 1, {})).address) as connection:
+        edge = ManyTasks(connection, network)
+        for task in range(1, 7):
+            edge.send(task)
+        assert [answer.task for answer in edge.receive(6)] == [3, 2, 1, 6, 5, 4]
+
+
+def test_refusals_among_tasks_carry_their_numbers(cloud: Cloud, network: Network) -> None:
+    with connect(*cloud.address) as connection:
+        edge = ManyTasks(connection, network)
+        for task in range(1, 4):
+            edge.send(task)
+        edge.send(4, digest=OTHER_DIGEST)
+        request = request_at(network, 1)
+        connection.send(request._replace(model="no_net"), [], 5)
+        connection.send(request._replace(edge_nodes=b"\2\0"), [], 6)
+        connection.send(request, [torch.ones(1)], 7)
+        connection.send(request._replace(graph_digest=OTHER_DIGEST), [], 8)
+        edge.send(9)
+        answers = edge.receive(9)
+    assert codes(answers) == {4: "weights", 5: "unknown_model", 6: "partition", 7: "bad_request", 8: "graph"}
+    assert sorted(answer.task for answer in answers) == list(range(1, 10))
+
+
+def test_an_edge_that_asks_for_too_much_hears_when_to_ask_again(
+    start: Callable[[CloudEngine], Cloud], network: Network
+) -> None:
+    engine = BlockingEngine(max_queue=1)
+    with connect(*start(engine).address) as connection:
+        edge = ManyTasks(connection, network)
+        edge.send(1)
+        assert engine.running.wait(JOIN_S)
+        for task in (2, 3, 4):
+            edge.send(task)
+        refused = edge.receive(2)
+        assert codes(refused) == {3: "busy", 4: "busy"}
+        assert all(isinstance(answer.message, ErrorReply) and answer.message.retry_ms > 0 for answer in refused)
+        engine.may_go_on.set()
+        assert [answer.task for answer in edge.receive(2)] == [1, 2]
+        edge.send(5)
+        assert codes(edge.receive(1)) == {}
+
+
+def test_a_reply_tells_the_load(cloud: Cloud, network: Network) -> None:
+    with connect(*cloud.address) as connection:
+        edge = ManyTasks(connection, network)
+        edge.send(1)
+        edge.send(2)
+        _, answer = edge.receive(2)  # the first one may not be counted yet when it is answered
+    assert isinstance(answer.message, Reply)
+    assert answer.message.load_service_ms > 0
+    assert answer.message.load_queue_ms >= 0
+
+
+def test_the_lines_of_tasks_in_flight_stay_together(start: Callable[[CloudEngine], Cloud], network: Network) -> None:
+    engine = BlockingEngine()
+    cloud = start(engine)
+    with connect(*cloud.address) as connection:
+        edge = ManyTasks(connection, network)
+        for task, point in enumerate((9, 9, 10, 10, 9), start=1):
+            edge.send(task, point)
+        connection.send(request_at(network).preparation)
+        assert isinstance(connection.receive(JOIN_S).message, Ready)  # so all tasks have arrived
+        engine.may_go_on.set()
+        edge.receive(5)
+    cloud.stop()
+    named = [*PREPARE_EVENTS, *TASK_EVENTS]
+    assert cloud.events == [CloudEvent.CONNECTED, *named, *TASK_EVENTS, *named, *TASK_EVENTS, *named]
+
+
+def test_what_waits_for_an_edge_that_left_is_not_computed(
+    start: Callable[[CloudEngine], Cloud], network: Network
+) -> None:
+    engine = BlockingEngine()
+    cloud = start(engine)
+    with connect(*cloud.address) as connection:
+        edge = ManyTasks(connection, network)
+        for task in range(1, 6):
+            edge.send(task)
+        assert engine.running.wait(JOIN_S)
+    assert engine.dropped.wait(JOIN_S)  # while its first task still runs
+    engine.may_go_on.set()
+    assert_serves(cloud, network)
+
+
+class LongAnswerEngine(CloudEngine):
+    """An engine whose answers to its first client fit into no socket."""
+
+    first: Hashable = None
+
+    def submit(self, client: Hashable, cut: Cut, tensors: Sequence[Tensor], deliver: Deliver) -> None:
+        def lengthen(result: CloudResult | Exception) -> None:
+            assert isinstance(result, CloudResult)
+            long = torch.zeros(32_000_000, dtype=torch.uint8)
+            deliver(result._replace(tensors=(long,)) if client is self.first else result)
+
+        self.first = self.first or client
+        super().submit(client, cut, tensors, lengthen)
+
+
+@pytest.mark.parametrize(("has_room", "sender"), [(True, "compute"), (False, "write")])
+def test_a_worker_sends_the_answer_that_it_need_not_wait_for(
+    cloud: Cloud, network: Network, monkeypatch: pytest.MonkeyPatch, has_room: bool, sender: str
+) -> None:
+    names: list[str] = []
+    send = Connection.send
+
+    def noted(connection: Connection, message: Any, *arguments: Any, **named: Any) -> None:
+        if isinstance(message, Reply):
+            names.append(threading.current_thread().name.split()[0])
+        send(connection, message, *arguments, **named)
+
+    monkeypatch.setattr(Connection, "send", noted)
+    monkeypatch.setattr(Connection, "takes_at_once", lambda connection, size_bytes: has_room)
+    with cloud.edge() as edge:
+        assert_answers(edge, network)
+    cloud.stop()
+    assert names == [sender]
+    assert cloud.events == [CloudEvent.CONNECTED, *PREPARE_EVENTS, *TASK_EVENTS]
+
+
+@pytest.mark.parametrize("error", [DeadlineError("half a frame is out"), RuntimeError("half a frame is out")])
+def test_a_worker_that_sends_an_answer_in_part_ends_the_conversation(
+    start: Callable[[CloudEngine], Cloud], network: Network, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    cloud = start(CloudEngine("cpu", 1, {}))
+    send = Connection.send
+    replies: list[float] = []
+
+    def lose(connection: Connection, message: Any, *arguments: Any, **named: Any) -> None:
+        if isinstance(message, Reply):
+            replies.append(time.monotonic())
+            if len(replies) == 1:  # the worker's; the writer's meets a connection that was broken off
+                connection.is_mid_frame = True
+                raise error
+        send(connection, message, *arguments, **named)
+
+    monkeypatch.setattr(Connection, "send", lose)
+    with cloud.edge() as edge, pytest.raises(PeerGoneError):
+        assert_answers(edge, network)
+    monkeypatch.undo()
+    assert_serves(cloud, network)
+
+
+def test_an_answer_that_cannot_be_packed_is_an_error_of_its_task(
+    cloud: Cloud, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = Connection.send
+
+    def refuse(connection: Connection, message: Any, *arguments: Any, **named: Any) -> None:
+        if isinstance(message, Reply):
+            raise ProtocolError("tensors of complex64 cannot be sent")
+        send(connection, message, *arguments, **named)
+
+    with cloud.edge() as edge:
+        with monkeypatch.context() as broken:
+            broken.setattr(Connection, "send", refuse)
+            with pytest.raises(RemoteError, match="tensors of complex64 cannot be sent"):
+                assert_answers(edge, network)
+        assert_answers(edge, network)
+    assert cloud.events.count(CloudEvent.CONNECTED) == 1
+
+
+def test_a_cloud_without_a_thread_for_an_edge_serves_the_next(
+    cloud: Cloud, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_thread = threading.Thread.start
+
+    def fail(thread: threading.Thread) -> None:
+        if thread.name.startswith("read"):
+            raise RuntimeError("can't start new thread")
+        start_thread(thread)
+
+    with monkeypatch.context() as full:
+        full.setattr(threading.Thread, "start", fail)
+        with pytest.raises(NetworkError):
+            cloud.edge()
+    assert_serves(cloud, network)
+
+
+def test_an_edge_that_reads_no_answers_holds_up_nobody(
+    start: Callable[[CloudEngine], Cloud], network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MAX_UNANSWERED", 2)
+    cloud = start(LongAnswerEngine("cpu", 1, {}))
+    with connect(*cloud.address) as connection:
+        silent = ManyTasks(connection, network)
+        for task in range(1, 6):
+            silent.send(task)
+        received = connection.receive(JOIN_S)  # its first answer; the others fill the socket, and its two places
+        assert received.tensors[0].nbytes == 32_000_000
+        for _ in range(3):
+            assert_serves(cloud, network)
+    assert_serves(cloud, network)
+
+
+def test_an_edge_that_reads_no_answers_is_sent_away_in_time(
+    start: Callable[[CloudEngine], Cloud], network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MAX_UNANSWERED", 1)
+    cloud = start(LongAnswerEngine("cpu", 1, {}))
+    with connect(*cloud.address) as connection:
+        silent = ManyTasks(connection, network)
+        monkeypatch.setattr(transport, "BODY_BASE_S", 0.02)
+        monkeypatch.setattr(transport, "MIN_RATE_BYTES_PER_S", 1e12)
+        silent.send(1)
+        silent.send(2)
+        with pytest.raises(NetworkError):
+            while True:
+                list(connection.receive_raw(1, memoryview(bytearray(1))))
+    monkeypatch.undo()
+    assert_serves(cloud, network)
+
+
+def test_stop_answers_all_that_has_arrived(start: Callable[[CloudEngine], Cloud], network: Network) -> None:
+    engine = BlockingEngine()
+    cloud = start(engine)
+    with connect(*cloud.address) as connection, ThreadPoolExecutor(1) as pool:
+        edge = ManyTasks(connection, network)
+        for task in range(1, 6):
+            edge.send(task)
+        assert engine.running.wait(JOIN_S)
+        stopping = pool.submit(cloud.server.stop)
+        cloud.serving.join(JOIN_S)
+        engine.may_go_on.set()
+        assert [answer.task for answer in edge.receive(5)] == [1, 2, 3, 4, 5]
+        with pytest.raises(PeerGoneError):
+            connection.receive(JOIN_S)
+        stopping.result(JOIN_S)
+
+
+def test_stop_ends_when_its_grace_is_over(start: Callable[[CloudEngine], Cloud], network: Network) -> None:
+    engine = BlockingEngine()
+    cloud = start(engine)
+    with connect(*cloud.address) as connection:
+        edge = ManyTasks(connection, network)
+        edge.send(1)
+        assert engine.running.wait(JOIN_S)
+        cloud.stop(grace_s=0.01)
+        with pytest.raises(PeerGoneError):
+            connection.receive(JOIN_S)
+    engine.may_go_on.set()
+
+
+def test_stop_ends_beside_a_conversation_that_ends_by_itself(
+    start: Callable[[CloudEngine], Cloud], network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = BlockingEngine()
+    cloud = start(engine)
+    with connect(*cloud.address) as connection:
+        edge = ManyTasks(connection, network)
+        edge.send(1)
+        assert engine.running.wait(JOIN_S)
+        break_off, is_left = server.Conversation.break_off, []
+
+        def late(conversation: server.Conversation) -> None:
+            is_left.append(threading.current_thread().name)
+            if len(is_left) == 1:  # the server's: the conversation's own thread goes first
+                conversation.connection.break_off()
+                conversation._writer.join(JOIN_S)
+                for thread in list(cloud.server._threads):
+                    thread.join(JOIN_S)
+            break_off(conversation)
+
+        monkeypatch.setattr(server.Conversation, "break_off", late)
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(cloud.server.stop, 0.01).result(3 * JOIN_S)
+        assert len(is_left) == 2
+    engine.may_go_on.set()
+    cloud.serving.join(JOIN_S)
+
+
+# ---------------------------------------------------------------- tasks that come again
+
+
+class CountingEngine(CloudEngine):
+    """An engine that counts what it computes."""
+
+    submitted = 0
+
+    def submit(self, *args: Any, **kwargs: Any) -> None:
+        self.submitted += 1
+        super().submit(*args, **kwargs)
+
+
+EDGE_ID = bytes(range(12))
+
+
+def test_a_task_sent_again_over_another_connection_is_not_computed_again(
+    start: Callable[[CloudEngine], Cloud], network: Network
+) -> None:
+    engine = CountingEngine("cpu", 1, {})
+    cloud = start(engine)
+    for attempt in range(3):
+        with connect(*cloud.address) as connection:
+            edge = ManyTasks(connection, network, EDGE_ID)
+            edge.send(7)
+            if attempt:
+                edge.send(7)
+                edge.receive(1)
+            edge.receive(1)
+    assert engine.submitted == 1
+
+
+def test_answers_of_a_connection_that_breaks_the_protocol_are_not_kept(
+    start: Callable[[CloudEngine], Cloud], network: Network
+) -> None:
+    engine = CountingEngine("cpu", 1, {})
+    cloud = start(engine)
+    for _ in range(2):
+        with connect(*cloud.address) as connection:
+            edge = ManyTasks(connection, network, EDGE_ID)
+            edge.send(7)
+            edge.receive(1)
+            connection.send_raw(bytes(HEAD_UNIT))
+            with pytest.raises(PeerGoneError):
+                connection.receive(JOIN_S)
+    assert engine.submitted == 2
+
+
+def test_edges_have_tasks_of_their_own(start: Callable[[CloudEngine], Cloud], network: Network) -> None:
+    engine = CountingEngine("cpu", 1, {})
+    cloud = start(engine)
+    for edge_id in (EDGE_ID, EDGE_ID[::-1], b"too short", None):
+        with connect(*cloud.address) as connection:
+            edge = ManyTasks(connection, network, edge_id)
+            edge.send(7)
+            edge.receive(1)
+    assert engine.submitted == 4
+
+
+def test_a_task_dropped_with_its_edge_is_computed_for_the_connection_that_sent_it_again(
+    start: Callable[[CloudEngine], Cloud], network: Network
+) -> None:
+    engine = BlockingEngine()
+    cloud = start(engine)
+    with connect(*cloud.address) as connection:
+        with connect(*cloud.address) as lost:
+            first = ManyTasks(lost, network, EDGE_ID)
+            for task in (1, 2):
+                first.send(task)
+            assert engine.running.wait(JOIN_S)  # the first task; the second waits
+            again = ManyTasks(connection, network, EDGE_ID)
+            for task in (1, 2, 3):
+                again.send(task)
+        assert engine.dropped.wait(JOIN_S)
+        engine.may_go_on.set()
+        assert sorted(answer.task for answer in again.receive(3)) == [1, 2, 3]
+
+
+# ---------------------------------------------------------------- the cloud's latencies
+
+
+class _Source:
+    """The latencies of a cloud, and the tasks that it was told of."""
+
+    def __init__(self) -> None:
+        self.computed_tasks: SimpleQueue[tuple[str, bytes, float]] = SimpleQueue()
+
+    def __call__(self, model: str) -> Latencies:
+        return LATENCIES._replace(model=model)
+
+    def computed(self, model: str, cut: bytes, compute_ms: float) -> None:
+        self.computed_tasks.put((model, cut, compute_ms))
+
+
+def test_an_edge_learns_what_layers_take_in_the_cloud(listener: socket.socket) -> None:
+    source = _Source()
+    server = CloudServer(listener, CloudEngine("cpu", 1, {}), latencies=source)
+    thread = threading.Thread(target=server.serve, daemon=True)
+    thread.start()
+    with EdgeSession.open(*listener.getsockname()) as edge:
+        assert edge.ask_latencies(MODEL, model_graph(MODEL).digest) == LATENCIES
+        assert edge.ask_latencies("alex_net", model_graph("alex_net").digest).model == "alex_net"
+        with pytest.raises(GraphError, match="different networks"):
+            edge.ask_latencies("alex_net", OTHER_DIGEST)
+        network = load_network(MODEL)
+        request = request_at(network)
+        remote = edge.infer(request, crossing(network, POINT, random_input()))
+        assert source.computed_tasks.get(timeout=JOIN_S) == (MODEL, request.edge_nodes, remote.compute_ms)
+    server.stop()
+    thread.join()
+
+
+def test_a_cloud_without_latencies_refuses(cloud: Cloud) -> None:
+    with cloud.edge() as edge, pytest.raises(RemoteError, match="AskLatencies has no place here"):
+        edge.ask_latencies(MODEL, OTHER_DIGEST)
+
+
+# ---------------------------------------------------------------- values that are no numbers
+
+
+def test_a_tensor_with_nan_is_refused_and_the_conversation_goes_on(cloud: Cloud, network: Network) -> None:
+    with cloud.edge() as edge:
+        with pytest.raises(NonFiniteError, match="NaN"):
+            edge.infer(request_at(network, 0), [random_input() * float("nan")])
+        assert_answers(edge, network)
+
+
+def test_a_tensor_with_nan_is_computed_where_that_is_allowed(start: Callable[..., Cloud], network: Network) -> None:
+    cloud = start(CloudEngine("cpu", 1, {}), rules=Rules(allows_nonfinite=True))
+    with cloud.edge() as edge:
+        result = edge.infer(request_at(network, 0), [random_input() * float("nan")])
+        assert result.tensors[0].isnan().any()

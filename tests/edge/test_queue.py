@@ -1,0 +1,433 @@
+"""A queue on the edge at work: every task gets its answer, once, also when the cloud is lost."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import threading
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from neurosurgeon.cli.process import ServiceProcess
+from neurosurgeon.edge import queue as edge_queue
+from neurosurgeon.edge.cuts import QueueModel, QueueSettings
+from neurosurgeon.edge.queue import QueueRun, receives_itself
+from neurosurgeon.edge.records import QueuedTask
+from neurosurgeon.edge.task import StageKeys
+from neurosurgeon.graph.cut import pack_nodes
+from neurosurgeon.models.zoo import load_network, model_graph
+from neurosurgeon.net.bandwidth import LinkEstimate
+from neurosurgeon.net.link_watch import LinkNow, LinkWatch
+from neurosurgeon.net.messages import Prepare, Request
+from neurosurgeon.net.session import EdgeSession, OnCloudLoss, RemoteResult
+from neurosurgeon.net.stream import Answered, OnAnswer, TaskStream
+from neurosurgeon.planner.chain_search import Objective
+from neurosurgeon.predictor.correction import Corrections
+from neurosurgeon.reports.queue_report import QueueReport
+from neurosurgeon.utils.errors import ConnectError, NeurosurgeonError, RemoteError, WeightsError
+from neurosurgeon.utils.timing import now_ms
+from tests.edge.test_cuts import FASTER, LATENCIES, LINK, MODEL, queue_model
+from tests.equality import whole_digest
+from tests.faults import FaultProxy
+
+
+class FailingStream:
+    """Stands in for a stream: the first tasks fail at once with the errors given, the others are lost."""
+
+    keeps_coming_back = is_served = False
+
+    def __init__(self, *errors: NeurosurgeonError) -> None:
+        self.errors = list(errors)
+        self.submitted: list[int] = []
+
+    @property
+    def takes_tasks(self) -> bool:
+        return not self.submitted or self.keeps_coming_back
+
+    def pace_first_task(self, link: LinkEstimate) -> None:
+        pass
+
+    def submit(self, task: int, request: Request, tensors: Any, on_answer: OnAnswer, losses: int = 0) -> None:
+        self.submitted.append(task)
+        on_answer(self.errors.pop(0))
+
+
+def run_queue(stream: Any, count: int, in_flight: int = 2, **how: Any) -> tuple[list[Any], str]:
+    tasks = [QueuedTask(number, MODEL) for number in range(1, count + 1)]
+    settings = QueueSettings({}, learns=False, in_flight=in_flight, **how)
+    out = io.StringIO()
+    with QueueReport(tasks, out) as report:
+        watch = LinkWatch("nowhere", 1, LINK)
+        results = QueueRun(settings, {MODEL: queue_model()}, stream, watch, report).run(tasks)
+    return results, out.getvalue()
+
+
+@pytest.mark.parametrize("in_flight", [1, 3])
+def test_a_cloud_that_is_lost_leaves_the_rest_to_the_edge(in_flight: int, caplog: pytest.LogCaptureFixture) -> None:
+    stream = FailingStream(*(ConnectError("the cloud stays away") for _ in range(8)))
+    results, _ = run_queue(stream, 8, in_flight)
+    expected = whole_digest(MODEL)
+    assert sorted(result.task.id for result in results) == list(range(1, 9))
+    assert {result.where for result in results} == {"edge"}
+    assert {result.output_digest for result in results} == {expected}
+    assert len(stream.submitted) == 1
+    assert caplog.text.count("is computed here: the cloud stays away") == 1
+
+
+@pytest.mark.parametrize("in_flight", [1, 3])
+def test_a_cloud_that_is_lost_with_every_task_costs_no_answer(in_flight: int) -> None:
+    stream = FailingStream(*(ConnectError("gone") for _ in range(12)))
+    stream.keeps_coming_back = True
+    results, _ = run_queue(stream, 12, in_flight)
+    expected = whole_digest(MODEL)
+    assert sorted(result.task.id for result in results) == list(range(1, 13))
+    assert {(result.where, result.output_digest) for result in results} == {("edge", expected)}
+    assert len(stream.submitted) == 12
+    assert all(result.elapsed_ms > 0 for result in results)
+
+
+@pytest.mark.parametrize("how", [OnCloudLoss.RETRY, OnCloudLoss.FAIL])
+def test_tasks_that_are_not_to_run_here_fail_with_their_cloud(how: OnCloudLoss) -> None:
+    stream = FailingStream(*(ConnectError("gone") for _ in range(3)))
+    results, _ = run_queue(stream, 3, on_cloud_loss=how)
+    assert [result.error for result in results] == ["gone"] * 3
+    assert len(stream.submitted) == 3
+
+
+def test_a_task_that_the_cloud_refuses_fails_alone() -> None:
+    stream = FailingStream(RemoteError("it broke"), ConnectError("gone"))
+    results, out = run_queue(stream, 3, in_flight=1)
+    assert [result.error for result in sorted(results, key=lambda r: r.task.id)] == ["it broke", None, None]
+    assert "task 1 of 3 failed : it broke" in out
+
+
+OUTPUT_SHAPE = model_graph(MODEL).output.shape
+OUTPUT_SPEC = ("float32", OUTPUT_SHAPE, False)
+
+
+class LateCloud:
+    """Stands in for a stream: each task takes ``compute_ms`` there, and four others are sent before it is answered."""
+
+    takes_tasks = True
+    is_served = False
+    behind = 4
+
+    def __init__(self, compute_ms: float, count: int) -> None:
+        self.compute_ms = compute_ms
+        self.left = count
+        self.waiting: list[OnAnswer] = []
+
+    def crossing(self) -> None:
+        return None
+
+    def pace_first_task(self, link: LinkEstimate) -> None:
+        pass
+
+    def submit(self, task: int, request: Request, tensors: Any, on_answer: OnAnswer, losses: int = 0) -> None:
+        self.waiting.append(on_answer)
+        self.left -= 1
+        keeps = self.behind if self.left else 0
+        while len(self.waiting) > keeps:
+            self.waiting.pop(0)(self.answered())
+
+    def answered(self) -> Answered:
+        result = RemoteResult(
+            [torch.zeros(OUTPUT_SHAPE)], 1.0, self.compute_ms, self.compute_ms, 0.1, 0.0, 1_000, (OUTPUT_SPEC,)
+        )
+        return Answered(result, now_ms(), now_ms(), 0)
+
+
+class StuckStream(LateCloud):
+    """Stands in for a stream whose task is answered when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(1.0, 1)
+
+    def submit(self, task: int, request: Request, tensors: Any, on_answer: OnAnswer, losses: int = 0) -> None:
+        self.waiting.append(on_answer)
+
+    def withdraw(self, task: int) -> bool:
+        return True
+
+    def answer(self) -> None:
+        self.waiting.pop()(self.answered())
+
+
+def test_a_late_answer_teaches_what_its_own_prediction_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    slow_edge = LATENCIES.scaled(1_000.0)  # every task goes to the cloud
+    model = QueueModel(load_network(MODEL), slow_edge, FASTER, StageKeys("edge", "transfer", "cloud"))
+    tasks = [QueuedTask(number, MODEL) for number in range(1, 41)]
+    predicted_ms = sum(FASTER.latency_ms)
+    settings = QueueSettings({}, in_flight=8, hedges=False)
+    with QueueReport(tasks, io.StringIO()) as report:
+        stream: Any = LateCloud(1.5 * predicted_ms, len(tasks))
+        results = QueueRun(settings, {MODEL: model}, stream, LinkWatch("nowhere", 1, LINK), report).run(tasks)
+    assert {result.where for result in results} == {"cloud"}
+    assert Corrections.load().factor("cloud") == pytest.approx(1.5)
+
+
+# ---------------------------------------------------------------- what goes wrong with one task
+
+
+def test_a_task_on_which_the_network_breaks_fails_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_half, calls = edge_queue.run_half, itertools.count(1)
+
+    def breaking(*what: Any) -> Any:
+        if next(calls) == 1:  # task 1 goes to the cloud as it is
+            raise ZeroDivisionError("of this image")
+        return run_half(*what)
+
+    monkeypatch.setattr(edge_queue, "run_half", breaking)
+    results, out = run_queue(FailingStream(RemoteError("refused")), 3, in_flight=1)
+    error = "internal error: ZeroDivisionError: of this image"
+    assert [result.error for result in results] == ["refused", error, None]
+    assert f"task 2 of 3 failed : {error}" in out
+    (logged,) = (record for record in caplog.records if record.exc_info)
+    assert logged.getMessage() == f"task 2 ({MODEL}) failed: {error}"
+
+
+def test_a_report_that_nobody_reads_ends_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*what: Any) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(QueueReport, "task_done", gone)
+    stream = FailingStream(*[RemoteError("refused")] * 1_000)
+    with pytest.raises(BrokenPipeError):
+        run_queue(stream, 1_000, in_flight=1)
+
+
+# ---------------------------------------------------------------- a link that is stuck
+
+
+SLOW_EDGE = LATENCIES.scaled(20.0)  # as predicted: a cloud that is late for other reasons is waited for
+
+
+@pytest.mark.parametrize("in_flight", [1, 3])
+def test_a_task_that_is_stuck_is_finished_here_and_the_next_ones_wait_for_no_link(
+    in_flight: int, cloud: ServiceProcess
+) -> None:
+    model = QueueModel(load_network(MODEL), SLOW_EDGE, FASTER, StageKeys("edge", "transfer", "cloud"))
+    tasks = [QueuedTask(number, MODEL) for number in range(1, 1_001)]
+    settings = QueueSettings({}, learns=False, in_flight=in_flight)
+    begun = itertools.count(1)
+    with FaultProxy(cloud.ports[0]) as proxy:
+        session, graph = EdgeSession.open("127.0.0.1", proxy.port), model.network.graph
+        session.ask_to_prepare(Prepare(MODEL, pack_nodes(graph, graph.edge_nodes(0)), graph.digest))
+        session.wait_until_ready(model.network.weights_digest)
+        is_served = in_flight == 1
+        with (
+            TaskStream(session, pytest.fail, is_served=is_served) as stream,
+            QueueReport(tasks, io.StringIO()) as report,
+        ):
+
+            def wait_for_the_cloud() -> None:
+                while stream.sending_bytes:
+                    stream.serve(0.001) if is_served else threading.Event().wait(0.001)
+
+            def hold_from_the_fifth_to_the_tenth() -> bool:
+                task = next(begun)
+                if task == 5:
+                    wait_for_the_cloud()  # a busy one may have a task yet that the edge has finished
+                    proxy.flows.clear()
+                elif task == 11:
+                    proxy.flows.set()
+                    wait_for_the_cloud()
+                return any(result.where == "cloud" and result.task.id > 10 for result in list(run._results.reported))
+
+            run = QueueRun(settings, {MODEL: model}, stream, LinkWatch("nowhere", 1, LINK), report)
+            results = run.run(tasks, hold_from_the_fifth_to_the_tenth)
+    assert 10 < len(results) < len(tasks)  # the link is used again
+    assert sorted(result.task.id for result in results) == list(range(1, len(results) + 1))
+    assert {result.output_digest for result in results} == {whole_digest(MODEL)}
+    where = {result.task.id: result.where for result in results}
+    assert "edge" in where.values()
+    if in_flight == 1:
+        assert [where[task] for task in range(5, 11)] == ["edge"] * 6
+        stuck = next(result for result in results if result.task.id == 5)
+        assert stuck.point == 0
+        assert stuck.measured.transfer_ms > 0
+
+
+class RestoredLink:
+    """Stands in for a watch: the link is all but dead when it is first asked for, and back later."""
+
+    def __init__(self) -> None:
+        self.links = itertools.chain([LinkEstimate(1.0, 0.1)], itertools.repeat(LINK))
+
+    def now(self) -> LinkNow:
+        return LinkNow(next(self.links), is_stale=False, queue_ms=0.0)
+
+    def saw(self, *what: Any) -> None:
+        pass
+
+    saw_transfer = saw_load = saw_exchange = saw
+
+
+@pytest.mark.parametrize(
+    ("hedges", "objective", "is_left"),
+    [
+        (True, Objective.LATENCY, True),
+        (False, Objective.LATENCY, False),
+        (True, Objective.THROUGHPUT, False),  # there the cuts of all tasks belong together
+    ],
+)
+def test_a_long_edge_half_is_left_for_another_cut_when_the_link_is_back(
+    hedges: bool, objective: Objective, is_left: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edge_queue, "LOOK_MS", 0.0)
+    model = QueueModel(load_network(MODEL), LATENCIES.scaled(1_000.0), FASTER, StageKeys("edge", "transfer", "cloud"))
+    stream: Any = LateCloud(1.0, 1)
+    watch: Any = RestoredLink()
+    settings = QueueSettings({}, learns=False, in_flight=1, hedges=hedges, objective=objective)
+    with QueueReport([QueuedTask(1, MODEL)], io.StringIO()) as report:
+        (result,) = QueueRun(settings, {MODEL: model}, stream, watch, report).run([QueuedTask(1, MODEL)])
+    assert (result.where, result.point) == (("cloud", 0) if is_left else ("edge", len(LATENCIES.latency_ms)))
+    assert result.rate_bytes_per_s == (LINK.rate_bytes_per_s if is_left else 1.0)
+    assert result.measured.edge_ms <= result.spans[0].end_ms - result.spans[0].start_ms  # what was lost is in both
+
+
+class LosingStream(LateCloud):
+    """Stands in for a stream whose tasks end with these errors, one after the other, and which takes them all."""
+
+    def __init__(self, errors: list[NeurosurgeonError]) -> None:
+        super().__init__(1.0, 1)
+        self.errors = list(errors)
+        self.losses: list[int] = []
+
+    def submit(self, task: int, request: Request, tensors: Any, on_answer: OnAnswer, losses: int = 0) -> None:
+        self.losses.append(losses)
+        if self.errors:
+            on_answer(self.errors.pop(0))
+        else:
+            super().submit(task, request, tensors, on_answer, losses)
+
+
+@pytest.mark.parametrize(
+    ("errors", "hedges", "where"),
+    [
+        ([ConnectError("gone")], True, "cloud"),
+        ([ConnectError("gone")], False, "edge"),
+        ([ConnectError("gone")] * 2, True, "edge"),
+        ([ConnectError("gone"), WeightsError("others, now")], True, "edge"),
+    ],
+)
+def test_a_lost_task_is_sent_again_once_when_the_cloud_is_back_before_the_edge_has_computed_it(
+    errors: list[NeurosurgeonError], hedges: bool, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(edge_queue, "LOOK_MS", 0.0)
+    model = QueueModel(load_network(MODEL), LATENCIES.scaled(1_000.0), FASTER, StageKeys("edge", "transfer", "cloud"))
+    stream: Any = LosingStream(errors)
+    settings = QueueSettings({}, learns=False, in_flight=1, hedges=hedges)
+    watch = LinkWatch("nowhere", 1, LINK)
+    with QueueReport([QueuedTask(1, MODEL)], io.StringIO()) as report:
+        results = QueueRun(settings, {MODEL: model}, stream, watch, report).run([QueuedTask(1, MODEL)])
+    assert [(result.where, result.error) for result in results] == [(where, None)]
+    assert stream.losses == list(range(1 + hedges))  # as told to the stream
+
+
+def where_a_stuck_task_is_answered(stream: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Run one task that is sent, and taken over at once."""
+    monkeypatch.setattr(edge_queue.Hedging, "pays", lambda *what: True)
+    model = QueueModel(load_network(MODEL), SLOW_EDGE, FASTER, StageKeys("edge", "transfer", "cloud"))
+    settings = QueueSettings({}, learns=False, in_flight=1)
+    watch = LinkWatch("nowhere", 1, LINK)
+    with QueueReport([QueuedTask(1, MODEL)], io.StringIO()) as report:
+        results = QueueRun(settings, {MODEL: model}, stream, watch, report).run([QueuedTask(1, MODEL)])
+    return [str(result.where) for result in results]
+
+
+def test_what_the_cloud_has_answered_is_no_longer_computed_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_half, ended = edge_queue.run_half, []
+    stream: Any = StuckStream()
+
+    def answered_meanwhile(*what: Any) -> Any:
+        stream.answer()
+        result = run_half(*what)
+        ended.append(result)
+        return result
+
+    monkeypatch.setattr(edge_queue, "run_half", answered_meanwhile)
+    assert where_a_stuck_task_is_answered(stream, monkeypatch) == ["cloud"]
+    assert ended == []
+
+
+class ServedStream(StuckStream):
+    """Stands in for a stream that is served: its answer is there once it is due."""
+
+    is_served = True
+    is_due = False
+
+    def serve(self, wait_s: float) -> None:
+        if self.is_due and self.waiting:
+            self.answer()
+
+
+def test_an_answer_that_came_while_the_last_layer_ran_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_half = edge_queue.run_half
+    stream: Any = ServedStream()
+
+    def answered_at_the_end(*what: Any) -> Any:
+        result = run_half(*what)
+        stream.is_due = True
+        return result
+
+    monkeypatch.setattr(edge_queue, "run_half", answered_at_the_end)
+    assert where_a_stuck_task_is_answered(stream, monkeypatch) == ["cloud"]
+
+
+def test_only_one_small_answer_at_a_time_is_received_beside_the_computing() -> None:
+    model = queue_model()
+    assert receives_itself(QueueSettings({}, in_flight=1), {MODEL: model})
+    assert not receives_itself(QueueSettings({}, in_flight=2), {MODEL: model})
+    model.output_bytes = 1_000_000
+    assert not receives_itself(QueueSettings({}, in_flight=1), {MODEL: model})
+
+
+# ---------------------------------------------------------------- images
+
+
+def test_images_are_read_ahead_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: SimpleQueue[Path] = SimpleQueue()
+
+    def load(path: Path, size: int) -> Tensor:
+        read.put(path)
+        return torch.full((1,), int(path.name))
+
+    monkeypatch.setattr(edge_queue, "load_image", load)
+    tasks = [QueuedTask(number, MODEL, Path(str(number)) if number % 3 else None) for number in range(1, 13)]
+    ahead = edge_queue.images_ahead(tasks)
+    first, image = next(ahead)
+    seen = [read.get(timeout=10).name for _ in range(4)]  # of tasks 1 to 5, of which the third has none
+    assert (first.id, image is not None and image.result().item(), seen) == (1, 1, ["1", "2", "4", "5"])
+    assert read.empty()
+    rest = [(task.id, image and int(image.result())) for task, image in ahead]
+    assert rest == [(number, number if number % 3 else None) for number in range(2, 13)]
+
+
+def test_who_stops_early_waits_for_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, asked = threading.Event(), threading.Event()
+
+    def load(path: Path, size: int) -> Tensor:
+        asked.set()
+        gate.wait(10)
+        return torch.zeros(1)
+
+    monkeypatch.setattr(edge_queue, "load_image", load)
+    ahead = edge_queue.images_ahead([QueuedTask(number, MODEL, Path("x")) for number in range(1, 9)])
+    _, first = next(ahead)
+    _, second = next(ahead)
+    assert asked.wait(10)
+    ahead.close()  # type: ignore[attr-defined]
+    gate.set()
+    assert first is not None
+    assert first.result(10).item() == 0
+    assert second is not None
+    assert second.cancelled()

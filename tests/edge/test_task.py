@@ -1,0 +1,148 @@
+"""One task of the edge: what its corrections belong to, and what does not wait for the link."""
+
+from __future__ import annotations
+
+import io
+import math
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from neurosurgeon.edge.task import FindLink, Outcome, StageKeys, Task, predicted_stages, run_task
+from neurosurgeon.models.zoo import Network, WeightsSource, model_graph
+from neurosurgeon.net.bandwidth import LinkEstimate
+from neurosurgeon.net.messages import Latencies
+from neurosurgeon.net.session import EdgeSession
+from neurosurgeon.planner.strategies import Strategy
+from neurosurgeon.reports.text import EdgeReport
+from tests.faults import write_slow_edge
+
+LINK = LinkEstimate(1e6, 10.0)
+IDEAL = LinkEstimate(math.inf, 10.0)
+SLOW_LINK = LinkEstimate(1.0, 10.0)
+WAIT_S = 60.0  # for what has begun already
+
+
+@dataclass
+class Cloud:
+    """A cloud whose layers all take as long."""
+
+    layer_ms: float
+    host: str = "there"
+    cloud: dict[str, Any] = field(default_factory=lambda: {"device": "cpu", "threads": 2})
+
+    def send_state(self) -> None:
+        return None
+
+    def pace_first_task(self, link: LinkEstimate) -> None:
+        pass
+
+    def ask_latencies(self, model: str, graph_digest: str) -> Latencies:
+        column = [self.layer_ms] * len(model_graph(model).layers)
+        return Latencies(model, "forest", column, column, column, [], "data of A")
+
+
+def keys_of(config: Path, layer_ms: float) -> StageKeys:
+    task = Task("le_net", WeightsSource(), threads=1, predictor="linear", edge_config=config)
+    return predicted_stages(task, cast(EdgeSession, Cloud(layer_ms)), LINK, is_warm=True).keys
+
+
+def test_what_was_learnt_of_one_prediction_corrects_no_other(tmp_path: Path) -> None:
+    config = write_slow_edge(tmp_path / "edge.json", 2.0)
+    before = keys_of(config, 1.0)
+    assert keys_of(config, 1.0) == before
+    write_slow_edge(config, 4.0)  # as if it had been collected anew
+    after = keys_of(config, 1.0)
+    assert after.edge != before.edge
+    assert after[1:] == before[1:]
+    changed_cloud = keys_of(config, 3.0)
+    assert changed_cloud.cloud != after.cloud
+    assert changed_cloud[:2] == after[:2]
+
+
+# ---------------------------------------------------------------- what does not wait for the link
+
+
+def run_le_net(
+    cloud_layer_ms: float, find_link: FindLink, ideal: LinkEstimate | None = None, task: Task | None = None
+) -> tuple[Outcome, str]:
+    """Run a task that ends on the edge; return its outcome and its lines."""
+    lines = io.StringIO()
+    task = task or Task("le_net", WeightsSource(), threads=1, predictor="linear")
+    session = cast(EdgeSession, Cloud(cloud_layer_ms))
+    return run_task(task, session, find_link, EdgeReport(lines), None, ideal), lines.getvalue()
+
+
+def not_asked() -> LinkEstimate:
+    raise AssertionError("the link was asked for")
+
+
+def test_the_network_loads_and_the_cloud_is_asked_before_the_link_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    loading, asked = threading.Event(), threading.Event()
+    build, ask = Task.build, Cloud.ask_latencies
+
+    def build_and_say(task: Task) -> Network:
+        loading.set()
+        return build(task)
+
+    def ask_and_say(cloud: Cloud, model: str, graph_digest: str) -> Latencies:
+        asked.set()
+        return ask(cloud, model, graph_digest)
+
+    def find_link() -> LinkEstimate:
+        assert loading.wait(WAIT_S) and asked.wait(WAIT_S)
+        return SLOW_LINK
+
+    monkeypatch.setattr(Task, "build", build_and_say)
+    monkeypatch.setattr(Cloud, "ask_latencies", ask_and_say)
+    outcome, _ = run_le_net(1.0, find_link)
+    assert (outcome.where, outcome.link) == ("edge", SLOW_LINK)
+
+
+def test_no_link_is_asked_for_where_none_could_make_another_cut_faster() -> None:
+    outcome, lines = run_le_net(1_000.0, not_asked, IDEAL)
+    assert (outcome.where, outcome.link) == ("edge", IDEAL)
+    assert outcome.measured.transfer_ms == 0.0
+    line, *others = lines.splitlines()
+    edge_ms, other_ms = outcome.plan.best.stages.total_ms, outcome.plan.candidates[-2].stages.total_ms
+    assert line == (
+        f"link not measured : edge-only takes {edge_ms:.2f} ms , any other cut at least {other_ms:.2f} ms however fast "
+        "the link (round trip 10.00 ms)"
+    )
+    assert "best partition point : 12" in others[0]
+
+
+def test_a_link_that_may_make_another_cut_faster_is_asked_for(tmp_path: Path) -> None:
+    config = write_slow_edge(tmp_path / "edge.json")
+    task = Task("le_net", WeightsSource(), threads=1, predictor="linear", edge_config=config)
+    outcome, lines = run_le_net(0.0, lambda: SLOW_LINK, IDEAL, task)
+    assert (outcome.where, outcome.link) == ("edge", SLOW_LINK)
+    assert "not measured" not in lines
+
+
+def test_the_round_trip_alone_may_make_the_edge_the_fastest() -> None:
+    for rtt_ms, asked in ((0.0, 1), (1e6, 0)):
+        calls: list[LinkEstimate] = []
+
+        def find_link(calls: list[LinkEstimate] = calls) -> LinkEstimate:
+            calls.append(SLOW_LINK)
+            return SLOW_LINK
+
+        run_le_net(0.0, find_link, LinkEstimate(math.inf, rtt_ms))
+        assert len(calls) == asked
+
+
+def test_edge_only_asks_for_no_link() -> None:
+    task = Task("le_net", WeightsSource(), threads=1, predictor="linear", strategy=Strategy.EDGE_ONLY)
+    _, lines = run_le_net(0.0, not_asked, LinkEstimate(math.inf, 0.0), task)
+    assert "is the only cut" in lines
+
+
+@pytest.mark.parametrize("cut", [{"point": 3}, {"strategy": Strategy.CLOUD_ONLY}])
+def test_a_cut_that_sends_asks_for_the_link_however_fast_the_edge(cut: dict[str, Any]) -> None:
+    task = Task("le_net", WeightsSource(), threads=1, predictor="linear", **cut)
+    with pytest.raises(AssertionError, match="asked for"):
+        run_le_net(1_000.0, not_asked, IDEAL, task)

@@ -1,0 +1,142 @@
+"""Running halves: fixed inputs, devices that are not there, guesses and the layer study."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from neurosurgeon.edge.inputs import read_image
+from neurosurgeon.engine.torch_engine import (
+    check_device,
+    check_finite,
+    load_image,
+    random_input,
+    stand_in,
+    top_class,
+    top_guesses,
+    use_threads,
+)
+from neurosurgeon.models.preprocess import MEAN, STD
+from neurosurgeon.models.zoo import load_network
+from neurosurgeon.net.pickling import flat_values, pack_tensor
+from neurosurgeon.predictor.profile import show_features
+from neurosurgeon.utils.errors import DeviceError, NonFiniteError
+from tests.equality import assert_equal
+
+# Two machines compare answers to the same stand-in for an image.
+STAND_IN_SHA256 = "79fb03f5c6e6c468e23318a4389a150c153d0dac0e15037e74ec5a9feca49a6c"
+
+
+# ---------------------------------------------------------------- inputs and devices
+
+
+def test_the_random_input_is_the_same_for_ever() -> None:
+    pixels, values = stand_in(), random_input()
+    assert (tuple(pixels.shape), pixels.dtype) == ((1, 3, 224, 224), torch.uint8)
+    assert hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest() == STAND_IN_SHA256
+    mean, std = (torch.tensor(constant, dtype=torch.float64).view(3, 1, 1) for constant in (MEAN, STD))
+    assert_equal(values, ((pixels / 255 - mean) / std).float(), same_setup=False)  # processors round in other ways
+
+
+def test_a_photo_becomes_a_batch_of_one(photo: Path) -> None:
+    tensor = load_image(photo)
+    assert tuple(tensor.shape) == (1, 3, 224, 224)
+    assert tensor.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_array_equal(tensor[0].permute(1, 2, 0).numpy(), read_image(photo))
+
+
+def test_every_machine_has_a_cpu() -> None:
+    check_device("cpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    with pytest.raises(DeviceError, match="no CUDA device.*-d cpu"):
+        check_device("cuda")
+
+
+def test_there_are_never_more_threads_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert use_threads(64) == torch.get_num_threads() == 2
+    assert use_threads(1) == torch.get_num_threads() == 1
+
+
+# ---------------------------------------------------------------- answers
+
+
+def test_the_most_probable_classes_come_first() -> None:
+    guesses = top_guesses(torch.tensor([[0.0, 3.0, 1.0, 2.0]]), ["a", "b", "c", "d"], count=3)
+    assert [(guess.index, guess.label) for guess in guesses] == [(1, "b"), (3, "d"), (2, "c")]
+    expected = torch.tensor([3.0, 2.0, 1.0]).exp() / torch.tensor([0.0, 1.0, 2.0, 3.0]).exp().sum()
+    assert [guess.probability for guess in guesses] == pytest.approx(expected.tolist())
+
+
+def test_classes_have_no_labels_where_the_weights_know_none() -> None:
+    assert [guess.label for guess in top_guesses(torch.zeros(1, 10), None)] == [None] * 5
+
+
+# ---------------------------------------------------------------- the layer study
+
+
+def test_the_layer_study_has_a_row_per_layer_that_adds_up() -> None:
+    network = load_network("le_net")
+    features = show_features(network, random_input())
+    assert [feature.index for feature in features] == list(range(1, 13))
+    assert [feature.name for feature in features] == [layer.name for layer in network.graph.layers]
+    assert [feature.output_bytes for feature in features] == [layer.output.size_bytes for layer in network.graph.layers]
+    total_ms = 0.0
+    for feature in features:
+        assert feature.latency_ms > 0
+        total_ms += feature.latency_ms
+        assert feature.accumulated_ms == pytest.approx(total_ms)
+
+
+# ---------------------------------------------------------------- values that are no numbers
+
+
+def values_of(*tensors: torch.Tensor) -> list[Any]:
+    """Return what arrives of tensors."""
+    return [flat_values(spec, content) for spec, content in map(pack_tensor, tensors)]
+
+
+FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("place", [0, 77, 1023])
+def test_one_value_that_is_not_finite_is_found(dtype: torch.dtype, value: float, place: int) -> None:
+    tensor = torch.rand(1, 4, 16, 16).to(dtype)
+    check_finite(values_of(tensor, torch.empty(0)))
+    tensor.view(-1)[place] = value
+    with pytest.raises(NonFiniteError, match="tensor 1"):
+        check_finite(values_of(torch.zeros(3), tensor))
+
+
+def test_infinities_of_both_signs_do_not_cancel_out() -> None:
+    with pytest.raises(NonFiniteError):
+        check_finite(values_of(torch.tensor([float("inf"), float("-inf")])))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_large_values_whose_sum_is_infinite_are_fine(dtype: torch.dtype) -> None:
+    check_finite(values_of(torch.full((1000,), torch.finfo(dtype).max, dtype=dtype)))
+
+
+def test_whole_numbers_and_channels_last_are_fine() -> None:
+    check_finite(values_of(torch.arange(5), torch.rand(1, 8, 9, 9).contiguous(memory_format=torch.channels_last)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.int64])
+def test_the_top_class_of_any_type_is_known(dtype: torch.dtype) -> None:
+    assert top_class(torch.tensor([[0, 0, 1, 0]]).to(dtype)) == 2
+
+
+@pytest.mark.parametrize("output", [torch.zeros(1, 0), torch.zeros(1, 3, dtype=torch.complex64)])
+def test_some_outputs_have_no_top_class(output: torch.Tensor) -> None:
+    assert top_class(output) is None

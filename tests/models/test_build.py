@@ -1,0 +1,233 @@
+"""The layer graph of the four models: shapes and costs without data, and halves that compute what the whole does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from neurosurgeon.engine.torch_engine import MAX_LOOKS, random_input, run_half, run_whole
+from neurosurgeon.graph.spec import LayerKind
+from neurosurgeon.models.build import fold_batch_norms, trace
+from neurosurgeon.models.LeNet import LeNet
+from neurosurgeon.models.zoo import INPUT_SHAPE, ZOO, Network, load_network, model_graph, seeded_state, skeleton
+from tests.equality import assert_equal
+
+
+@pytest.fixture(scope="module", params=ZOO)
+def network(request: pytest.FixtureRequest) -> Network:
+    """Each of the four networks, folded and channels-last, as the scripts run them."""
+    return load_network(request.param)
+
+
+def count(module: nn.Module) -> int:
+    """Return the number of parameter elements."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# ---------------------------------------------------------------- halves
+
+
+def test_both_halves_compute_what_the_whole_computes_at_every_point(network: Network) -> None:
+    images = random_input()
+    whole = run_whole(network, images)
+    for point in range(len(network.graph.layers) + 1):
+        halves = network.cut(point)
+        crossing = run_half(halves.edge, [images]).tensors
+        output = run_half(halves.cloud, crossing).tensors
+        assert len(output) == 1
+        assert_equal(output[0], whole, same_setup=True, what=f"point {point}")
+
+
+def test_a_half_that_is_looked_at_computes_the_same_and_may_be_left(network: Network) -> None:
+    images, looks = random_input(), []
+    whole = network.cut(len(network.graph.layers)).edge
+    (output,) = run_half(whole, [images], between=lambda: looks.append(1)).tensors
+    assert_equal(output, run_whole(network, images), same_setup=True)
+    assert min(len(network.graph.layers), MAX_LOOKS) / 2 < len(looks) <= MAX_LOOKS
+
+    def leave() -> None:
+        looks.pop()
+        if len(looks) == 1:
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        run_half(whole, [images], between=leave)
+    assert_equal(run_half(whole, [images]).tensors[0], output, same_setup=True)
+    assert len(looks) == 1  # nobody looks any more
+
+
+def test_halves_hold_only_the_parameters_they_need(network: Network) -> None:
+    for point in range(len(network.graph.layers) + 1):
+        halves = network.cut(point)
+        assert count(halves.edge) + count(halves.cloud) == count(network.module), f"point {point}"
+    assert count(network.cut(0).edge) == 0
+    assert count(network.cut(len(network.graph.layers)).cloud) == 0
+
+
+def test_the_cloud_half_behind_the_last_layer_returns_what_it_gets(network: Network) -> None:
+    logits = torch.arange(1000.0)[None]
+    assert torch.equal(run_half(network.cut(len(network.graph.layers)).cloud, [logits]).tensors[0], logits)
+
+
+def test_the_tensors_that_cross_are_those_of_the_graph(network: Network) -> None:
+    for point in (0, 1, len(network.graph.layers) // 2, len(network.graph.layers)):
+        halves = network.cut(point)
+        tensors = run_half(halves.edge, [random_input()]).tensors
+        assert [tuple(tensor.shape) for tensor in tensors] == [spec.shape for spec in halves.crossing]
+
+
+@pytest.mark.parametrize("name", ["vgg_net", "mobile_net"])
+def test_folding_changes_the_outputs_by_rounding_only(name: str) -> None:
+    model = skeleton(name)
+    model.load_state_dict(seeded_state(name, model), assign=True)
+    with torch.inference_mode():
+        unfolded = model(random_input())
+    folded = run_whole(load_network(name), random_input())
+    assert_equal(folded, unfolded, same_setup=False)
+
+
+def test_folding_leaves_identities_where_the_norms_were() -> None:
+    model = skeleton("le_net")
+    assert fold_batch_norms(model, model_graph("le_net")) is model  # nothing to fold, nothing changed
+    folded = load_network("mobile_net").module
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+
+
+# ---------------------------------------------------------------- what crosses
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_crossing_bytes_are_those_of_the_crossing_tensors(name: str) -> None:
+    graph = model_graph(name)
+    last = len(graph.layers)
+    for point in range(last):
+        nodes = graph.crossing(graph.edge_nodes(point))
+        assert graph.crossing_bytes[point] == sum(node.sent_bytes for node in nodes), f"point {point}"
+    assert len(graph.crossing_bytes) == last + 1
+    assert graph.crossing_bytes[0] == 3 * 224 * 224
+    assert graph.crossing_bytes[last] == 0
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_exactly_one_tensor_crosses_between_two_layers_of_a_chain(name: str) -> None:
+    graph = model_graph(name)
+    for point, layer in enumerate(graph.layers, start=1):
+        assert graph.crossing(graph.edge_nodes(point)) == (layer.nodes[-1],)
+
+
+# ---------------------------------------------------------------- tracing
+
+
+def test_tracing_needs_no_data_and_leaves_the_model_alone() -> None:
+    model = LeNet()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model.train()
+    graph = trace(model, "le_net", INPUT_SHAPE)
+    assert model.training
+    assert all(parameter.device.type == "cpu" for parameter in model.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert graph.nodes == model_graph("le_net").nodes
+
+
+class Devices(TorchDispatchMode):
+    """Remembers on which devices operators ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        self.seen |= {tensor.device.type for tensor in tree_leaves(output) if isinstance(tensor, torch.Tensor)}
+        return output
+
+
+def test_tracing_computes_on_no_data() -> None:
+    model = skeleton("le_net")
+    with Devices() as devices:
+        trace(model, "le_net", INPUT_SHAPE)
+    assert devices.seen == {"meta"}
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_graph_starts_at_an_image_and_ends_at_logits(name: str) -> None:
+    graph = model_graph(name)
+    assert graph.nodes[0].kind is LayerKind.INPUT
+    assert graph.input.shape == (1, 3, 224, 224)
+    assert graph.output.shape == (1, 1000)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_nodes_are_in_order_and_read_only_earlier_ones(name: str) -> None:
+    graph = model_graph(name)
+    assert [node.index for node in graph.nodes] == list(range(len(graph.nodes)))
+    assert all(read < node.index for node in graph.nodes for read in node.inputs)
+    assert [node for layer in graph.layers for node in layer.nodes] == list(graph.nodes[1:])
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_graph_counts_all_weights(name: str) -> None:
+    """... and the biases that folded batch norms leave behind."""
+    graph, model = model_graph(name), skeleton(name)
+    folded_into = [graph.nodes[node.inputs[0]] for node in graph.nodes if node.folded]
+    bare = [conv for conv in folded_into if model.get_submodule(conv.name).bias is None]
+    biases = sum(conv.output.shape[1] for conv in bare)
+    assert sum(node.weight_bytes for node in graph.nodes) == 4 * (count(model) + biases)
+
+
+def test_the_layers_of_alex_net_have_the_kinds_of_its_modules() -> None:
+    kinds = [layer.kind.value for layer in model_graph("alex_net").layers]
+    features = "conv activation maxpool conv activation maxpool conv activation conv activation conv activation maxpool"
+    head = "avgpool flatten dropout linear activation dropout linear activation linear"
+    assert kinds == f"{features} {head}".split()
+
+
+def test_a_block_of_mobile_net_is_one_layer() -> None:
+    graph = model_graph("mobile_net")
+    assert graph.layers[3].kind is LayerKind.BLOCK
+    kinds = [node.kind for node in graph.layers[3].nodes]
+    assert kinds.count(LayerKind.DW_CONV) == 1
+    assert kinds[-1] is LayerKind.ADD
+    assert graph.layers[3].flops == sum(node.flops for node in graph.layers[3].nodes)
+
+
+def test_flops_and_shapes_of_known_layers() -> None:
+    graph = model_graph("alex_net")
+    first, last = graph.layers[0], graph.layers[-1]
+    assert (first.name, first.output.shape) == ("features.0", (1, 64, 55, 55))
+    assert first.flops == 2 * 64 * 55 * 55 * 3 * 11 * 11
+    assert (last.name, last.output.shape) == ("classifier.6", (1, 1000))
+    assert last.flops == 2 * 4096 * 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "published_giga_multiply_adds"), [("alex_net", 0.71), ("vgg_net", 15.47), ("mobile_net", 0.30)]
+)
+def test_flops_of_whole_networks_are_those_that_torchvision_publishes(
+    name: str, published_giga_multiply_adds: float
+) -> None:
+    flops = sum(
+        layer_node.flops
+        for layer in model_graph(name).layers
+        for layer_node in layer.nodes
+        if layer_node.kind in (LayerKind.CONV, LayerKind.DW_CONV, LayerKind.LINEAR)
+    )
+    assert flops / 2e9 == pytest.approx(published_giga_multiply_adds, abs=0.01)
+
+
+def test_every_batch_norm_of_the_models_is_folded() -> None:
+    for name in ("vgg_net", "mobile_net"):
+        norms = [node for node in model_graph(name).nodes if node.kind is LayerKind.BATCHNORM]
+        assert norms
+        assert all(node.folded for node in norms)
+
+
+def test_a_point_is_named_after_the_layer_it_follows() -> None:
+    graph = model_graph("alex_net")
+    assert graph.point_name(0) == "None"
+    assert graph.point_name(3) == "features.2 (maxpool)"

@@ -1,0 +1,102 @@
+"""Images as pixels: what they become, and that both halves of every cut make the same of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from neurosurgeon.engine.torch_engine import random_input, run_half, run_whole, stand_in
+from neurosurgeon.graph.spec import TensorSpec, takes_images
+from neurosurgeon.models.build import trace
+from neurosurgeon.models.partition import cut
+from neurosurgeon.models.preprocess import MEAN, STD, as_values
+from neurosurgeon.models.zoo import load_network
+from tests.equality import assert_equal
+
+
+@given(st.integers(1, 3), st.integers(2, 40), st.integers(2, 40), st.booleans(), st.integers(0, 2**32))
+def test_pixels_become_normalised_values(count: int, height: int, width: int, is_dense: bool, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    images = generator.integers(256, size=(count, height, width, 3), dtype=np.uint8)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    values = as_values(pixels.contiguous() if is_dense else pixels)
+    expected = (images.astype(np.float64) / 255 - MEAN) / STD
+    assert (values.dtype, tuple(values.shape)) == (torch.float32, (count, 3, height, width))
+    assert values.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_allclose(values.permute(0, 2, 3, 1).numpy(), expected, atol=1e-6)
+
+
+def test_values_stay_as_they_are() -> None:
+    values = torch.rand(1, 3, 8, 8)
+    assert as_values(values) is values
+
+
+@pytest.mark.parametrize(
+    ("spec", "takes"),
+    [
+        (TensorSpec((1, 3, 224, 224)), True),
+        (TensorSpec((4, 3, 32, 48)), True),
+        (TensorSpec((1, 1, 28, 28)), False),
+        (TensorSpec((1, 3, 224)), False),
+        (TensorSpec((1, 3, 224, 224), "uint8"), False),
+    ],
+)
+def test_images_have_three_colours(spec: TensorSpec, takes: bool) -> None:
+    assert takes_images(spec) is takes
+
+
+@pytest.mark.parametrize("name", ["resnet18@64", "googlenet@64", "alex_net", "vgg_net@64", "le_net", "mobile_net"])
+def test_pixels_and_values_make_the_same_answer_at_every_third_point(name: str) -> None:
+    network = load_network(name)
+    shape = network.graph.input.shape
+    whole = run_whole(network, random_input(shape))
+    assert_equal(run_whole(network, stand_in(shape)), whole, same_setup=True)
+    for point in range(0, len(network.graph.layers) + 1, 3):
+        halves = network.cut(point)
+        for image in (stand_in(shape), random_input(shape)):
+            crossing = run_half(halves.edge, [image]).tensors
+            answer = run_half(halves.cloud, crossing).tensors if point < len(network.graph.layers) else crossing
+            assert_equal(answer[0], whole, same_setup=True, what=f"point {point}, {image.dtype}")
+
+
+@pytest.mark.parametrize("point", [0, 1])
+def test_an_image_crosses_as_it_was_given(point: int) -> None:
+    network = load_network("resnet18")
+    halves = network.cut(point)
+    for image in (stand_in(), random_input()):
+        crossing = run_half(halves.edge, [image]).tensors
+        assert (crossing[0] is image) is (point == 0)
+    sent = [(spec.dtype, spec.shape) for spec in halves.crossing]
+    assert (sent == [("uint8", (1, 3, 224, 224))]) is (point == 0)
+
+
+class UsesItsInputTwice(nn.Module):
+    """A network whose input may cross beside another tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 1)
+        self.second = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x)) + x
+
+
+def test_an_image_may_cross_beside_what_was_made_of_it() -> None:
+    model = UsesItsInputTwice().eval()
+    graph = trace(model, "twice", (1, 3, 8, 8))
+    pixels = stand_in((1, 3, 8, 8))
+    edge, cloud = cut(model, graph, {0, 1})
+    crossing = run_half(edge, [pixels]).tensors
+    assert [tensor.dtype for tensor in crossing] == [torch.uint8, torch.float32]
+    with torch.inference_mode():
+        assert_equal(run_half(cloud, crossing).tensors[0], model(as_values(pixels)), same_setup=True)
+    assert graph.crossing_bytes[1] == sum(tensor.nbytes for tensor in crossing)
+
+
+def test_a_network_without_three_colours_is_given_values() -> None:
+    assert stand_in((1, 1, 28, 28)).dtype == torch.float32

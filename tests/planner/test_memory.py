@@ -1,0 +1,48 @@
+"""What an edge half has to hold: counted by hand, and the same whichever way it is counted."""
+
+from __future__ import annotations
+
+import pytest
+
+from neurosurgeon.graph.layer_graph import LayerGraph
+from neurosurgeon.models.build import trace
+from neurosurgeon.models.zoo import ZOO, model_graph
+from neurosurgeon.planner.memory import EdgeMemory, edge_memory, memory_at_points
+from tests.models.test_graph_dag import SHAPE, Diamond
+
+PLANE = 4 * 8 * 8 * 4  # bytes of a tensor of the diamond
+CONV = {"stem": (4 * 4 * 9 + 4) * 4, "left": (4 * 4 + 4) * 4, "right": (4 * 4 * 9 + 4) * 4}
+
+
+@pytest.fixture(scope="module")
+def diamond() -> LayerGraph:
+    return trace(Diamond(), "diamond", SHAPE)
+
+
+def nodes_of(graph: LayerGraph, *names: str) -> frozenset[int]:
+    return frozenset({0, *(node.index for node in graph.nodes if node.name in names)})
+
+
+def test_the_input_alone_has_no_parameters(diamond: LayerGraph) -> None:
+    assert edge_memory(diamond, {0}) == EdgeMemory(0, PLANE)
+
+
+def test_what_crosses_is_kept_and_what_is_read_for_the_last_time_is_not(diamond: LayerGraph) -> None:
+    two_crossing = nodes_of(diamond, "stem", "left", "act")
+    assert edge_memory(diamond, two_crossing) == EdgeMemory(CONV["stem"] + CONV["left"], 3 * PLANE)
+    assert edge_memory(diamond, nodes_of(diamond, "stem")) == EdgeMemory(CONV["stem"], 2 * PLANE)
+
+
+def test_the_whole_network_has_all_parameters(diamond: LayerGraph) -> None:
+    whole = edge_memory(diamond, diamond.edge_nodes(len(diamond.layers)))
+    assert whole.parameter_bytes == sum(CONV.values())
+    assert whole.total_bytes == whole.parameter_bytes + whole.activation_bytes
+
+
+@pytest.mark.parametrize("name", [*ZOO, "resnet18", "googlenet"])
+def test_all_points_at_once_are_what_each_is_alone(name: str) -> None:
+    graph = model_graph(name)
+    memory = memory_at_points(graph)
+    assert len(memory) == len(graph.layers) + 1
+    for point in range(0, len(memory), 5):
+        assert memory[point] == edge_memory(graph, graph.edge_nodes(point))
