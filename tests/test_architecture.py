@@ -43,7 +43,6 @@ STILL_THERE = {
     ("edge.task", "engine.torch_engine"),
     ("edge.task", "models.halves"),
     ("edge.task", "models.zoo"),
-    ("edge.task", "reports.text"),
     ("edge.task", "torch"),
     ("edge.task", "tqdm"),
     ("engine.torch_engine", "edge.inputs"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,10 +13,11 @@ import numpy as np
 
 from neurosurgeon.models.zoo import ZOO, canonical_name
 from neurosurgeon.utils.errors import UsageError
-from neurosurgeon.utils.timing import StageTimes
+from neurosurgeon.utils.timing import StageTimes, Timing
 
 if TYPE_CHECKING:
     from neurosurgeon.graph.layer_graph import LayerGraph, Node
+    from neurosurgeon.planner.plan import Candidate, SplitPlan
 
 COMMENT = "#"  # the first character of a line that a task file keeps to itself
 
@@ -176,3 +177,64 @@ class Guess:
     index: int
     label: str | None  # None where the weights do not know ImageNet's classes
     probability: float
+
+
+# ---------------------------------------------------------------- events of one task, in their order
+
+
+class LinkNotNeeded(NamedTuple):
+    """The link was not measured, because no link can change the plan."""
+
+    plan: SplitPlan
+    rtt_ms: float
+
+
+class Planned(NamedTuple):
+    """The best cut is known, and the one that is taken, which the user may have forced."""
+
+    plan: SplitPlan
+    chosen: Candidate
+
+
+class Prepared(NamedTuple):
+    """The cloud has its partition ready."""
+
+
+class EdgeComputed(NamedTuple):
+    """The edge partition has run."""
+
+    model: str
+    edge_ms: float
+
+
+class Sent(NamedTuple):
+    """The cloud accepted the task, and its tensors are being sent."""
+
+
+class Replied(NamedTuple):
+    """The reply of the cloud is here."""
+
+    model: str
+    times: StageTimes
+
+
+class Finished(NamedTuple):
+    """The first run of the task is done."""
+
+
+class Answered(NamedTuple):
+    """All runs of the task are done."""
+
+    guesses: Sequence[Guess]  # none where the output is no vector of classes
+    is_seeded: bool  # the weights are those of the fixed seed
+    predicted: StageTimes
+    measured: StageTimes
+    timings: Mapping[str, Timing]  # of each stage, over the runs
+    runs: int
+    origins: Mapping[str, str]  # side -> the machine whose data its predictions use
+    where: str  # "edge", "cloud" or "split"
+    max_abs_diff: float | None  # to the unsplit network, if that was computed, too
+
+
+TaskEvent = LinkNotNeeded | Planned | Prepared | EdgeComputed | Sent | Replied | Finished | Answered
+TaskObserver = Callable[[TaskEvent], None]

@@ -18,7 +18,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from neurosurgeon.edge.records import Guess
+from neurosurgeon.edge.records import (
+    Answered,
+    EdgeComputed,
+    Finished,
+    Guess,
+    LinkNotNeeded,
+    Planned,
+    Prepared,
+    Replied,
+    Sent,
+    TaskObserver,
+)
 from neurosurgeon.edge.summary import printable
 from neurosurgeon.engine.torch_engine import (
     as_network_input,
@@ -49,9 +60,8 @@ from neurosurgeon.predictor.latencies import LayerLatencies
 from neurosurgeon.predictor.machine_speed import DISAGREEMENT, doubt_machine_speed
 from neurosurgeon.predictor.predictor_utils import dataset_threads, find_predictor, scaled_to_machine
 from neurosurgeon.predictor.profile import measured_latencies
-from neurosurgeon.reports.text import EdgeReport, stage_timings
 from neurosurgeon.utils.errors import AddressError, ConnectError, NetworkError, is_connection_loss
-from neurosurgeon.utils.timing import StageTimes, Timing, now_ms
+from neurosurgeon.utils.timing import StageTimes, Timing, now_ms, stage_timings
 from neurosurgeon.utils.units import MS_PER_S, s_to_ms
 
 log = logging.getLogger(__name__)
@@ -153,7 +163,7 @@ def run_task(
     task: Task,
     session: EdgeSession,
     find_link: FindLink,
-    show: EdgeReport,
+    observe: TaskObserver,
     reopen: Callable[[], EdgeSession] | None = None,
     ideal: LinkEstimate | None = None,
 ) -> Outcome:
@@ -174,7 +184,7 @@ def run_task(
     except NetworkError as exc:
         cloud = exc
     else:
-        if ideal and stays_here(task, session, ideal, here, cloud, show):
+        if ideal and stays_here(task, session, ideal, here, cloud, observe):
             link = ideal
     link = link or find_link()
     try:
@@ -183,20 +193,20 @@ def run_task(
         if link is None:
             raise ConnectError("it was gone before the link was known")
         session.pace_first_task(link)
-        return run_with_cloud(task, session, link, here, cloud, show)
+        return run_with_cloud(task, session, link, here, cloud, observe)
     except NetworkError as exc:
         is_loss = is_connection_loss(exc)
         if is_loss and task.on_cloud_loss is OnCloudLoss.LOCAL:
             log.warning("the cloud is lost (%s): the task is computed here", exc)
-            return run_here(task, link, here, show)
+            return run_here(task, link, here, observe)
         if is_loss and task.on_cloud_loss is OnCloudLoss.RETRY and link and reopen:
             log.warning("the cloud is lost (%s): looking for it", exc)
-            return run_again(task, reopen, link, here, show)
+            return run_again(task, reopen, link, here, observe)
         raise
 
 
 def stays_here(
-    task: Task, session: EdgeSession, ideal: LinkEstimate, here: EdgeSide, cloud: LayerLatencies, show: EdgeReport
+    task: Task, session: EdgeSession, ideal: LinkEstimate, here: EdgeSide, cloud: LayerLatencies, observe: TaskObserver
 ) -> bool:
     """Return, and report, whether a task is fastest on the edge alone even over an infinitely fast link.
 
@@ -207,12 +217,12 @@ def stays_here(
     plan, candidate = plan_task(task, session, ideal, corrections, stages)
     if plan.best.crossing_bytes or candidate.crossing_bytes:
         return False
-    show.not_measured(plan, ideal.rtt_ms)
+    observe(LinkNotNeeded(plan, ideal.rtt_ms))
     return True
 
 
 def run_with_cloud(
-    task: Task, session: EdgeSession, link: LinkEstimate, here: EdgeSide, cloud: LayerLatencies, show: EdgeReport
+    task: Task, session: EdgeSession, link: LinkEstimate, here: EdgeSide, cloud: LayerLatencies, observe: TaskObserver
 ) -> Outcome:
     """Plan one task for this cloud, and run it.
 
@@ -221,19 +231,19 @@ def run_with_cloud(
     corrections = Corrections.load() if task.learns else Corrections()
     stages = stages_of(task, session, link, here.latencies, cloud, is_warm=task.repeat > 1)
     plan, candidate = plan_task(task, session, link, corrections, stages)
-    show.plan(plan, candidate)
-    half = prepare(task, session, plan.edge_nodes(candidate), here, show)
-    outcome = infer(task, half, plan, candidate, link, session, show)
+    observe(Planned(plan, candidate))
+    half = prepare(task, session, plan.edge_nodes(candidate), here, observe)
+    outcome = infer(task, half, plan, candidate, link, session, observe)
     if task.learns:
         learn(corrections, stages.keys, outcome)
         if task.repeat > 1:
             doubt_speed(task, corrections.factor(stages.keys.edge))
-    show_outcome(outcome, show)
+    observe(answered(outcome))
     return outcome
 
 
 def run_again(
-    task: Task, reopen: Callable[[], EdgeSession], link: LinkEstimate, here: EdgeSide, show: EdgeReport
+    task: Task, reopen: Callable[[], EdgeSession], link: LinkEstimate, here: EdgeSide, observe: TaskObserver
 ) -> Outcome:
     """Look for the cloud again, and run the task from its start; what it has computed already, it only tells.
 
@@ -246,19 +256,19 @@ def run_again(
         try:
             with reopen() as session:
                 cloud = cloud_latencies(task, session, here.graph)
-                return run_with_cloud(task, session, link, here, cloud, show)
+                return run_with_cloud(task, session, link, here, cloud, observe)
         except (NetworkError, AddressError) as exc:  # names are not known, either, while there is no network
             is_loss = is_connection_loss(exc) or isinstance(exc, AddressError)
             if not is_loss or now_ms() - start_ms > s_to_ms(PATIENCE_S):
                 raise
 
 
-def run_here(task: Task, link: LinkEstimate | None, here: EdgeSide, show: EdgeReport) -> Outcome:
+def run_here(task: Task, link: LinkEstimate | None, here: EdgeSide, observe: TaskObserver) -> Outcome:
     """Run the whole network on this machine."""
     plan = plan_alone(here.graph, here.latencies)
     half = here.half(plan.edge_nodes(plan.best))
-    outcome = infer(task, half, plan, plan.best, link, None, show)
-    show_outcome(outcome, show)
+    outcome = infer(task, half, plan, plan.best, link, None, observe)
+    observe(answered(outcome))
     return outcome
 
 
@@ -276,12 +286,12 @@ def infer(
     candidate: Candidate,
     link: LinkEstimate | None,
     session: EdgeSession | None,
-    show: EdgeReport,
+    observe: TaskObserver,
 ) -> Outcome:
     """Run a task as planned, as often as it says; ``session`` may be None where nothing crosses."""
     tensor = stand_in(half.graph.input.shape) if task.pixels is None else image_input(task.pixels)
-    runs = [run_once(session, half, tensor, show)]
-    show.finished()
+    runs = [run_once(session, half, tensor, observe)]
+    observe(Finished())
     if task.repeat > 1:  # the first run was cold: it is shown, and does not count
         turns = tqdm(range(task.repeat), desc="repeat", unit="run", disable=None)
         runs = [run_once(session, half, tensor, None) for _ in turns]
@@ -403,7 +413,9 @@ def cloud_latencies(task: Task, session: EdgeSession, graph: LayerGraph) -> Laye
     return find_predictor("cloud", str(session.cloud.get("device")), name, task.cloud_config).predict(graph)
 
 
-def prepare(task: Task, session: EdgeSession, edge_nodes: frozenset[int], here: EdgeSide, show: EdgeReport) -> EdgeHalf:
+def prepare(
+    task: Task, session: EdgeSession, edge_nodes: frozenset[int], here: EdgeSide, observe: TaskObserver
+) -> EdgeHalf:
     """Return the edge's half; where anything crosses, the cloud gets its own ready in the same time."""
     graph = here.graph
     crosses = len(edge_nodes) < len(graph.nodes)
@@ -413,7 +425,7 @@ def prepare(task: Task, session: EdgeSession, edge_nodes: frozenset[int], here: 
     if crosses:
         session.expect_output(blank(graph.output))
         session.wait_until_ready(half.weights_digest)
-        show.prepared()
+        observe(Prepared())
     return half
 
 
@@ -423,29 +435,32 @@ def request_of(network: Network | EdgeHalf, edge_nodes: frozenset[int]) -> Reque
     return Request(network.name, pack_nodes(graph, edge_nodes), graph.digest, network.weights_digest)
 
 
-def run_once(session: EdgeSession | None, half: EdgeHalf, tensor: Tensor, show: EdgeReport | None) -> Run:
-    """Run one inference; ``show`` gets its lines as they become true."""
+def run_once(session: EdgeSession | None, half: EdgeHalf, tensor: Tensor, observe: TaskObserver | None) -> Run:
+    """Run one inference; ``observe`` gets its events as they happen."""
     result = run_half(half.module, [tensor], half.device)
-    if show:
-        show.edge_done(half.name, result.latency_ms)
+    if observe:
+        observe(EdgeComputed(half.name, result.latency_ms))
     if session is None or half.is_whole:
         return Run(result.tensors[0], stage_times(result.latency_ms, None), 0)
-    on_sent = show.sent if show else lambda: None
+    on_sent = partial(observe, Sent()) if observe else lambda: None
     remote = session.infer(request_of(half, half.edge_nodes), result.tensors, on_sent)
     check_crossing([half.graph.output], remote.specs)
     times = stage_times(result.latency_ms, remote)
-    if show:
-        show.cloud_done(half.name, times)
+    if observe:
+        observe(Replied(half.name, times))
     return Run(remote.tensors[0], times, remote.sent_bytes)
 
 
-def show_outcome(outcome: Outcome, show: EdgeReport) -> None:
-    """Print the answer and the figures behind the contract's lines."""
-    show.answer(outcome.guesses, outcome.half.source.seeded)
-    show.comparison(outcome.candidate.stages, outcome.measured, len(outcome.runs))
-    show.origins(outcome.plan.origins)
-    show.where(outcome.where)
-    if len(outcome.runs) > 1:
-        show.repeats(outcome.timings)
-    if outcome.max_abs_diff is not None:
-        show.verified(outcome.max_abs_diff)
+def answered(outcome: Outcome) -> Answered:
+    """Return the last event of a task."""
+    return Answered(
+        outcome.guesses,
+        outcome.half.source.seeded,
+        outcome.candidate.stages,
+        outcome.measured,
+        outcome.timings,
+        len(outcome.runs),
+        outcome.plan.origins,
+        outcome.where,
+        outcome.max_abs_diff,
+    )

@@ -9,17 +9,28 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from neurosurgeon.edge.records import (
+    Answered,
+    EdgeComputed,
+    Finished,
+    Guess,
+    LinkNotNeeded,
+    Planned,
+    Prepared,
+    Replied,
+    Sent,
+    TaskEvent,
+)
 from neurosurgeon.graph.layer_graph import LayerGraph, Node
 from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.predictor.kind_models import Score
-from neurosurgeon.utils.timing import STAGE_NAMES, StageTimes, Timing
+from neurosurgeon.utils.timing import StageTimes, Timing
 from neurosurgeon.utils.units import bytes_per_s_to_mb_per_s, readable_bytes
 
 if TYPE_CHECKING:  # the lines before the plan are printed before torch is imported
     from torch import Tensor
 
     from neurosurgeon.cloud.events import CloudEvent
-    from neurosurgeon.edge.records import Guess
     from neurosurgeon.net.bandwidth import LinkEstimate
     from neurosurgeon.planner.compare import Comparison
     from neurosurgeon.planner.plan import Candidate, SplitPlan
@@ -97,6 +108,26 @@ class EdgeReport:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
 
+    def __call__(self, event: TaskEvent) -> None:
+        """Print the lines of an event of one task."""
+        match event:
+            case LinkNotNeeded(plan, rtt_ms):
+                self.say(f"link not measured : {needless_link(plan, rtt_ms)}")
+            case Planned(plan, chosen):
+                self.plan(plan, chosen)
+            case Prepared():
+                self.prepared()
+            case EdgeComputed(model, edge_ms):
+                self.edge_done(model, edge_ms)
+            case Sent():
+                self.sent()
+            case Replied(model, times):
+                self.cloud_done(model, times)
+            case Finished():
+                self.finished()
+            case Answered():
+                self.answered(event)
+
     def say(self, line: str = "") -> None:
         """Print one line at once."""
         print(line, file=self._stream, flush=True)
@@ -104,10 +135,6 @@ class EdgeReport:
     def bandwidth(self, link: LinkEstimate) -> None:
         """The link is known."""
         self.say(bandwidth_line(link.rate_bytes_per_s))
-
-    def not_measured(self, plan: SplitPlan, rtt_ms: float) -> None:
-        """The link need not be known."""
-        self.say(f"link not measured : {needless_link(plan, rtt_ms)}")
 
     def plan(self, plan: SplitPlan, chosen: Candidate) -> None:
         """The best cut is known, and which one is taken."""
@@ -146,6 +173,18 @@ class EdgeReport:
         """The task is done."""
         self.say(FINISHED)
 
+    def answered(self, event: Answered) -> None:
+        """The answer, and predicted beside measured times."""
+        self.answer(event.guesses, event.is_seeded)
+        self.comparison(event.predicted, event.measured, event.runs)
+        for line in origin_lines(event.origins):
+            self.say(line)
+        self.say(f"answered by {event.where}")
+        if event.runs > 1:
+            self.repeats(event.timings)
+        if event.max_abs_diff is not None:
+            self.verified(event.max_abs_diff)
+
     def answer(self, guesses: Sequence[Guess], seeded: bool) -> None:
         """The classes that the network proposes; nothing where its output is no such thing."""
         if not guesses:
@@ -161,15 +200,6 @@ class EdgeReport:
             self.say(f"{name:<10}" + "".join(f"{value:>9.3f} ms" for value in times.as_dict().values()))
         if runs == 1:
             self.say("(the first inference of a process also builds its kernels; --repeat 20 measures warm ones)")
-
-    def origins(self, origins: Mapping[str, str]) -> None:
-        """Whose data the predictions of each side come from."""
-        for line in origin_lines(origins):
-            self.say(line)
-
-    def where(self, where: str) -> None:
-        """Where the answer was computed."""
-        self.say(f"answered by {where}")
 
     def repeats(self, timings: Mapping[str, Timing]) -> None:
         """Median and spread of repeated inferences."""
@@ -187,11 +217,6 @@ class EdgeReport:
 def origin_lines(origins: Mapping[str, str]) -> list[str]:
     """Return a line for each side that says whose data its predictions come from."""
     return [f"{side} predicted from {origin}" for side, origin in origins.items() if origin]
-
-
-def stage_timings(runs: Sequence[StageTimes]) -> dict[str, Timing]:
-    """Return median and spread of every stage over repeated runs."""
-    return {name: Timing.of([getattr(run, name) for run in runs]) for name in STAGE_NAMES}
 
 
 def output_digest(output: Tensor) -> str:

@@ -119,3 +119,8 @@ def _timed_calls(function: Callable[[], object], calls: int, device: str) -> flo
         function()
     synchronise(device)
     return now_ms() - start_ms
+
+
+def stage_timings(runs: Sequence[StageTimes]) -> dict[str, Timing]:
+    """Return median and spread of every stage over repeated runs."""
+    return {name: Timing.of([getattr(run, name) for run in runs]) for name in STAGE_NAMES}

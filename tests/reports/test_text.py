@@ -28,9 +28,8 @@ from neurosurgeon.reports.text import (
     print_features,
     print_json,
     print_plan,
-    stage_timings,
 )
-from neurosurgeon.utils.timing import StageTimes
+from neurosurgeon.utils.timing import StageTimes, stage_timings
 
 
 def plan_of(model: str) -> SplitPlan:
