@@ -201,7 +201,11 @@ def free_threads(threads: int) -> int:
     free = free_cores()
     if threads == 1 or free > threads - SPARE_CORE:
         return threads
-    log.warning("other programs leave %.1f cores: computing with one thread; --threads %d insists", free, threads)
+    log.warning(
+        "other programs leave %.1f cores: this cloud computes with one thread; cloud_api.py --threads %d insists",
+        free,
+        threads,
+    )
     return 1
 
 

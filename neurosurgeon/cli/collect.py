@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "collect.py") -> int:
 def _run(args: argparse.Namespace) -> int:
     check_device(args.device)
     threads = use_threads(args.threads or {"edge": 1, "cloud": os.cpu_count() or 1}[args.side])
-    name = name_to_collect(args.side, args.device)
+    name = name_to_collect(args.device)
     directory = args.output or default_directory(args.side, name)
     about = provenance(args.side, args.device, threads)
     with writing(directory):
@@ -94,7 +94,8 @@ def _run(args: argparse.Namespace) -> int:
             )
             raise
         put_into_effect(directory, FILES)
-    log.info("the data in %s is in effect", directory)
+    how = f": --{args.side}-config {directory} uses it" if args.output else " is in effect"
+    log.info("the data in %s%s", directory, how)
     return 0
 
 

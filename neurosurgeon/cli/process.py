@@ -48,6 +48,8 @@ def script(module: str, prog: str, function: str = "main") -> Main:
     def main(argv: Sequence[str] | None = None) -> int:
         try:
             body = getattr(importlib.import_module(f"neurosurgeon.cli.{module}"), function)
+        except KeyboardInterrupt:
+            return EXIT_INTERRUPTED
         except ModuleNotFoundError as exc:
             line = missing_package(exc)
             if line is None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import multiprocessing
 import os
 import time
@@ -19,18 +18,19 @@ from pathlib import Path
 from types import TracebackType
 
 from neurosurgeon.net.access import OPEN, Access
-from neurosurgeon.net.bandwidth import Echo, LinkEstimate, LinkSource
+from neurosurgeon.net.bandwidth import MAX_RATE_BYTES_PER_S, Echo, LinkEstimate, LinkSource
 from neurosurgeon.net.framing import HEADER_LIMITS
 from neurosurgeon.net.net_utils import format_address
 from neurosurgeon.net.probe import LinkProbe
 from neurosurgeon.net.transport import Connection, connect
 from neurosurgeon.utils.errors import AccessError, NetworkError, NeurosurgeonError
-from neurosurgeon.utils.files import cache_directory, replace_file
+from neurosurgeon.utils.files import DAMAGED, cache_directory, replace_file
 from neurosurgeon.utils.units import mb_per_s_to_bytes_per_s
 
 log = logging.getLogger(__name__)
 
 YOUNG_S = 60.0  # long enough for a user who runs one task after another; later, a mobile link may be a different one
+MAX_KEPT_MS = 600_000.0  # of a round trip that is kept; a longer one is damage
 
 Began = Callable[[Connection], None]
 
@@ -152,7 +152,7 @@ def links_file() -> Path:
 def remember_link(host: str, port: int, estimate: LinkEstimate) -> None:
     """Keep an estimate for `last_link`; a cache that cannot be written is only a pity."""
     known = _known_links()
-    known[format_address((host, port))] = [estimate.rate_bytes_per_s, estimate.rtt_ms, time.time()]
+    known[format_address((host, port))] = [estimate.rate_bytes_per_s, estimate.rtt_ms, time.time(), estimate.host_ms]
     try:
         replace_file(links_file(), json.dumps(known))
     except OSError as exc:
@@ -162,12 +162,15 @@ def remember_link(host: str, port: int, estimate: LinkEstimate) -> None:
 def last_link(host: str, port: int) -> LinkEstimate | None:
     """Return the last estimate of the link to a service, with its age; None where there is none."""
     try:
-        rate_bytes_per_s, rtt_ms, when_s = map(float, _known_links()[format_address((host, port))])
-    except (KeyError, TypeError, ValueError):
+        rate_bytes_per_s, rtt_ms, when_s, *more = map(float, _known_links()[format_address((host, port))])
+    except DAMAGED:
         return None
-    if not (0 < rate_bytes_per_s < math.inf and 0 <= rtt_ms < math.inf):
+    host_ms = more[0] if more else 0.0  # releases before 0.2 did not keep it
+    if not (
+        1.0 <= rate_bytes_per_s <= MAX_RATE_BYTES_PER_S and all(0 <= ms <= MAX_KEPT_MS for ms in (rtt_ms, host_ms))
+    ):
         return None
-    return LinkEstimate(rate_bytes_per_s, rtt_ms, LinkSource.LAST, time.time() - when_s)
+    return LinkEstimate(rate_bytes_per_s, rtt_ms, LinkSource.LAST, time.time() - when_s, host_ms=host_ms)
 
 
 def young_link(host: str, port: int) -> LinkEstimate | None:
@@ -179,7 +182,7 @@ def young_link(host: str, port: int) -> LinkEstimate | None:
 def _known_links() -> dict[str, list[float]]:
     try:
         known = json.loads(links_file().read_text())
-    except (OSError, ValueError):
+    except (OSError, *DAMAGED):
         return {}
     return known if isinstance(known, dict) else {}
 
@@ -212,7 +215,7 @@ def estimate_link(host: str, port: int, access: Access = OPEN) -> LinkEstimate:
         last = last_link(host, port)
         if last is None:
             raise type(exc)(f"bandwidth not measured: {exc} Or pass --bandwidth MB/s") from exc
-        log.warning("bandwidth not measured (%s); using the value of %.0f s ago", exc, last.age_s)
+        log.warning("bandwidth not measured (%s); using the value of %.0f s ago", exc, max(0.0, last.age_s))
         return last
     remember_link(host, port, estimate)
     return estimate

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from neurosurgeon.utils.files import cache_directory, replace_file
+from neurosurgeon.utils.files import DAMAGED, cache_directory, replace_file
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Corrections:
             return cls({key: _residuals(entry) for key, entry in document.items()})
         except OSError:
             return cls()
-        except (ValueError, TypeError, KeyError, AttributeError) as exc:
+        except DAMAGED as exc:
             log.warning("what was learnt from use is damaged (%s): learning anew", exc)
             return cls()
 

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.predictor.sampling import RECIPES, Config, Sample
-from neurosurgeon.utils.files import file_name, replace_file
+from neurosurgeon.utils.files import DAMAGED, file_name, replace_file
 from neurosurgeon.utils.machine import SPARE_CORE, CpuUse, device_name, speeds_directory
 from neurosurgeon.utils.timing import now_ms, synchronise, thread_ms
 
@@ -191,6 +191,8 @@ class MachineSpeed:
             raise ValueError(f"no times of {len(reference_layers())} layers")
         if not 0 < self.spread < math.inf:
             raise ValueError(f"no spread: {self.spread}")
+        if datetime.datetime.fromisoformat(self.date).tzinfo is None:
+            raise ValueError(f"no time zone: {self.date}")
 
     @property
     def age_s(self) -> float:
@@ -204,7 +206,7 @@ def kept_machine_speed(device: str, threads: int) -> MachineSpeed | None:
         kept = _read(_path(device, threads))
     except OSError:
         return None  # not measured yet
-    except (ValueError, KeyError, TypeError) as exc:
+    except DAMAGED as exc:
         log.warning("the kept speed of this machine is damaged (%s): measuring again", exc)
         return None
     max_age_s = BUSY_AGE_S if kept.was_busy else MAX_AGE_DAYS * SECONDS_PER_DAY
@@ -271,7 +273,7 @@ def doubt_machine_speed(device: str, threads: int) -> None:
     try:
         if _read(path).age_s > MIN_AGE_S:
             path.unlink()
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, *DAMAGED):
         pass  # nothing is kept: it will be measured anyway
 
 

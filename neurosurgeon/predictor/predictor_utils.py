@@ -295,7 +295,13 @@ def find_predictor(side: str, device: str = "cpu", name: str = "forest", path: P
         return installed_predictor(path, name) if path.is_dir() else load_predictor(path)
     if name == "linear":
         return first_usable(config_paths(side, device), load_predictor, side)
-    return first_usable(dataset_directories(side, device), lambda place: installed_predictor(place, name), side)
+
+    def profile(place: Path) -> LatencyPredictor:
+        if place != default_directory(side, "cpu") and "side" not in read_provenance(place):
+            raise DataSetError(f"{place} has no provenance.json of a collection, so kinds may be missing")
+        return installed_predictor(place, name)
+
+    return first_usable(dataset_directories(side, device), profile, side)
 
 
 def first_usable(places: Sequence[Path], read: Callable[[Path], Found], side: str) -> Found:
@@ -338,10 +344,11 @@ def scaled_by_speed(predictor: LatencyPredictor, speed: MachineSpeed, threads: i
     how = f"scaled by {min(factors):.2g} to {max(factors):.2g} to this machine, threads: {threads}"
     how += f" (measured {speed.date[:16].replace('T', ' ')} UTC, load {speed.load:g})"
     if speed.was_busy:
-        how += f", which was busy then (bursts differ by {speed.spread:.1f}): --remeasure-machine measures it again"
+        how += ", while other programs kept it busy: --remeasure-machine on that machine measures it again"
     if not MIN_FACTOR <= min(factors) <= max(factors) <= MAX_FACTOR:
         log.warning(
-            "the speed of this machine is hard to believe: %s; python -m neurosurgeon doctor checks a prediction",
+            "the speed of this machine is hard to believe: %s; --remeasure-machine measures it again, "
+            "python -m neurosurgeon doctor checks a prediction",
             how,
         )
     return replace(predictor, scales=scales, scaled_how=how)
@@ -428,19 +435,14 @@ def parameter_file(side: str, name: str) -> Path:
     return CONFIG_DIR / side / f"{name}.json"
 
 
-def names_of(device: str) -> tuple[str, str]:
-    """Return the names by which data of this machine, and of any such device, go."""
-    return file_name(device_name(device)), device
+def names_of(device: str) -> tuple[str, str, str]:
+    """Return the names by which data goes: measured on this very machine, on one of its name, on any such device."""
+    return name_to_collect(device), file_name(device_name(device)), device
 
 
-def name_to_collect(side: str, device: str) -> str:
-    """Return the name for data of this machine: that of the device, unless another machine's may go by it."""
-    default = default_directory(side, device)
-    try:
-        is_taken = _kinds_in(default) and read_provenance(default).get("device_name") != device_name(device)
-    except DataSetError:
-        is_taken = True
-    return names_of(device)[0] if is_taken else device
+def name_to_collect(device: str) -> str:
+    """Return the name for data that is measured here: never that of shipped data, whose machine may be a faster one."""
+    return f"own-{file_name(device_name(device))}"
 
 
 # ---------------------------------------------------------------- forests on disk
@@ -460,13 +462,15 @@ def data_digest(directory: Path) -> str:
     features = sorted(TREE_COLUMNS.items())
     rows = (HELD_OUT_EVERY, UNDISTURBED, MAX_PACE)
     digest = hashlib.sha256(repr((versions, features, rows, settings)).encode())
+    provenance = read_provenance(directory)
+    digest.update(repr(sorted((key, str(value)) for key, value in provenance.items())).encode())
     for kind in kinds:
         try:
             content = csv_path(directory, kind).read_bytes()
         except OSError as exc:
             raise DataSetError(f"{csv_path(directory, kind)} cannot be read: {exc.strerror or exc}") from exc
         digest.update(f"{kind} {len(content)} ".encode() + content)
-    source = lender(directory, read_provenance(directory))
+    source = lender(directory, provenance)
     if source is not None:  # kinds with few rows may come from there
         digest.update(repr((MIN_ROWS, COMMON_ROWS, UNMEASURED, data_digest(source))).encode())
     return digest.hexdigest()[:32]

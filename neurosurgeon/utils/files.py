@@ -12,6 +12,10 @@ from typing import BinaryIO
 log = logging.getLogger(__name__)
 
 
+# What reading a document that is damaged, or was written by somebody else, raises.
+DAMAGED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+
+
 def replace_file(path: Path, content: str | bytes) -> None:
     """Write a file beside ``path``, put it on disk, and rename it: whoever reads sees the old or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)

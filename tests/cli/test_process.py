@@ -335,3 +335,11 @@ def test_a_stop_is_for_all_who_wait_and_stays() -> None:
         stop.set()
     assert stop.wait()
     assert stop.wait(0.0)
+
+
+def test_ctrl_c_while_a_command_is_imported_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(name: str) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(processes.importlib, "import_module", interrupted)
+    assert processes.script("edge", "edge_api.py")([]) == processes.EXIT_INTERRUPTED

@@ -324,7 +324,7 @@ def test_a_measured_value_is_kept(service: Address) -> None:
     link = estimate_link(*service)
     last = last_link(*service)
     assert last is not None
-    assert (last.rate_bytes_per_s, last.rtt_ms) == (link.rate_bytes_per_s, link.rtt_ms)
+    assert (last.rate_bytes_per_s, last.rtt_ms, last.host_ms) == (link.rate_bytes_per_s, link.rtt_ms, link.host_ms)
     assert (link.source, last.source) == (LinkSource.PROBE, LinkSource.LAST)
 
 
@@ -362,6 +362,11 @@ def test_young_link_is_neither_old_nor_of_the_future(cache: Path, age_s: float, 
         '{"near:9922": [0, 0, 0]}',
         '{"near:9922": [-1, 2, 3]}',
         '{"near:9922": [NaN, 2, 3]}',
+        '{"near:9922": [1e-300, 2, 3]}',
+        '{"near:9922": [1e6, 1e300, 3]}',
+        '{"near:9922": [1e6, 2, 3, -1]}',
+        f'{{"near:9922": [{10**400}, 2, 3]}}',
+        "[" * 100_000,
     ],
 )
 def test_a_damaged_cache_is_no_value(cache: Path, text: str) -> None:

@@ -74,7 +74,16 @@ def test_what_was_learnt_is_kept_between_runs() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{", '{"a": 1}', '{"a": {"mean": 99, "mean_square": 1, "samples": 5}}', '{"a": {"mean": NaN}}'],
+    [
+        "",
+        "[]",
+        "{",
+        "[" * 100_000,
+        '{"a": {"mean": 0, "mean_square": 0, "samples": Infinity}}',
+        '{"a": 1}',
+        '{"a": {"mean": 99, "mean_square": 1, "samples": 5}}',
+        '{"a": {"mean": NaN}}',
+    ],
 )
 def test_a_damaged_file_is_told_and_replaced(text: str, caplog: pytest.LogCaptureFixture) -> None:
     _path().parent.mkdir(parents=True, exist_ok=True)

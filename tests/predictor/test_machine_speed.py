@@ -151,9 +151,16 @@ def test_machine_speed_is_measured_once_and_kept(measured: list[MachineSpeed]) -
     assert len(measured) == 2
 
 
+@pytest.mark.parametrize("date", ["yesterday", "2026-11-30T12:00:00", 5])
+def test_a_speed_without_a_date_is_measured_again(date: object, measured: list[MachineSpeed]) -> None:
+    machine_speed("cpu", 1)
+    kept().write_text(json.dumps(json.loads(kept().read_text()) | {"date": date}))
+    assert machine_speed("cpu", 1) == measured[1]
+
+
 @pytest.mark.parametrize(
     "damage",
-    ["", "{}", "[]", '{"version": 0}', '{"version": 2, "layers_ms": [1.0], "date": "x"}'],
+    ["", "{}", "[]", '{"version": 0}', '{"version": 2, "layers_ms": [1.0], "date": "x"}', "[" * 100_000],
 )
 def test_a_damaged_file_is_measured_again(damage: str, measured: list[MachineSpeed]) -> None:
     machine_speed("cpu", 1)

@@ -217,12 +217,13 @@ def test_so_are_its_parameters(places: Path) -> None:
     assert config_path("edge") == folder / "cpu.json"
 
 
-def test_what_is_collected_never_takes_the_place_of_another_machines_data(places: Path) -> None:
-    assert name_to_collect("edge", "cpu") == "cpu"  # an empty place
+def test_collected_data_never_joins_the_data_of_a_machine_of_the_same_name(places: Path) -> None:
     install(places / "dataset" / "edge", "Some cpu (X2)")
-    assert name_to_collect("edge", "cpu") == "cpu"
-    install(places / "dataset" / "edge", "Another")
-    assert name_to_collect("edge", "cpu") == "some-cpu-x2"
+    install(places / "dataset" / "edge" / "some-cpu-x2", "Some cpu (X2)")
+    own = places / "dataset" / "edge" / name_to_collect("cpu")
+    assert own.name == "own-some-cpu-x2"
+    install(own, "Some cpu (X2)")
+    assert dataset_directory("edge", "cpu") == own
 
 
 LAW = {"batchnorm": 1.0, "add": 2.0, "dropout": 4.0, "shuffle": 8.0}  # ms a million values, where data is shipped
@@ -338,6 +339,12 @@ def test_damaged_data_of_this_machine_is_passed_over(
         find_predictor("edge", path=own)
 
 
+def test_rows_without_provenance_are_passed_over(own: Path, shipped: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (own / "provenance.json").unlink()
+    assert find_predictor("edge").machine.device_name == "Another"
+    assert "has no provenance.json of a collection" in caplog.text
+
+
 def test_damaged_parameters_of_this_machine_are_passed_over(
     own: Path, shipped: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -353,11 +360,6 @@ def test_damaged_shipped_data_is_an_error(shipped: Path) -> None:
     (shipped / "add_lat.csv").write_text("HW\n")
     with pytest.raises(DataSetError, match=r"add_lat\.csv: column 'Cin' is missing"):
         find_predictor("edge")
-
-
-def test_what_is_collected_never_takes_the_place_of_damaged_data(shipped: Path) -> None:
-    (shipped / "provenance.json").write_text("{")
-    assert name_to_collect("edge", "cpu") == "some-cpu-x2"
 
 
 def test_a_profile_that_is_not_complete_is_not_used(own: Path, shipped: Path) -> None:
@@ -402,7 +404,7 @@ def test_predictions_name_the_machine_of_their_data(one_layer: LayerGraph) -> No
         origin,
     )
     busy = scaled_by_speed(predictor, speed_of(1.0, spread=2.5), 1).predict(one_layer).origin
-    assert busy.endswith("which was busy then (bursts differ by 2.5): --remeasure-machine measures it again")
+    assert busy.endswith("while other programs kept it busy: --remeasure-machine on that machine measures it again")
 
 
 def test_a_speed_that_is_hard_to_believe_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
@@ -501,7 +503,7 @@ def test_a_forest_is_fitted_once_and_then_read(dataset: Path, monkeypatch: pytes
     )
 
 
-@pytest.mark.parametrize("change", ["data", "library", "features"])
+@pytest.mark.parametrize("change", ["data", "provenance", "library", "features"])
 def test_a_forest_of_other_data_or_another_library_is_never_read(
     dataset: Path, change: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -509,6 +511,8 @@ def test_a_forest_of_other_data_or_another_library_is_never_read(
     if change == "data":
         path = dataset / "batchnorm_lat.csv"
         path.write_text(path.read_text() + "8,8,0.5\n")
+    elif change == "provenance":
+        (dataset / "provenance.json").write_text('{"side": "edge", "threads": 2}')
     elif change == "library":
         monkeypatch.setattr(predictor_utils.importlib.metadata, "version", lambda name: "0.0.1")
     else:
