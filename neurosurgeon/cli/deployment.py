@@ -122,7 +122,7 @@ def _plan(args: argparse.Namespace, plan_at: PlanAt) -> int:
 
     rate_mb_per_s = args.bandwidth[0]
     plan = plan_at(mb_per_s_to_bytes_per_s(rate_mb_per_s), Strategy(args.strategy))
-    document = text.plan_document(plan)
+    document = plan.to_dict()
     if args.json:
         text.print_json(document)
     else:
@@ -149,7 +149,7 @@ def _compare(args: argparse.Namespace, graph: LayerGraph, plan_at: PlanAt) -> in
     if args.graph:
         raise UsageError("--graph draws the cut of one bandwidth: leave --compare out")
     comparison = compare(graph, plan_at, [mb_per_s_to_bytes_per_s(rate) for rate in args.bandwidth])
-    document = text.comparison_document(comparison, args.rtt)
+    document = comparison.to_dict(args.rtt)
     if args.json:
         text.print_json(document)
     else:

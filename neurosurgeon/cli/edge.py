@@ -47,7 +47,7 @@ from neurosurgeon.net.monitor_client import (
     young_link,
 )
 from neurosurgeon.net.session import EdgeSession, OnCloudLoss, new_edge_id
-from neurosurgeon.reports.text import EdgeReport, cut_document, needless_link, output_document, print_json
+from neurosurgeon.reports.text import EdgeReport, needless_link, output_document, print_json
 from neurosurgeon.utils.errors import NetworkError, UsageError
 from neurosurgeon.utils.units import bytes_per_s_to_mb_per_s, mb_to_bytes
 
@@ -257,7 +257,7 @@ def document_of(outcome: Outcome, args: argparse.Namespace) -> dict[str, Any]:
         "layers": len(half.graph.layers),
         "partition_point": candidate.point,
         "partition_layer": candidate.layer,
-        **cut_document(outcome.plan, candidate),
+        **outcome.plan.cut_dict(candidate),
         "edge_parameter_bytes": outcome.half.parameter_bytes,  # those that it really has
         "device": args.device,
         "where": outcome.where,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from neurosurgeon.edge.records import TaskResult
-from neurosurgeon.reports.text import tensor_documents
+from neurosurgeon.planner.plan import tensor_documents
 from neurosurgeon.utils.timing import STAGE_NAMES
 from neurosurgeon.utils.units import bytes_per_s_to_mb_per_s, ms_to_s
 

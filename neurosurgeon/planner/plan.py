@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from neurosurgeon.utils.errors import PlanningError
 from neurosurgeon.utils.timing import StageTimes, now_ms
 from neurosurgeon.utils.units import readable_bytes, s_to_ms
 
+if TYPE_CHECKING:
+    import pandas  # installed by who wants tables
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -31,6 +35,15 @@ class Candidate:
     busy: StageTimes  # how long it keeps edge, link and cloud from other tasks: no round trip, no waiting
     crossing_bytes: int
     inside: frozenset[int] | None = None  # the nodes on the edge of a cut that is no partition point
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as a JSON object."""
+        return {
+            "point": self.point,
+            "layer": self.layer,
+            **self.stages.as_dict(),
+            "crossing_bytes": self.crossing_bytes,
+        }
 
     def is_same_cut(self, other: Candidate) -> bool:
         """Return whether both leave the same nodes on the edge."""
@@ -101,6 +114,56 @@ class SplitPlan:
             return False
         best_ms, next_ms = self.cost_ms(self.best)[0], self.cost_ms(runner_up)[0]
         return next_ms * self.best.stages.total_ms <= self.interval(self.best).high_ms * best_ms
+
+    def cut_dict(self, candidate: Candidate) -> dict[str, Any]:
+        """Return a cut as a JSON object: where it is, the transferred tensors, and the memory that each side needs."""
+        memory = self.memory(candidate)
+        return {
+            "strategy": str(self.strategy),
+            "edge_nodes": sorted(self.edge_nodes(candidate)),
+            "crossing": tensor_documents(self.crossing(candidate)),
+            "edge_parameter_bytes": memory.parameter_bytes,
+            "edge_activation_bytes": memory.activation_bytes,
+            "cloud_parameter_bytes": self.cloud_parameter_bytes(candidate),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the whole plan as a JSON object: layers, candidates, the best one, and how sure it is."""
+        layers = [
+            {
+                "index": layer.index + 1,
+                "name": layer.name,
+                "kind": str(layer.kind),
+                "output_shape": list(layer.output.shape),
+                "output_bytes": layer.output.size_bytes,
+                "flops": layer.flops,
+                "edge_ms": edge_ms,
+                "cloud_ms": cloud_ms,
+            }
+            for layer, edge_ms, cloud_ms in zip(
+                self.graph.layers, self.edge.latency_ms, self.cloud.latency_ms, strict=True
+            )
+        ]
+        return {
+            "model": self.graph.model,
+            "layers": layers,
+            "candidates": [candidate.to_dict() for candidate in self.candidates],
+            "best": self.best.to_dict(),
+            **self.cut_dict(self.best),
+            "best_interval_ms": list(self.interval(self.best)),
+            "runner_up": self.runner_up and self.runner_up.to_dict(),
+            "too_close_to_call": self.is_too_close_to_call,
+            "extrapolated": {"edge": list(self.edge.extrapolated), "cloud": list(self.cloud.extrapolated)},
+            "predictor": {"edge": self.edge.source, "cloud": self.cloud.source},
+            "predicted_from": self.origins,
+            "decision_ms": self.decision_ms,
+        }
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Return the candidates as a table. Needs pandas."""
+        import pandas
+
+        return pandas.DataFrame([candidate.to_dict() for candidate in self.candidates])
 
 
 def plan_split(
@@ -210,3 +273,12 @@ class _Planner:
         stages = StageTimes(times.edge_ms, times.transfer_ms, waited_ms)
         busy = StageTimes(times.edge_ms, s_to_ms(size_bytes / self.rate_bytes_per_s), times.cloud_ms)
         return Candidate(point, layer, stages, busy, size_bytes, inside)
+
+
+def tensor_documents(nodes: Iterable[Node]) -> list[dict[str, Any]]:
+    """Return the tensors that nodes make, as the JSON interface has those that cross."""
+    return [
+        {"name": node.name, "shape": list(sent.shape), "dtype": sent.dtype, "bytes": sent.size_bytes}
+        for node in nodes
+        for sent in node.sent
+    ]

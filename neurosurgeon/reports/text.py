@@ -23,6 +23,7 @@ from neurosurgeon.edge.records import (
 )
 from neurosurgeon.graph.layer_graph import LayerGraph, Node
 from neurosurgeon.graph.spec import LayerKind
+from neurosurgeon.planner.plan import tensor_documents
 from neurosurgeon.predictor.kind_models import Score
 from neurosurgeon.utils.timing import StageTimes, Timing
 from neurosurgeon.utils.units import bytes_per_s_to_mb_per_s, readable_bytes
@@ -249,68 +250,6 @@ def cloud_lines(event: CloudEvent, sock: socket.socket) -> None:
 # ---------------------------------------------------------------- plans
 
 
-def _candidate_document(candidate: Candidate) -> Json:
-    return {
-        "point": candidate.point,
-        "layer": candidate.layer,
-        **candidate.stages.as_dict(),
-        "crossing_bytes": candidate.crossing_bytes,
-    }
-
-
-def tensor_documents(nodes: Iterable[Node]) -> list[Json]:
-    """Return the tensors that nodes make, as the JSON interface has those that cross."""
-    return [
-        {"name": node.name, "shape": list(sent.shape), "dtype": sent.dtype, "bytes": sent.size_bytes}
-        for node in nodes
-        for sent in node.sent
-    ]
-
-
-def cut_document(plan: SplitPlan, candidate: Candidate) -> Json:
-    """Return what the JSON interface says of a cut: where it is, what crosses, and what each half has to hold."""
-    memory = plan.memory(candidate)
-    return {
-        "strategy": str(plan.strategy),
-        "edge_nodes": sorted(plan.edge_nodes(candidate)),
-        "crossing": tensor_documents(plan.crossing(candidate)),
-        "edge_parameter_bytes": memory.parameter_bytes,
-        "edge_activation_bytes": memory.activation_bytes,
-        "cloud_parameter_bytes": plan.cloud_parameter_bytes(candidate),
-    }
-
-
-def plan_document(plan: SplitPlan) -> Json:
-    """Return a plan as the JSON interface has it."""
-    layers = [
-        {
-            "index": layer.index + 1,
-            "name": layer.name,
-            "kind": str(layer.kind),
-            "output_shape": list(layer.output.shape),
-            "output_bytes": layer.output.size_bytes,
-            "flops": layer.flops,
-            "edge_ms": edge_ms,
-            "cloud_ms": cloud_ms,
-        }
-        for layer, edge_ms, cloud_ms in zip(plan.graph.layers, plan.edge.latency_ms, plan.cloud.latency_ms, strict=True)
-    ]
-    return {
-        "model": plan.graph.model,
-        "layers": layers,
-        "candidates": [_candidate_document(candidate) for candidate in plan.candidates],
-        "best": _candidate_document(plan.best),
-        **cut_document(plan, plan.best),
-        "best_interval_ms": list(plan.interval(plan.best)),
-        "runner_up": plan.runner_up and _candidate_document(plan.runner_up),
-        "too_close_to_call": plan.is_too_close_to_call,
-        "extrapolated": {"edge": list(plan.edge.extrapolated), "cloud": list(plan.cloud.extrapolated)},
-        "predictor": {"edge": plan.edge.source, "cloud": plan.cloud.source},
-        "predicted_from": plan.origins,
-        "decision_ms": plan.decision_ms,
-    }
-
-
 def print_plan(plan: SplitPlan, bandwidth_mb_per_s: float, rtt_ms: float) -> None:
     """Print every candidate, and the best one marked."""
     print(f"{plan.graph.model}: {len(plan.graph.layers)} layers, {bandwidth_mb_per_s:g} MB/s, RTT {rtt_ms:g} ms")
@@ -354,42 +293,6 @@ def print_confidence(plan: SplitPlan) -> None:
 
 
 # ---------------------------------------------------------------- strategies beside each other
-
-
-def comparison_document(comparison: Comparison, rtt_ms: float) -> Json:
-    """Return a comparison as the JSON interface has it; a strategy is missing where no cut of it fits on the edge."""
-    plans = [
-        (rate, plan)
-        for plans in comparison.plans.values()
-        for rate, plan in zip(comparison.rates_bytes_per_s, plans, strict=True)
-        if plan
-    ]
-    return {
-        "model": comparison.graph.model,
-        "rtt_ms": rtt_ms,
-        "predicted_from": comparison.origins,
-        "strategies": [
-            {
-                "strategy": str(plan.strategy),
-                "mb_per_s": bytes_per_s_to_mb_per_s(rate),
-                **plan.best.stages.as_dict(),
-                "edge_nodes": len(plan.edge_nodes(plan.best)),
-                "crossing_bytes": plan.best.crossing_bytes,
-                "cut": plan.best.layer,
-            }
-            for rate, plan in plans
-        ],
-        "crossovers": [
-            {
-                "mb_per_s": bytes_per_s_to_mb_per_s(change.rate),
-                "edge_nodes_below": len(change.below.edge_nodes(change.below.best)),
-                "edge_nodes_above": len(change.above.edge_nodes(change.above.best)),
-                "cut_below": change.below.best.layer,
-                "cut_above": change.above.best.layer,
-            }
-            for change in comparison.crossovers
-        ],
-    }
 
 
 def print_comparison(comparison: Comparison, rtt_ms: float) -> None:

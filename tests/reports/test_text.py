@@ -24,7 +24,6 @@ from neurosurgeon.reports.text import (
     cloud_lines,
     output_digest,
     output_document,
-    plan_document,
     print_features,
     print_json,
     print_plan,
@@ -165,7 +164,7 @@ def test_an_output_is_described_by_shape_type_digest_and_guesses() -> None:
 
 def test_a_plan_document_is_plain_json() -> None:
     plan = plan_of("le_net")
-    document = plan_document(plan)
+    document = plan.to_dict()
     assert json.loads(json.dumps(document)) == document
     assert [layer["index"] for layer in document["layers"]] == list(range(1, 13))
 
