@@ -1,7 +1,250 @@
-"""Split inference between an edge device and a cloud."""
+"""Split inference between an edge device and a cloud.
+
+    import neurosurgeon as ns
+
+    ns.plan("mobile_net", rate_mb_per_s=1.25, rtt_ms=20).best
+    with ns.Cloud() as cloud, ns.Edge(port=cloud.port, monitor_port=cloud.monitor_port) as edge:
+        print(edge.run("mobile_net", "photo.jpg").guesses)
+
+A model is a name (`alex_net`, or any classification network of torchvision). To plan only, it may also be a
+`torch.nn.Module`, or a `LayerGraph`. Errors are those of `neurosurgeon.utils.errors`. Importing this package imports
+neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from neurosurgeon.utils.machine import set_waiting_policy
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import nn
+
+    from neurosurgeon.cli.process import ServiceProcess
+    from neurosurgeon.edge.records import TaskEvent
+    from neurosurgeon.edge.task import Outcome
+    from neurosurgeon.graph.layer_graph import LayerGraph
+    from neurosurgeon.net.access import Access
+    from neurosurgeon.planner.compare import ComparisonRow
+    from neurosurgeon.planner.plan import SplitPlan
+    from neurosurgeon.planner.strategies import Strategy
+    from neurosurgeon.predictor.latencies import LayerLatencies
+
+    Model = str | nn.Module | LayerGraph
+
 __version__ = "0.2.0"
+__all__ = ["Cloud", "Edge", "compare", "latencies", "layer_graph", "plan"]
 
 set_waiting_policy()  # before any module of this project imports torch
+
+IMAGE_SHAPE = (1, 3, 224, 224)
+
+
+def layer_graph(model: Model, *, input_shape: Sequence[int] | None = None) -> LayerGraph:
+    """Return a model as a graph of plain numbers: layers, shapes, bytes and FLOPs.
+
+    Args:   model: a name, a module (its class gives the graph its name), or a graph, which is returned as it is.
+            input_shape: of a module's input (default: one image, 1 x 3 x 224 x 224); a name has its own.
+    Raises: UnknownModelError; TraceError: its control flow depends on its data.
+    """
+    from neurosurgeon.graph.layer_graph import LayerGraph
+
+    if isinstance(model, LayerGraph):
+        return model
+    if isinstance(model, str):
+        from neurosurgeon.models.zoo import model_graph
+
+        return model_graph(model)
+    from neurosurgeon.models.build import trace
+
+    return trace(model, type(model).__name__, tuple(input_shape or IMAGE_SHAPE))
+
+
+def plan(
+    model: Model,
+    *,
+    rate_mb_per_s: float,
+    rtt_ms: float = 0.0,
+    edge: LayerLatencies | None = None,
+    cloud: LayerLatencies | None = None,
+    objective: str = "latency",
+    strategy: str = "dads",
+    max_edge_memory_mb: float | None = None,
+) -> SplitPlan:
+    """Return every candidate cut of a model on a link, with predicted stages in ms, and the best of them.
+
+    Args:   rate_mb_per_s: of the uplink, in 10^6 bytes/s. rtt_ms: its round trip.
+            edge, cloud: latencies of the layers on each side (default: the shipped data, scaled to this machine, whose
+            speed is measured if it is not known; that takes seconds, once a week).
+            objective: "latency" of one task, or "throughput".
+            strategy: "dads", "neurosurgeon", "chain-of-blocks", "edge-only" or "cloud-only".
+            max_edge_memory_mb: no candidate needs more on the edge.
+    Raises: PlanningError: no cut fits. UnknownModelError, TraceError.
+    """
+    from neurosurgeon.planner.chain_search import Objective
+    from neurosurgeon.planner.plan import plan_split
+    from neurosurgeon.planner.strategies import Strategy
+    from neurosurgeon.utils.units import mb_per_s_to_bytes_per_s, mb_to_bytes
+
+    known = layer_graph(model)
+    return plan_split(
+        known,
+        edge or latencies(known, "edge"),
+        cloud or latencies(known, "cloud"),
+        mb_per_s_to_bytes_per_s(rate_mb_per_s),
+        rtt_ms,
+        objective=Objective(objective),
+        strategy=Strategy(strategy),
+        max_edge_bytes=mb_to_bytes(max_edge_memory_mb) if max_edge_memory_mb else float("inf"),
+    )
+
+
+def latencies(model: Model, side: str, *, predictor: str = "forest", config: Path | None = None) -> LayerLatencies:
+    """Return the predicted latency of each layer of a model on one side, in ms.
+
+    Args:   side: "edge" or "cloud". predictor: "forest" or "linear".
+            config: a parameter file, or a directory of data sets, used as it is (default: the data for this machine,
+            scaled to its speed).
+    Raises: DataSetError: the data is missing or malformed.
+    """
+    import os
+
+    from neurosurgeon.predictor.predictor_utils import find_predictor, scaled_to_machine
+
+    found = find_predictor(side, name=predictor, path=config)
+    if config is None:
+        found = scaled_to_machine(found, "cpu", min(found.threads, os.cpu_count() or 1))
+    return found.predict(layer_graph(model))
+
+
+def compare(
+    models: Iterable[Model],
+    rates_mb_per_s: Sequence[float],
+    *,
+    rtt_ms: float = 0.0,
+    strategies: Iterable[str] | None = None,
+) -> list[ComparisonRow]:
+    """Return the best cut of every strategy for every model at every rate: one row each, if a cut fits.
+
+    Raises: PlanningError, UnknownModelError, TraceError.
+    """
+    from functools import partial
+
+    from neurosurgeon.planner.compare import Comparison, plans_of_all
+    from neurosurgeon.planner.strategies import Strategy
+    from neurosurgeon.utils.units import mb_per_s_to_bytes_per_s
+
+    wanted = set(strategies or Strategy)
+    rates = [mb_per_s_to_bytes_per_s(rate) for rate in rates_mb_per_s]
+    rows: list[ComparisonRow] = []
+    for model in models:
+        known = layer_graph(model)
+        plan_at = partial(_plan_at, known, latencies(known, "edge"), latencies(known, "cloud"), rtt_ms)
+        plans = plans_of_all(plan_at, rates)
+        rows += [row for row in Comparison(known, rates, plans, ()).rows() if row.strategy in wanted]
+    return rows
+
+
+def _plan_at(
+    known: LayerGraph,
+    edge: LayerLatencies,
+    cloud: LayerLatencies,
+    rtt_ms: float,
+    rate_bytes_per_s: float,
+    strategy: Strategy,
+) -> SplitPlan:
+    from neurosurgeon.planner.plan import plan_split
+
+    return plan_split(known, edge, cloud, rate_bytes_per_s, rtt_ms, strategy=strategy)
+
+
+class Cloud:
+    """A cloud on this machine, as a child process that ends with the `with` block.
+
+    Args:   models: the names that it serves (default: all). flags: more flags of `cloud_api.py`.
+    Raises: NetworkError, when entered: it did not start.
+    """
+
+    def __init__(self, models: Iterable[str] = (), *, flags: Sequence[str] = ()) -> None:
+        names = list(models)
+        self._flags = [*(["--models", *names] if names else []), *flags]
+        self.port = 0  # of tasks; known inside the block
+        self.monitor_port = 0  # of the bandwidth service
+
+    def __enter__(self) -> Cloud:
+        from neurosurgeon.cli.process import ServiceProcess
+
+        command = ["-m", "neurosurgeon", "cloud", "-p", "0", "--monitor-port", "0", *self._flags]
+        self._process: ServiceProcess = ServiceProcess(command, services=2)
+        self._process.__enter__()
+        self.port, self.monitor_port = self._process.ports
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.close()
+
+
+class Edge:
+    """This machine as the edge of a cloud.
+
+    Each task connects, measures the link, plans and runs, as `edge_api.py` does.
+
+    Args: access: the key or TLS of the cloud (`neurosurgeon.net.access`). device: "cpu" or "cuda".
+          threads: CPU threads to compute with (default: those that the predictors were measured with).
+    """
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 9999,
+        monitor_port: int = 9922,
+        *,
+        access: Access | None = None,
+        device: str = "cpu",
+        threads: int | None = None,
+    ) -> None:
+        from neurosurgeon.edge.run import CloudAddress
+        from neurosurgeon.net.access import Access
+
+        self._cloud = CloudAddress(host, port, monitor_port, access or Access(cloud_name=host))
+        self._device, self._threads = device, threads
+
+    def __enter__(self) -> Edge:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Do nothing yet: no connection outlives its task."""
+
+    def run(
+        self,
+        model: str,
+        image: str | Path | NDArray[np.uint8] | None = None,
+        *,
+        rate_mb_per_s: float | None = None,
+        rtt_ms: float | None = None,
+        observe: Callable[[TaskEvent], None] = lambda event: None,
+        **settings: Any,
+    ) -> Outcome:
+        """Plan and run one task; return its answer, its plan, and its times in ms. May block.
+
+        Args:   image: a file, or pixels (height, width, 3) of the network's size (default: a fixed image of noise).
+                rate_mb_per_s, rtt_ms: of the link (default: measured).
+                observe: called with each event of the task as it happens (`neurosurgeon.edge.records`).
+                settings: other fields of `neurosurgeon.edge.settings.TaskSettings`, such as point, repeat or verify.
+        Raises: NetworkError, UsageError, PlanningError, WeightsError.
+        """
+        from neurosurgeon.edge.inputs import read_image
+        from neurosurgeon.edge.run import LinkChoice, run_one_task
+        from neurosurgeon.edge.settings import TaskSettings
+        from neurosurgeon.engine.base import WeightsSource
+        from neurosurgeon.models.zoo import canonical_name, input_size
+
+        name = canonical_name(model)
+        pixels = read_image(Path(image), input_size(name)) if isinstance(image, str | Path) else image
+        defaults: dict[str, Any] = {"weights": WeightsSource(), "device": self._device, "threads": self._threads}
+        task = TaskSettings(name, pixels=pixels, **(defaults | settings))
+        return run_one_task(task, self._cloud, LinkChoice(rate_mb_per_s, rtt_ms), observe)

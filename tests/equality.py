@@ -11,9 +11,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from neurosurgeon.engine.torch_engine import random_input, run_whole, use_threads
+from neurosurgeon.engine.torch_engine import output_digest, random_input, run_whole, use_threads
 from neurosurgeon.models.zoo import load_network
-from neurosurgeon.reports.text import output_digest
 
 TOLERANCE = 1e-4  # of the largest value
 THREADS = 1  # of the test process, and of every cloud and edge whose answers are compared bit for bit

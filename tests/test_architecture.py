@@ -37,9 +37,7 @@ STILL_THERE = {
     ("edge.results", "cloud.lazy_queue"),
     ("edge.results", "engine.torch_engine"),
     ("edge.results", "reports.queue_report"),
-    ("edge.results", "reports.text"),
     ("edge.results", "torch"),
-    ("edge.summary", "reports.text"),
     ("edge.task", "engine.torch_engine"),
     ("edge.task", "models.halves"),
     ("edge.task", "models.zoo"),
@@ -55,7 +53,6 @@ STILL_THERE = {
     ("predictor.predictor_utils", "predictor.machine_speed"),
     ("reports.queue_report", "edge.summary"),
     ("reports.text", "net.bandwidth"),
-    ("reports.text", "torch"),
     ("utils.machine", "torch"),
     ("utils.timing", "torch"),
 }
@@ -100,6 +97,8 @@ RULES = table()
 def group_of(module: str) -> str:
     """Return the row of the table that a module belongs to."""
     _, package, *rest = module.split(".")
+    if (package, rest) == ("engine", ["base"]):
+        return "engine.base"
     return "predictor (measuring)" if package == "predictor" and rest and rest[0] in MEASURING else package
 
 

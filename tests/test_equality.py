@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from neurosurgeon.engine.torch_engine import random_input, run_half, run_whole, use_threads
+from neurosurgeon.engine.torch_engine import output_digest, random_input, run_half, run_whole, use_threads
 from neurosurgeon.models.zoo import ZOO, load_network
-from neurosurgeon.reports.text import output_digest
 from tests.equality import THREADS, TOLERANCE, are_equal, assert_equal, whole_digest
 
 EXPECTED = torch.tensor([[-4.0, 0.5, 2.0]])

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from neurosurgeon import latencies
 from neurosurgeon.cli.parser import (
     add_model,
     add_objective,
@@ -36,8 +36,6 @@ from neurosurgeon.planner.chain_search import Objective
 from neurosurgeon.planner.compare import PlanAt, compare, plans_of_all
 from neurosurgeon.planner.plan import SplitPlan, plan_split
 from neurosurgeon.planner.strategies import Strategy
-from neurosurgeon.predictor.latencies import LayerLatencies
-from neurosurgeon.predictor.predictor_utils import find_predictor, scaled_to_machine
 from neurosurgeon.utils.errors import UsageError
 from neurosurgeon.utils.units import mb_per_s_to_bytes_per_s, mb_to_bytes
 
@@ -90,8 +88,8 @@ def _run(args: argparse.Namespace) -> int:
         raise UsageError("--compare needs two bandwidths or more, as in -b 0.1,1,10,100; a plan is for one")
     graph = model_graph(chosen_model(args.type, args.model_file, args.input_size))
     forget_if_asked(args)
-    edge = _latencies("edge", args.predictor, args.edge_config, graph)
-    cloud = _latencies("cloud", args.predictor, args.cloud_config, graph)
+    edge = latencies(graph, "edge", predictor=args.predictor, config=args.edge_config)
+    cloud = latencies(graph, "cloud", predictor=args.predictor, config=args.cloud_config)
     max_edge_bytes = mb_to_bytes(args.max_edge_memory) if args.max_edge_memory else math.inf
 
     def plan_at(rate_bytes_per_s: float, strategy: Strategy) -> SplitPlan:
@@ -107,14 +105,6 @@ def _run(args: argparse.Namespace) -> int:
         )
 
     return _compare(args, graph, plan_at) if args.compare else _plan(args, plan_at)
-
-
-def _latencies(side: str, name: str, config: Path | None, graph: LayerGraph) -> LayerLatencies:
-    """Return what a model's layers take on one side: on this machine, or as the user's data says."""
-    predictor = find_predictor(side, name=name, path=config)
-    if config is None:
-        predictor = scaled_to_machine(predictor, "cpu", min(predictor.threads, os.cpu_count() or 1))
-    return predictor.predict(graph)
 
 
 def _plan(args: argparse.Namespace, plan_at: PlanAt) -> int:

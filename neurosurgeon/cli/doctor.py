@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from neurosurgeon.cli.parser import access_of_edge, add_weights, address_parser, typed
 from neurosurgeon.cli.process import run_main
+from neurosurgeon.engine.base import WeightsSource
 from neurosurgeon.models.sources import parse_weights
-from neurosurgeon.models.zoo import ZOO, WeightsSource, canonical_name
+from neurosurgeon.models.zoo import ZOO, canonical_name
 from neurosurgeon.net.access import Access
 from neurosurgeon.net.messages import Prepare
 from neurosurgeon.net.monitor_client import measure_link, ping_link
@@ -174,10 +175,11 @@ class Doctor:
 
     def predictions(self, session: EdgeSession, network: Network) -> Iterator[Finding]:
         """Compare what a whole network is predicted to take on each side with the fastest of a few runs there."""
-        from neurosurgeon.edge.task import Task, cloud_latencies, edge_latencies, request_of
+        from neurosurgeon.edge.settings import TaskSettings
+        from neurosurgeon.edge.task import cloud_latencies, edge_latencies, request_of
         from neurosurgeon.engine.torch_engine import run_half, stand_in
 
-        graph, whole, task = network.graph, network.cut(0), Task(network.name, WeightsSource())
+        graph, whole, task = network.graph, network.cut(0), TaskSettings(network.name, WeightsSource())
         predicted = edge_latencies(task, graph)  # sets the threads that it is for
         inputs = run_half(whole.edge, [stand_in(graph.input.shape)]).tensors
         measured_ms = min(run_half(whole.cloud, inputs).latency_ms for _ in range(COMPARED_RUNS))

@@ -12,7 +12,6 @@ import dataclasses
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,27 +34,24 @@ from neurosurgeon.cli.parser import (
 from neurosurgeon.cli.process import ServiceProcess, run_main
 from neurosurgeon.cli.relay import add_shaping, shaped
 from neurosurgeon.edge.inputs import read_image
+from neurosurgeon.edge.run import CloudAddress, LinkChoice, run_one_task
+from neurosurgeon.engine.base import WeightsSource
 from neurosurgeon.models.sources import chosen_model
-from neurosurgeon.models.zoo import WeightsSource, check_point, check_pretrained, check_weights_file, input_size
-from neurosurgeon.net.bandwidth import LinkEstimate, LinkSource
+from neurosurgeon.models.zoo import check_point, check_pretrained, check_weights_file, input_size
 from neurosurgeon.net.monitor_client import (
     YOUNG_S,
-    LinkMeasurement,
-    estimate_link,
-    given_or_measured,
-    measure_link,
-    young_link,
 )
-from neurosurgeon.net.session import EdgeSession, OnCloudLoss, new_edge_id
-from neurosurgeon.reports.text import EdgeReport, needless_link, output_document, print_json
-from neurosurgeon.utils.errors import NetworkError, UsageError
-from neurosurgeon.utils.units import bytes_per_s_to_mb_per_s, mb_to_bytes
+from neurosurgeon.net.session import OnCloudLoss
+from neurosurgeon.reports.text import EdgeReport, print_json
+from neurosurgeon.utils.errors import UsageError
+from neurosurgeon.utils.units import mb_to_bytes
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from neurosurgeon.edge.task import Outcome, Task
+    from neurosurgeon.edge.settings import TaskSettings
+    from neurosurgeon.edge.task import Outcome
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "edge_api.py") -> int:
@@ -107,27 +103,25 @@ def _run(args: argparse.Namespace) -> int:
     check_given(args)
     access = access_of_edge(args)
     forget_if_asked(args)
-    with contextlib.ExitStack() as stack:
-        host, port, monitor_port = stack.enter_context(cloud_of(args))
-        network = stack.enter_context(shaped(host, (port, monitor_port), args.shape, args.trace))
+    choice = LinkChoice(args.bandwidth, args.rtt, args.measure == "always")
+    with (
+        cloud_of(args) as (host, port, monitor_port),
+        shaped(host, (port, monitor_port), args.shape, args.trace) as network,
+    ):
         network.begin()
-        access, host = dataclasses.replace(access, cloud_name=host), network.host
-        kept = kept_link(args, host, monitor_port)
-        measure = measure_link if args.local_cloud else estimate_link  # a local cloud's port is used once
-        measurement = stack.enter_context(LinkMeasurement(partial(measure, host, monitor_port, access)))
-        if args.measure == "always" and args.bandwidth is None:
-            measurement.start()
-        reopen = partial(EdgeSession.open, host, port, new_edge_id() if args.repeat == 1 else None, access)
-        session = stack.enter_context(reopen())
-        find_link = partial(link_of, args, session, kept, measurement, show)
-        ideal = None if args.measure == "always" or args.bandwidth is not None or kept else ideal_link(args, session)
-        from neurosurgeon.edge.task import run_task  # torch takes a second: only when the cloud has answered
-
-        outcome = run_task(task_of(args, pixels), session, find_link, show, reopen, ideal)
+        cloud = CloudAddress(
+            network.host,
+            port,
+            monitor_port,
+            dataclasses.replace(access, cloud_name=host),
+            is_temporary=args.local_cloud,
+            is_relayed=bool(args.shape or args.trace),
+        )
+        outcome = run_one_task(task_of(args, pixels), cloud, choice, show)
     if args.deadline_ms:
         show.deadline(args.deadline_ms, outcome.plan.best.stages.total_ms, outcome.measured.total_ms)
     if args.json:
-        print_json(document_of(outcome, args))
+        print_json(outcome.to_dict() | deadline_of(outcome, args))
     return 0
 
 
@@ -158,12 +152,12 @@ def weights_of(args: argparse.Namespace) -> WeightsSource:
     return WeightsSource(args.weights, args.pretrained)
 
 
-def task_of(args: argparse.Namespace, pixels: NDArray[np.uint8] | None) -> Task:
+def task_of(args: argparse.Namespace, pixels: NDArray[np.uint8] | None) -> TaskSettings:
     """Return the task that the command line describes."""
-    from neurosurgeon.edge.task import Task
+    from neurosurgeon.edge.settings import TaskSettings
     from neurosurgeon.planner.strategies import Strategy
 
-    return Task(
+    return TaskSettings(
         model=args.type,
         weights=weights_of(args),
         device=args.device,
@@ -180,50 +174,6 @@ def task_of(args: argparse.Namespace, pixels: NDArray[np.uint8] | None) -> Task:
         strategy=Strategy(args.strategy),
         max_edge_bytes=mb_to_bytes(args.max_edge_memory) if args.max_edge_memory else math.inf,
     )
-
-
-def kept_link(args: argparse.Namespace, host: str, monitor_port: int) -> LinkEstimate | None:
-    """Return the kept estimate that stands in for a measurement; None where there is none, or the flags forbid it.
-
-    A local cloud's port is used once: what is kept of it was another cloud's.
-    """
-    if args.measure == "always" or args.bandwidth is not None or args.local_cloud:
-        return None
-    return young_link(host, monitor_port)
-
-
-def ideal_link(args: argparse.Namespace, session: EdgeSession) -> LinkEstimate:
-    """Return the best that the link to this cloud can be: infinitely fast, with the least round trip."""
-    if args.rtt is not None:
-        return LinkEstimate(math.inf, args.rtt)
-    is_relayed = args.shape or args.trace  # then the kernel's round trip is that to the relay
-    return LinkEstimate(math.inf, session.rtt_ms if is_relayed else session.least_rtt_ms())
-
-
-def link_of(
-    args: argparse.Namespace,
-    session: EdgeSession,
-    kept: LinkEstimate | None,
-    measurement: LinkMeasurement,
-    show: EdgeReport,
-) -> LinkEstimate | None:
-    """Return, and print, the link, given, kept or measured. May block.
-
-    It is None where the whole cloud is gone, and the task may run here.
-
-    Raises: NetworkError: the bandwidth service alone is away, and there is no last value.
-    """
-    if kept:
-        print(f"link not measured : the estimate of {kept.age_s:.0f} s ago is used", file=sys.stderr)
-    try:
-        measure = (lambda: kept) if kept else measurement.result
-        link = given_or_measured(args.bandwidth, args.rtt, session.rtt_ms, measure)
-    except NetworkError:
-        if args.on_cloud_loss != OnCloudLoss.LOCAL or session.is_alive():
-            raise
-        return None
-    show.bandwidth(link)
-    return link
 
 
 @contextlib.contextmanager
@@ -248,41 +198,12 @@ def cloud_of(args: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
 # ---------------------------------------------------------------- after it
 
 
-def document_of(outcome: Outcome, args: argparse.Namespace) -> dict[str, Any]:
-    """Return the JSON interface's object."""
-    half, candidate, link = outcome.half, outcome.candidate, outcome.link
-    is_known = link is not None and math.isfinite(link.rate_bytes_per_s)
-    document = {
-        "model": half.name,
-        "layers": len(half.graph.layers),
-        "partition_point": candidate.point,
-        "partition_layer": candidate.layer,
-        **outcome.plan.cut_dict(candidate),
-        "edge_parameter_bytes": outcome.half.parameter_bytes,  # those that it really has
-        "device": args.device,
-        "where": outcome.where,
-        "bandwidth_mb_per_s": bytes_per_s_to_mb_per_s(link.rate_bytes_per_s) if link and is_known else None,
-        "rtt_ms": link and link.rtt_ms,
-        "predicted": candidate.stages.as_dict(),
-        "interval_ms": list(outcome.plan.interval(candidate)),
-        "too_close_to_call": outcome.plan.is_too_close_to_call,
-        "predictor": {"edge": outcome.plan.edge.source, "cloud": outcome.plan.cloud.source},
-        "predicted_from": outcome.plan.origins,
-        "measured": outcome.measured.as_dict(),
-        "sent_bytes": outcome.runs[-1].sent_bytes,
-        "weights_digest": half.weights_digest,
-        "output": output_document(outcome.runs[-1].output, outcome.guesses),
+def deadline_of(outcome: Outcome, args: argparse.Namespace) -> dict[str, Any]:
+    """Return what the JSON object says of a deadline."""
+    if not args.deadline_ms:
+        return {}
+    return {
+        "deadline_ms": args.deadline_ms,
+        "deadline_in_reach": outcome.plan.best.stages.total_ms <= args.deadline_ms,
+        "deadline_met": outcome.measured.total_ms <= args.deadline_ms,
     }
-    if link and not is_known:
-        document["link_not_measured"] = needless_link(outcome.plan, link.rtt_ms)
-    elif link and link.source is LinkSource.LAST:
-        document["link_age_s"] = link.age_s
-    if args.deadline_ms:
-        document["deadline_ms"] = args.deadline_ms
-        document["deadline_in_reach"] = outcome.plan.best.stages.total_ms <= args.deadline_ms
-        document["deadline_met"] = outcome.measured.total_ms <= args.deadline_ms
-    if outcome.max_abs_diff is not None:
-        document["max_abs_diff"] = outcome.max_abs_diff
-    if len(outcome.runs) > 1:
-        document["repeat"] = {stage: dataclasses.asdict(timing) for stage, timing in outcome.timings.items()}
-    return document

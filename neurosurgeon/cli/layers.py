@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from neurosurgeon.cli.parser import add_device, add_model, base_parser
 from neurosurgeon.cli.process import run_main
+from neurosurgeon.engine.base import WeightsSource
 from neurosurgeon.engine.torch_engine import check_device, load_image, random_input, use_threads
 from neurosurgeon.models.sources import chosen_model
-from neurosurgeon.models.zoo import WeightsSource, input_size, load_network
+from neurosurgeon.models.zoo import input_size, load_network
 from neurosurgeon.predictor.predictor_utils import config_path, load_predictor
 from neurosurgeon.predictor.profile import show_features
 from neurosurgeon.reports import text

@@ -18,19 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from neurosurgeon.cloud.scheduler import FairQueue, QueueFullError
+from neurosurgeon.engine.base import WeightsSource
 from neurosurgeon.engine.torch_engine import WireSpec, allows_batches, check_device, run_half, use_threads
 from neurosurgeon.graph.cut import check_graph_digest, unpack_nodes
 from neurosurgeon.graph.layer_graph import LayerGraph
-from neurosurgeon.models.zoo import (
-    MAX_CUTS,
-    ZOO,
-    Cut,
-    Network,
-    WeightsSource,
-    build_network,
-    canonical_name,
-    model_graph,
-)
+from neurosurgeon.models.zoo import MAX_CUTS, ZOO, Cut, Network, build_network, canonical_name, model_graph
 from neurosurgeon.utils.errors import (
     BusyError,
     NeurosurgeonError,

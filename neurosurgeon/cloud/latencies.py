@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # a busy port is reported before torch is imported
     from neurosurgeon.predictor.latencies import LayerLatencies
     from neurosurgeon.predictor.predictor_utils import LatencyPredictor
 
+
 log = logging.getLogger(__name__)
 
 COMPARED_TASKS = 8  # of one cut, with what was predicted

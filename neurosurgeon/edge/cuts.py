@@ -12,9 +12,11 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from neurosurgeon.edge.records import QueuedTask
-from neurosurgeon.edge.task import StageKeys, Task, predicted_stages, request_of
+from neurosurgeon.edge.settings import TaskSettings
+from neurosurgeon.edge.task import StageKeys, predicted_stages, request_of
+from neurosurgeon.engine.base import WeightsSource
 from neurosurgeon.graph.cut import pack_nodes
-from neurosurgeon.models.zoo import Network, WeightsSource, load_network, model_graph
+from neurosurgeon.models.zoo import Network, load_network, model_graph
 from neurosurgeon.net.bandwidth import LinkEstimate
 from neurosurgeon.net.link_watch import LinkNow
 from neurosurgeon.net.messages import Prepare, Request
@@ -68,9 +70,9 @@ class QueueSettings:
         """Return what chooses the cuts of these tasks."""
         return Chooser(self.objective, [task.model for task in tasks], self.side_by_side)
 
-    def task(self, model: str) -> Task:
+    def task(self, model: str) -> TaskSettings:
         """Return these settings as those of a single task."""
-        return Task(
+        return TaskSettings(
             model=model,
             weights=self.weights.get(model, WeightsSource()),
             device=self.device,

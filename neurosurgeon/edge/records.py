@@ -17,6 +17,7 @@ from neurosurgeon.utils.timing import StageTimes, Timing
 
 if TYPE_CHECKING:
     from neurosurgeon.graph.layer_graph import LayerGraph, Node
+    from neurosurgeon.net.bandwidth import LinkEstimate
     from neurosurgeon.planner.plan import Candidate, SplitPlan
 
 COMMENT = "#"  # the first character of a line that a task file keeps to itself
@@ -182,6 +183,18 @@ class Guess:
 # ---------------------------------------------------------------- events of one task, in their order
 
 
+class LinkKnown(NamedTuple):
+    """The link is known: given, or measured."""
+
+    link: LinkEstimate
+
+
+class LinkReused(NamedTuple):
+    """The link is not measured: a kept estimate is used."""
+
+    age_s: float
+
+
 class LinkNotNeeded(NamedTuple):
     """The link was not measured, because no link can change the plan."""
 
@@ -236,5 +249,7 @@ class Answered(NamedTuple):
     max_abs_diff: float | None  # to the unsplit network, if that was computed, too
 
 
-TaskEvent = LinkNotNeeded | Planned | Prepared | EdgeComputed | Sent | Replied | Finished | Answered
+TaskEvent = (
+    LinkReused | LinkKnown | LinkNotNeeded | Planned | Prepared | EdgeComputed | Sent | Replied | Finished | Answered
+)
 TaskObserver = Callable[[TaskEvent], None]

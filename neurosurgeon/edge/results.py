@@ -17,11 +17,10 @@ from torch import Tensor
 from neurosurgeon.cloud.lazy_queue import LazyQueue
 from neurosurgeon.edge.cuts import Choice
 from neurosurgeon.edge.records import QueuedTask, Span, TaskResult
-from neurosurgeon.engine.torch_engine import top_class
+from neurosurgeon.engine.torch_engine import output_digest, top_class
 from neurosurgeon.net.link_watch import LinkNow
 from neurosurgeon.net.stream import Answered
 from neurosurgeon.reports.queue_report import QueueReport
-from neurosurgeon.reports.text import output_digest
 from neurosurgeon.utils.errors import NeurosurgeonError
 from neurosurgeon.utils.logs import internal_error
 from neurosurgeon.utils.timing import StageTimes, now_ms

@@ -7,10 +7,9 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,12 +29,14 @@ from neurosurgeon.edge.records import (
     Sent,
     TaskObserver,
 )
+from neurosurgeon.edge.settings import TaskSettings
 from neurosurgeon.edge.summary import printable
 from neurosurgeon.engine.torch_engine import (
     as_network_input,
     blank,
     check_crossing,
     image_input,
+    output_digest,
     random_input,
     run_half,
     run_whole,
@@ -46,13 +47,13 @@ from neurosurgeon.engine.torch_engine import (
 from neurosurgeon.graph.cut import pack_nodes
 from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.models.halves import EdgeHalf, edge_half
-from neurosurgeon.models.zoo import Network, WeightsSource, build_network, imagenet_labels, load_network, model_graph
+from neurosurgeon.models.zoo import Network, build_network, imagenet_labels, load_network, model_graph
 from neurosurgeon.net.bandwidth import LinkEstimate, LinkSource
 from neurosurgeon.net.breaker import Breaker
 from neurosurgeon.net.messages import Prepare, Request
 from neurosurgeon.net.session import EdgeSession, OnCloudLoss, stage_times
 from neurosurgeon.net.stream import PATIENCE_S
-from neurosurgeon.planner.plan import Candidate, SplitPlan, plan_split
+from neurosurgeon.planner.plan import Candidate, SplitPlan, needless_link, plan_split
 from neurosurgeon.planner.strategies import Strategy
 from neurosurgeon.planner.transfer import IDLE, WARM, Sender
 from neurosurgeon.predictor.correction import Corrections
@@ -62,39 +63,11 @@ from neurosurgeon.predictor.predictor_utils import dataset_threads, find_predict
 from neurosurgeon.predictor.profile import measured_latencies
 from neurosurgeon.utils.errors import AddressError, ConnectError, NetworkError, is_connection_loss
 from neurosurgeon.utils.timing import StageTimes, Timing, now_ms, stage_timings
-from neurosurgeon.utils.units import MS_PER_S, s_to_ms
+from neurosurgeon.utils.units import MS_PER_S, bytes_per_s_to_mb_per_s, s_to_ms
 
 log = logging.getLogger(__name__)
 
 MAX_ORIGIN = 400  # characters of what a cloud says of its data
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What to run, and how."""
-
-    model: str
-    weights: WeightsSource
-    device: str = "cpu"
-    threads: int | None = None  # None: as many as the edge's predictors were measured with
-    pixels: NDArray[np.uint8] | None = None  # (224, 224, 3); None: the fixed image of noise
-    point: int | None = None  # None: the best one
-    predictor: str = "forest"
-    edge_config: Path | None = None
-    cloud_config: Path | None = None  # None: what the cloud itself says
-    learns: bool = True  # from what each inference takes
-    repeat: int = 1
-    verify: bool = False
-    on_cloud_loss: OnCloudLoss = OnCloudLoss.LOCAL
-    strategy: Strategy = Strategy.DADS
-    max_edge_bytes: float = math.inf
-
-    def build(self) -> Network:
-        """Return its network, built anew.
-
-        Raises: WeightsError.
-        """
-        return build_network(self.model, self.weights, self.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +104,55 @@ class Outcome:
         return sorted((run.times for run in self.runs), key=lambda times: times.total_ms)[len(self.runs) // 2]
 
     @property
+    def output(self) -> NDArray[np.generic]:
+        """What the network returned in the last run."""
+        array: NDArray[np.generic] = self.runs[-1].output.numpy()
+        return array
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as a JSON object."""
+        half, candidate, link = self.half, self.candidate, self.link
+        is_known = link is not None and math.isfinite(link.rate_bytes_per_s)
+        document = {
+            "model": half.name,
+            "layers": len(half.graph.layers),
+            "partition_point": candidate.point,
+            "partition_layer": candidate.layer,
+            **self.plan.cut_dict(candidate),
+            "edge_parameter_bytes": half.parameter_bytes,  # those that it really has
+            "device": half.device,
+            "where": self.where,
+            "bandwidth_mb_per_s": bytes_per_s_to_mb_per_s(link.rate_bytes_per_s) if link and is_known else None,
+            "rtt_ms": link and link.rtt_ms,
+            "predicted": candidate.stages.as_dict(),
+            "interval_ms": list(self.plan.interval(candidate)),
+            "too_close_to_call": self.plan.is_too_close_to_call,
+            "predictor": {"edge": self.plan.edge.source, "cloud": self.plan.cloud.source},
+            "predicted_from": self.plan.origins,
+            "measured": self.measured.as_dict(),
+            "sent_bytes": self.runs[-1].sent_bytes,
+            "weights_digest": half.weights_digest,
+            "output": output_document(self.runs[-1].output, self.guesses),
+        }
+        if link and not is_known:
+            document["link_not_measured"] = needless_link(self.plan, link.rtt_ms)
+        elif link and link.source is LinkSource.LAST:
+            document["link_age_s"] = link.age_s
+        if self.max_abs_diff is not None:
+            document["max_abs_diff"] = self.max_abs_diff
+        if len(self.runs) > 1:
+            document["repeat"] = {stage: asdict(timing) for stage, timing in self.timings.items()}
+        return document
+
+    @property
     def timings(self) -> dict[str, Timing]:
         """Median and spread of every stage."""
         return stage_timings([run.times for run in self.runs])
+
+
+def _build(task: TaskSettings) -> Network:
+    """Return a new network for a task. Raises: WeightsError."""
+    return build_network(task.model, task.weights, task.device)
 
 
 FindLink = Callable[[], LinkEstimate | None]
@@ -142,12 +161,12 @@ FindLink = Callable[[], LinkEstimate | None]
 class EdgeSide:
     """This machine's side of a task: what its layers take here, and its network, which loads in a thread."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: TaskSettings) -> None:
         self._task = task
         self.graph = model_graph(task.model)
         self.latencies = edge_latencies(task, self.graph)  # before the thread starts: it may time layers
         loader = ThreadPoolExecutor(1, "load")
-        self._loading: Future[Network] | None = loader.submit(task.build)
+        self._loading: Future[Network] | None = loader.submit(_build, task)
         loader.shutdown(wait=False)  # the thread ends when it has loaded, and its team of OpenMP threads with it
 
     def half(self, edge_nodes: frozenset[int]) -> EdgeHalf:
@@ -156,11 +175,11 @@ class EdgeSide:
         Raises: WeightsError, PartitionError.
         """
         loading, self._loading = self._loading, None
-        return edge_half(loading.result() if loading else self._task.build(), edge_nodes)
+        return edge_half(loading.result() if loading else _build(self._task), edge_nodes)
 
 
 def run_task(
-    task: Task,
+    task: TaskSettings,
     session: EdgeSession,
     find_link: FindLink,
     observe: TaskObserver,
@@ -206,7 +225,12 @@ def run_task(
 
 
 def stays_here(
-    task: Task, session: EdgeSession, ideal: LinkEstimate, here: EdgeSide, cloud: LayerLatencies, observe: TaskObserver
+    task: TaskSettings,
+    session: EdgeSession,
+    ideal: LinkEstimate,
+    here: EdgeSide,
+    cloud: LayerLatencies,
+    observe: TaskObserver,
 ) -> bool:
     """Return, and report, whether a task is fastest on the edge alone even over an infinitely fast link.
 
@@ -222,7 +246,12 @@ def stays_here(
 
 
 def run_with_cloud(
-    task: Task, session: EdgeSession, link: LinkEstimate, here: EdgeSide, cloud: LayerLatencies, observe: TaskObserver
+    task: TaskSettings,
+    session: EdgeSession,
+    link: LinkEstimate,
+    here: EdgeSide,
+    cloud: LayerLatencies,
+    observe: TaskObserver,
 ) -> Outcome:
     """Plan one task for this cloud, and run it.
 
@@ -243,7 +272,7 @@ def run_with_cloud(
 
 
 def run_again(
-    task: Task, reopen: Callable[[], EdgeSession], link: LinkEstimate, here: EdgeSide, observe: TaskObserver
+    task: TaskSettings, reopen: Callable[[], EdgeSession], link: LinkEstimate, here: EdgeSide, observe: TaskObserver
 ) -> Outcome:
     """Look for the cloud again, and run the task from its start; what it has computed already, it only tells.
 
@@ -263,7 +292,7 @@ def run_again(
                 raise
 
 
-def run_here(task: Task, link: LinkEstimate | None, here: EdgeSide, observe: TaskObserver) -> Outcome:
+def run_here(task: TaskSettings, link: LinkEstimate | None, here: EdgeSide, observe: TaskObserver) -> Outcome:
     """Run the whole network on this machine."""
     plan = plan_alone(here.graph, here.latencies)
     half = here.half(plan.edge_nodes(plan.best))
@@ -280,7 +309,7 @@ def plan_alone(graph: LayerGraph, edge: LayerLatencies) -> SplitPlan:
 
 
 def infer(
-    task: Task,
+    task: TaskSettings,
     half: EdgeHalf,
     plan: SplitPlan,
     candidate: Candidate,
@@ -305,7 +334,7 @@ def infer(
 
 
 def plan_task(
-    task: Task, session: EdgeSession, link: LinkEstimate, corrections: Corrections, stages: PredictedStages
+    task: TaskSettings, session: EdgeSession, link: LinkEstimate, corrections: Corrections, stages: PredictedStages
 ) -> tuple[SplitPlan, Candidate]:
     """Return the plan for this edge, this cloud, and the link of the moment, and the cut to take."""
     keys = stages.keys
@@ -346,7 +375,7 @@ class PredictedStages(NamedTuple):
     keys: StageKeys
 
 
-def predicted_stages(task: Task, session: EdgeSession, link: LinkEstimate, *, is_warm: bool) -> PredictedStages:
+def predicted_stages(task: TaskSettings, session: EdgeSession, link: LinkEstimate, *, is_warm: bool) -> PredictedStages:
     """Return what is predicted for a model on both sides."""
     graph = model_graph(task.model)
     edge, cloud = edge_latencies(task, graph), cloud_latencies(task, session, graph)
@@ -354,7 +383,13 @@ def predicted_stages(task: Task, session: EdgeSession, link: LinkEstimate, *, is
 
 
 def stages_of(
-    task: Task, session: EdgeSession, link: LinkEstimate, edge: LayerLatencies, cloud: LayerLatencies, *, is_warm: bool
+    task: TaskSettings,
+    session: EdgeSession,
+    link: LinkEstimate,
+    edge: LayerLatencies,
+    cloud: LayerLatencies,
+    *,
+    is_warm: bool,
 ) -> PredictedStages:
     """Return what is predicted for a model on both sides, and what corrects it.
 
@@ -381,7 +416,7 @@ def learn(corrections: Corrections, keys: StageKeys, outcome: Outcome) -> None:
     corrections.save()
 
 
-def doubt_speed(task: Task, edge_factor: float) -> None:
+def doubt_speed(task: TaskSettings, edge_factor: float) -> None:
     """Have this machine's speed measured again at the next start, where warm tasks contradict it.
 
     Args: edge_factor: how much longer the edge partitions of a model take than predicted, noise left out.
@@ -390,7 +425,7 @@ def doubt_speed(task: Task, edge_factor: float) -> None:
         doubt_machine_speed(task.device, torch.get_num_threads())
 
 
-def edge_latencies(task: Task, graph: LayerGraph) -> LayerLatencies:
+def edge_latencies(task: TaskSettings, graph: LayerGraph) -> LayerLatencies:
     """Return what the model's layers take on this machine, predicted or measured."""
     if task.predictor == "measured":
         use_threads(task.threads or dataset_threads("edge", task.device))
@@ -403,7 +438,7 @@ def edge_latencies(task: Task, graph: LayerGraph) -> LayerLatencies:
     return predictor.predict(graph)
 
 
-def cloud_latencies(task: Task, session: EdgeSession, graph: LayerGraph) -> LayerLatencies:
+def cloud_latencies(task: TaskSettings, session: EdgeSession, graph: LayerGraph) -> LayerLatencies:
     """Return what the model's layers take in the cloud: as it says itself, or as the user's data says."""
     if task.cloud_config is None:
         told = session.ask_latencies(task.model, graph.digest)
@@ -414,7 +449,7 @@ def cloud_latencies(task: Task, session: EdgeSession, graph: LayerGraph) -> Laye
 
 
 def prepare(
-    task: Task, session: EdgeSession, edge_nodes: frozenset[int], here: EdgeSide, observe: TaskObserver
+    task: TaskSettings, session: EdgeSession, edge_nodes: frozenset[int], here: EdgeSide, observe: TaskObserver
 ) -> EdgeHalf:
     """Return the edge's half; where anything crosses, the cloud gets its own ready in the same time."""
     graph = here.graph
@@ -464,3 +499,13 @@ def answered(outcome: Outcome) -> Answered:
         outcome.where,
         outcome.max_abs_diff,
     )
+
+
+def output_document(output: Tensor, guesses: Sequence[Guess]) -> dict[str, Any]:
+    """Return what the JSON interface says of an answer."""
+    return {
+        "shape": list(output.shape),
+        "dtype": str(output.dtype).removeprefix("torch."),
+        "digest": output_digest(output),
+        "top5": [{"index": guess.index, "label": guess.label, "probability": guess.probability} for guess in guesses],
+    }

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
+    from neurosurgeon.engine.base import WeightsSource
     from neurosurgeon.graph.layer_graph import LayerGraph
-    from neurosurgeon.models.zoo import Network, WeightsSource
+    from neurosurgeon.models.zoo import Network
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from neurosurgeon.engine.base import WeightsSource
 from neurosurgeon.models.names import canonical_name, torchvision_name
 from neurosurgeon.models.own_models import register_files
-from neurosurgeon.models.zoo import WeightsSource, check_weights_file, model_of_weights
+from neurosurgeon.models.zoo import check_weights_file, model_of_weights
 from neurosurgeon.utils.errors import UsageError, WeightsError
 
 

@@ -18,6 +18,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from neurosurgeon.engine.base import SEEDED, WeightsSource
 from neurosurgeon.models.names import ZOO as ZOO
 from neurosurgeon.models.names import build_module, is_own, torchvision_name, torchvision_weights
 from neurosurgeon.models.names import canonical_name as canonical_name
@@ -59,19 +60,6 @@ def skeleton(name: str) -> nn.Module:
 
 
 # ---------------------------------------------------------------- networks ready to run
-
-
-@dataclass(frozen=True, slots=True)
-class WeightsSource:
-    """Where weights come from: a file, else torchvision's pretrained ones, else the fixed seed."""
-
-    file: Path | None = None
-    pretrained: bool = False
-
-    @property
-    def seeded(self) -> bool:
-        """Whether the weights are those of the fixed seed, which have learnt nothing."""
-        return self.file is None and not self.pretrained
 
 
 class Cut(NamedTuple):
@@ -146,12 +134,12 @@ def check_point(name: str, point: int) -> None:
 
 
 @cache
-def load_network(name: str, source: WeightsSource = WeightsSource(), device: str = "cpu") -> Network:
+def load_network(name: str, source: WeightsSource = SEEDED, device: str = "cpu") -> Network:
     """Return a network ready to run; built once per process for each source and device, and kept; see below."""
     return build_network(name, source, device)
 
 
-def build_network(name: str, source: WeightsSource = WeightsSource(), device: str = "cpu") -> Network:
+def build_network(name: str, source: WeightsSource = SEEDED, device: str = "cpu") -> Network:
     """Return a network ready to run, built anew.
 
     Batch norms are folded and, on the CPU, tensors are channels-last: both measured faster for these models

@@ -21,8 +21,8 @@ from neurosurgeon.utils.errors import PlanningError
 from neurosurgeon.utils.timing import StageTimes, now_ms
 from neurosurgeon.utils.units import readable_bytes, s_to_ms
 
-if TYPE_CHECKING:
-    import pandas  # installed by who wants tables
+if TYPE_CHECKING:  # installed by who wants tables
+    import pandas
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,3 +282,14 @@ def tensor_documents(nodes: Iterable[Node]) -> list[dict[str, Any]]:
         for node in nodes
         for sent in node.sent
     ]
+
+
+def needless_link(plan: SplitPlan, rtt_ms: float) -> str:
+    """Return why no link could change a plan that keeps everything on the edge, made for an infinitely fast one."""
+    alone_ms, other = plan.best.stages.total_ms, plan.runner_up
+    if other is None:
+        return f"edge-only , {alone_ms:.2f} ms , is the only cut"
+    return (
+        f"edge-only takes {alone_ms:.2f} ms , any other cut at least {other.stages.total_ms:.2f} ms however fast the "
+        f"link (round trip {rtt_ms:.2f} ms)"
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import socket
 import sys
@@ -14,7 +13,9 @@ from neurosurgeon.edge.records import (
     EdgeComputed,
     Finished,
     Guess,
+    LinkKnown,
     LinkNotNeeded,
+    LinkReused,
     Planned,
     Prepared,
     Replied,
@@ -23,14 +24,12 @@ from neurosurgeon.edge.records import (
 )
 from neurosurgeon.graph.layer_graph import LayerGraph, Node
 from neurosurgeon.graph.spec import LayerKind
-from neurosurgeon.planner.plan import tensor_documents
+from neurosurgeon.planner.plan import needless_link, tensor_documents
 from neurosurgeon.predictor.kind_models import Score
 from neurosurgeon.utils.timing import StageTimes, Timing
 from neurosurgeon.utils.units import bytes_per_s_to_mb_per_s, readable_bytes
 
 if TYPE_CHECKING:  # the lines before the plan are printed before torch is imported
-    from torch import Tensor
-
     from neurosurgeon.cloud.events import CloudEvent
     from neurosurgeon.net.bandwidth import LinkEstimate
     from neurosurgeon.planner.compare import Comparison
@@ -92,17 +91,6 @@ def _tensor_text(tensor: Json) -> str:
     return f"{tensor['name']} , {shape} {tensor['dtype']} , {readable_bytes(tensor['bytes'])}"
 
 
-def needless_link(plan: SplitPlan, rtt_ms: float) -> str:
-    """Return why no link could change a plan that keeps everything on the edge, made for an infinitely fast one."""
-    alone_ms, other = plan.best.stages.total_ms, plan.runner_up
-    if other is None:
-        return f"edge-only , {alone_ms:.2f} ms , is the only cut"
-    return (
-        f"edge-only takes {alone_ms:.2f} ms , any other cut at least {other.stages.total_ms:.2f} ms however fast the "
-        f"link (round trip {rtt_ms:.2f} ms)"
-    )
-
-
 class EdgeReport:
     """The edge's lines of one task, on stdout, or on stderr where stdout is kept for JSON."""
 
@@ -112,20 +100,20 @@ class EdgeReport:
     def __call__(self, event: TaskEvent) -> None:
         """Print the lines of an event of one task."""
         match event:
+            case LinkReused(age_s):
+                print(f"link not measured : the estimate of {age_s:.0f} s ago is used", file=sys.stderr)
+            case LinkKnown(link):
+                self.bandwidth(link)
             case LinkNotNeeded(plan, rtt_ms):
                 self.say(f"link not measured : {needless_link(plan, rtt_ms)}")
             case Planned(plan, chosen):
                 self.plan(plan, chosen)
-            case Prepared():
-                self.prepared()
+            case Prepared() | Sent() | Finished():
+                {Prepared: self.prepared, Sent: self.sent, Finished: self.finished}[type(event)]()
             case EdgeComputed(model, edge_ms):
                 self.edge_done(model, edge_ms)
-            case Sent():
-                self.sent()
             case Replied(model, times):
                 self.cloud_done(model, times)
-            case Finished():
-                self.finished()
             case Answered():
                 self.answered(event)
 
@@ -218,23 +206,6 @@ class EdgeReport:
 def origin_lines(origins: Mapping[str, str]) -> list[str]:
     """Return a line for each side that says whose data its predictions come from."""
     return [f"{side} predicted from {origin}" for side, origin in origins.items() if origin]
-
-
-def output_digest(output: Tensor) -> str:
-    """Return what tells two answers apart, to the last bit."""
-    import torch
-
-    return hashlib.sha256(output.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
-
-
-def output_document(output: Tensor, guesses: Sequence[Guess]) -> Json:
-    """Return what the JSON interface says of an answer."""
-    return {
-        "shape": list(output.shape),
-        "dtype": str(output.dtype).removeprefix("torch."),
-        "digest": output_digest(output),
-        "top5": [{"index": guess.index, "label": guess.label, "probability": guess.probability} for guess in guesses],
-    }
 
 
 # ---------------------------------------------------------------- the cloud's lines

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from neurosurgeon.edge.task import Task, plan_task, predicted_stages, request_of
+from neurosurgeon.edge.settings import TaskSettings
+from neurosurgeon.edge.task import plan_task, predicted_stages, request_of
 from neurosurgeon.engine.torch_engine import run_half, stand_in
 from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.models.zoo import Network
@@ -64,7 +65,7 @@ Runs = Mapping[Cut, Sequence[Taken]]
 # ---------------------------------------------------------------- plans
 
 
-def plan_for(task: Task, port: int, link: LinkEstimate, slowdown: float) -> SplitPlan:
+def plan_for(task: TaskSettings, port: int, link: LinkEstimate, slowdown: float) -> SplitPlan:
     """Return the plan for a task, of an edge that knows from use that it takes so many times as long as predicted."""
     with EdgeSession.open(CLOUD_IP, port) as session:
         stages = predicted_stages(task, session, link, is_warm=False)

@@ -37,9 +37,10 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from neurosurgeon.edge.task import Task
+from neurosurgeon.edge.settings import TaskSettings
+from neurosurgeon.engine.base import WeightsSource
 from neurosurgeon.engine.torch_engine import use_threads
-from neurosurgeon.models.zoo import WeightsSource, load_network
+from neurosurgeon.models.zoo import load_network
 from neurosurgeon.net.bandwidth import LinkEstimate
 from neurosurgeon.net.monitor_client import estimate_link
 from neurosurgeon.reports.excel import save_tables
@@ -98,7 +99,7 @@ def choices(
 ) -> dict[str, tuple[Cut, float | None]]:
     """Return what each contender chooses for an edge, and what it takes by our prediction, ms."""
     plans = {
-        name: plan_for(Task(model, WeightsSource(), threads=1, predictor=name), port, link, slowdown)
+        name: plan_for(TaskSettings(model, WeightsSource(), threads=1, predictor=name), port, link, slowdown)
         for name, port in ports.items()
     }
     graph = next(iter(plans.values())).graph

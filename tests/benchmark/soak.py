@@ -26,10 +26,9 @@ from typing import Any
 from tqdm import tqdm
 
 from neurosurgeon.cli.process import ROOT, ServiceProcess
-from neurosurgeon.engine.torch_engine import run_half, stand_in, use_threads
+from neurosurgeon.engine.torch_engine import output_digest, run_half, stand_in, use_threads
 from neurosurgeon.models.zoo import load_network
 from neurosurgeon.predictor.predictor_utils import SIDES, dataset_threads
-from neurosurgeon.reports.text import output_digest
 from tests.benchmark.common import save
 from tests.benchmark.many_edges import resident_mb
 from tests.faults import Fault, write_slow_edge

@@ -21,10 +21,11 @@ from collections.abc import Mapping, Sequence
 from tqdm import tqdm
 
 from neurosurgeon.cli.parser import positive_float
-from neurosurgeon.edge.task import Task
+from neurosurgeon.edge.settings import TaskSettings
+from neurosurgeon.engine.base import WeightsSource
 from neurosurgeon.engine.torch_engine import use_threads
 from neurosurgeon.graph.layer_graph import LayerGraph
-from neurosurgeon.models.zoo import WeightsSource, load_network
+from neurosurgeon.models.zoo import load_network
 from neurosurgeon.net.monitor_client import estimate_link
 from neurosurgeon.planner.plan import SplitPlan
 from neurosurgeon.planner.strategies import Strategy
@@ -78,7 +79,7 @@ def figures(graph: LayerGraph, plans: Mapping[Strategy, SplitPlan], taken: Runs,
 def make_plans(model: str, ports: Sequence[int]) -> dict[float, dict[Strategy, SplitPlan]]:
     """Return the plan of every strategy, for every edge."""
     link = estimate_link(CLOUD_IP, ports[1])
-    tasks = {strategy: Task(model, WeightsSource(), threads=1, strategy=strategy) for strategy in Strategy}
+    tasks = {strategy: TaskSettings(model, WeightsSource(), threads=1, strategy=strategy) for strategy in Strategy}
     return {
         slowdown: {strategy: plan_for(task, ports[0], link, slowdown) for strategy, task in tasks.items()}
         for slowdown in SLOWDOWNS

@@ -29,13 +29,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from neurosurgeon.cli.process import ROOT, ServiceProcess
-from neurosurgeon.engine.torch_engine import random_input, run_whole, use_threads
+from neurosurgeon.engine.torch_engine import output_digest, random_input, run_whole, use_threads
 from neurosurgeon.graph.cut import pack_nodes
 from neurosurgeon.models.zoo import Network, load_network
 from neurosurgeon.net.messages import Hello, Reply, Request
 from neurosurgeon.net.session import EdgeSession, new_edge_id
 from neurosurgeon.net.transport import SILENCE_S, Connection, connect
-from neurosurgeon.reports.text import output_digest
 from neurosurgeon.utils.errors import NetworkError
 from neurosurgeon.utils.timing import now_ms
 from neurosurgeon.utils.units import MS_PER_S

@@ -11,8 +11,11 @@ from typing import Any, cast
 
 import pytest
 
-from neurosurgeon.edge.task import FindLink, Outcome, StageKeys, Task, predicted_stages, run_task
-from neurosurgeon.models.zoo import Network, WeightsSource, model_graph
+from neurosurgeon.edge import task as task_module
+from neurosurgeon.edge.settings import TaskSettings
+from neurosurgeon.edge.task import FindLink, Outcome, StageKeys, predicted_stages, run_task
+from neurosurgeon.engine.base import WeightsSource
+from neurosurgeon.models.zoo import Network, model_graph
 from neurosurgeon.net.bandwidth import LinkEstimate
 from neurosurgeon.net.messages import Latencies
 from neurosurgeon.net.session import EdgeSession
@@ -46,7 +49,7 @@ class Cloud:
 
 
 def keys_of(config: Path, layer_ms: float) -> StageKeys:
-    task = Task("le_net", WeightsSource(), threads=1, predictor="linear", edge_config=config)
+    task = TaskSettings("le_net", WeightsSource(), threads=1, predictor="linear", edge_config=config)
     return predicted_stages(task, cast(EdgeSession, Cloud(layer_ms)), LINK, is_warm=True).keys
 
 
@@ -67,11 +70,11 @@ def test_what_was_learnt_of_one_prediction_corrects_no_other(tmp_path: Path) -> 
 
 
 def run_le_net(
-    cloud_layer_ms: float, find_link: FindLink, ideal: LinkEstimate | None = None, task: Task | None = None
+    cloud_layer_ms: float, find_link: FindLink, ideal: LinkEstimate | None = None, task: TaskSettings | None = None
 ) -> tuple[Outcome, str]:
     """Run a task that ends on the edge; return its outcome and its lines."""
     lines = io.StringIO()
-    task = task or Task("le_net", WeightsSource(), threads=1, predictor="linear")
+    task = task or TaskSettings("le_net", WeightsSource(), threads=1, predictor="linear")
     session = cast(EdgeSession, Cloud(cloud_layer_ms))
     return run_task(task, session, find_link, EdgeReport(lines), None, ideal), lines.getvalue()
 
@@ -82,9 +85,9 @@ def not_asked() -> LinkEstimate:
 
 def test_the_network_loads_and_the_cloud_is_asked_before_the_link_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     loading, asked = threading.Event(), threading.Event()
-    build, ask = Task.build, Cloud.ask_latencies
+    build, ask = task_module._build, Cloud.ask_latencies
 
-    def build_and_say(task: Task) -> Network:
+    def build_and_say(task: TaskSettings) -> Network:
         loading.set()
         return build(task)
 
@@ -96,7 +99,7 @@ def test_the_network_loads_and_the_cloud_is_asked_before_the_link_is_known(monke
         assert loading.wait(WAIT_S) and asked.wait(WAIT_S)
         return SLOW_LINK
 
-    monkeypatch.setattr(Task, "build", build_and_say)
+    monkeypatch.setattr(task_module, "_build", build_and_say)
     monkeypatch.setattr(Cloud, "ask_latencies", ask_and_say)
     outcome, _ = run_le_net(1.0, find_link)
     assert (outcome.where, outcome.link) == ("edge", SLOW_LINK)
@@ -117,7 +120,7 @@ def test_no_link_is_asked_for_where_none_could_make_another_cut_faster() -> None
 
 def test_a_link_that_may_make_another_cut_faster_is_asked_for(tmp_path: Path) -> None:
     config = write_slow_edge(tmp_path / "edge.json")
-    task = Task("le_net", WeightsSource(), threads=1, predictor="linear", edge_config=config)
+    task = TaskSettings("le_net", WeightsSource(), threads=1, predictor="linear", edge_config=config)
     outcome, lines = run_le_net(0.0, lambda: SLOW_LINK, IDEAL, task)
     assert (outcome.where, outcome.link) == ("edge", SLOW_LINK)
     assert "not measured" not in lines
@@ -136,13 +139,13 @@ def test_the_round_trip_alone_may_make_the_edge_the_fastest() -> None:
 
 
 def test_edge_only_asks_for_no_link() -> None:
-    task = Task("le_net", WeightsSource(), threads=1, predictor="linear", strategy=Strategy.EDGE_ONLY)
+    task = TaskSettings("le_net", WeightsSource(), threads=1, predictor="linear", strategy=Strategy.EDGE_ONLY)
     _, lines = run_le_net(0.0, not_asked, LinkEstimate(math.inf, 0.0), task)
     assert "is the only cut" in lines
 
 
 @pytest.mark.parametrize("cut", [{"point": 3}, {"strategy": Strategy.CLOUD_ONLY}])
 def test_a_cut_that_sends_asks_for_the_link_however_fast_the_edge(cut: dict[str, Any]) -> None:
-    task = Task("le_net", WeightsSource(), threads=1, predictor="linear", **cut)
+    task = TaskSettings("le_net", WeightsSource(), threads=1, predictor="linear", **cut)
     with pytest.raises(AssertionError, match="asked for"):
         run_le_net(1_000.0, not_asked, IDEAL, task)

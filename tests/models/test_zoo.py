@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from neurosurgeon.cli.process import ROOT
+from neurosurgeon.engine.base import WeightsSource
 from neurosurgeon.models.torchvision_compat import import_torchvision
 from neurosurgeon.models.zoo import (
     ZOO,
-    WeightsSource,
     canonical_name,
     check_point,
     imagenet_labels,
