@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-settings lint check bench certs clean
+.PHONY: demo test test-settings lint docs check bench certs clean
 
 demo: $(STAMP)
 	$(BIN)/python demo.py
@@ -21,7 +21,11 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-check: lint test
+# The site of docs/, in site/; a broken link, or a page that the menu lacks, is an error.
+docs: $(STAMP)
+	$(BIN)/python -m mkdocs build --strict
+
+check: lint docs test
 
 bench: $(STAMP)
 	$(BIN)/python -m tests.benchmark
@@ -31,7 +35,7 @@ certs: $(STAMP)
 	$(BIN)/python -m neurosurgeon certs $(addprefix --name ,$(NAMES))
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache
 
 $(STAMP): requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
