@@ -26,7 +26,6 @@ STILL_THERE = {
     ("cloud.latencies", "models.zoo"),
     ("cloud.reply_cache", "torch"),
     ("cloud.server", "engine.torch_engine"),
-    ("cloud.server", "torch"),
     ("edge.cuts", "models.zoo"),
     ("edge.cuts", "tqdm"),
     ("edge.queue", "engine.torch_engine"),

@@ -12,13 +12,11 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import NamedTuple, Protocol
 
-from torch import Tensor
-
 from neurosurgeon.cloud.events import Observer, TaskLines, TaskState
 from neurosurgeon.cloud.executor import CloudEngine, CloudResult
 from neurosurgeon.cloud.lazy_queue import LazyQueue
 from neurosurgeon.cloud.reply_cache import Asker, Chore, KeptAnswers
-from neurosurgeon.engine.torch_engine import blank, check_finite
+from neurosurgeon.engine.torch_engine import check_finite
 from neurosurgeon.graph.cut import unpack_nodes
 from neurosurgeon.net.door import Door
 from neurosurgeon.net.framing import DEFAULT_LIMITS, Limits
@@ -215,19 +213,11 @@ class _Chore(NamedTuple):
     run: Chore
 
 
-class _Expected(NamedTuple):
-    """A request that is to come, with blank tensors."""
-
-    request: Request
-    tensors: list[Tensor]
-
-
 class _Answer(NamedTuple):
     """What is to be sent for any other message, or for a task that was not taken."""
 
     received: Received
     content: Message | Exception
-    expected: _Expected | None = None  # what the edge sends next
 
 
 _Item = _Answer | _Done | _Sent | _Spent | _Chore | _Task
@@ -336,7 +326,7 @@ class Conversation:
                 case Request() as request:
                     self._submit(request, received)
                 case Prepare() as prepare:
-                    self._post(_Answer(received, *self._prepare(prepare)))
+                    self._post(_Answer(received, self._prepare(prepare)))
                 case AskLatencies(model, digest) if self._latencies:
                     self._engine.graph(model, digest)
                     self._post(_Answer(received, self._latencies(model)))
@@ -345,12 +335,11 @@ class Conversation:
         except Exception as exc:
             self._post(_Answer(received, exc))
 
-    def _prepare(self, message: Prepare) -> tuple[Ready, _Expected]:
+    def _prepare(self, message: Prepare) -> Ready:
         edge_nodes = unpack_nodes(self._engine.graph(message.model, message.graph_digest), message.edge_nodes)
         network = self._engine.network(message.model)
-        crossing = network.split(edge_nodes).crossing
-        expected = _Expected(Request(*message, network.weights_digest), list(map(blank, crossing)))
-        return Ready(message.model, network.weights_digest), expected
+        network.split(edge_nodes)
+        return Ready(message.model, network.weights_digest)
 
     def _submit(self, request: Request, received: Received) -> None:
         task = _Task(now_ms(), TaskState(request.model, request.edge_nodes))
@@ -444,7 +433,7 @@ class Conversation:
                 case _Task():
                     self._lines.arrived(item.state)
                 case _Spent():
-                    self._recycle(item.received)  # behind its answer, which may be a view of it
+                    self.connection.recycle(item.received)  # behind its answer, which may be a view of it
                 case _Chore():
                     item.run()
         except Exception as exc:
@@ -478,10 +467,6 @@ class Conversation:
                 self._sent_ms = now_ms()
                 if self._sent_ms - self._answered_ms > s_to_ms(REST_S):
                     self.connection.rest()
-
-    def _recycle(self, received: Received) -> None:
-        self.connection.recycle(received)
-        self.connection.make_ready()
 
     def _send(self, answer: _Answer | _Done) -> _Answer | _Done | _Sent:
         """Send an answer; return it, or what was sent in its place."""
@@ -518,9 +503,7 @@ class Conversation:
                 asked = answer.received.message
                 if isinstance(asked, Prepare) and not isinstance(answer.content, Exception):
                     self._lines.prepared(asked.model, asked.edge_nodes)
-                if answer.expected:
-                    self.connection.expect(*answer.expected)
-                self._recycle(answer.received)
+                self.connection.recycle(answer.received)
 
     def _send_reply(self, received: Received, task: _Task, result: CloudResult, within_s: float = math.inf) -> Reply:
         load = self._engine.load

@@ -79,12 +79,6 @@ def stand_in(shape: Sequence[int] = INPUT_SHAPE) -> Tensor:
     return as_network_input(torch.from_numpy(generator.standard_normal(shape, dtype=np.float32)), "cpu")
 
 
-def blank(spec: TensorSpec) -> Tensor:
-    """Return a tensor that has no values yet, channels-last as activations and images are."""
-    order = torch.channels_last if len(spec.shape) == 4 else torch.contiguous_format
-    return torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), memory_format=order)
-
-
 def random_input(shape: Sequence[int] = INPUT_SHAPE) -> Tensor:
     """Return the values of `stand_in`, float32."""
     return as_values(stand_in(shape))

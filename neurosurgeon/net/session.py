@@ -219,7 +219,6 @@ class EdgeSession:
         self._tasks += 1
         sent = self.send_task(self._tasks, request, tensors)
         on_sent()
-        self.make_ready()
         received = self.receive_answer(REPLY_TIMEOUT_S)
         if received.task != self._tasks:
             raise ProtocolError(f"{self._connection.peer} answered another task")
@@ -237,14 +236,6 @@ class EdgeSession:
     def takes_at_once(self, size_bytes: int) -> bool:
         """Return whether a task of so many bytes would go out without waiting for the network."""
         return self._connection.takes_at_once(size_bytes)
-
-    def expect_output(self, blank: Tensor) -> None:
-        """Get to know what an answer looks like: the first one is then read as soon as later ones."""
-        self._connection.expect(Reply(0.0, 0.0, 0.0, 0.0), [blank])
-
-    def make_ready(self) -> None:
-        """Get ready for an answer, while the cloud is busy."""
-        self._connection.make_ready()
 
     def has_message(self, wait_s: float) -> bool:
         """Return whether the cloud says something, waiting at most ``wait_s`` for it.

@@ -242,7 +242,6 @@ class TaskStream:
         try:
             flight.sent = SentTask(now_ms(), 0)  # an answer may come before ``send_task`` returns
             flight.sent = session.send_task(flight.task, flight.request, flight.tensors)
-            session.make_ready()
         except Exception as exc:
             self._not_sent(session, flight, exc)
         except BaseException:

@@ -76,7 +76,6 @@ TCP_INFO_BYTES, NAME_BYTES = 256, 16  # the kernel says less where it knows less
 SO_MAX_PACING_RATE, UNPACED = 47, 0xFFFF_FFFF  # asm-generic/socket.h; the socket module has no name for it
 OVERHEAD, FRAME_ROOM_BYTES = 2, 4096  # the kernel counts its own memory for packets, too
 MAX_SEALED_BYTES = 65_536  # sealing more takes as long as waking a thread up that does
-MAX_READY, READY_BYTES = 8, 1_048_576  # bodies for the next messages, together; of large ones one
 MAX_PIECES = 64  # pieces for one sendmsg, far below the system's limit (IOV_MAX, 1024)
 
 
@@ -91,15 +90,6 @@ class Received(NamedTuple):
     values: Sequence[NDArray[Any]] = ()  # of the tensors, flat (`net.pickling.flat_values`)
     memory: memoryview | None = None  # where the tensors live
     refusal: BusyError | None = None  # there was no memory for the tensors: they were read, and are gone
-
-
-class _Body(NamedTuple):
-    """Memory for a body, and the tensors that lie where its bytes will land."""
-
-    outline: Outline
-    memory: memoryview
-    tensors: list[Tensor]
-    values: list[NDArray[Any]]
 
 
 class SocketWire:
@@ -201,8 +191,6 @@ class Connection:
         self._wire: Wire = self._link
         self._head = memoryview(bytearray(HEAD_UNIT))
         self._bodies = BodyMemory(memory)
-        self._ready: deque[_Body] = deque()
-        self._latest: Outline | None = None  # of a message with tensors
         self._room_bytes = self._acked_bytes = 0  # of what is sent, when the system was last asked
         self.is_mid_frame = False  # a frame may be out in part: the peer would read the next one as its rest
         self.reading = 0  # the task whose message is being read, or was read last; 0 before its head is there
@@ -228,7 +216,6 @@ class Connection:
         """Close the socket, and keep no memory; closing twice is fine."""
         self.sock.close()
         self._room_bytes = 0
-        self._ready.clear()
         self._bodies.close()
 
     def stop_reading(self) -> None:
@@ -352,43 +339,20 @@ class Connection:
         length = outline.body_length
         deadline_s = body_deadline_s(length)
         try:
-            _, memory, tensors, values = self._body_for(outline)
+            memory = self._bodies.take(length)
         except BusyError as exc:
             if length > MAX_SKIPPED_BYTES:
                 raise
             self._skip(length, deadline_s)
             return Received(message, [], task, s_to_ms(time.monotonic() - start_s), refusal=exc)
         read_all(self._wire, memory[:length], deadline_s)
+        buffers = split_body(memory[:length], outline.lengths)
+        tensors = list(map(unpack_tensor, outline.specs, buffers))
+        values = list(map(flat_values, outline.specs, buffers))
         return Received(message, tensors, task, s_to_ms(time.monotonic() - start_s), outline.specs, values, memory)
 
-    def expect(self, message: Message, tensors: Sequence[Tensor]) -> None:
-        """Let `make_ready` take such a message for the last one; where another one comes, little is lost.
-
-        Args: tensors: any of the same types and shapes, and in the same order in memory.
-        """
-        with contextlib.suppress(ProtocolError, LongHeadError):  # it would not be let in, or is a rare one
-            head = bytes(pack_message(message, tensors)[0])
-            self._latest = known_outline(head[:CHANGING_START], head[FIXED_START:HEAD_UNIT], self.limits)
-
-    def make_ready(self) -> None:
-        """Set memory and tensors aside for messages like the last with tensors: they will be read sooner.
-
-        For whoever has nothing else to do. From any thread, but one at a time.
-        """
-        latest = self._latest
-        if latest is None:
-            return
-        most = max(1, min(MAX_READY, READY_BYTES // max(latest.body_length, 1)))
-        if len(self._ready) > most // 2:
-            return
-        with contextlib.suppress(BusyError, ProtocolError, OSError):  # no memory: the message itself will tell
-            while len(self._ready) < most:  # the first takes longest
-                self._ready.append(self._new_body(latest, has_pages=True))
-
     def rest(self) -> None:
-        """Keep no memory for later messages: none is expected soon. Not beside `make_ready`."""
-        while ready := self._take_ready():
-            self._bodies.give_back(ready.memory)
+        """Keep no memory for later messages: none is expected soon."""
         self._bodies.rest()
 
     def send_state(self) -> SendState | None:
@@ -471,27 +435,6 @@ class Connection:
         while length:
             read_all(self._wire, scratch[: min(length, SKIP_BYTES)], deadline_s)
             length -= min(length, SKIP_BYTES)
-
-    def _body_for(self, outline: Outline) -> _Body:
-        """Return a body for such a message, the one that is ready where it fits."""
-        self._latest = outline
-        while ready := self._take_ready():
-            if ready.outline is outline:
-                return ready
-            self._bodies.give_back(ready.memory)
-        return self._new_body(outline)
-
-    def _take_ready(self) -> _Body | None:
-        try:
-            return self._ready.popleft()
-        except IndexError:  # none, or another thread was first
-            return None
-
-    def _new_body(self, outline: Outline, *, has_pages: bool = False) -> _Body:
-        memory = self._bodies.take(outline.body_length, has_pages=has_pages)
-        buffers = split_body(memory[: outline.body_length], outline.lengths)
-        tensors = list(map(unpack_tensor, outline.specs, buffers))
-        return _Body(outline, memory, tensors, list(map(flat_values, outline.specs, buffers)))
 
     def _out_of_place(self, head: RawHeadError) -> AccessError:
         """Return what a frame of the key's handshake means to a side that has no key, or is through with it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickletools
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,6 @@ class BytesConnection(Connection):
     def __init__(self, data: bytes) -> None:
         self._wire, self.peer, self.limits = BytesWire(data), "memory", LIMITS
         self._head, self._bodies = memoryview(bytearray(HEAD_UNIT)), BodyMemory()
-        self._ready, self._latest = deque(), None
 
 
 def frames() -> list[bytes]:

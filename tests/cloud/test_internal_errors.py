@@ -17,7 +17,7 @@ from neurosurgeon.cloud.events import CloudEvent
 from neurosurgeon.edge import queue as edge_queue
 from neurosurgeon.edge import results
 from neurosurgeon.net import session, stream, transport
-from neurosurgeon.net.framing import CHANGING, CHANGING_START
+from neurosurgeon.net.framing import Kind
 from neurosurgeon.net.messages import Reply, Request
 from neurosurgeon.net.transport import Connection, SocketWire
 from neurosurgeon.predictor.predictor_utils import config_path
@@ -74,11 +74,12 @@ def packing(kind: type) -> Install:
 def reading(kind: type) -> Install:
     """Return what lets the receiving of a message of one kind fail, behind its head."""
 
-    def task_of(connection: Connection, outline: Any) -> int:
-        is_reply = outline.message is None
-        return int(CHANGING.unpack_from(connection._head, CHANGING_START)[0]) * (is_reply == (kind is Reply))
+    expected = Kind.REPLY if kind is Reply else Kind.REQUEST
 
-    return when(Connection, "_body_for", task_of)
+    def task_of(connection: Connection, start_s: float) -> int:
+        return connection.reading * (connection._head[5] == expected)
+
+    return when(Connection, "_read_outline", task_of)
 
 
 def sending(kind: type) -> Install:

@@ -9,22 +9,21 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 
-from neurosurgeon.engine.torch_engine import blank, random_input, run_half, run_whole, stand_in
+from neurosurgeon.engine.torch_engine import random_input, run_whole
 from neurosurgeon.models.zoo import Network
 from neurosurgeon.net import session
 from neurosurgeon.net.bandwidth import LinkEstimate, LinkSource
 from neurosurgeon.net.framing import HEAD_UNIT
 from neurosurgeon.net.messages import Hello, Message, Pong, Ready, Reply
 from neurosurgeon.net.session import EdgeSession, stage_times
-from neurosurgeon.net.transport import MAX_READY, READY_BYTES, SO_MAX_PACING_RATE, UNPACED, Connection
+from neurosurgeon.net.transport import SO_MAX_PACING_RATE, UNPACED, Connection
 from neurosurgeon.utils.errors import DeadlineError, ProtocolError
 from tests.equality import assert_equal
 from tests.net.clouds import LATENCIES, MODEL, OTHER_DIGEST, POINT, Cloud, assert_answers, crossing, request_at
-from tests.net.conftest import JOIN_S, wait_until
+from tests.net.conftest import JOIN_S
 
 # ---------------------------------------------------------------- the answer
 
@@ -33,35 +32,6 @@ def test_every_partition_point_answers_as_the_unsplit_network(cloud: Cloud, netw
     with cloud.edge() as edge:
         for point in range(len(network.graph.layers)):
             assert_answers(edge, network, point)
-
-
-@pytest.mark.parametrize("point", [0, POINT])
-def test_the_first_tensors_meet_memory_that_is_ready_on_both_sides(
-    cloud: Cloud, network: Network, point: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    were_ready: list[int] = []
-    made_ahead: list[bool] = []
-    make_ready, new_body = Connection.make_ready, Connection._new_body
-
-    def noted_ready(connection: Connection) -> None:
-        make_ready(connection)
-        were_ready.append(len(connection._ready))
-
-    def noted_body(connection: Connection, *arguments: Any, has_pages: bool = False) -> Any:
-        made_ahead.append(has_pages)
-        return new_body(connection, *arguments, has_pages=has_pages)
-
-    monkeypatch.setattr(Connection, "make_ready", noted_ready)
-    monkeypatch.setattr(Connection, "_new_body", noted_body)
-    most = max(1, min(MAX_READY, READY_BYTES // network.graph.crossing_bytes[point]))
-    request, half = request_at(network, point), run_half(network.cut(point).edge, [stand_in(network.graph.input.shape)])
-    with cloud.edge() as edge:
-        edge.expect_output(blank(network.graph.output))
-        edge.ask_to_prepare(request.preparation)
-        edge.wait_until_ready(network.weights_digest)
-        wait_until(lambda: were_ready == [most])
-        edge.infer(request, half.tensors)
-    assert all(made_ahead)
 
 
 def test_many_tasks_follow_on_one_connection(cloud: Cloud, network: Network) -> None:

@@ -23,7 +23,7 @@ from neurosurgeon.net.framing import FIXED_START, HEAD_UNIT, PREFIX, SMALL_LIMIT
 from neurosurgeon.net.memory import BodyMemory, MemoryLimit
 from neurosurgeon.net.messages import Hello, Message, Ping, Prepare, Reply, Request
 from neurosurgeon.net.pickling import pack_header
-from neurosurgeon.net.transport import MAX_READY, Connection, Received, SocketWire, connect, is_this_machine, listen
+from neurosurgeon.net.transport import Connection, Received, SocketWire, connect, is_this_machine, listen
 from neurosurgeon.utils.errors import (
     AccessError,
     BusyError,
@@ -202,83 +202,11 @@ def test_the_figures_of_a_reply_travel_outside_its_header(pair: Pair) -> None:
 # ---------------------------------------------------------------- memory
 
 
-def test_what_was_made_ready_is_used_by_a_message_like_the_last_one(pair: Pair) -> None:
-    first, second, other = torch.ones(100), torch.full((100,), 2.0), torch.full((10, 10), 3.0)
-    pair[0].send(REQUEST, [first])
-    held = pair[1].receive(WAIT_S)
-    for tensor in (second, other, first):
-        pair[1].make_ready()
-        pair[1].make_ready()
-        pair[0].send(REQUEST, [tensor])
-        assert_received(pair[1], REQUEST, [tensor])
-    assert torch.equal(held.tensors[0], first)
-
-
-def test_what_was_made_ready_is_never_the_tensor_of_an_earlier_message(pair: Pair) -> None:
-    seen = []
-    for number in range(4):
-        pair[0].send(REQUEST, [torch.full((100,), float(number))])
-        received = pair[1].receive(WAIT_S)
-        assert received.tensors[0].shape == (100,)
-        received.tensors[0].unsqueeze_(0)  # as a network may do
-        seen.append(received.tensors[0])
-        pair[1].recycle(received)
-        pair[1].make_ready()
-    assert len(set(map(id, seen))) == 4
-
-
-def test_what_is_expected_is_made_ready_before_the_first_one_comes(pair: Pair) -> None:
-    pair[1].expect(REQUEST, [torch.empty_like(tensor) for tensor in TENSORS])
-    pair[1].make_ready()
-    ready, *_ = pair[1]._ready
-    pair[0].send(REQUEST, TENSORS, task=3)
-    received = pair[1].receive(WAIT_S)
-    assert received.memory is ready.memory
-    assert all(map(torch.equal, received.tensors, TENSORS))
-
-
-@pytest.mark.parametrize(("size_bytes", "count"), [(1_000, MAX_READY), (300_000, 3), (3_000_000, 1)])
-def test_memory_is_ready_for_several_small_messages_or_for_a_large_one(pair: Pair, size_bytes: int, count: int) -> None:
-    tensor = torch.zeros(size_bytes, dtype=torch.uint8)
-    pair[1].expect(REQUEST, [tensor])
-    pair[1].make_ready()
-    memories = [ready.memory for ready in pair[1]._ready]
-    assert len(memories) == count
-    for memory in memories:
-        pair[0].send(REQUEST, [tensor])
-        assert pair[1].receive(WAIT_S).memory is memory
-
-
-def test_another_message_than_the_expected_one_is_read_all_the_same(pair: Pair) -> None:
-    pair[1].expect(REQUEST, [torch.empty(5)])
-    pair[1].make_ready()
-    pair[0].send(REQUEST, TENSORS)
-    assert_received(pair[1], REQUEST, TENSORS)
-
-
-def test_what_would_not_be_let_in_or_has_a_long_head_is_not_expected(pair: Pair) -> None:
-    pair[1].expect(REQUEST, [torch.empty(5, dtype=torch.complex64)])
-    pair[1].expect(REQUEST._replace(edge_nodes=bytes(HEAD_UNIT)), [torch.empty(5)])
-    pair[1].limits = SMALL_LIMITS
-    pair[1].expect(REQUEST, [torch.empty(5)])
-    pair[1].make_ready()
-    assert not pair[1]._ready
-
-
-def test_nothing_is_made_ready_that_there_never_is_memory_for(wires: Wires) -> None:
-    sender, receiver = Connection(wires[0]), Connection(wires[1], memory=MemoryLimit(8192, 8192))
-    receiver.expect(REQUEST, [torch.empty(10_000)])
-    receiver.make_ready()
-    sender.send(REQUEST, [torch.ones(1024)])
-    assert_received(receiver, REQUEST, [torch.ones(1024)])
-
-
-def test_nothing_is_made_ready_that_there_is_no_memory_for(wires: Wires) -> None:
+def test_a_body_for_which_there_is_no_memory_is_skipped(wires: Wires) -> None:
     sender, receiver = Connection(wires[0]), Connection(wires[1], memory=MemoryLimit(8192, 8192))
     for _ in range(2):
         sender.send(REQUEST, [torch.ones(1024)])
         receiver.receive(WAIT_S)
-        receiver.make_ready()
     for number in range(2):
         sender.send(REQUEST, [torch.ones(1024)], number)
         received = receiver.receive(WAIT_S)
