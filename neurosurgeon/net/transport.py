@@ -95,8 +95,8 @@ class Received(NamedTuple):
 class SocketWire:
     """A socket as it is; see `Wire`.
 
-    Deadlines are the kernel's: one system call a read, where settimeout makes two. A call's bound is kept for others
-    that have more time, and made longer only where nothing came within it.
+    Deadlines are the kernel's, one for each direction: `settimeout` would set that of another thread's call, too, and
+    end MSG_WAITALL.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -111,7 +111,6 @@ class SocketWire:
         except OSError as exc:
             sock.close()
             raise PeerGoneError("the peer left as soon as it had come") from exc
-        self._timeouts_s = {socket.SO_RCVTIMEO: 0.0, socket.SO_SNDTIMEO: 0.0}
         self._incoming = select.poll()
         self._incoming.register(sock, select.POLLIN)
 
@@ -127,8 +126,6 @@ class SocketWire:
             self._set_timeout(socket.SO_RCVTIMEO, deadline_s)
             count = self.sock.recv_into(view, 0, socket.MSG_WAITALL if fills else 0)
         except BlockingIOError as exc:
-            if self._was_cut_short(socket.SO_RCVTIMEO, deadline_s):
-                return self.read_some(view, deadline_s, fill)
             raise DeadlineError(f"{self.peer} sent nothing, or not all of a message, in time") from exc
         except OSError as exc:
             raise PeerGoneError(f"connection to {self.peer} lost: {exc.strerror or exc}") from exc
@@ -147,26 +144,17 @@ class SocketWire:
                 if left_bytes:
                     pieces = _behind(pieces, count)
         except BlockingIOError as exc:
-            if self._was_cut_short(socket.SO_SNDTIMEO, deadline_s):
-                return self.send(pieces, deadline_s)
             raise DeadlineError(f"{self.peer} did not read our message in time") from exc
         except OSError as exc:
             raise PeerGoneError(f"connection to {self.peer} lost: {exc.strerror or exc}") from exc
 
     def _set_timeout(self, option: int, deadline_s: float) -> None:
-        """Bound the next call by the time that is left, to a tenth, or by less."""
+        """Bound the next call by the time that is left."""
         remaining_s = min(deadline_s, self.latest_s) - time.monotonic()
         if remaining_s <= 0:
             raise BlockingIOError
-        if not 0.0 < self._timeouts_s[option] <= remaining_s * 1.1:
-            seconds, microseconds = divmod(round(remaining_s * 1e6) + 1, 1_000_000)  # 0 would mean for ever
-            self.sock.setsockopt(socket.SOL_SOCKET, option, TIMEVAL.pack(seconds, microseconds))
-            self._timeouts_s[option] = remaining_s
-
-    def _was_cut_short(self, option: int, deadline_s: float) -> bool:
-        """Return whether a call was bound by less than its deadline; the next one is bound anew."""
-        self._timeouts_s[option] = 0.0
-        return time.monotonic() < min(deadline_s, self.latest_s)
+        seconds, microseconds = divmod(round(remaining_s * 1e6) + 1, 1_000_000)  # 0 would mean for ever
+        self.sock.setsockopt(socket.SOL_SOCKET, option, TIMEVAL.pack(seconds, microseconds))
 
 
 def _behind(pieces: Sequence[Buffer], count: int) -> list[memoryview]:
