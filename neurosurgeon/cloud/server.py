@@ -46,7 +46,6 @@ log = logging.getLogger(__name__)
 IDLE_TIMEOUT_S = 600.0
 MAX_UNANSWERED = 32  # messages of one edge; more than may wait in the engine, so that an edge hears that it is busy
 HEARTBEAT_S = 1.0  # an edge that has heard nothing for so long is told that the cloud lives
-REST_S = 10.0  # behind the last answer, a connection's memory is left to others
 DELIVERY_S = 1.0  # the last answers reach an edge behind any link, or it is gone
 LAZY_BYTES = 1_048_576  # of a question: the memory of a larger one is not held until the writer's next look
 COPIED_LATER_BYTES = 65_536  # of an answer: a larger one is copied by the worker, with the threads it has
@@ -201,12 +200,6 @@ class _Sent(NamedTuple):
     reply: Reply
 
 
-class _Spent(NamedTuple):
-    """A task's question is not read any more."""
-
-    received: Received
-
-
 class _Chore(NamedTuple):
     """Anything else that nobody waits for, and that must be done even where the edge has left."""
 
@@ -220,7 +213,7 @@ class _Answer(NamedTuple):
     content: Message | Exception
 
 
-_Item = _Answer | _Done | _Sent | _Spent | _Chore | _Task
+_Item = _Answer | _Done | _Sent | _Chore | _Task
 
 
 class Conversation:
@@ -258,7 +251,7 @@ class Conversation:
         self._max_unanswered = MAX_UNANSWERED
         self._places: SimpleQueue[None] = SimpleQueue()  # one for each message that may be read; waiting here is C
         self._give_places(self._max_unanswered)
-        self._sent_ms = self._answered_ms = now_ms()  # when the edge was last told anything, and something of a task
+        self._sent_ms = now_ms()  # when the edge was last told anything
         self._is_over = False  # set by the writer: no answer can be sent any more
         self._writer = threading.Thread(target=self._write, name=f"write {connection.peer}", daemon=True)
 
@@ -347,11 +340,12 @@ class Conversation:
         if not self._rules.allows_nonfinite:
             check_finite(received.values)
 
-        is_large = received.memory is not None and len(received.memory) > LAZY_BYTES
+        is_large = sum(tensor.nbytes for tensor in received.tensors) > LAZY_BYTES
+        compute = partial(self._engine.submit, self, cut, received.tensors)
+        received = received._replace(tensors=[], values=())  # whoever shows the answer must not keep their memory
         asker = Asker(
-            compute=partial(self._engine.submit, self, cut, received.tensors),
+            compute=compute,
             deliver=partial(self._deliver, received, task),
-            release=lambda: self._outbox.put(_Spent(received), is_urgent=is_large),
             later=partial(self._do_later, is_large),
         )
         if self._edge_id and received.task:
@@ -418,6 +412,7 @@ class Conversation:
                     self._bring(item)
                 else:
                     self._do(item)
+                item = None  # while the edge is silent, no memory of its last request is kept
         except Exception as exc:
             _log_end(self.connection.peer, exc, self._title(item.received) if isinstance(item, _Answer | _Done) else "")
         finally:
@@ -426,14 +421,12 @@ class Conversation:
             self._give_places(self._max_unanswered)  # the reader waits for nothing any more
             self._do_rest()
 
-    def _do(self, item: _Task | _Spent | _Chore) -> None:
+    def _do(self, item: _Task | _Chore) -> None:
         """Do what no edge waits for; a defect in it costs the conversation nothing."""
         try:
             match item:
                 case _Task():
                     self._lines.arrived(item.state)
-                case _Spent():
-                    self.connection.recycle(item.received)  # behind its answer, which may be a view of it
                 case _Chore():
                     item.run()
         except Exception as exc:
@@ -446,7 +439,7 @@ class Conversation:
             with self._sending:
                 answer = self._send(answer)
                 self._unsent.popleft()
-        self._sent_ms = self._answered_ms = now_ms()
+        self._sent_ms = now_ms()
         self._places.put(None)
         try:
             self._show(answer)
@@ -465,8 +458,6 @@ class Conversation:
                 with self._sending:
                     self.connection.send(Pong(0, load.queue_ms, load.service_ms))
                 self._sent_ms = now_ms()
-                if self._sent_ms - self._answered_ms > s_to_ms(REST_S):
-                    self.connection.rest()
 
     def _send(self, answer: _Answer | _Done) -> _Answer | _Done | _Sent:
         """Send an answer; return it, or what was sent in its place."""
@@ -503,7 +494,6 @@ class Conversation:
                 asked = answer.received.message
                 if isinstance(asked, Prepare) and not isinstance(answer.content, Exception):
                     self._lines.prepared(asked.model, asked.edge_nodes)
-                self.connection.recycle(answer.received)
 
     def _send_reply(self, received: Received, task: _Task, result: CloudResult, within_s: float = math.inf) -> Reply:
         load = self._engine.load

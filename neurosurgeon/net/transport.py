@@ -32,7 +32,7 @@ from neurosurgeon.net.framing import (
     split_body,
 )
 from neurosurgeon.net.keys import Refusal, refused, tell_refusal
-from neurosurgeon.net.memory import UNLIMITED, BodyMemory, MemoryLimit
+from neurosurgeon.net.memory import UNLIMITED, MemoryLimit
 from neurosurgeon.net.messages import Hello, Message, Reply
 from neurosurgeon.net.net_utils import format_address
 from neurosurgeon.net.pickling import TensorSpec, flat_values, unpack_tensor
@@ -80,7 +80,7 @@ MAX_PIECES = 64  # pieces for one sendmsg, far below the system's limit (IOV_MAX
 
 
 class Received(NamedTuple):
-    """A message and its tensors, which live in memory of their own until it is handed back by `Connection.recycle`."""
+    """A message and its tensors, which share the memory of its body."""
 
     message: Message
     tensors: list[Tensor]
@@ -88,7 +88,6 @@ class Received(NamedTuple):
     receive_ms: float  # from the first byte to the last
     specs: tuple[TensorSpec, ...] = ()  # of the tensors
     values: Sequence[NDArray[Any]] = ()  # of the tensors, flat (`net.pickling.flat_values`)
-    memory: memoryview | None = None  # where the tensors live
     refusal: BusyError | None = None  # there was no memory for the tensors: they were read, and are gone
 
 
@@ -178,7 +177,7 @@ class Connection:
         self._link = SocketWire(sock)
         self._wire: Wire = self._link
         self._head = memoryview(bytearray(HEAD_UNIT))
-        self._bodies = BodyMemory(memory)
+        self._memory = memory
         self._room_bytes = self._acked_bytes = 0  # of what is sent, when the system was last asked
         self.is_mid_frame = False  # a frame may be out in part: the peer would read the next one as its rest
         self.reading = 0  # the task whose message is being read, or was read last; 0 before its head is there
@@ -201,10 +200,9 @@ class Connection:
         return self._link.received_bytes
 
     def close(self) -> None:
-        """Close the socket, and keep no memory; closing twice is fine."""
+        """Close the socket; closing twice is fine."""
         self.sock.close()
         self._room_bytes = 0
-        self._bodies.close()
 
     def stop_reading(self) -> None:
         """From another thread: let ``receive`` return what has arrived, then end; answers still go out."""
@@ -327,21 +325,17 @@ class Connection:
         length = outline.body_length
         deadline_s = body_deadline_s(length)
         try:
-            memory = self._bodies.take(length)
+            memory = self._memory.allocate(self, length)
         except BusyError as exc:
             if length > MAX_SKIPPED_BYTES:
                 raise
             self._skip(length, deadline_s)
             return Received(message, [], task, s_to_ms(time.monotonic() - start_s), refusal=exc)
-        read_all(self._wire, memory[:length], deadline_s)
-        buffers = split_body(memory[:length], outline.lengths)
+        read_all(self._wire, memory, deadline_s)
+        buffers = split_body(memory, outline.lengths)
         tensors = list(map(unpack_tensor, outline.specs, buffers))
         values = list(map(flat_values, outline.specs, buffers))
-        return Received(message, tensors, task, s_to_ms(time.monotonic() - start_s), outline.specs, values, memory)
-
-    def rest(self) -> None:
-        """Keep no memory for later messages: none is expected soon."""
-        self._bodies.rest()
+        return Received(message, tensors, task, s_to_ms(time.monotonic() - start_s), outline.specs, values)
 
     def send_state(self) -> SendState | None:
         """Return what may be sent before the peer is heard from; None where the system does not tell."""
@@ -380,14 +374,6 @@ class Connection:
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
         except (OSError, AttributeError):  # not this system, or not allowed: the default is used
             log.debug("congestion control of the probe stays the system's")
-
-    def recycle(self, received: Received) -> None:
-        """Use a message's memory for later ones, from any thread, once; its tensors must not be read any more.
-
-        A message that is never handed back is freed with its last tensor; only its pages are then made anew.
-        """
-        if received.memory is not None:
-            self._bodies.give_back(received.memory)
 
     def receive_raw(self, size_bytes: int, scratch: memoryview) -> Iterable[tuple[float, int]]:
         """Read ``size_bytes`` bytes that belong to no frame; yield time (s, monotonic) and size of every read."""

@@ -11,7 +11,7 @@ import torch
 
 from neurosurgeon.net.encoding import pack_message
 from neurosurgeon.net.framing import HEAD_UNIT, Buffer, Limits
-from neurosurgeon.net.memory import BodyMemory
+from neurosurgeon.net.memory import UNLIMITED
 from neurosurgeon.net.messages import (
     AskLatencies,
     ErrorReply,
@@ -78,7 +78,7 @@ class BytesConnection(Connection):
 
     def __init__(self, data: bytes) -> None:
         self._wire, self.peer, self.limits = BytesWire(data), "memory", LIMITS
-        self._head, self._bodies = memoryview(bytearray(HEAD_UNIT)), BodyMemory()
+        self._head, self._memory = memoryview(bytearray(HEAD_UNIT)), UNLIMITED
 
 
 def frames() -> list[bytes]:

@@ -57,7 +57,7 @@ def serve(listener: socket.socket, access: Access) -> None:
         connection.send(Hello.of())
         try:
             while True:
-                connection.recycle(connection.receive(WAIT_S))
+                connection.receive(WAIT_S)
                 connection.send(Pong(0))
         except PeerGoneError:
             return

@@ -61,7 +61,6 @@ def answer(connection: Connection, tensor: torch.Tensor) -> bool:
             connection.send(Ready(received.message.model, ""))
         else:
             connection.send(Reply(now_ms() - arrived_ms, 0.0, 0.0, received.receive_ms), [tensor])
-            connection.recycle(received)
     except Exception:
         return False
     return True
@@ -80,7 +79,6 @@ def transfer_ms(connection: Connection, tensor: torch.Tensor) -> float:
     connection.send(REQUEST, [tensor])
     received = connection.receive(WAIT_S)
     assert isinstance(received.message, Reply)
-    connection.recycle(received)
     return now_ms() - start_ms - received.message.cloud_ms
 
 

@@ -87,7 +87,6 @@ def serve_ours(listener: socket.socket, size_bytes: int) -> None:
         while True:
             received = connection.receive(WAIT_S)
             connection.send(Reply(0.0, 0.0, 0.0, received.receive_ms), [output], received.task)
-            connection.recycle(received)
 
 
 def serve_multiprocessing(listener: socket.socket, size_bytes: int) -> None:

@@ -302,11 +302,7 @@ def test_a_task_for_which_there_is_no_memory_is_refused_alone(start: Callable[..
         assert [answer.task for answer in tasks.receive(1)] == [3]
 
 
-def test_memory_is_left_to_others_behind_the_last_answer(
-    start: Callable[..., Cloud], network: Network, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, "HEARTBEAT_S", 0.01)
-    monkeypatch.setattr(server, "REST_S", 0.02)
+def test_a_request_that_is_answered_takes_no_memory(start: Callable[..., Cloud], network: Network) -> None:
     memory = MemoryLimit(1_500_000, 1_500_000)
     with connect(*start(CloudEngine("cpu", 1, {}), door=Door(memory=memory)).address) as connection:
         tasks = ManyTasks(connection, network)
