@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import threading
-import weakref
-from collections import Counter
+from typing import Any
+
+import numpy as np
 
 from neurosurgeon.net.framing import ALIGNMENT
 from neurosurgeon.utils.errors import BusyError, ProtocolError
 from neurosurgeon.utils.units import readable_bytes
 
 RETRY_MS = 100.0  # when to ask again for memory that others have
+
+
+class _Body(np.ndarray[Any, np.dtype[np.uint8]]):
+    """Bytes that count against a limit until they are freed."""
+
+    reserved: tuple[MemoryLimit, object, int]
+
+    def __del__(self) -> None:
+        limit, connection, length = self.reserved
+        limit._release(connection, length)
 
 
 class MemoryLimit:
@@ -23,7 +35,7 @@ class MemoryLimit:
     def __init__(self, total_bytes: float, connection_bytes: float) -> None:
         self._total_bytes, self._connection_bytes = total_bytes, connection_bytes
         self._used_bytes = 0
-        self._used_by: Counter[object] = Counter()  # bytes of each connection
+        self._used_by: dict[object, int] = {}  # bytes of each connection
         self._lock = threading.RLock()  # reentrant: the garbage collector may free a body while another is reserved
 
     def allocate(self, connection: object, length: int) -> memoryview:
@@ -31,35 +43,33 @@ class MemoryLimit:
 
         Raises: BusyError: the connection, or all together, would exceed their limit. ProtocolError: it always would.
         """
-        import numpy as np
-
         self._reserve(connection, length)
         try:
-            memory = np.empty(length + ALIGNMENT, np.uint8)  # not zeroed: all of it will be received
+            body = _Body(length + ALIGNMENT, np.uint8)  # not zeroed: all of it will be received
         except MemoryError:
             self._release(connection, length)
             raise
-        weakref.finalize(memory, self._release, connection, length)
-        start = -memory.ctypes.data % ALIGNMENT
-        return memory.data[start : start + length]
+        body.reserved = self, connection, length
+        start = -ctypes.addressof(ctypes.c_char.from_buffer(body.data)) % ALIGNMENT
+        return body.data[start : start + length]
 
     def _reserve(self, connection: object, length: int) -> None:
         if length > min(self._total_bytes, self._connection_bytes):
             raise ProtocolError(f"{readable_bytes(length)} are more than a connection may have here")
         with self._lock:
-            if self._used_by[connection] + length > self._connection_bytes:
+            used_bytes = self._used_by.get(connection, 0) + length
+            if used_bytes > self._connection_bytes:
                 raise BusyError(f"{readable_bytes(length)} are more than this connection may still have", RETRY_MS)
             if self._used_bytes + length > self._total_bytes:
                 raise BusyError(f"{readable_bytes(length)} are more than all connections may still have", RETRY_MS)
             self._used_bytes += length
-            self._used_by[connection] += length
+            self._used_by[connection] = used_bytes
 
     def _release(self, connection: object, length: int) -> None:
         with self._lock:
             self._used_bytes -= length
-            self._used_by[connection] -= length
-            if not self._used_by[connection]:
-                del self._used_by[connection]
+            if left_bytes := self._used_by.pop(connection, 0) - length:
+                self._used_by[connection] = left_bytes
 
 
 UNLIMITED = MemoryLimit(math.inf, math.inf)  # an edge requests the replies that it receives

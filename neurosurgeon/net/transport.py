@@ -70,6 +70,7 @@ KEEPALIVE_INTERVAL_S = 1
 DELIVERY_CHECK_S = 0.005
 MIN_RATE_BYTES_PER_S = 50_000  # 0.4 Mbit/s; the slowest link of the field's tables is 3G with 1.1
 TIMEVAL = struct.Struct("@ll")  # seconds, microseconds: what SO_RCVTIMEO takes
+CHECK_S = 0.2  # how often a call that waits looks at its deadline
 ACCEPT_PAUSE_S = 0.05  # out of file descriptors: others must close theirs first
 BACKLOG = 1024  # a crowd of strangers leaves room for an edge; the system may allow less
 TCP_INFO_BYTES, NAME_BYTES = 256, 16  # the kernel says less where it knows less
@@ -94,8 +95,9 @@ class Received(NamedTuple):
 class SocketWire:
     """A socket as it is; see `Wire`.
 
-    Deadlines are the kernel's, one for each direction: `settimeout` would set that of another thread's call, too, and
-    end MSG_WAITALL.
+    The system interrupts a call that waits every `CHECK_S`, and its deadline is checked: deadlines are that much late.
+    A timeout that is set for each call would cost one system call more, and `settimeout`, which holds for the threads
+    of both directions, two: 5 % and more of an exchange of 16 KB (``python -m tests.benchmark.transport``).
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -107,6 +109,8 @@ class SocketWire:
             self.peer = format_address(sock.getpeername())
             sock.setblocking(True)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                sock.setsockopt(socket.SOL_SOCKET, option, TIMEVAL.pack(0, round(1e6 * CHECK_S)))
         except OSError as exc:
             sock.close()
             raise PeerGoneError("the peer left as soon as it had come") from exc
@@ -119,41 +123,37 @@ class SocketWire:
 
     def read_some(self, view: memoryview, deadline_s: float, fill: bool = False) -> int:
         """Read at least a byte; see `Wire`."""
-        fills = fill and self.silence_s == math.inf  # else it would hide when the last byte came
-        deadline_s = min(deadline_s, time.monotonic() + self.silence_s)
-        try:
-            self._set_timeout(socket.SO_RCVTIMEO, deadline_s)
-            count = self.sock.recv_into(view, 0, socket.MSG_WAITALL if fills else 0)
-        except BlockingIOError as exc:
-            raise DeadlineError(f"{self.peer} sent nothing, or not all of a message, in time") from exc
-        except OSError as exc:
-            raise PeerGoneError(f"connection to {self.peer} lost: {exc.strerror or exc}") from exc
-        self.received_bytes += count
-        return count
+        deadline_s = min(deadline_s, self.latest_s, time.monotonic() + self.silence_s)
+        while time.monotonic() < deadline_s:
+            try:
+                count = self.sock.recv_into(view, 0, socket.MSG_WAITALL if fill else 0)
+            except BlockingIOError:
+                continue
+            except OSError as exc:
+                raise self._lost(exc) from exc
+            self.received_bytes += count
+            return count
+        raise DeadlineError(f"{self.peer} sent nothing, or not all of a message, in time")
 
     def send(self, pieces: Sequence[Buffer], deadline_s: float) -> None:
         """Send the pieces from their own memory; see `Wire`."""
         left_bytes = sum(map(len, pieces))
-        try:
-            while left_bytes:
-                self._set_timeout(socket.SO_SNDTIMEO, deadline_s)
+        while left_bytes:
+            if time.monotonic() >= min(deadline_s, self.latest_s):
+                raise DeadlineError(f"{self.peer} did not read our message in time")
+            try:
                 count = self.sock.sendmsg(pieces[:MAX_PIECES])
-                self.sent_bytes += count
-                left_bytes -= count
-                if left_bytes:
-                    pieces = _behind(pieces, count)
-        except BlockingIOError as exc:
-            raise DeadlineError(f"{self.peer} did not read our message in time") from exc
-        except OSError as exc:
-            raise PeerGoneError(f"connection to {self.peer} lost: {exc.strerror or exc}") from exc
+            except BlockingIOError:
+                continue
+            except OSError as exc:
+                raise self._lost(exc) from exc
+            self.sent_bytes += count
+            left_bytes -= count
+            if left_bytes:
+                pieces = _behind(pieces, count)
 
-    def _set_timeout(self, option: int, deadline_s: float) -> None:
-        """Bound the next call by the time that is left."""
-        remaining_s = min(deadline_s, self.latest_s) - time.monotonic()
-        if remaining_s <= 0:
-            raise BlockingIOError
-        seconds, microseconds = divmod(round(remaining_s * 1e6) + 1, 1_000_000)  # 0 would mean for ever
-        self.sock.setsockopt(socket.SOL_SOCKET, option, TIMEVAL.pack(seconds, microseconds))
+    def _lost(self, exc: OSError) -> PeerGoneError:
+        return PeerGoneError(f"connection to {self.peer} lost: {exc.strerror or exc}")
 
 
 def _behind(pieces: Sequence[Buffer], count: int) -> list[memoryview]:

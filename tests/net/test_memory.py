@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ctypes
 
-import numpy as np
 import pytest
 import torch
 
+from neurosurgeon.net import memory
 from neurosurgeon.net.framing import ALIGNMENT
 from neurosurgeon.net.memory import UNLIMITED, MemoryLimit
 from neurosurgeon.utils.errors import BusyError, ProtocolError
@@ -15,11 +15,11 @@ from neurosurgeon.utils.errors import BusyError, ProtocolError
 
 @pytest.mark.parametrize("length", [0, 1, 4096, 3_000_001])
 def test_memory_starts_on_a_cache_line_and_can_be_written(length: int) -> None:
-    memory = UNLIMITED.allocate("one", length)
-    assert len(memory) == length
-    assert not memory.readonly
+    body = UNLIMITED.allocate("one", length)
+    assert len(body) == length
+    assert not body.readonly
     if length:
-        assert ctypes.addressof(ctypes.c_char.from_buffer(memory)) % ALIGNMENT == 0
+        assert ctypes.addressof(ctypes.c_char.from_buffer(body)) % ALIGNMENT == 0
 
 
 def test_a_connection_and_all_together_may_have_so_much() -> None:
@@ -42,9 +42,9 @@ def test_what_never_fits_is_not_to_be_asked_for_again() -> None:
 
 def test_a_body_counts_until_its_last_tensor_is_freed() -> None:
     limit = MemoryLimit(200_000, 200_000)
-    memory = limit.allocate("one", 150_000)
-    tensors = [torch.frombuffer(memory[:100], dtype=torch.uint8), torch.frombuffer(memory[128:], dtype=torch.uint8)]
-    del memory
+    body = limit.allocate("one", 150_000)
+    tensors = [torch.frombuffer(body[:100], dtype=torch.uint8), torch.frombuffer(body[128:], dtype=torch.uint8)]
+    del body
     tensors.pop()
     with pytest.raises(BusyError):
         limit.allocate("one", 150_000)
@@ -54,18 +54,22 @@ def test_a_body_counts_until_its_last_tensor_is_freed() -> None:
 
 def test_what_was_freed_leaves_nothing_behind() -> None:
     limit = MemoryLimit(1000, 1000)
-    for _ in range(3):
-        limit.allocate(object(), 1000)
+    for length in (1000, 400, 0):
+        limit.allocate(object(), length)
+    bodies = [limit.allocate("one", length) for length in (400, 0)]
+    while bodies:
+        del bodies[0]
     assert (limit._used_bytes, limit._used_by) == (0, {})
 
 
 def test_a_body_that_the_system_has_no_memory_for_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: object) -> None:
-        raise MemoryError
+    class NoMemory:
+        def __init__(self, *arguments: object) -> None:
+            raise MemoryError
 
     limit = MemoryLimit(1000, 1000)
     with monkeypatch.context() as patched:
-        patched.setattr(np, "empty", fail)
+        patched.setattr(memory, "_Body", NoMemory)
         with pytest.raises(MemoryError):
             limit.allocate("one", 1000)
     assert len(limit.allocate("one", 1000)) == 1000
