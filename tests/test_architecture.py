@@ -44,7 +44,6 @@ STILL_THERE = {
     ("edge.task", "tqdm"),
     ("engine.torch_engine", "edge.inputs"),
     ("engine.torch_engine", "edge.records"),
-    ("net.encoding", "torch"),
     ("net.pickling", "torch"),
     ("net.session", "torch"),
     ("net.stream", "torch"),

@@ -19,23 +19,33 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from neurosurgeon.net.access import OPEN, Access
-from neurosurgeon.net.encoding import LongHeadError, Outline, RawHeadError, known_outline, outline_of, pack_message
 from neurosurgeon.net.framing import (
-    CHANGING,
-    CHANGING_START,
     DEFAULT_LIMITS,
-    FIXED_START,
     HEAD_UNIT,
+    RAW_KINDS,
     Buffer,
+    Head,
     Kind,
     Limits,
+    Prefix,
+    pack_frame,
     split_body,
+    unpack_head,
+    unpack_prefix,
 )
 from neurosurgeon.net.keys import Refusal, refused, tell_refusal
 from neurosurgeon.net.memory import UNLIMITED, MemoryLimit
-from neurosurgeon.net.messages import Hello, Message, Reply
+from neurosurgeon.net.messages import Hello, Message, kind_of, message_of
 from neurosurgeon.net.net_utils import format_address
-from neurosurgeon.net.pickling import TensorSpec, flat_values, unpack_tensor
+from neurosurgeon.net.pickling import (
+    TensorSpec,
+    check_tensor_specs,
+    flat_values,
+    pack_header,
+    pack_tensor,
+    unpack_header,
+    unpack_tensor,
+)
 from neurosurgeon.net.tcp_info import PACED, SendState, acked_bytes, send_state
 from neurosurgeon.net.wire import HEAD_TIMEOUT_S, Wire, read_all, read_head_unit
 from neurosurgeon.utils.errors import (
@@ -78,6 +88,27 @@ SO_MAX_PACING_RATE, UNPACED = 47, 0xFFFF_FFFF  # asm-generic/socket.h; the socke
 OVERHEAD, FRAME_ROOM_BYTES = 2, 4096  # the kernel counts its own memory for packets, too
 MAX_SEALED_BYTES = 65_536  # sealing more takes as long as waking a thread up that does
 MAX_PIECES = 64  # pieces for one sendmsg, far below the system's limit (IOV_MAX, 1024)
+
+
+def pack_message(message: Message, tensors: Sequence[Tensor] = (), task: int = 0) -> list[Buffer]:
+    """Return the pieces of the frame that carries a message, its tensors in their own memory."""
+    packed = list(map(pack_tensor, tensors))
+    header = pack_header(tuple(message), [spec for spec, _ in packed])
+    return pack_frame(kind_of(message), header, [buffer for _, buffer in packed], task)
+
+
+def unpack_message(head: Head) -> tuple[Message, tuple[TensorSpec, ...]]:
+    """Return the message in a head, and what its tensors are like.
+
+    Raises: ProtocolError.
+    """
+    parts = unpack_header(head.header)
+    if len(parts) != 2:
+        raise ProtocolError(f"header of {len(parts)} parts")
+    values, specs = parts
+    message = message_of(head.kind, values)
+    check_tensor_specs(specs, head.lengths)
+    return message, tuple(specs)
 
 
 class Received(NamedTuple):
@@ -313,16 +344,15 @@ class Connection:
         """
         self.reading = 0
         start_s = read_head_unit(self._wire, self._head, time.monotonic() + wait_s)
-        task, *figures = CHANGING.unpack_from(self._head, CHANGING_START)
-        self.reading = task
-        try:
-            outline = self._read_outline(start_s)
-        except RawHeadError as exc:
-            raise self._out_of_place(exc) from None
-        message = outline.message or Reply._make(figures)
-        if not outline.lengths:
+        prefix = unpack_prefix(self._head, self.limits)
+        task = self.reading = prefix.task
+        head = self._read_head(prefix, start_s)
+        if head.kind in RAW_KINDS:
+            raise self._out_of_place(head)
+        message, specs = unpack_message(head)
+        if not head.lengths:
             return Received(message, [], task, s_to_ms(time.monotonic() - start_s))
-        length = outline.body_length
+        length = head.body_length
         deadline_s = body_deadline_s(length)
         try:
             memory = self._memory.allocate(self, length)
@@ -332,10 +362,10 @@ class Connection:
             self._skip(length, deadline_s)
             return Received(message, [], task, s_to_ms(time.monotonic() - start_s), refusal=exc)
         read_all(self._wire, memory, deadline_s)
-        buffers = split_body(memory, outline.lengths)
-        tensors = list(map(unpack_tensor, outline.specs, buffers))
-        values = list(map(flat_values, outline.specs, buffers))
-        return Received(message, tensors, task, s_to_ms(time.monotonic() - start_s), outline.specs, values)
+        buffers = split_body(memory, head.lengths)
+        tensors = list(map(unpack_tensor, specs, buffers))
+        values = list(map(flat_values, specs, buffers))
+        return Received(message, tensors, task, s_to_ms(time.monotonic() - start_s), specs, values)
 
     def send_state(self) -> SendState | None:
         """Return what may be sent before the peer is heard from; None where the system does not tell."""
@@ -393,16 +423,14 @@ class Connection:
         name = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, NAME_BYTES)
         return name.partition(b"\0")[0].decode(errors="replace")
 
-    def _read_outline(self, start_s: float) -> Outline:
-        """Return what the head says whose first unit has been read, and read the rest of a longer one."""
-        head = self._head
-        try:
-            return known_outline(bytes(head[:CHANGING_START]), bytes(head[FIXED_START:]), self.limits)
-        except LongHeadError as exc:
-            data = bytearray(exc.length)
-            data[:HEAD_UNIT] = head
-            read_all(self._wire, memoryview(data)[HEAD_UNIT:], start_s + HEAD_TIMEOUT_S)
-            return outline_of(data, self.limits)
+    def _read_head(self, prefix: Prefix, start_s: float) -> Head:
+        """Return the head whose first unit has been read; read the rest of a longer one."""
+        data = self._head
+        if prefix.head_length > HEAD_UNIT:
+            data = memoryview(bytearray(prefix.head_length))
+            data[:HEAD_UNIT] = self._head
+            read_all(self._wire, data[HEAD_UNIT:], start_s + HEAD_TIMEOUT_S)
+        return unpack_head(prefix, data, self.limits)
 
     def _skip(self, length: int, deadline_s: float) -> None:
         scratch = memoryview(bytearray(min(length, SKIP_BYTES)))
@@ -410,7 +438,7 @@ class Connection:
             read_all(self._wire, scratch[: min(length, SKIP_BYTES)], deadline_s)
             length -= min(length, SKIP_BYTES)
 
-    def _out_of_place(self, head: RawHeadError) -> AccessError:
+    def _out_of_place(self, head: Head) -> AccessError:
         """Return what a frame of the key's handshake means to a side that has no key, or is through with it."""
         if head.kind is Kind.REFUSAL:
             return refused(self.peer, head.header)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from neurosurgeon.net.encoding import pack_message
 from neurosurgeon.net.framing import HEAD_UNIT, Buffer, Limits
 from neurosurgeon.net.memory import UNLIMITED
 from neurosurgeon.net.messages import (
@@ -28,7 +27,7 @@ from neurosurgeon.net.messages import (
     Samples,
 )
 from neurosurgeon.net.pickling import ALLOWED_OPCODES, unpack_header
-from neurosurgeon.net.transport import Connection, Received
+from neurosurgeon.net.transport import Connection, Received, pack_message
 from neurosurgeon.utils.errors import AccessError, PeerGoneError, ProtocolError
 
 EXPECTED = (ProtocolError, PeerGoneError, AccessError)  # all that bytes of whatever kind may lead to

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from neurosurgeon.net.framing import (
     ALIGNMENT,
     DEFAULT_LIMITS,
-    FIXED_START,
     HEAD_UNIT,
     PREFIX,
     SMALL_LIMITS,
@@ -32,18 +31,15 @@ from neurosurgeon.net.framing import (
 from neurosurgeon.utils.errors import ProtocolError
 
 GOLDEN_HEADER = b"header"
-GOLDEN_FIGURES = (1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 GOLDEN_BUFFERS = [b"\xaa\xbb\xcc", b"", bytes(range(64))]
 GOLDEN_FRAME = (
     bytes.fromhex(
         "4e53474e"  # magic "NSGN"
-        "04"  # wire version
+        "05"  # wire version
         "04"  # kind: request
         "0003"  # buffers
         "00000006"  # header length
         "01020304"  # task
-        "3ff0000000000000"  # figures: 1, then zeros
-        "00000000000000000000000000000000000000000000000000000000000000000000000000000000"
         "0000000000000003"
         "0000000000000000"
         "0000000000000040"
@@ -79,7 +75,7 @@ def unpack_frame(data: bytes) -> tuple[Head, list[bytes]]:
 
 
 def test_packs_the_golden_bytes() -> None:
-    assert b"".join(pack_frame(Kind.REQUEST, GOLDEN_HEADER, GOLDEN_BUFFERS, 0x01020304, GOLDEN_FIGURES)) == GOLDEN_FRAME
+    assert b"".join(pack_frame(Kind.REQUEST, GOLDEN_HEADER, GOLDEN_BUFFERS, 0x01020304)) == GOLDEN_FRAME
 
 
 def test_unpacks_the_golden_bytes() -> None:
@@ -137,7 +133,7 @@ def test_buffers_are_passed_on_without_copies(header: bytes, buffers: list[bytes
 
 @given(st.integers(0, 64), st.integers(0, 2**16))
 def test_a_head_fills_whole_units(buffer_count: int, header_length: int) -> None:
-    needed = FIXED_START + 8 * buffer_count + header_length
+    needed = PREFIX.size + 8 * buffer_count + header_length
     assert head_length(buffer_count, header_length) % HEAD_UNIT == 0
     assert needed <= head_length(buffer_count, header_length) < needed + HEAD_UNIT
 
@@ -190,7 +186,7 @@ def test_whatever_follows_the_magic_is_within_limits_or_refused(data: bytes) -> 
     assert prefix.buffer_count <= DEFAULT_LIMITS.max_buffers
 
 
-@pytest.mark.parametrize("version", [0, 1, 255])
+@pytest.mark.parametrize("version", [0, 1, WIRE_VERSION - 1, WIRE_VERSION + 1, 255])
 def test_another_wire_version_is_named(version: int) -> None:
     with pytest.raises(ProtocolError, match=f"wire version {version}, this side {WIRE_VERSION}"):
         unpack_prefix(prefix_bytes(version=version))
@@ -225,7 +221,7 @@ def test_there_may_be_as_many_buffers_as_the_limit_and_no_more(limits: Limits) -
 
 def head_of(lengths: list[int]) -> tuple[Prefix, bytes]:
     """Return prefix and head of a frame that claims buffers of these lengths; there is no body."""
-    prefix = prefix_bytes(kind=Kind.REQUEST, buffers=len(lengths)).ljust(FIXED_START, b"\0")
+    prefix = prefix_bytes(kind=Kind.REQUEST, buffers=len(lengths))
     data = prefix + struct.pack(f"!{len(lengths)}Q", *lengths)
     return unpack_prefix(data), data
 

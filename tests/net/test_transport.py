@@ -17,12 +17,11 @@ from torch import Tensor
 
 from neurosurgeon.net import transport, wire
 from neurosurgeon.net.access import Access
-from neurosurgeon.net.encoding import pack_message
-from neurosurgeon.net.framing import FIXED_START, HEAD_UNIT, PREFIX, SMALL_LIMITS, WIRE_VERSION, Kind, Limits, pack_head
+from neurosurgeon.net.framing import HEAD_UNIT, PREFIX, SMALL_LIMITS, WIRE_VERSION, Kind, Limits, pack_frame
 from neurosurgeon.net.memory import MemoryLimit
 from neurosurgeon.net.messages import Hello, Message, Ping, Prepare, Reply, Request
 from neurosurgeon.net.pickling import pack_header
-from neurosurgeon.net.transport import Connection, SocketWire, connect, is_this_machine, listen
+from neurosurgeon.net.transport import Connection, SocketWire, connect, is_this_machine, listen, pack_message
 from neurosurgeon.utils.errors import (
     AccessError,
     BusyError,
@@ -192,7 +191,7 @@ def test_a_raw_probe_ends_where_it_was_announced(wires: Wires) -> None:
     assert_received(receiver, Ping(1), [])
 
 
-def test_the_figures_of_a_reply_travel_outside_its_header(pair: Pair) -> None:
+def test_the_times_of_every_reply_are_its_own(pair: Pair) -> None:
     for reply in (Reply(1.5, 1.0, 0.25, 0.125, 3.0, 2.0), Reply(0.5, 0.0, 0.0, 0.0, 0.0, 0.0)):
         pair[0].send(reply, TENSORS, task=7)
         assert_received(pair[1], reply, TENSORS)
@@ -347,7 +346,7 @@ def no_body_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def head_of(specs: Any, *lengths: int, values: Any = tuple(REQUEST)) -> bytes:
     """Return the head of a request that claims buffers of these lengths."""
     header = pack_header(values, specs)
-    head = PREFIX.pack(b"NSGN", WIRE_VERSION, Kind.REQUEST, len(lengths), len(header), 0).ljust(FIXED_START, b"\0")
+    head = PREFIX.pack(b"NSGN", WIRE_VERSION, Kind.REQUEST, len(lengths), len(header), 0)
     return (head + struct.pack(f"!{len(lengths)}Q", *lengths) + header).ljust(HEAD_UNIT, b"\0")
 
 
@@ -364,8 +363,8 @@ def head_of(specs: Any, *lengths: int, values: Any = tuple(REQUEST)) -> bytes:
         (head_of([("uint8", (2,), False)], 1), "does not fill"),
         (head_of([], 1), "one description each"),
         (head_of([], values=("task",)), "Request with fields"),
-        (pack_head(Kind.HELLO, b"\x80\x05NR.", []), "not allowed"),
-        (pack_head(Kind.HELLO, b"\x80\x05N\x85.", []), "1 parts"),
+        (pack_frame(Kind.HELLO, b"\x80\x05NR.")[0], "not allowed"),
+        (pack_frame(Kind.HELLO, b"\x80\x05N\x85.")[0], "1 parts"),
     ],
 )
 @pytest.mark.usefixtures("no_body_memory")
@@ -377,7 +376,7 @@ def test_a_bad_head_is_refused_before_memory_is_set_aside(wires: Wires, head: by
 
 @pytest.mark.parametrize("length", [32, 4000])
 def test_a_key_that_we_do_not_have_is_no_message(wires: Wires, length: int) -> None:
-    wires[0].sendall(pack_head(Kind.KEY_PROOF, bytes(length), []))
+    wires[0].sendall(pack_frame(Kind.KEY_PROOF, bytes(length))[0])
     with pytest.raises(AccessError, match="wants to prove a key"):
         Connection(wires[1]).receive(WAIT_S)
 
