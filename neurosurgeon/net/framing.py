@@ -9,13 +9,15 @@ A frame, all integers big-endian:
     6           2     number of buffers, n
     8           4     header length, h
     12          4     task: the request that the frame belongs to, counted by the edge; else zero
-    16          8n    length of each buffer
-    16 + 8n     h     header: restricted pickle of plain values
+    16          48    six figures, float64: what a reply says of its task; else zero
+    64          8n    length of each buffer
+    64 + 8n     h     header: restricted pickle of plain values
     ...               zeros to the next multiple of 512
     body              the buffers, each followed by zeros to the next multiple of 64
 
 The receiver reads 512 bytes, which is the whole head of any ordinary frame, then the rest of a longer head, then
-the body: reads of known length, and never a byte of the next frame.
+the body: reads of known length, and never a byte of the next frame. Task and figures are all that differs between the
+heads of a stream of tasks: the rest of a head that has been read before need not be parsed again.
 """
 
 from __future__ import annotations
@@ -29,11 +31,14 @@ from neurosurgeon.utils.errors import ProtocolError, VersionError
 from neurosurgeon.utils.units import readable_bytes
 
 MAGIC = b"NSGN"
-WIRE_VERSION = 5
+WIRE_VERSION = 4
 ALIGNMENT = 64  # a cache line: tensors that start on one are read at full speed
 HEAD_UNIT = 512  # one read, and one page of room for a request's header
 TLS_HANDSHAKE, TLS_ALERT = b"\x16", b"\x15"  # first byte of a TLS connection, and of its refusal
 PREFIX = struct.Struct("!4sBBHII")
+CHANGING = struct.Struct("!I6d")  # task and figures
+CHANGING_START, FIXED_START = 12, 64  # where they begin, and what follows them
+NO_FIGURES = (0.0,) * 6
 
 Buffer = bytes | bytearray | memoryview
 
@@ -108,15 +113,17 @@ def padding(length: int) -> int:
 
 def head_length(buffer_count: int, header_length: int) -> int:
     """Return the bytes of a head, its zeros included."""
-    unpadded = PREFIX.size + 8 * buffer_count + header_length
+    unpadded = FIXED_START + 8 * buffer_count + header_length
     return unpadded + -unpadded % HEAD_UNIT
 
 
-def pack_frame(kind: Kind, header: bytes, buffers: Sequence[Buffer] = (), task: int = 0) -> list[Buffer]:
+def pack_frame(
+    kind: Kind, header: bytes, buffers: Sequence[Buffer] = (), task: int = 0, figures: Sequence[float] = NO_FIGURES
+) -> list[Buffer]:
     """Return the pieces of a frame in sending order; buffers are passed on, not copied."""
-    count, lengths = len(buffers), list(map(len, buffers))
+    count = len(buffers)
     prefix = PREFIX.pack(MAGIC, WIRE_VERSION, kind, count, len(header), task)
-    head = prefix + struct.pack(f"!{count}Q", *lengths) + header
+    head = prefix + struct.pack("!6d", *figures) + struct.pack(f"!{count}Q", *map(len, buffers)) + header
     pieces: list[Buffer] = [head.ljust(head_length(count, len(header)), b"\0")]
     for buffer in buffers:
         pieces.append(buffer)
@@ -174,8 +181,8 @@ def unpack_head(prefix: Prefix, data: Buffer, limits: Limits = DEFAULT_LIMITS) -
 
     Raises: ProtocolError: the body would be larger than ``limits`` allow.
     """
-    start = PREFIX.size + 8 * prefix.buffer_count
-    lengths = struct.unpack_from(f"!{prefix.buffer_count}Q", data, PREFIX.size)
+    start = FIXED_START + 8 * prefix.buffer_count
+    lengths = struct.unpack_from(f"!{prefix.buffer_count}Q", data, FIXED_START)
     body_length = sum(length + padding(length) for length in lengths)
     if body_length > limits.max_body_bytes:
         raise ProtocolError(

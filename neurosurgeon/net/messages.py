@@ -21,7 +21,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, NamedTuple, get_type_hints
 
-from neurosurgeon.net.framing import WIRE_VERSION, Kind
+from neurosurgeon.net.framing import NO_FIGURES, WIRE_VERSION, Kind
 from neurosurgeon.utils.errors import (
     BusyError,
     GraphError,
@@ -116,6 +116,8 @@ class Request(NamedTuple):
 
 class Reply(NamedTuple):
     """The answer to the task of the frame's number, with the output's tensors; durations are of the cloud's own clock.
+
+    Its fields are the frame's figures: the headers of all answers of a network are the same.
 
     ``cloud_ms`` is all the time from the last byte of the request to the first of the reply: waiting
     (``queue_ms``), computing (``compute_ms``) and the rest. ``receive_ms`` is first to last byte of the request.
@@ -247,7 +249,7 @@ _KINDS = {cls: kind for kind, cls in _CLASSES.items()}
 _FIELD_TYPES = {
     kind: tuple(getattr(hint, "__origin__", hint) for hint in get_type_hints(cls).values())  # list[int] -> list
     for kind, cls in _CLASSES.items()
-}
+} | {Kind.REPLY: ()}
 
 
 def kind_of(message: Message) -> Kind:
@@ -255,8 +257,18 @@ def kind_of(message: Message) -> Kind:
     return _KINDS[type(message)]
 
 
-def message_of(kind: Kind, values: Any) -> Message:
-    """Return the message of a frame from the values in its header.
+def header_values(message: Message) -> tuple[Any, ...]:
+    """Return the fields that travel in a frame's header."""
+    return () if type(message) is Reply else tuple(message)
+
+
+def figures_of(message: Message) -> tuple[float, ...]:
+    """Return the figures of the frame that carries a message."""
+    return tuple(message) if type(message) is Reply else NO_FIGURES
+
+
+def message_of(kind: Kind, values: Any) -> Message | None:
+    """Return the message of a frame from the values in its header; None where all of it is in the frame's figures.
 
     Raises: ProtocolError: a field is missing, too many, or of another type.
     """
@@ -267,7 +279,7 @@ def message_of(kind: Kind, values: Any) -> Message:
     if given != _FIELD_TYPES[kind]:
         names = [[known.__name__ for known in types] for types in (given[:8], _FIELD_TYPES[kind])]
         raise ProtocolError(f"{cls.__name__} with fields of the types {names[0]}, expected {names[1]}")
-    message: Message = cls._make(values)
+    message: Message | None = None if kind is Kind.REPLY else cls._make(values)
     return message
 
 

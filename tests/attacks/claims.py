@@ -9,7 +9,7 @@ import contextlib
 import struct
 import time
 
-from neurosurgeon.net.framing import MAGIC, PREFIX, WIRE_VERSION, Kind, head_length
+from neurosurgeon.net.framing import FIXED_START, MAGIC, PREFIX, WIRE_VERSION, Kind, head_length
 from neurosurgeon.net.messages import Request
 from neurosurgeon.net.pickling import pack_header
 from tests.attacks.naive import LENGTH
@@ -25,7 +25,7 @@ def head(header: bytes, *lengths: int, buffers: int | None = None, header_length
     """Return the head of a request that says what it likes of itself."""
     count = len(lengths) if buffers is None else buffers
     length = len(header) if header_length is None else header_length
-    data = PREFIX.pack(MAGIC, WIRE_VERSION, Kind.REQUEST, count, length, 1)
+    data = PREFIX.pack(MAGIC, WIRE_VERSION, Kind.REQUEST, count, length, 1).ljust(FIXED_START, b"\0")
     data += struct.pack(f"!{len(lengths)}Q", *lengths) + header
     return data.ljust(head_length(len(lengths), len(header)), b"\0")
 

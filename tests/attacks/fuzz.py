@@ -24,7 +24,7 @@ with atheris.instrument_imports(
         "neurosurgeon.net.wire",
     ]
 ):
-    from neurosurgeon.net.framing import PREFIX
+    from neurosurgeon.net.framing import FIXED_START, PREFIX
     from tests.attacks.decoding import CORPUS, decode_input, frames
 
 
@@ -35,7 +35,7 @@ def seed(directory: Path) -> None:
         kept.extractall(directory)
     for number, frame in enumerate(frames()):
         _, _, _, buffers, length, _ = PREFIX.unpack_from(frame)
-        start = PREFIX.size + 8 * buffers
+        start = FIXED_START + 8 * buffers
         (directory / f"frame{number}").write_bytes(b"\xff" + frame)
         (directory / f"header{number}").write_bytes(b"\0" + frame[start : start + length])
 

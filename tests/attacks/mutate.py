@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from neurosurgeon.net.framing import PREFIX
+from neurosurgeon.net.framing import FIXED_START, PREFIX
 from tests.attacks.decoding import decode, decode_header, frames
 
 LENGTHS = (0, 1, 63, 64, 65, 255, 511, 512, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**60, 2**63, 2**64 - 1)
@@ -47,7 +47,7 @@ def mutate(data: bytes, rng: random.Random, others: list[bytes]) -> bytes:
 def in_header(data: bytes, rng: random.Random) -> bytes:
     """Return a frame that is mutated inside its header alone, where the pickle is."""
     _, _, _, buffers, length, _ = PREFIX.unpack_from(data)
-    start = PREFIX.size + 8 * buffers
+    start = FIXED_START + 8 * buffers
     changed = bytearray(data)
     for _ in range(rng.randint(1, 3)):
         changed[start + rng.randrange(length)] = rng.randrange(256)
@@ -66,7 +66,7 @@ def run(count: int, seed: int) -> tuple[int, int]:
         frame = in_header(original, rng) if number % 2 else mutate(original, rng, originals)
         try:
             accepted += decode(frame) is not None
-            decode_header(frame[PREFIX.size :].rstrip(b"\0"))
+            decode_header(frame[FIXED_START:].rstrip(b"\0"))
         except Exception:
             print(f"frame {number} of seed {seed}: {frame.hex()}", file=sys.stderr)
             raise

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from neurosurgeon.cli.process import ServiceProcess
 from neurosurgeon.models.zoo import Network, load_network
-from neurosurgeon.net.framing import PREFIX
+from neurosurgeon.net.framing import FIXED_START, PREFIX
 from neurosurgeon.net.session import EdgeSession
 from tests.attacks import claims, mutate
 from tests.attacks.decoding import CORPUS, decode, decode_header, decode_input, frames
@@ -129,7 +129,7 @@ def test_a_frame_with_any_bytes_replaced_is_refused_or_consistent(frame: bytes, 
 def test_any_header_is_refused_or_plain(frame: bytes, header: bytes) -> None:
     decode_header(header)
     magic, version, kind, buffers, _, task = PREFIX.unpack_from(frame)
-    head = PREFIX.pack(magic, version, kind, 0, len(header), task) + header
+    head = PREFIX.pack(magic, version, kind, 0, len(header), task).ljust(FIXED_START, b"\0") + header
     decode(head.ljust(512, b"\0"))
 
 

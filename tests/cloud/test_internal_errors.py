@@ -76,10 +76,10 @@ def reading(kind: type) -> Install:
 
     expected = Kind.REPLY if kind is Reply else Kind.REQUEST
 
-    def task_of(connection: Connection, prefix: Any, start_s: float) -> int:
+    def task_of(connection: Connection, start_s: float) -> int:
         return connection.reading * (connection._head[5] == expected)
 
-    return when(Connection, "_read_head", task_of)
+    return when(Connection, "_read_outline", task_of)
 
 
 def sending(kind: type) -> Install:

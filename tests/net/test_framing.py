@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from neurosurgeon.net.framing import (
     ALIGNMENT,
     DEFAULT_LIMITS,
+    FIXED_START,
     HEAD_UNIT,
     PREFIX,
     SMALL_LIMITS,
@@ -31,15 +32,18 @@ from neurosurgeon.net.framing import (
 from neurosurgeon.utils.errors import ProtocolError
 
 GOLDEN_HEADER = b"header"
+GOLDEN_FIGURES = (1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 GOLDEN_BUFFERS = [b"\xaa\xbb\xcc", b"", bytes(range(64))]
 GOLDEN_FRAME = (
     bytes.fromhex(
         "4e53474e"  # magic "NSGN"
-        "05"  # wire version
+        "04"  # wire version
         "04"  # kind: request
         "0003"  # buffers
         "00000006"  # header length
         "01020304"  # task
+        "3ff0000000000000"  # figures: 1, then zeros
+        "00000000000000000000000000000000000000000000000000000000000000000000000000000000"
         "0000000000000003"
         "0000000000000000"
         "0000000000000040"
@@ -75,7 +79,7 @@ def unpack_frame(data: bytes) -> tuple[Head, list[bytes]]:
 
 
 def test_packs_the_golden_bytes() -> None:
-    assert b"".join(pack_frame(Kind.REQUEST, GOLDEN_HEADER, GOLDEN_BUFFERS, 0x01020304)) == GOLDEN_FRAME
+    assert b"".join(pack_frame(Kind.REQUEST, GOLDEN_HEADER, GOLDEN_BUFFERS, 0x01020304, GOLDEN_FIGURES)) == GOLDEN_FRAME
 
 
 def test_unpacks_the_golden_bytes() -> None:
@@ -133,7 +137,7 @@ def test_buffers_are_passed_on_without_copies(header: bytes, buffers: list[bytes
 
 @given(st.integers(0, 64), st.integers(0, 2**16))
 def test_a_head_fills_whole_units(buffer_count: int, header_length: int) -> None:
-    needed = PREFIX.size + 8 * buffer_count + header_length
+    needed = FIXED_START + 8 * buffer_count + header_length
     assert head_length(buffer_count, header_length) % HEAD_UNIT == 0
     assert needed <= head_length(buffer_count, header_length) < needed + HEAD_UNIT
 
@@ -221,7 +225,7 @@ def test_there_may_be_as_many_buffers_as_the_limit_and_no_more(limits: Limits) -
 
 def head_of(lengths: list[int]) -> tuple[Prefix, bytes]:
     """Return prefix and head of a frame that claims buffers of these lengths; there is no body."""
-    prefix = prefix_bytes(kind=Kind.REQUEST, buffers=len(lengths))
+    prefix = prefix_bytes(kind=Kind.REQUEST, buffers=len(lengths)).ljust(FIXED_START, b"\0")
     data = prefix + struct.pack(f"!{len(lengths)}Q", *lengths)
     return unpack_prefix(data), data
 

@@ -17,7 +17,16 @@ from torch import Tensor
 
 from neurosurgeon.net import transport, wire
 from neurosurgeon.net.access import Access
-from neurosurgeon.net.framing import HEAD_UNIT, PREFIX, SMALL_LIMITS, WIRE_VERSION, Kind, Limits, pack_frame
+from neurosurgeon.net.framing import (
+    FIXED_START,
+    HEAD_UNIT,
+    PREFIX,
+    SMALL_LIMITS,
+    WIRE_VERSION,
+    Kind,
+    Limits,
+    pack_frame,
+)
 from neurosurgeon.net.memory import MemoryLimit
 from neurosurgeon.net.messages import Hello, Message, Ping, Prepare, Reply, Request
 from neurosurgeon.net.pickling import pack_header
@@ -191,7 +200,7 @@ def test_a_raw_probe_ends_where_it_was_announced(wires: Wires) -> None:
     assert_received(receiver, Ping(1), [])
 
 
-def test_the_times_of_every_reply_are_its_own(pair: Pair) -> None:
+def test_the_figures_of_a_reply_travel_outside_its_header(pair: Pair) -> None:
     for reply in (Reply(1.5, 1.0, 0.25, 0.125, 3.0, 2.0), Reply(0.5, 0.0, 0.0, 0.0, 0.0, 0.0)):
         pair[0].send(reply, TENSORS, task=7)
         assert_received(pair[1], reply, TENSORS)
@@ -346,7 +355,7 @@ def no_body_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def head_of(specs: Any, *lengths: int, values: Any = tuple(REQUEST)) -> bytes:
     """Return the head of a request that claims buffers of these lengths."""
     header = pack_header(values, specs)
-    head = PREFIX.pack(b"NSGN", WIRE_VERSION, Kind.REQUEST, len(lengths), len(header), 0)
+    head = PREFIX.pack(b"NSGN", WIRE_VERSION, Kind.REQUEST, len(lengths), len(header), 0).ljust(FIXED_START, b"\0")
     return (head + struct.pack(f"!{len(lengths)}Q", *lengths) + header).ljust(HEAD_UNIT, b"\0")
 
 
