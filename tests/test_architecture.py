@@ -44,7 +44,7 @@ STILL_THERE = {
     ("edge.task", "tqdm"),
     ("engine.torch_engine", "edge.inputs"),
     ("engine.torch_engine", "edge.records"),
-    ("net.pickling", "torch"),
+    ("net.header", "torch"),
     ("net.session", "torch"),
     ("net.stream", "torch"),
     ("net.transport", "torch"),

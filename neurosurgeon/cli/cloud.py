@@ -44,8 +44,8 @@ from neurosurgeon.models.own_models import register_files
 from neurosurgeon.models.sources import parse_weights
 from neurosurgeon.models.zoo import canonical_name
 from neurosurgeon.net.access import Access
-from neurosurgeon.net.door import DEFAULT_DOOR, INTRODUCTION_S, Door, DoorLimits
-from neurosurgeon.net.framing import Limits
+from neurosurgeon.net.frames import Limits
+from neurosurgeon.net.limits import DEFAULT_CONNECTIONS, INTRODUCTION_S, ConnectionLimiter, ConnectionLimits
 from neurosurgeon.net.memory import MemoryLimit
 from neurosurgeon.net.net_utils import format_address
 from neurosurgeon.net.transport import bind, start_listening
@@ -137,15 +137,15 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-connections",
         type=positive_int,
-        default=DEFAULT_DOOR.max_connections,
-        help=f"edges at a time (default: {DEFAULT_DOOR.max_connections})",
+        default=DEFAULT_CONNECTIONS.max_connections,
+        help=f"edges at a time (default: {DEFAULT_CONNECTIONS.max_connections})",
     )
     parser.add_argument(
         "--max-strangers",
         type=positive_int,
-        default=DEFAULT_DOOR.max_strangers,
+        default=DEFAULT_CONNECTIONS.max_strangers,
         help="connections that have not said hello; the one that waits longest goes, and all go after "
-        f"{INTRODUCTION_S:g} s (default: {DEFAULT_DOOR.max_strangers})",
+        f"{INTRODUCTION_S:g} s (default: {DEFAULT_CONNECTIONS.max_strangers})",
     )
     parser.add_argument(
         "--allow-nonfinite",
@@ -160,10 +160,10 @@ def _run(args: argparse.Namespace) -> int:
         return serve(args, listener, access)
 
 
-def make_door(args: argparse.Namespace, access: Access) -> Door:
+def make_limiter(args: argparse.Namespace, access: Access) -> ConnectionLimiter:
     """Return who may come in, and how many, and how much memory their messages may take."""
     memory = MemoryLimit(mb_to_bytes(args.max_memory_mb), mb_to_bytes(args.max_connection_mb))
-    return Door(access, DoorLimits(args.max_connections, args.max_strangers), memory)
+    return ConnectionLimiter(access, ConnectionLimits(args.max_connections, args.max_strangers), memory)
 
 
 def access_flags(args: argparse.Namespace) -> list[str]:
@@ -230,7 +230,7 @@ def serve(args: argparse.Namespace, listener: socket.socket, access: Access) -> 
     engine = make_engine(args)
     latencies = CloudLatencies(engine, args.predictor, args.cloud_config)
     rules = Rules(Limits(max_body_bytes=mb_to_bytes(args.max_frame_mb)), args.allow_nonfinite)
-    server = CloudServer(listener, engine, cloud_lines, latencies, make_door(args, access), rules)
+    server = CloudServer(listener, engine, cloud_lines, latencies, make_limiter(args, access), rules)
     stop = stop_event(ignore_interrupt=args.until_stdin_closes)
     if args.until_stdin_closes:
         end_with_parent(stop)

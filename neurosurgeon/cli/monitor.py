@@ -32,7 +32,7 @@ from neurosurgeon.cli.parser import (
 )
 from neurosurgeon.cli.process import ServiceProcess, end_with_parent, listening_line, run_main, stop_event
 from neurosurgeon.net.bandwidth import LinkEstimate
-from neurosurgeon.net.door import Door, DoorLimits
+from neurosurgeon.net.limits import ConnectionLimiter, ConnectionLimits
 from neurosurgeon.net.monitor_client import measure_link
 from neurosurgeon.net.monitor_server import MAX_CONNECTIONS, MonitorServer
 from neurosurgeon.net.net_utils import format_address, format_rate
@@ -57,7 +57,7 @@ def _serve(args: argparse.Namespace) -> int:
     access = access_of_cloud(args)
     listener = listen(args.ip, args.monitor_port, access)
     stop = stop_event(ignore_interrupt=args.until_stdin_closes)
-    server = MonitorServer(listener, Door(access, DoorLimits(MAX_CONNECTIONS)))
+    server = MonitorServer(listener, ConnectionLimiter(access, ConnectionLimits(MAX_CONNECTIONS)))
     if args.until_stdin_closes:
         end_with_parent(stop, server.take_line)
     threading.Thread(target=server.serve, daemon=True).start()

@@ -18,8 +18,8 @@ from neurosurgeon.cloud.lazy_queue import LazyQueue
 from neurosurgeon.cloud.reply_cache import Asker, Chore, KeptAnswers
 from neurosurgeon.engine.torch_engine import check_finite
 from neurosurgeon.graph.cut import unpack_nodes
-from neurosurgeon.net.door import Door
-from neurosurgeon.net.framing import DEFAULT_LIMITS, Limits
+from neurosurgeon.net.frames import DEFAULT_LIMITS, Limits
+from neurosurgeon.net.limits import ConnectionLimiter
 from neurosurgeon.net.messages import (
     AskLatencies,
     ErrorCode,
@@ -83,11 +83,11 @@ class CloudServer:
         engine: CloudEngine,
         observe: Observer = lambda event, sock: None,
         latencies: LatencySource | None = None,
-        door: Door | None = None,
+        limiter: ConnectionLimiter | None = None,
         rules: Rules = Rules(),
     ) -> None:
         self._listener = listener
-        self._door = door or Door()
+        self._limiter = limiter or ConnectionLimiter()
         self._rules = rules
         self._engine = engine
         self._observe = observe
@@ -100,14 +100,14 @@ class CloudServer:
 
     def serve(self) -> None:
         """Accept edges until `stop` is called."""
-        for connection in self._door.visitors(self._listener):
+        for connection in self._limiter.accept(self._listener):
             try:
                 is_served = self._begin(connection)
             except Exception as exc:  # this machine may have no thread left
                 _log_end(connection.peer, exc)
                 is_served = False
             if not is_served:
-                self._door.leave(connection)
+                self._limiter.leave(connection)
                 connection.close()
 
     def _begin(self, connection: Connection) -> bool:
@@ -131,7 +131,7 @@ class CloudServer:
             running = list(self._threads)
             for conversation in self._conversations:
                 conversation.connection.stop_reading()
-        self._door.send_strangers_away()
+        self._limiter.send_strangers_away()
         for thread in running:
             thread.join(max(0.0, (deadline_ms - now_ms()) / MS_PER_S))
         with self._lock:
@@ -148,7 +148,7 @@ class CloudServer:
         try:
             with connection:
                 connection.give_up_after(EDGE_SILENCE_S)
-                hello = self._door.let_in(connection)
+                hello = self._limiter.authenticate(connection)
                 self._converse(
                     Conversation(
                         connection, hello, self._engine, self._kept, self._observe, self._latencies, self._rules
@@ -159,7 +159,7 @@ class CloudServer:
                 metrics.failed(type(exc).__name__)
             _log_end(peer, exc)
         finally:
-            self._door.leave(connection)
+            self._limiter.leave(connection)
             metrics.connections(-1)
             with self._lock:
                 self._threads.discard(threading.current_thread())

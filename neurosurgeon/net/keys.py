@@ -34,7 +34,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
 
-from neurosurgeon.net.framing import (
+from neurosurgeon.net.frames import (
     HEAD_UNIT,
     SMALL_LIMITS,
     WIRE_VERSION,

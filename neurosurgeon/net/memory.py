@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from neurosurgeon.net.framing import ALIGNMENT
+from neurosurgeon.net.frames import ALIGNMENT
 from neurosurgeon.utils.errors import BusyError, ProtocolError
 from neurosurgeon.utils.units import readable_bytes
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, NamedTuple, get_type_hints
 
-from neurosurgeon.net.framing import NO_FIGURES, WIRE_VERSION, Kind
+from neurosurgeon.net.frames import NO_FIGURES, WIRE_VERSION, Kind
 from neurosurgeon.utils.errors import (
     BusyError,
     GraphError,

@@ -19,7 +19,7 @@ from types import TracebackType
 
 from neurosurgeon.net.access import OPEN, Access
 from neurosurgeon.net.bandwidth import MAX_RATE_BYTES_PER_S, Echo, LinkEstimate, LinkSource
-from neurosurgeon.net.framing import HEADER_LIMITS
+from neurosurgeon.net.frames import HEADER_LIMITS
 from neurosurgeon.net.net_utils import format_address
 from neurosurgeon.net.probe import LinkProbe
 from neurosurgeon.net.transport import Connection, connect

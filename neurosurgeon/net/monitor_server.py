@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 
 from neurosurgeon.net.datagrams import MAX_DATAGRAM_BYTES, VERSION, Datagrams
-from neurosurgeon.net.door import Door, DoorLimits
+from neurosurgeon.net.limits import ConnectionLimiter, ConnectionLimits
 from neurosurgeon.net.messages import AskTicket, AskTrain, Hello, Message, Ping, Pong, Probe, Samples, Ticket, Train
 from neurosurgeon.net.trains import MAX_TRAIN_PACKETS, Guest, TrainDesk
 from neurosurgeon.net.transport import Connection
@@ -32,10 +32,10 @@ READ_BYTES = 262_144
 class MonitorServer:
     """Serves probes on a listening socket, a thread for each connection."""
 
-    def __init__(self, listener: socket.socket, door: Door | None = None) -> None:
+    def __init__(self, listener: socket.socket, limiter: ConnectionLimiter | None = None) -> None:
         self.load = CloudLoad()
         self._listener = listener
-        self._door = door or Door(limits=DoorLimits(MAX_CONNECTIONS))
+        self._limiter = limiter or ConnectionLimiter(limits=ConnectionLimits(MAX_CONNECTIONS))
         self._desk: TrainDesk | None = None
 
     def take_line(self, line: str) -> None:
@@ -49,7 +49,7 @@ class MonitorServer:
         if datagrams:
             self._desk = TrainDesk(datagrams, address[1])
             threading.Thread(target=self._desk.serve, name="datagrams", daemon=True).start()
-        for connection in self._door.visitors(self._listener):
+        for connection in self._limiter.accept(self._listener):
             threading.Thread(target=self._serve_one, args=(connection,), daemon=True).start()
         if datagrams:
             datagrams.close()
@@ -57,7 +57,7 @@ class MonitorServer:
     def _serve_one(self, connection: Connection) -> None:
         try:
             with connection:
-                self._door.let_in(connection)
+                self._limiter.authenticate(connection)
                 ProbeService(connection, lambda: self.load, self._desk).serve()
         except (PeerGoneError, DeadlineError) as exc:
             log.debug("probe ended: %s", exc)
@@ -66,7 +66,7 @@ class MonitorServer:
         except Exception as exc:
             internal_error(log, exc, f"bandwidth service closed the connection of {connection.peer}")
         finally:
-            self._door.leave(connection)
+            self._limiter.leave(connection)
 
 
 class ProbeService:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from neurosurgeon.net.access import OPEN, Access
 from neurosurgeon.net.bandwidth import LinkEstimate, LinkSource
-from neurosurgeon.net.framing import DEFAULT_LIMITS, SMALL_LIMITS
+from neurosurgeon.net.frames import DEFAULT_LIMITS, SMALL_LIMITS
+from neurosurgeon.net.header import TensorSpec
 from neurosurgeon.net.messages import (
     EDGE_ID_BYTES,
     AskLatencies,
@@ -26,7 +27,6 @@ from neurosurgeon.net.messages import (
     Request,
     error_of,
 )
-from neurosurgeon.net.pickling import TensorSpec
 from neurosurgeon.net.tcp_info import SendState
 from neurosurgeon.net.transport import SILENCE_S, Connection, Received, connect
 from neurosurgeon.utils.errors import DeadlineError, NetworkError, ProtocolError, WeightsError

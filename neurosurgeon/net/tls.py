@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from neurosurgeon.net.framing import MAGIC, TLS_HANDSHAKE, Buffer, name_stranger
+from neurosurgeon.net.frames import MAGIC, TLS_HANDSHAKE, Buffer, name_stranger
 from neurosurgeon.net.keys import Refusal
 from neurosurgeon.net.wire import Wire
 from neurosurgeon.utils.errors import AccessError, NetworkError, PeerGoneError, ProtocolError, UsageError

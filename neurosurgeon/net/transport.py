@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from neurosurgeon.net.access import OPEN, Access
-from neurosurgeon.net.framing import (
+from neurosurgeon.net.frames import (
     CHANGING,
     CHANGING_START,
     DEFAULT_LIMITS,
@@ -36,11 +36,7 @@ from neurosurgeon.net.framing import (
     unpack_head,
     unpack_prefix,
 )
-from neurosurgeon.net.keys import Refusal, refused, tell_refusal
-from neurosurgeon.net.memory import UNLIMITED, MemoryLimit
-from neurosurgeon.net.messages import Hello, Message, Reply, figures_of, header_values, kind_of, message_of
-from neurosurgeon.net.net_utils import format_address
-from neurosurgeon.net.pickling import (
+from neurosurgeon.net.header import (
     TensorSpec,
     check_tensor_specs,
     flat_values,
@@ -49,6 +45,10 @@ from neurosurgeon.net.pickling import (
     unpack_header,
     unpack_tensor,
 )
+from neurosurgeon.net.keys import Refusal, refused, tell_refusal
+from neurosurgeon.net.memory import UNLIMITED, MemoryLimit
+from neurosurgeon.net.messages import Hello, Message, Reply, figures_of, header_values, kind_of, message_of
+from neurosurgeon.net.net_utils import format_address
 from neurosurgeon.net.tcp_info import PACED, SendState, acked_bytes, send_state
 from neurosurgeon.net.wire import HEAD_TIMEOUT_S, Wire, read_all, read_head_unit
 from neurosurgeon.utils.errors import (
@@ -147,7 +147,7 @@ class Received(NamedTuple):
     task: int  # the number of the request that it belongs to
     receive_ms: float  # from the first byte to the last
     specs: tuple[TensorSpec, ...] = ()  # of the tensors
-    values: Sequence[NDArray[Any]] = ()  # of the tensors, flat (`net.pickling.flat_values`)
+    values: Sequence[NDArray[Any]] = ()  # of the tensors, flat (`net.header.flat_values`)
     refusal: BusyError | None = None  # there was no memory for the tensors: they were read, and are gone
 
 

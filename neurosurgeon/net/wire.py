@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from neurosurgeon.net.framing import HEAD_UNIT, Buffer, check_magic
+from neurosurgeon.net.frames import HEAD_UNIT, Buffer, check_magic
 from neurosurgeon.utils.errors import PeerGoneError
 
 HEAD_TIMEOUT_S = 5.0  # first byte to last byte of a head, at most 64 KiB

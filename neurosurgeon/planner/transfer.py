@@ -14,7 +14,7 @@ from neurosurgeon.utils.units import ms_to_s, s_to_ms
 
 SEGMENT_BYTES = 1448  # an Ethernet packet less the headers of IP and TCP, with time stamps
 INITIAL_WINDOW_BYTES = 10 * SEGMENT_BYTES  # RFC 6928
-FRAME_BYTES = 512  # the head of a frame (`net.framing`)
+FRAME_BYTES = 512  # the head of a frame (`net.frames`)
 ALIGNMENT_BYTES = 64  # of the tensors in it
 TENSOR_MS = 0.01  # for each tensor of a frame but the first: both ends describe it, and handle a buffer more
 TLS_SHARE = 22 / 16_384  # header, tag and type of every full record (RFC 8446, sec. 5)

@@ -9,9 +9,9 @@ import contextlib
 import struct
 import time
 
-from neurosurgeon.net.framing import FIXED_START, MAGIC, PREFIX, WIRE_VERSION, Kind, head_length
+from neurosurgeon.net.frames import FIXED_START, MAGIC, PREFIX, WIRE_VERSION, Kind, head_length
+from neurosurgeon.net.header import pack_header
 from neurosurgeon.net.messages import Request
-from neurosurgeon.net.pickling import pack_header
 from tests.attacks.naive import LENGTH
 from tests.attacks.victims import HELLO, MB, Victim, cloud, naive
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from neurosurgeon.net.framing import HEAD_UNIT, Buffer, Limits
+from neurosurgeon.net.frames import HEAD_UNIT, Buffer, Limits
+from neurosurgeon.net.header import ALLOWED_OPCODES, unpack_header
 from neurosurgeon.net.memory import UNLIMITED
 from neurosurgeon.net.messages import (
     AskLatencies,
@@ -26,7 +27,6 @@ from neurosurgeon.net.messages import (
     Request,
     Samples,
 )
-from neurosurgeon.net.pickling import ALLOWED_OPCODES, unpack_header
 from neurosurgeon.net.transport import Connection, Received, pack_message
 from neurosurgeon.utils.errors import AccessError, PeerGoneError, ProtocolError
 

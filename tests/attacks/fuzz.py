@@ -17,14 +17,14 @@ import atheris
 
 with atheris.instrument_imports(
     include=[
-        "neurosurgeon.net.framing",
+        "neurosurgeon.net.frames",
         "neurosurgeon.net.messages",
-        "neurosurgeon.net.pickling",
+        "neurosurgeon.net.header",
         "neurosurgeon.net.transport",
         "neurosurgeon.net.wire",
     ]
 ):
-    from neurosurgeon.net.framing import FIXED_START, PREFIX
+    from neurosurgeon.net.frames import FIXED_START, PREFIX
     from tests.attacks.decoding import CORPUS, decode_input, frames
 
 

@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from neurosurgeon.net.framing import FIXED_START, PREFIX
+from neurosurgeon.net.frames import FIXED_START, PREFIX
 from tests.attacks.decoding import decode, decode_header, frames
 
 LENGTHS = (0, 1, 63, 64, 65, 255, 511, 512, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**60, 2**63, 2**64 - 1)

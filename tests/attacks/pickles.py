@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from neurosurgeon.net.framing import Kind, pack_frame
+from neurosurgeon.net.frames import Kind, pack_frame
 from tests.attacks.naive import message
 from tests.attacks.victims import HELLO, MB, Victim, cloud, naive, wait_until_closed
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from neurosurgeon.cli.process import ServiceProcess
 from neurosurgeon.models.zoo import Network, load_network
-from neurosurgeon.net.framing import FIXED_START, PREFIX
+from neurosurgeon.net.frames import FIXED_START, PREFIX
 from neurosurgeon.net.session import EdgeSession
 from tests.attacks import claims, mutate
 from tests.attacks.decoding import CORPUS, decode, decode_header, decode_input, frames
@@ -23,7 +23,7 @@ from tests.attacks.victims import Victim, naive, wait_until_closed
 from tests.net.clouds import assert_answers
 
 MUTATED = 3000
-CROWD = 150  # more than may stand at the door
+CROWD = 150  # more than may be unauthenticated
 FRAMES = frames()
 
 

@@ -15,7 +15,7 @@ import torch
 from neurosurgeon.cli import doctor
 from neurosurgeon.cli.process import ServiceProcess
 from neurosurgeon.models.LeNet import LeNet
-from neurosurgeon.net.framing import HEAD_UNIT
+from neurosurgeon.net.frames import HEAD_UNIT
 from neurosurgeon.predictor.latencies import LayerLatencies
 from tests.net.conftest import LOOPBACK
 

@@ -17,7 +17,7 @@ from neurosurgeon.cloud.events import CloudEvent
 from neurosurgeon.edge import queue as edge_queue
 from neurosurgeon.edge import results
 from neurosurgeon.net import session, stream, transport
-from neurosurgeon.net.framing import Kind
+from neurosurgeon.net.frames import Kind
 from neurosurgeon.net.messages import Reply, Request
 from neurosurgeon.net.transport import Connection, SocketWire
 from neurosurgeon.predictor.predictor_utils import config_path

@@ -22,9 +22,9 @@ from neurosurgeon.cloud.executor import CloudEngine, CloudResult, Deliver
 from neurosurgeon.cloud.server import CloudServer, Rules
 from neurosurgeon.engine.torch_engine import random_input, run_whole
 from neurosurgeon.models.zoo import Cut, Network, load_network, model_graph
-from neurosurgeon.net import door, transport, wire
-from neurosurgeon.net.door import Door, DoorLimits
-from neurosurgeon.net.framing import HEAD_UNIT, WIRE_VERSION
+from neurosurgeon.net import limits, transport, wire
+from neurosurgeon.net.frames import HEAD_UNIT, WIRE_VERSION
+from neurosurgeon.net.limits import ConnectionLimiter, ConnectionLimits
 from neurosurgeon.net.memory import MemoryLimit
 from neurosurgeon.net.messages import ErrorCode, ErrorReply, Hello, Latencies, Pong, Prepare, Ready, Reply
 from neurosurgeon.net.session import EdgeSession
@@ -232,7 +232,7 @@ def test_a_peer_of_another_wire_version_hears_ours(cloud: Cloud, network: Networ
 
 
 def test_a_silent_stranger_is_sent_away(cloud: Cloud, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "INTRODUCTION_S", 0.02)
+    monkeypatch.setattr(limits, "INTRODUCTION_S", 0.02)
     with socket.create_connection(cloud.address, JOIN_S) as stranger:
         assert stranger.recv(1) == b""
     monkeypatch.undo()
@@ -279,7 +279,7 @@ def test_an_edge_that_does_not_wait_for_its_answer_harms_nobody(
 
 
 def test_edges_beyond_the_limit_hear_that_the_cloud_is_busy(start: Callable[..., Cloud], network: Network) -> None:
-    cloud = start(CloudEngine("cpu", 1, {}), door=Door(limits=DoorLimits(max_connections=1)))
+    cloud = start(CloudEngine("cpu", 1, {}), limiter=ConnectionLimiter(limits=ConnectionLimits(max_connections=1)))
     with cloud.edge() as edge:
         with pytest.raises(BusyError):
             cloud.edge()
@@ -288,7 +288,7 @@ def test_edges_beyond_the_limit_hear_that_the_cloud_is_busy(start: Callable[...,
 
 def test_a_task_for_which_there_is_no_memory_is_refused_alone(start: Callable[..., Cloud], network: Network) -> None:
     engine = BlockingEngine()
-    cloud = start(engine, door=Door(memory=MemoryLimit(1_000_000, 1_000_000)))
+    cloud = start(engine, limiter=ConnectionLimiter(memory=MemoryLimit(1_000_000, 1_000_000)))
     with connect(*cloud.address) as connection:
         tasks = ManyTasks(connection, network)
         tasks.send(1, point=0)
@@ -304,7 +304,7 @@ def test_a_task_for_which_there_is_no_memory_is_refused_alone(start: Callable[..
 
 def test_a_request_that_is_answered_takes_no_memory(start: Callable[..., Cloud], network: Network) -> None:
     memory = MemoryLimit(1_500_000, 1_500_000)
-    with connect(*start(CloudEngine("cpu", 1, {}), door=Door(memory=memory)).address) as connection:
+    with connect(*start(CloudEngine("cpu", 1, {}), limiter=ConnectionLimiter(memory=memory)).address) as connection:
         tasks = ManyTasks(connection, network)
         tasks.send(1, point=0)
         while not isinstance(connection.receive(JOIN_S).message, Reply):

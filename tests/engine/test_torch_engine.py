@@ -23,7 +23,7 @@ from neurosurgeon.engine.torch_engine import (
 )
 from neurosurgeon.models.preprocess import MEAN, STD
 from neurosurgeon.models.zoo import load_network
-from neurosurgeon.net.pickling import flat_values, pack_tensor
+from neurosurgeon.net.header import flat_values, pack_tensor
 from neurosurgeon.predictor.profile import show_features
 from neurosurgeon.utils.errors import DeviceError, NonFiniteError
 from tests.equality import assert_equal

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.models.partition import cut
-from neurosurgeon.net.pickling import pack_tensor, unpack_tensor
+from neurosurgeon.net.header import pack_tensor, unpack_tensor
 
 
 def with_inputs(graph: LayerGraph, nodes: Iterable[int]) -> frozenset[int]:

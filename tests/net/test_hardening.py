@@ -16,11 +16,11 @@ from neurosurgeon.cloud.executor import CloudEngine
 from neurosurgeon.cloud.server import CloudServer
 from neurosurgeon.engine.torch_engine import random_input
 from neurosurgeon.models.zoo import load_network
-from neurosurgeon.net.framing import Kind, pack_frame
+from neurosurgeon.net.frames import Kind, pack_frame
+from neurosurgeon.net.header import MAX_TUPLES, check_tensor_specs, unpack_header
 from neurosurgeon.net.messages import Hello, Ping, Pong, Reply, Request, Samples
 from neurosurgeon.net.monitor_client import measure_link
 from neurosurgeon.net.monitor_server import MonitorServer
-from neurosurgeon.net.pickling import MAX_TUPLES, check_tensor_specs, unpack_header
 from neurosurgeon.net.probe import PROBE_BYTES
 from neurosurgeon.net.session import EdgeSession
 from neurosurgeon.net.transport import Connection, accepted, connect, stop_accepting

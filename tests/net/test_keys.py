@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neurosurgeon.net import keys
-from neurosurgeon.net.framing import HEAD_UNIT, Buffer, Kind, pack_frame
+from neurosurgeon.net.frames import HEAD_UNIT, Buffer, Kind, pack_frame
 from neurosurgeon.net.keys import (
     MAX_RECORD_BYTES,
     RECORD,

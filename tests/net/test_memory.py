@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from neurosurgeon.net import memory
-from neurosurgeon.net.framing import ALIGNMENT
+from neurosurgeon.net.frames import ALIGNMENT
 from neurosurgeon.net.memory import UNLIMITED, MemoryLimit
 from neurosurgeon.utils.errors import BusyError, ProtocolError
 

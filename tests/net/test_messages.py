@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from neurosurgeon.net.framing import RAW_KINDS, WIRE_VERSION, Kind
+from neurosurgeon.net.frames import RAW_KINDS, WIRE_VERSION, Kind
+from neurosurgeon.net.header import pack_header, unpack_header
 from neurosurgeon.net.messages import (
     AskLatencies,
     AskTicket,
@@ -33,7 +34,6 @@ from neurosurgeon.net.messages import (
     message_of,
     reply_of,
 )
-from neurosurgeon.net.pickling import pack_header, unpack_header
 from neurosurgeon.utils.errors import (
     BusyError,
     DeviceError,

@@ -19,7 +19,7 @@ from neurosurgeon.cli import monitor
 from neurosurgeon.cli.process import ROOT, ServiceProcess
 from neurosurgeon.net import monitor_client, monitor_server, probe
 from neurosurgeon.net.bandwidth import MAX_RATE_BYTES_PER_S, LinkEstimate, LinkSource
-from neurosurgeon.net.framing import HEAD_UNIT
+from neurosurgeon.net.frames import HEAD_UNIT
 from neurosurgeon.net.messages import ErrorReply, Hello, Message, Ping, Pong, Prepare, Probe, Samples
 from neurosurgeon.net.monitor_client import (
     YOUNG_S,

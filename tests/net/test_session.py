@@ -16,7 +16,7 @@ from neurosurgeon.engine.torch_engine import random_input, run_whole
 from neurosurgeon.models.zoo import Network
 from neurosurgeon.net import session
 from neurosurgeon.net.bandwidth import LinkEstimate, LinkSource
-from neurosurgeon.net.framing import HEAD_UNIT
+from neurosurgeon.net.frames import HEAD_UNIT
 from neurosurgeon.net.messages import Hello, Message, Pong, Ready, Reply
 from neurosurgeon.net.session import EdgeSession, stage_times
 from neurosurgeon.net.transport import SO_MAX_PACING_RATE, UNPACED, Connection

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from neurosurgeon.net import transport, wire
 from neurosurgeon.net.access import Access
-from neurosurgeon.net.framing import (
+from neurosurgeon.net.frames import (
     FIXED_START,
     HEAD_UNIT,
     PREFIX,
@@ -27,9 +27,9 @@ from neurosurgeon.net.framing import (
     Limits,
     pack_frame,
 )
+from neurosurgeon.net.header import pack_header
 from neurosurgeon.net.memory import MemoryLimit
 from neurosurgeon.net.messages import Hello, Message, Ping, Prepare, Reply, Request
-from neurosurgeon.net.pickling import pack_header
 from neurosurgeon.net.transport import Connection, SocketWire, connect, is_this_machine, listen, pack_message
 from neurosurgeon.utils.errors import (
     AccessError,

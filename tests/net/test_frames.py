@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neurosurgeon.net.framing import (
+from neurosurgeon.net.frames import (
     ALIGNMENT,
     DEFAULT_LIMITS,
     FIXED_START,

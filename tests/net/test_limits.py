@@ -1,4 +1,4 @@
-"""The door: strangers are few and brief, a crowd pushes out itself, and who is inside stays."""
+"""The limits of connections: strangers are few and brief, a crowd pushes out itself, and who is inside stays."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from contextlib import ExitStack
 
 import pytest
 
-from neurosurgeon.net import door as door_module
-from neurosurgeon.net.door import Door, DoorLimits
+from neurosurgeon.net import limits
+from neurosurgeon.net.limits import ConnectionLimiter, ConnectionLimits
 from neurosurgeon.net.messages import ErrorReply, Hello
 from neurosurgeon.net.transport import Connection, connect, stop_accepting
 from neurosurgeon.utils.errors import NetworkError, PeerGoneError
 from tests.net.conftest import JOIN_S
 
-Opened = Callable[[DoorLimits], Door]
+Opened = Callable[[ConnectionLimits], ConnectionLimiter]
 
 
 @pytest.fixture
@@ -24,29 +24,29 @@ def opened(listener: socket.socket) -> Iterator[Opened]:
     """Open doors whose visitors are let in, and then answered with a hello for each of theirs."""
     threads: list[threading.Thread] = []
 
-    def serve(door: Door, connection: Connection) -> None:
+    def serve(limiter: ConnectionLimiter, connection: Connection) -> None:
         with connection:
             try:
-                door.let_in(connection)
+                limiter.authenticate(connection)
                 while True:
                     connection.send(Hello.of())
                     connection.receive(JOIN_S)
             except NetworkError:
                 pass
             finally:
-                door.leave(connection)
+                limiter.leave(connection)
 
-    def open_one(limits: DoorLimits) -> Door:
-        door = Door(limits=limits)
+    def open_one(limits: ConnectionLimits) -> ConnectionLimiter:
+        limiter = ConnectionLimiter(limits=limits)
 
         def accept() -> None:
-            for connection in door.visitors(listener):
-                threads.append(threading.Thread(target=serve, args=(door, connection), daemon=True))
+            for connection in limiter.accept(listener):
+                threads.append(threading.Thread(target=serve, args=(limiter, connection), daemon=True))
                 threads[-1].start()
 
         threads.append(threading.Thread(target=accept, daemon=True))
         threads[0].start()
-        return door
+        return limiter
 
     yield open_one
     stop_accepting(listener)
@@ -68,7 +68,7 @@ def enter(listener: socket.socket) -> Connection:
 
 
 def test_the_stranger_that_stood_longest_goes(listener: socket.socket, opened: Opened) -> None:
-    opened(DoorLimits(max_strangers=2))
+    opened(ConnectionLimits(max_strangers=2))
     with ExitStack() as stack:
         first, second, third = (stack.enter_context(knock(listener)) for _ in range(3))
         assert first.recv(1) == b""
@@ -81,7 +81,7 @@ def test_the_stranger_that_stood_longest_goes(listener: socket.socket, opened: O
 
 
 def test_a_crowd_pushes_out_itself_and_no_lonely_stranger(listener: socket.socket, opened: Opened) -> None:
-    opened(DoorLimits(max_strangers=3))
+    opened(ConnectionLimits(max_strangers=3))
     with ExitStack() as stack:
         lonely = stack.enter_context(knock(listener, "127.0.0.2"))
         crowd = [stack.enter_context(knock(listener)) for _ in range(6)]
@@ -92,7 +92,7 @@ def test_a_crowd_pushes_out_itself_and_no_lonely_stranger(listener: socket.socke
 
 
 def test_who_is_inside_stays_whatever_crowd_comes(listener: socket.socket, opened: Opened) -> None:
-    opened(DoorLimits(max_strangers=2))
+    opened(ConnectionLimits(max_strangers=2))
     with enter(listener) as inside, ExitStack() as stack:
         crowd = [stack.enter_context(knock(listener)) for _ in range(8)]
         assert [stranger.recv(1) for stranger in crowd[:6]] == [b""] * 6
@@ -104,15 +104,15 @@ def test_who_is_inside_stays_whatever_crowd_comes(listener: socket.socket, opene
 def test_a_stranger_has_little_time_whatever_it_says(
     says: bytes, listener: socket.socket, opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(door_module, "INTRODUCTION_S", 0.02)
-    opened(DoorLimits())
+    monkeypatch.setattr(limits, "INTRODUCTION_S", 0.02)
+    opened(ConnectionLimits())
     with knock(listener) as stranger:
         stranger.sendall(says)
         assert stranger.recv(1) == b""
 
 
 def test_who_finds_the_house_full_is_told_and_may_come_later(listener: socket.socket, opened: Opened) -> None:
-    opened(DoorLimits(max_connections=1))
+    opened(ConnectionLimits(max_connections=1))
     with enter(listener):
         with connect(*listener.getsockname()) as late:
             late.send(Hello.of())
@@ -123,11 +123,11 @@ def test_who_finds_the_house_full_is_told_and_may_come_later(listener: socket.so
 
 
 def test_strangers_can_be_sent_away_at_once(listener: socket.socket, opened: Opened) -> None:
-    door = opened(DoorLimits())
+    limiter = opened(ConnectionLimits())
     with enter(listener) as inside, knock(listener) as stranger:
-        inside.send(Hello.of())  # by now the stranger, who came before it, stands at the door
+        inside.send(Hello.of())  # by now the stranger, who came before it, is known to the limiter
         inside.receive(JOIN_S)
-        while not door._strangers:
+        while not limiter._strangers:
             pass
-        door.send_strangers_away()
+        limiter.send_strangers_away()
         assert stranger.recv(1) == b""

@@ -1,4 +1,4 @@
-"""Who may stay: so many connections, and beside them so many strangers, who must introduce themselves quickly."""
+"""Limits of connections: of those that said hello, and of unauthenticated ones, which must do so quickly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from neurosurgeon.net.access import OPEN, Access
-from neurosurgeon.net.framing import SMALL_LIMITS
+from neurosurgeon.net.frames import SMALL_LIMITS
 from neurosurgeon.net.memory import UNLIMITED, MemoryLimit
 from neurosurgeon.net.messages import Hello, reply_of
 from neurosurgeon.net.transport import Connection, accepted
@@ -29,25 +29,25 @@ RETRY_MS = 1000.0  # when to knock again where everything is taken
 
 
 @dataclass(frozen=True, slots=True)
-class DoorLimits:
+class ConnectionLimits:
     """How many connections a service holds at once."""
 
     max_connections: int = 256  # that have said hello
     max_strangers: int = 64  # that have not: each costs a thread and a descriptor
 
 
-DEFAULT_DOOR = DoorLimits()
+DEFAULT_CONNECTIONS = ConnectionLimits()
 
 
-class Door:
-    """Lets peers in; where too many strangers stand there, one of the crowd's own goes, and never one inside.
+class ConnectionLimiter:
+    """Accepts and authenticates connections, and bounds their number.
 
-    The stranger that goes is the one that has stood there longest, of the address that sent most of them: so a crowd
-    from one address pushes out itself.
+    At the limit of unauthenticated ones, the oldest of them from the busiest address is closed: a crowd from one
+    address pushes out itself, and never a connection that was authenticated.
     """
 
     def __init__(
-        self, access: Access = OPEN, limits: DoorLimits = DEFAULT_DOOR, memory: MemoryLimit = UNLIMITED
+        self, access: Access = OPEN, limits: ConnectionLimits = DEFAULT_CONNECTIONS, memory: MemoryLimit = UNLIMITED
     ) -> None:
         self._access = access
         self._limits = limits
@@ -56,7 +56,7 @@ class Door:
         self._strangers: dict[Connection, str] = {}  # with their hosts; the first came first
         self._known: set[Connection] = set()
 
-    def visitors(self, listener: socket.socket) -> Iterator[Connection]:
+    def accept(self, listener: socket.socket) -> Iterator[Connection]:
         """Yield those who come until `stop_accepting`; each must be let in, and must `leave` in the end."""
         for sock, _ in accepted(listener):
             try:
@@ -76,7 +76,7 @@ class Door:
                 crowded_out.break_off()
             yield connection
 
-    def let_in(self, connection: Connection) -> Hello:
+    def authenticate(self, connection: Connection) -> Hello:
         """Wait until a stranger has proved what it must, and return its hello.
 
         Raises: AccessError, BusyError: it was turned away, and told so. NetworkError: a stranger it is.

@@ -17,7 +17,7 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from neurosurgeon.net.pickling import (
+from neurosurgeon.net.header import (
     ALLOWED_OPCODES,
     ITEM_BYTES,
     MAX_DIMENSIONS,
