@@ -27,7 +27,7 @@ from types import TracebackType
 from neurosurgeon.cli.parser import address_parser, port_number
 from neurosurgeon.cli.process import end_with_parent, listening_line, run_main, stop_event
 from neurosurgeon.net.net_utils import format_address
-from neurosurgeon.net.transport import accepted, listen, stop_accepting
+from neurosurgeon.net.sockets import accepted, listen, stop_accepting
 from neurosurgeon.predictor.predictor_utils import config_path
 
 log = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ import torch
 
 from neurosurgeon.cli.parser import DEFAULT_IP
 from neurosurgeon.cli.process import ROOT
+from neurosurgeon.net.connection import Connection, Received
 from neurosurgeon.net.messages import Reply, Request
-from neurosurgeon.net.transport import Connection, Received
 from neurosurgeon.planner.transfer import frame_bytes
 from neurosurgeon.predictor.predictor_utils import SIDES, default_directory, read_provenance
 from tests.benchmark import __main__ as benchmarks

@@ -48,7 +48,7 @@ from neurosurgeon.net.frames import Limits
 from neurosurgeon.net.limits import DEFAULT_CONNECTIONS, INTRODUCTION_S, ConnectionLimiter, ConnectionLimits
 from neurosurgeon.net.memory import MemoryLimit
 from neurosurgeon.net.net_utils import format_address
-from neurosurgeon.net.transport import bind, start_listening
+from neurosurgeon.net.sockets import bind, start_listening
 from neurosurgeon.utils.load import CloudLoad
 from neurosurgeon.utils.machine import SPARE_CORE, free_cores
 from neurosurgeon.utils.metrics import Metrics, PrometheusMetrics

@@ -27,7 +27,7 @@ from neurosurgeon.net.messages import Prepare
 from neurosurgeon.net.monitor_client import measure_link, ping_link
 from neurosurgeon.net.net_utils import format_rate
 from neurosurgeon.net.session import EdgeSession
-from neurosurgeon.net.transport import reach, resolve
+from neurosurgeon.net.sockets import reach, resolve
 from neurosurgeon.utils.errors import (
     AccessError,
     NetworkError,

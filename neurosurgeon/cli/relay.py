@@ -23,8 +23,8 @@ from neurosurgeon.cli.process import ServiceProcess, end_with_parent, listening_
 from neurosurgeon.net.access import Access
 from neurosurgeon.net.net_utils import format_address
 from neurosurgeon.net.shaper import BEGIN, RELAY_IP, Lane, Relay, Weather
+from neurosurgeon.net.sockets import listen, stop_accepting
 from neurosurgeon.net.traces import MAX_RTT_MS, SHAPES, Condition, Trace, made_up, read_trace, write_trace
-from neurosurgeon.net.transport import listen, stop_accepting
 from neurosurgeon.utils.errors import writing
 
 log = logging.getLogger(__name__)

@@ -18,6 +18,7 @@ from neurosurgeon.cloud.lazy_queue import LazyQueue
 from neurosurgeon.cloud.reply_cache import Asker, Chore, KeptAnswers
 from neurosurgeon.engine.torch_engine import check_finite
 from neurosurgeon.graph.cut import unpack_nodes
+from neurosurgeon.net.connection import EDGE_SILENCE_S, Connection, Received
 from neurosurgeon.net.frames import DEFAULT_LIMITS, Limits
 from neurosurgeon.net.limits import ConnectionLimiter
 from neurosurgeon.net.messages import (
@@ -35,7 +36,7 @@ from neurosurgeon.net.messages import (
     reply_of,
     task_id,
 )
-from neurosurgeon.net.transport import EDGE_SILENCE_S, Connection, Received, stop_accepting
+from neurosurgeon.net.sockets import stop_accepting
 from neurosurgeon.utils.errors import BusyError, NeurosurgeonError, PeerGoneError, ProtocolError
 from neurosurgeon.utils.logs import internal_error
 from neurosurgeon.utils.timing import now_ms

@@ -21,7 +21,7 @@ from neurosurgeon.net.bandwidth import LinkEstimate
 from neurosurgeon.net.link_watch import LinkNow
 from neurosurgeon.net.messages import Prepare, Request
 from neurosurgeon.net.session import EdgeSession, OnCloudLoss
-from neurosurgeon.net.transport import is_this_machine
+from neurosurgeon.net.sockets import is_this_machine
 from neurosurgeon.planner.chain_search import Objective
 from neurosurgeon.planner.flow_shop import IDLE, Pipeline, Schedule, choose_cuts, makespan_ms, order_of
 from neurosurgeon.planner.hedge import is_clearly_sooner

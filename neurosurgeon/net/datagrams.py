@@ -1,4 +1,4 @@
-"""UDP beside `net.transport`: small datagrams, trains of large ones, and when the kernel saw each arrive.
+"""UDP beside `net.sockets`: small datagrams, trains of large ones, and when the kernel saw each arrive.
 
 A datagram, integers big-endian:
 
@@ -18,7 +18,7 @@ import struct
 import time
 from typing import Any, NamedTuple
 
-from neurosurgeon.net.transport import TIMEVAL
+from neurosurgeon.net.wire import TIMEVAL
 from neurosurgeon.utils.errors import ConnectError
 
 log = logging.getLogger(__name__)

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from neurosurgeon.net.access import OPEN, Access
+from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.frames import SMALL_LIMITS
 from neurosurgeon.net.memory import UNLIMITED, MemoryLimit
 from neurosurgeon.net.messages import Hello, reply_of
-from neurosurgeon.net.transport import Connection, accepted
+from neurosurgeon.net.sockets import accepted
 from neurosurgeon.utils.errors import BusyError, NetworkError, PeerGoneError, VersionError
 from neurosurgeon.utils.logs import internal_error
 

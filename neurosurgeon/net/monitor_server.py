@@ -11,11 +11,11 @@ import socket
 import threading
 from collections.abc import Callable
 
+from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.datagrams import MAX_DATAGRAM_BYTES, VERSION, Datagrams
 from neurosurgeon.net.limits import ConnectionLimiter, ConnectionLimits
 from neurosurgeon.net.messages import AskTicket, AskTrain, Hello, Message, Ping, Pong, Probe, Samples, Ticket, Train
 from neurosurgeon.net.trains import MAX_TRAIN_PACKETS, Guest, TrainDesk
-from neurosurgeon.net.transport import Connection
 from neurosurgeon.utils.errors import DeadlineError, NetworkError, PeerGoneError, ProtocolError
 from neurosurgeon.utils.load import CloudLoad
 from neurosurgeon.utils.logs import internal_error

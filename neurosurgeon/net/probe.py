@@ -26,6 +26,7 @@ from neurosurgeon.net.bandwidth import (
     probe_rate_bytes_per_s,
     train_rate,
 )
+from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.datagrams import (
     HEADER,
     IP_UDP_BYTES,
@@ -53,7 +54,6 @@ from neurosurgeon.net.messages import (
     error_of,
 )
 from neurosurgeon.net.trains import QUIET_S, TRAIN_TIMEOUT_S, Collector
-from neurosurgeon.net.transport import Connection
 from neurosurgeon.utils.errors import ConnectError, DeadlineError, PeerGoneError, ProtocolError
 from neurosurgeon.utils.timing import now_ms
 from neurosurgeon.utils.units import s_to_ms

@@ -26,8 +26,8 @@ from queue import SimpleQueue
 from typing import Any
 
 from neurosurgeon.net.net_utils import format_address
+from neurosurgeon.net.sockets import accepted
 from neurosurgeon.net.traces import Condition, Trace
-from neurosurgeon.net.transport import accepted
 from neurosurgeon.utils.units import mbit_per_s_to_bytes_per_s, ms_to_s
 
 log = logging.getLogger(__name__)

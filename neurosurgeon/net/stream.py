@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from neurosurgeon.net.bandwidth import LinkEstimate
 from neurosurgeon.net.breaker import Breaker
+from neurosurgeon.net.connection import Received
 from neurosurgeon.net.messages import Pong, Request
 from neurosurgeon.net.session import REPLY_TIMEOUT_S, EdgeSession, RemoteResult, SentTask
-from neurosurgeon.net.transport import Received
 from neurosurgeon.utils.errors import (
     BusyError,
     ConnectError,

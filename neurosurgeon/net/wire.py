@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import math
+import select
+import socket
+import struct
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
 from neurosurgeon.net.frames import HEAD_UNIT, Buffer, check_magic
-from neurosurgeon.utils.errors import PeerGoneError
+from neurosurgeon.net.net_utils import format_address
+from neurosurgeon.utils.errors import DeadlineError, PeerGoneError
+from neurosurgeon.utils.units import s_to_ms
 
 HEAD_TIMEOUT_S = 5.0  # first byte to last byte of a head, at most 64 KiB
+TIMEVAL = struct.Struct("@ll")  # seconds, microseconds: what SO_RCVTIMEO takes
+CHECK_S = 0.2  # how often a call that waits looks at its deadline
+MAX_PIECES = 64  # pieces for one sendmsg, far below the system's limit (IOV_MAX, 1024)
 
 
 class Wire(Protocol):
@@ -64,3 +74,76 @@ def read_head_unit(wire: Wire, view: memoryview, deadline_s: float) -> float:
         check_magic(view[:count])
         read_all(wire, view[count:], start_s + HEAD_TIMEOUT_S)
     return start_s
+
+
+class SocketWire:
+    """A socket as it is; see `Wire`.
+
+    The system interrupts a call that waits every `CHECK_S`, and its deadline is checked: deadlines are that much late.
+    A timeout that is set for each call would cost one system call more, and `settimeout`, which holds for the threads
+    of both directions, two: 5 % and more of an exchange of 16 KB (``python -m tests.benchmark.transport``).
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.sent_bytes = self.received_bytes = 0
+        self.latest_s = math.inf  # no deadline is later: how long a peer may take to introduce itself
+        self.silence_s = math.inf  # the longest pause between two reads
+        try:
+            self.peer = format_address(sock.getpeername())
+            sock.setblocking(True)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+                sock.setsockopt(socket.SOL_SOCKET, option, TIMEVAL.pack(0, round(1e6 * CHECK_S)))
+        except OSError as exc:
+            sock.close()
+            raise PeerGoneError("the peer left as soon as it had come") from exc
+        self._incoming = select.poll()
+        self._incoming.register(sock, select.POLLIN)
+
+    def has_bytes(self, wait_s: float) -> bool:
+        """Return whether there is something to read; see `Wire`."""
+        return len(self._incoming.poll(s_to_ms(wait_s))) > 0
+
+    def read_some(self, view: memoryview, deadline_s: float, fill: bool = False) -> int:
+        """Read at least a byte; see `Wire`."""
+        deadline_s = min(deadline_s, self.latest_s, time.monotonic() + self.silence_s)
+        while time.monotonic() < deadline_s:
+            try:
+                count = self.sock.recv_into(view, 0, socket.MSG_WAITALL if fill else 0)
+            except BlockingIOError:
+                continue
+            except OSError as exc:
+                raise self._lost(exc) from exc
+            self.received_bytes += count
+            return count
+        raise DeadlineError(f"{self.peer} sent nothing, or not all of a message, in time")
+
+    def send(self, pieces: Sequence[Buffer], deadline_s: float) -> None:
+        """Send the pieces from their own memory; see `Wire`."""
+        left_bytes = sum(map(len, pieces))
+        while left_bytes:
+            if time.monotonic() >= min(deadline_s, self.latest_s):
+                raise DeadlineError(f"{self.peer} did not read our message in time")
+            try:
+                count = self.sock.sendmsg(pieces[:MAX_PIECES])
+            except BlockingIOError:
+                continue
+            except OSError as exc:
+                raise self._lost(exc) from exc
+            self.sent_bytes += count
+            left_bytes -= count
+            if left_bytes:
+                pieces = _behind(pieces, count)
+
+    def _lost(self, exc: OSError) -> PeerGoneError:
+        return PeerGoneError(f"connection to {self.peer} lost: {exc.strerror or exc}")
+
+
+def _behind(pieces: Sequence[Buffer], count: int) -> list[memoryview]:
+    """Return what is left of the pieces behind their first ``count`` bytes, fewer than all."""
+    left = deque(memoryview(piece) for piece in pieces)
+    while count >= len(left[0]):
+        count -= len(left.popleft())
+    left[0] = left[0][count:]
+    return list(left)

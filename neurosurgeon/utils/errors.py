@@ -159,7 +159,7 @@ def is_connection_loss(exc: BaseException) -> bool:
     """Return whether an error means that the peer, or the network to it, is gone, so that a new connection may help.
 
     This is the only definition. What the peer answers (RemoteError) is no loss. Every OSError of a socket is a
-    NetworkError by the time it leaves `net.transport`; any other exception is a defect of this program, or an error of
+    NetworkError by the time it leaves `net.connection`; any other exception is a defect of this program, or an error of
     this machine, which a new connection would only meet again.
     """
     return isinstance(exc, NetworkError) and not isinstance(exc, RemoteError)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from neurosurgeon.net.connection import Connection, Received, pack_message
 from neurosurgeon.net.frames import HEAD_UNIT, Buffer, Limits
 from neurosurgeon.net.header import ALLOWED_OPCODES, unpack_header
 from neurosurgeon.net.memory import UNLIMITED
@@ -27,7 +28,6 @@ from neurosurgeon.net.messages import (
     Request,
     Samples,
 )
-from neurosurgeon.net.transport import Connection, Received, pack_message
 from neurosurgeon.utils.errors import AccessError, PeerGoneError, ProtocolError
 
 EXPECTED = (ProtocolError, PeerGoneError, AccessError)  # all that bytes of whatever kind may lead to

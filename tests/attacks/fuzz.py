@@ -20,7 +20,7 @@ with atheris.instrument_imports(
         "neurosurgeon.net.frames",
         "neurosurgeon.net.messages",
         "neurosurgeon.net.header",
-        "neurosurgeon.net.transport",
+        "neurosurgeon.net.connection",
         "neurosurgeon.net.wire",
     ]
 ):

@@ -20,7 +20,7 @@ from neurosurgeon.cli.parser import DEFAULT_IP
 from neurosurgeon.cli.process import ROOT
 from neurosurgeon.net.access import Access
 from neurosurgeon.net.keys import find_key
-from neurosurgeon.net.transport import connect
+from neurosurgeon.net.sockets import connect
 from tests.attacks.naive import message
 from tests.attacks.pickles import code
 from tests.attacks.victims import HELLO, Victim, cloud, naive, wait_until_closed

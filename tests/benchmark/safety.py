@@ -23,10 +23,11 @@ from neurosurgeon.cli.certs import make_ca, make_certificate
 from neurosurgeon.cli.parser import DEFAULT_IP
 from neurosurgeon.engine.torch_engine import is_finite
 from neurosurgeon.net.access import OPEN, Access
+from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.frames import DEFAULT_LIMITS
 from neurosurgeon.net.messages import Hello, Pong, Request
+from neurosurgeon.net.sockets import connect, listen
 from neurosurgeon.net.tls import cloud_tls, edge_tls
-from neurosurgeon.net.transport import Connection, connect, listen
 from neurosurgeon.utils.errors import PeerGoneError
 from tests.benchmark.common import interleaved_medians, save
 

@@ -32,9 +32,10 @@ from neurosurgeon.cli.process import ROOT, ServiceProcess
 from neurosurgeon.engine.torch_engine import output_digest, random_input, run_whole, use_threads
 from neurosurgeon.graph.cut import pack_nodes
 from neurosurgeon.models.zoo import Network, load_network
+from neurosurgeon.net.connection import SILENCE_S, Connection
 from neurosurgeon.net.messages import Hello, Reply, Request
 from neurosurgeon.net.session import EdgeSession, new_edge_id
-from neurosurgeon.net.transport import SILENCE_S, Connection, connect
+from neurosurgeon.net.sockets import connect
 from neurosurgeon.utils.errors import NetworkError
 from neurosurgeon.utils.timing import now_ms
 from neurosurgeon.utils.units import MS_PER_S
@@ -43,7 +44,7 @@ from tests.benchmark.links import CLOUD_IP, TOOL, change_link, emulated_link, on
 from tests.benchmark.soak import resources
 from tests.equality import are_equal
 from tests.faults import write_slow_edge
-from tests.net.test_transport import frame_of
+from tests.net.test_connection import frame_of
 
 MODEL = "alex_net"
 KILLS, EDGE_KILLS, SILENCES = 100, 200, 10

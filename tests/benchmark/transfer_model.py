@@ -23,9 +23,10 @@ from typing import Any
 import torch
 
 from neurosurgeon.net.access import Access
+from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.messages import Hello, Message, Prepare, Ready, Reply, Request
 from neurosurgeon.net.session import PACE
-from neurosurgeon.net.transport import Connection, accepted, connect, listen
+from neurosurgeon.net.sockets import accepted, connect, listen
 from neurosurgeon.planner.transfer import FRAME_BYTES, IDLE, Sender, transfer_time_ms
 from neurosurgeon.utils.timing import now_ms
 from tests.benchmark.common import save, undisturbed

@@ -25,9 +25,9 @@ from dataclasses import dataclass, field
 import torch
 
 from neurosurgeon.cli.parser import DEFAULT_IP
+from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.messages import Hello, Reply, Request
 from neurosurgeon.net.session import EdgeSession
-from neurosurgeon.net.transport import Connection
 from neurosurgeon.utils.errors import NetworkError
 from neurosurgeon.utils.timing import now_ms
 from neurosurgeon.utils.units import s_to_ms

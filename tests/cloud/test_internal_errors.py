@@ -16,10 +16,11 @@ from neurosurgeon.cloud import executor, reply_cache, server
 from neurosurgeon.cloud.events import CloudEvent
 from neurosurgeon.edge import queue as edge_queue
 from neurosurgeon.edge import results
-from neurosurgeon.net import session, stream, transport
+from neurosurgeon.net import connection, session, stream
+from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.frames import Kind
 from neurosurgeon.net.messages import Reply, Request
-from neurosurgeon.net.transport import Connection, SocketWire
+from neurosurgeon.net.wire import SocketWire
 from neurosurgeon.predictor.predictor_utils import config_path
 from neurosurgeon.reports.queue_report import QueueReport
 from neurosurgeon.utils import load
@@ -68,7 +69,7 @@ def packing(kind: type) -> Install:
     def task_of(message: Any, tensors: Sequence[Any] = (), task: int = 0) -> int:
         return task * isinstance(message, kind)
 
-    return when(transport, "pack_message", task_of)
+    return when(connection, "pack_message", task_of)
 
 
 def reading(kind: type) -> Install:

@@ -22,13 +22,14 @@ from neurosurgeon.cloud.executor import CloudEngine, CloudResult, Deliver
 from neurosurgeon.cloud.server import CloudServer, Rules
 from neurosurgeon.engine.torch_engine import random_input, run_whole
 from neurosurgeon.models.zoo import Cut, Network, load_network, model_graph
-from neurosurgeon.net import limits, transport, wire
+from neurosurgeon.net import limits, wire
+from neurosurgeon.net.connection import Connection, Received
 from neurosurgeon.net.frames import HEAD_UNIT, WIRE_VERSION
 from neurosurgeon.net.limits import ConnectionLimiter, ConnectionLimits
 from neurosurgeon.net.memory import MemoryLimit
 from neurosurgeon.net.messages import ErrorCode, ErrorReply, Hello, Latencies, Pong, Prepare, Ready, Reply
 from neurosurgeon.net.session import EdgeSession
-from neurosurgeon.net.transport import Connection, Received, connect
+from neurosurgeon.net.sockets import connect
 from neurosurgeon.utils.errors import (
     BusyError,
     ConnectError,
@@ -59,7 +60,7 @@ from tests.net.clouds import (
     request_at,
 )
 from tests.net.conftest import JOIN_S, wait_until
-from tests.net.test_transport import frame_of, reset
+from tests.net.test_connection import frame_of, reset
 
 BAD_CUTS = {  # of a network of 13 nodes
     "too short": b"\1",
@@ -649,8 +650,8 @@ def test_an_edge_that_reads_no_answers_is_sent_away_in_time(
     cloud = start(LongAnswerEngine("cpu", 1, {}))
     with connect(*cloud.address) as connection:
         silent = ManyTasks(connection, network)
-        monkeypatch.setattr(transport, "BODY_BASE_S", 0.02)
-        monkeypatch.setattr(transport, "MIN_RATE_BYTES_PER_S", 1e12)
+        monkeypatch.setattr(connection, "BODY_BASE_S", 0.02)
+        monkeypatch.setattr(connection, "MIN_RATE_BYTES_PER_S", 1e12)
         silent.send(1)
         silent.send(2)
         with pytest.raises(NetworkError):

@@ -16,7 +16,7 @@ from neurosurgeon.graph.cut import pack_nodes
 from neurosurgeon.models.zoo import Cut, Network
 from neurosurgeon.net.messages import Latencies, Request
 from neurosurgeon.net.session import EdgeSession
-from neurosurgeon.net.transport import listen
+from neurosurgeon.net.sockets import listen
 from tests.equality import assert_equal
 from tests.net.conftest import JOIN_S, LOOPBACK
 

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, settings
 
 from neurosurgeon.cloud.executor import CloudEngine
 from neurosurgeon.models.zoo import Network, load_network
+from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.monitor_server import MonitorServer
-from neurosurgeon.net.transport import Connection, listen
+from neurosurgeon.net.sockets import listen
 
 if TYPE_CHECKING:
     from tests.net.clouds import Cloud

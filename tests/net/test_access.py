@@ -17,10 +17,11 @@ import torch
 from neurosurgeon.cli.certs import make_ca, make_certificate
 from neurosurgeon.cli.parser import access_of_cloud, access_of_edge
 from neurosurgeon.net.access import OPEN, Access, is_loopback
+from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.frames import TLS_ALERT, TLS_HANDSHAKE, name_stranger
 from neurosurgeon.net.messages import Hello, Ping, Request
+from neurosurgeon.net.sockets import bind, connect
 from neurosurgeon.net.tls import cloud_tls, edge_tls
-from neurosurgeon.net.transport import Connection, bind, connect
 from neurosurgeon.utils.errors import AccessError, NetworkError, UsageError
 from tests.attacks.impostors import expire
 from tests.net.conftest import JOIN_S, LOOPBACK

@@ -16,6 +16,7 @@ from neurosurgeon.cloud.executor import CloudEngine
 from neurosurgeon.cloud.server import CloudServer
 from neurosurgeon.engine.torch_engine import random_input
 from neurosurgeon.models.zoo import load_network
+from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.frames import Kind, pack_frame
 from neurosurgeon.net.header import MAX_TUPLES, check_tensor_specs, unpack_header
 from neurosurgeon.net.messages import Hello, Ping, Pong, Reply, Request, Samples
@@ -23,7 +24,7 @@ from neurosurgeon.net.monitor_client import measure_link
 from neurosurgeon.net.monitor_server import MonitorServer
 from neurosurgeon.net.probe import PROBE_BYTES
 from neurosurgeon.net.session import EdgeSession
-from neurosurgeon.net.transport import Connection, accepted, connect, stop_accepting
+from neurosurgeon.net.sockets import accepted, connect, stop_accepting
 from neurosurgeon.utils.errors import NetworkError, NeurosurgeonError, ProtocolError
 from tests.net.clouds import request_at
 
@@ -111,7 +112,7 @@ def test_a_failed_accept_does_not_end_a_server(monkeypatch: pytest.MonkeyPatch) 
         def fileno(self) -> int:
             return 3
 
-    monkeypatch.setattr("neurosurgeon.net.transport.ACCEPT_PAUSE_S", 0.0)
+    monkeypatch.setattr("neurosurgeon.net.sockets.ACCEPT_PAUSE_S", 0.0)
     assert list(accepted(Listener())) == [("sock", "address")]  # type: ignore[arg-type]
 
 

@@ -24,8 +24,7 @@ from neurosurgeon.net.keys import (
     prove_to_cloud,
     prove_to_edge,
 )
-from neurosurgeon.net.transport import SocketWire
-from neurosurgeon.net.wire import Wire, read_all
+from neurosurgeon.net.wire import SocketWire, Wire, read_all
 from neurosurgeon.utils.errors import AccessError, NetworkError, PeerGoneError, ProtocolError, UsageError
 from tests.attacks.decoding import BytesWire
 

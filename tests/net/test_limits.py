@@ -10,9 +10,10 @@ from contextlib import ExitStack
 import pytest
 
 from neurosurgeon.net import limits
+from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.limits import ConnectionLimiter, ConnectionLimits
 from neurosurgeon.net.messages import ErrorReply, Hello
-from neurosurgeon.net.transport import Connection, connect, stop_accepting
+from neurosurgeon.net.sockets import connect, stop_accepting
 from neurosurgeon.utils.errors import NetworkError, PeerGoneError
 from tests.net.conftest import JOIN_S
 

@@ -19,6 +19,7 @@ from neurosurgeon.cli import monitor
 from neurosurgeon.cli.process import ROOT, ServiceProcess
 from neurosurgeon.net import monitor_client, monitor_server, probe
 from neurosurgeon.net.bandwidth import MAX_RATE_BYTES_PER_S, LinkEstimate, LinkSource
+from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.frames import HEAD_UNIT
 from neurosurgeon.net.messages import ErrorReply, Hello, Message, Ping, Pong, Prepare, Probe, Samples
 from neurosurgeon.net.monitor_client import (
@@ -32,7 +33,7 @@ from neurosurgeon.net.monitor_client import (
     young_link,
 )
 from neurosurgeon.net.monitor_server import MAX_PROBE_BYTES, MAX_SAMPLES, MonitorServer, receive_probe
-from neurosurgeon.net.transport import Connection, connect
+from neurosurgeon.net.sockets import connect
 from neurosurgeon.utils.errors import (
     AccessError,
     BusyError,
@@ -45,7 +46,7 @@ from neurosurgeon.utils.errors import (
 )
 from neurosurgeon.utils.load import CloudLoad
 from tests.net.conftest import JOIN_S, LOOPBACK
-from tests.net.test_transport import Pair, reset
+from tests.net.test_connection import Pair, reset
 
 Address = tuple[str, int]
 

@@ -18,8 +18,8 @@ from neurosurgeon.net import shaper
 from neurosurgeon.net.bandwidth import LinkEstimate
 from neurosurgeon.net.monitor_client import measure_link
 from neurosurgeon.net.shaper import CHUNK_S, MAX_CHUNK_BYTES, SEGMENT_BYTES, Lane, Relay, Weather
+from neurosurgeon.net.sockets import listen, stop_accepting
 from neurosurgeon.net.traces import Condition, Trace
-from neurosurgeon.net.transport import listen, stop_accepting
 from neurosurgeon.utils.errors import UsageError
 from tests.net.conftest import JOIN_S, LOOPBACK, wait_until
 

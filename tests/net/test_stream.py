@@ -14,10 +14,11 @@ import pytest
 import torch
 
 from neurosurgeon.net import stream as stream_module
+from neurosurgeon.net.connection import Connection, Received
 from neurosurgeon.net.messages import ErrorReply, Hello, Pong, Prepare, Ready, Reply, Request
 from neurosurgeon.net.session import EdgeSession, SentTask
+from neurosurgeon.net.sockets import accepted, stop_accepting
 from neurosurgeon.net.stream import Answered, TaskStream
-from neurosurgeon.net.transport import Connection, Received, accepted, stop_accepting
 from neurosurgeon.utils.errors import (
     BusyError,
     ConnectError,

@@ -7,8 +7,8 @@ import struct
 
 import pytest
 
+from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.tcp_info import UNLIMITED_SEGMENTS, acked_bytes, send_state
-from neurosurgeon.net.transport import Connection
 
 SEGMENT = 1448
 

@@ -13,6 +13,7 @@ import pytest
 
 from neurosurgeon.net import probe, trains
 from neurosurgeon.net.bandwidth import MAX_RATE_BYTES_PER_S, Echo, ProbeMethod, Rate
+from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.datagrams import (
     COOKIE_BYTES,
     KNOCK,
@@ -29,8 +30,8 @@ from neurosurgeon.net.messages import AskTicket, AskTrain, ErrorReply, Hello, Pi
 from neurosurgeon.net.monitor_client import measure_link
 from neurosurgeon.net.monitor_server import MonitorServer
 from neurosurgeon.net.probe import KNOCK_BYTES, LinkProbe
+from neurosurgeon.net.sockets import connect
 from neurosurgeon.net.trains import MAX_TRAIN_PACKETS, Collector, Guest
-from neurosurgeon.net.transport import Connection, connect
 from neurosurgeon.utils.errors import BusyError, DeadlineError, PeerGoneError
 from tests.net.conftest import JOIN_S, LOOPBACK, wait_until
 

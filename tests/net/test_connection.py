@@ -15,33 +15,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from neurosurgeon.net import transport, wire
-from neurosurgeon.net.access import Access
-from neurosurgeon.net.frames import (
-    FIXED_START,
-    HEAD_UNIT,
-    PREFIX,
-    SMALL_LIMITS,
-    WIRE_VERSION,
-    Kind,
-    Limits,
-    pack_frame,
-)
+from neurosurgeon.net import connection, wire
+from neurosurgeon.net.connection import Connection, pack_message
+from neurosurgeon.net.frames import FIXED_START, HEAD_UNIT, PREFIX, SMALL_LIMITS, WIRE_VERSION, Kind, Limits, pack_frame
 from neurosurgeon.net.header import pack_header
 from neurosurgeon.net.memory import MemoryLimit
 from neurosurgeon.net.messages import Hello, Message, Ping, Prepare, Reply, Request
-from neurosurgeon.net.transport import Connection, SocketWire, connect, is_this_machine, listen, pack_message
-from neurosurgeon.utils.errors import (
-    AccessError,
-    BusyError,
-    ConnectError,
-    DeadlineError,
-    PeerGoneError,
-    PortBusyError,
-    ProtocolError,
-    UsageError,
-)
-from tests.net.conftest import LOOPBACK
+from neurosurgeon.net.wire import SocketWire
+from neurosurgeon.utils.errors import AccessError, BusyError, DeadlineError, PeerGoneError, ProtocolError
 
 Wires = tuple[socket.socket, socket.socket]
 Pair = tuple[Connection, Connection]
@@ -228,7 +209,7 @@ def test_a_body_for_which_there_is_no_memory_is_skipped(wires: Wires) -> None:
 def test_whoever_claims_a_large_body_for_which_there_is_no_memory_is_left(
     wires: Wires, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "MAX_SKIPPED_BYTES", 4_000)
+    monkeypatch.setattr(connection, "MAX_SKIPPED_BYTES", 4_000)
     sender, receiver = Connection(wires[0]), Connection(wires[1], memory=MemoryLimit(4096, 4096))
     sender.send(REQUEST, [torch.ones(1024)])
     held = receiver.receive(WAIT_S)
@@ -440,7 +421,7 @@ def test_a_head_that_does_not_end_meets_the_deadline(wires: Wires, monkeypatch: 
 
 
 def test_a_body_that_does_not_end_meets_the_deadline(wires: Wires, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "BODY_BASE_S", NOW_S)
+    monkeypatch.setattr(connection, "BODY_BASE_S", NOW_S)
     wires[0].sendall(frame_of(REQUEST, TENSORS)[:-1])
     with pytest.raises(DeadlineError):
         Connection(wires[1]).receive(WAIT_S)
@@ -452,19 +433,19 @@ def test_a_peer_that_trickles_does_not_push_its_deadline_away(
 ) -> None:
     seconds = iter(range(10_000))  # a clock that shows a second more at every look
     clock = SimpleNamespace(monotonic=lambda: float(next(seconds)))
-    monkeypatch.setattr(transport, "time", clock)
+    monkeypatch.setattr(connection, "time", clock)
     monkeypatch.setattr(wire, "time", clock)
     monkeypatch.setattr(wire, "HEAD_TIMEOUT_S", 5.0 if not tensors else 1e6)
     wires[0].sendall(frame_of(REQUEST, tensors))
     with trickling(wires[1]) as sock:
-        connection = Connection(sock)
+        receiver = Connection(sock)
         with pytest.raises(DeadlineError):
-            connection.receive(WAIT_S)
+            receiver.receive(WAIT_S)
 
 
 def test_a_peer_that_does_not_read_meets_the_deadline(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport, "BODY_BASE_S", NOW_S)
-    monkeypatch.setattr(transport, "MIN_RATE_BYTES_PER_S", 1e12)
+    monkeypatch.setattr(connection, "BODY_BASE_S", NOW_S)
+    monkeypatch.setattr(connection, "MIN_RATE_BYTES_PER_S", 1e12)
     with pytest.raises(DeadlineError, match="did not read"):
         pair[0].send(REQUEST, [torch.zeros(32_000_000, dtype=torch.uint8)])
 
@@ -482,73 +463,5 @@ def test_what_fits_into_the_system_would_not_wait(pair: Pair) -> None:
 
 
 def test_a_long_body_gets_the_time_that_the_slowest_link_needs() -> None:
-    difference_s = transport.body_deadline_s(10 * transport.MIN_RATE_BYTES_PER_S) - transport.body_deadline_s(0)
+    difference_s = connection.body_deadline_s(10 * connection.MIN_RATE_BYTES_PER_S) - connection.body_deadline_s(0)
     assert difference_s == pytest.approx(10.0, abs=1.0)
-
-
-# ---------------------------------------------------------------- addresses and ports
-
-
-def test_a_busy_port_is_named(listener: socket.socket) -> None:
-    port = listener.getsockname()[1]
-    with pytest.raises(PortBusyError, match=f"port {port} on {LOOPBACK} is busy"):
-        listen(LOOPBACK, port)
-
-
-def test_two_servers_cannot_share_a_port(listener: socket.socket) -> None:
-    assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) == 0
-
-
-def test_a_server_can_restart_at_once(listener: socket.socket) -> None:
-    address = listener.getsockname()
-    with socket.create_connection(address) as edge, listener.accept()[0] as cloud:
-        listener.close()
-        cloud.close()  # this side closes first and keeps the address in TIME_WAIT
-        assert edge.recv(1) == b""
-    listen(*address).close()
-
-
-def test_nobody_there_is_named() -> None:
-    with socket.socket() as taken:  # bound, so that nobody else listens there; it does not listen either
-        taken.bind((LOOPBACK, 0))
-        port = taken.getsockname()[1]
-        with pytest.raises(ConnectError, match=f"no service at {LOOPBACK}:{port}"):
-            connect(LOOPBACK, port)
-
-
-def test_an_address_that_never_answers_is_named(monkeypatch: pytest.MonkeyPatch, listener: socket.socket) -> None:
-    def never(sock: socket.socket, address: Any) -> None:
-        raise TimeoutError
-
-    monkeypatch.setattr(socket.socket, "connect", never)
-    with pytest.raises(ConnectError, match="no answer"):
-        connect(*listener.getsockname())
-
-
-@pytest.mark.parametrize("host", ["a" * 64 + ".example", "host\0name"])
-def test_an_address_that_is_none_is_a_usage_error(host: str) -> None:
-    with pytest.raises(UsageError, match="cannot be resolved"):
-        connect(host, 9999)
-
-
-def test_an_unknown_host_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unknown(*args: object, **kwargs: object) -> None:
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    for use in (connect, listen):
-        with pytest.raises(UsageError, match="'nowhere' cannot be resolved"):
-            use("nowhere", 9999)
-
-
-def test_listening_on_another_machines_address_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match="cannot listen on 192.0.2.1"):
-        listen("192.0.2.1", 0, Access(insecure=True))
-
-
-@pytest.mark.parametrize(
-    ("host", "is_ours"),
-    [("127.0.0.1", True), ("localhost", True), ("127.3.4.5", True), ("192.0.2.1", False), ("no such name", False)],
-)
-def test_this_machine_is_known_by_its_address(host: str, is_ours: bool) -> None:
-    assert is_this_machine(host) is is_ours

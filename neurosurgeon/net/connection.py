@@ -1,4 +1,4 @@
-"""The only file that touches sockets: connections of whole messages, with deadlines and typed errors."""
+"""Connections of whole messages, with deadlines and typed errors."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ import errno
 import fcntl
 import logging
 import math
-import select
 import socket
 import struct
 import sys
 import termios
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from neurosurgeon.net.access import OPEN, Access
+from neurosurgeon.net.access import Access
 from neurosurgeon.net.frames import (
     CHANGING,
     CHANGING_START,
@@ -48,21 +46,9 @@ from neurosurgeon.net.header import (
 from neurosurgeon.net.keys import Refusal, refused, tell_refusal
 from neurosurgeon.net.memory import UNLIMITED, MemoryLimit
 from neurosurgeon.net.messages import Hello, Message, Reply, figures_of, header_values, kind_of, message_of
-from neurosurgeon.net.net_utils import format_address
 from neurosurgeon.net.tcp_info import PACED, SendState, acked_bytes, send_state
-from neurosurgeon.net.wire import HEAD_TIMEOUT_S, Wire, read_all, read_head_unit
-from neurosurgeon.utils.errors import (
-    AccessError,
-    AddressError,
-    BusyError,
-    ConnectError,
-    DeadlineError,
-    NeurosurgeonError,
-    PeerGoneError,
-    PortBusyError,
-    ProtocolError,
-    UsageError,
-)
+from neurosurgeon.net.wire import HEAD_TIMEOUT_S, SocketWire, Wire, read_all, read_head_unit
+from neurosurgeon.utils.errors import AccessError, BusyError, PeerGoneError, ProtocolError
 from neurosurgeon.utils.units import s_to_ms
 
 if TYPE_CHECKING:  # the bandwidth monitor sends no tensors and starts without torch
@@ -71,7 +57,6 @@ if TYPE_CHECKING:  # the bandwidth monitor sends no tensors and starts without t
 
 log = logging.getLogger(__name__)
 
-CONNECT_TIMEOUT_S = 0.9  # a dead address is reported within a second; a live one answers within one RTT
 ACCESS_TIMEOUT_S = 5.0  # TLS and key take four round trips together
 # A body for which there is no memory is read away, in pieces; whoever claims a larger one is left: it may never come.
 MAX_SKIPPED_BYTES, SKIP_BYTES = 16 * 1024 * 1024, 65_536
@@ -82,16 +67,11 @@ EDGE_SILENCE_S = 30.0  # an edge may lose its radio for a while, or answer behin
 KEEPALIVE_INTERVAL_S = 1
 DELIVERY_CHECK_S = 0.005
 MIN_RATE_BYTES_PER_S = 50_000  # 0.4 Mbit/s; the slowest link of the field's tables is 3G with 1.1
-TIMEVAL = struct.Struct("@ll")  # seconds, microseconds: what SO_RCVTIMEO takes
-CHECK_S = 0.2  # how often a call that waits looks at its deadline
-ACCEPT_PAUSE_S = 0.05  # out of file descriptors: others must close theirs first
-BACKLOG = 1024  # a crowd of strangers leaves room for an edge; the system may allow less
 TCP_INFO_BYTES, NAME_BYTES = 256, 16  # the kernel says less where it knows less
 SO_MAX_PACING_RATE, UNPACED = 47, 0xFFFF_FFFF  # asm-generic/socket.h; the socket module has no name for it
 OVERHEAD, FRAME_ROOM_BYTES = 2, 4096  # the kernel counts its own memory for packets, too
 MAX_SEALED_BYTES = 65_536  # sealing more takes as long as waking a thread up that does
 KEPT_HEADS = 64  # parsed ones; a cloud serves a few models and cuts at a time
-MAX_PIECES = 64  # pieces for one sendmsg, far below the system's limit (IOV_MAX, 1024)
 
 
 def pack_message(message: Message, tensors: Sequence[Tensor] = (), task: int = 0) -> list[Buffer]:
@@ -149,79 +129,6 @@ class Received(NamedTuple):
     specs: tuple[TensorSpec, ...] = ()  # of the tensors
     values: Sequence[NDArray[Any]] = ()  # of the tensors, flat (`net.header.flat_values`)
     refusal: BusyError | None = None  # there was no memory for the tensors: they were read, and are gone
-
-
-class SocketWire:
-    """A socket as it is; see `Wire`.
-
-    The system interrupts a call that waits every `CHECK_S`, and its deadline is checked: deadlines are that much late.
-    A timeout that is set for each call would cost one system call more, and `settimeout`, which holds for the threads
-    of both directions, two: 5 % and more of an exchange of 16 KB (``python -m tests.benchmark.transport``).
-    """
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self.sent_bytes = self.received_bytes = 0
-        self.latest_s = math.inf  # no deadline is later: how long a peer may take to introduce itself
-        self.silence_s = math.inf  # the longest pause between two reads
-        try:
-            self.peer = format_address(sock.getpeername())
-            sock.setblocking(True)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-                sock.setsockopt(socket.SOL_SOCKET, option, TIMEVAL.pack(0, round(1e6 * CHECK_S)))
-        except OSError as exc:
-            sock.close()
-            raise PeerGoneError("the peer left as soon as it had come") from exc
-        self._incoming = select.poll()
-        self._incoming.register(sock, select.POLLIN)
-
-    def has_bytes(self, wait_s: float) -> bool:
-        """Return whether there is something to read; see `Wire`."""
-        return len(self._incoming.poll(s_to_ms(wait_s))) > 0
-
-    def read_some(self, view: memoryview, deadline_s: float, fill: bool = False) -> int:
-        """Read at least a byte; see `Wire`."""
-        deadline_s = min(deadline_s, self.latest_s, time.monotonic() + self.silence_s)
-        while time.monotonic() < deadline_s:
-            try:
-                count = self.sock.recv_into(view, 0, socket.MSG_WAITALL if fill else 0)
-            except BlockingIOError:
-                continue
-            except OSError as exc:
-                raise self._lost(exc) from exc
-            self.received_bytes += count
-            return count
-        raise DeadlineError(f"{self.peer} sent nothing, or not all of a message, in time")
-
-    def send(self, pieces: Sequence[Buffer], deadline_s: float) -> None:
-        """Send the pieces from their own memory; see `Wire`."""
-        left_bytes = sum(map(len, pieces))
-        while left_bytes:
-            if time.monotonic() >= min(deadline_s, self.latest_s):
-                raise DeadlineError(f"{self.peer} did not read our message in time")
-            try:
-                count = self.sock.sendmsg(pieces[:MAX_PIECES])
-            except BlockingIOError:
-                continue
-            except OSError as exc:
-                raise self._lost(exc) from exc
-            self.sent_bytes += count
-            left_bytes -= count
-            if left_bytes:
-                pieces = _behind(pieces, count)
-
-    def _lost(self, exc: OSError) -> PeerGoneError:
-        return PeerGoneError(f"connection to {self.peer} lost: {exc.strerror or exc}")
-
-
-def _behind(pieces: Sequence[Buffer], count: int) -> list[memoryview]:
-    """Return what is left of the pieces behind their first ``count`` bytes, fewer than all."""
-    left = deque(memoryview(piece) for piece in pieces)
-    while count >= len(left[0]):
-        count -= len(left.popleft())
-    left[0] = left[0][count:]
-    return list(left)
 
 
 class Connection:
@@ -491,145 +398,3 @@ def _unacknowledged_bytes(sock: socket.socket) -> int:
 def body_deadline_s(length: int) -> float:
     """Return the monotonic time (s) by which ``length`` bytes must have crossed."""
     return time.monotonic() + BODY_BASE_S + length / MIN_RATE_BYTES_PER_S
-
-
-def connect(host: str, port: int, limits: Limits = DEFAULT_LIMITS, access: Access = OPEN) -> Connection:
-    """Return a connection to the first address of ``host`` that answers, once each side has let the other in.
-
-    Raises: UsageError: the address makes no sense. ConnectError: nobody answers there. AccessError: not let in.
-    """
-    sock = _connected(host, port)
-    connection = Connection(sock, limits)
-    try:
-        connection.ask_in(access, host)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _connected(host: str, port: int) -> socket.socket:
-    try:
-        return socket.create_connection((host, port), CONNECT_TIMEOUT_S)
-    except (socket.gaierror, UnicodeError) as exc:
-        raise _unresolved(host) from exc
-    except OSError as exc:
-        reason = "no answer" if isinstance(exc, TimeoutError) else exc.strerror or str(exc)
-        raise ConnectError(f"no service at {format_address((host, port))} ({reason}): is it started there?") from exc
-
-
-def is_this_machine(host: str) -> bool:
-    """Return whether the address of ``host`` is one of this machine's own: nothing is sent to find out."""
-    with contextlib.suppress(OSError, UnicodeError):  # no such name, or no way there
-        family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, socket.SOCK_DGRAM) as sock:
-            sock.bind(address)  # only to one's own
-            return True
-    return False
-
-
-def reach(host: str, port: int) -> float:
-    """Return how long a bare connection takes to be made, ms.
-
-    Raises: UsageError: the address makes no sense. ConnectError: nobody answers there.
-    """
-    start_s = time.monotonic()
-    with _connected(host, port):
-        return s_to_ms(time.monotonic() - start_s)
-
-
-def resolve(host: str, port: int) -> list[str]:
-    """Return the addresses of a name.
-
-    Raises: UsageError: it has none.
-    """
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as exc:
-        raise _unresolved(host) from exc
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
-
-
-def _unresolved(host: str) -> AddressError:
-    return AddressError(f"address {host!r} cannot be resolved: pass an IP address or a known host name")
-
-
-def accepted(listener: socket.socket) -> Iterator[tuple[socket.socket, Any]]:
-    """Yield connections and their addresses until `stop_accepting`; a failed accept is logged, not fatal."""
-    while True:
-        try:
-            yield listener.accept()
-        except OSError as exc:
-            if listener.fileno() < 0 or exc.errno == errno.EINVAL:  # closed, or shut down
-                return
-            log.warning("a connection could not be accepted: %s", exc.strerror or exc)
-            time.sleep(ACCEPT_PAUSE_S)
-
-
-def stop_accepting(listener: socket.socket) -> None:
-    """Close a listening socket and wake the thread that waits in it; twice is fine."""
-    with contextlib.suppress(OSError):
-        listener.shutdown(socket.SHUT_RDWR)  # close alone does not wake a waiting accept on Linux
-    listener.close()
-
-
-def bind(host: str, port: int, access: Access = OPEN) -> socket.socket:
-    """Return a socket that holds an address but does not listen yet; port 0 takes a free one.
-
-    SO_REUSEADDR lets a server restart at once; SO_REUSEPORT, which would let two servers share a port unnoticed,
-    is never set.
-
-    Raises: UsageError: not an address of this machine, or ``access`` does not keep strangers out there.
-            PortBusyError: the port is taken.
-    """
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError) as exc:
-        raise _unresolved(host) from exc
-    access.check_exposure(str(address[0]))
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-    except OSError as exc:
-        sock.close()
-        raise _unusable(host, port, exc) from exc
-    return sock
-
-
-def ephemeral_port(host: str) -> int:
-    """Return a port that is free now, for a program that cannot choose one itself."""
-    with bind(host, 0) as sock:
-        port: int = sock.getsockname()[1]
-    return port
-
-
-def start_listening(sock: socket.socket) -> None:
-    """Let a bound socket take connections.
-
-    Raises: PortBusyError: another process was faster.
-    """
-    try:
-        sock.listen(BACKLOG)
-    except OSError as exc:
-        host, port = sock.getsockname()[:2]
-        raise _unusable(host, port, exc) from exc
-
-
-def listen(host: str, port: int, access: Access = OPEN) -> socket.socket:
-    """Return a listening socket; see `bind` and `start_listening`."""
-    sock = bind(host, port, access)
-    try:
-        start_listening(sock)
-    except PortBusyError:
-        sock.close()
-        raise
-    return sock
-
-
-def _unusable(host: str, port: int, exc: OSError) -> NeurosurgeonError:
-    if exc.errno == errno.EADDRINUSE:
-        return PortBusyError(f"port {port} on {host} is busy: stop what listens there, or choose another port")
-    if isinstance(exc, PermissionError):
-        return UsageError(f"port {port} needs more rights than this user has: choose one above 1023")
-    return UsageError(f"cannot listen on {host}: {exc.strerror or exc}")

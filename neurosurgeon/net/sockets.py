@@ -1,0 +1,166 @@
+"""Sockets: connecting, listening and accepting, with typed errors."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from neurosurgeon.net.access import OPEN, Access
+from neurosurgeon.net.connection import Connection
+from neurosurgeon.net.frames import DEFAULT_LIMITS, Limits
+from neurosurgeon.net.net_utils import format_address
+from neurosurgeon.utils.errors import AddressError, ConnectError, NeurosurgeonError, PortBusyError, UsageError
+from neurosurgeon.utils.units import s_to_ms
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 0.9  # a dead address is reported within a second; a live one answers within one RTT
+ACCEPT_PAUSE_S = 0.05  # out of file descriptors: others must close theirs first
+BACKLOG = 1024  # a crowd of strangers leaves room for an edge; the system may allow less
+
+
+def connect(host: str, port: int, limits: Limits = DEFAULT_LIMITS, access: Access = OPEN) -> Connection:
+    """Return a connection to the first address of ``host`` that answers, once each side has let the other in.
+
+    Raises: UsageError: the address makes no sense. ConnectError: nobody answers there. AccessError: not let in.
+    """
+    sock = _connected(host, port)
+    connection = Connection(sock, limits)
+    try:
+        connection.ask_in(access, host)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _connected(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_connection((host, port), CONNECT_TIMEOUT_S)
+    except (socket.gaierror, UnicodeError) as exc:
+        raise _unresolved(host) from exc
+    except OSError as exc:
+        reason = "no answer" if isinstance(exc, TimeoutError) else exc.strerror or str(exc)
+        raise ConnectError(f"no service at {format_address((host, port))} ({reason}): is it started there?") from exc
+
+
+def is_this_machine(host: str) -> bool:
+    """Return whether the address of ``host`` is one of this machine's own: nothing is sent to find out."""
+    with contextlib.suppress(OSError, UnicodeError):  # no such name, or no way there
+        family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.bind(address)  # only to one's own
+            return True
+    return False
+
+
+def reach(host: str, port: int) -> float:
+    """Return how long a bare connection takes to be made, ms.
+
+    Raises: UsageError: the address makes no sense. ConnectError: nobody answers there.
+    """
+    start_s = time.monotonic()
+    with _connected(host, port):
+        return s_to_ms(time.monotonic() - start_s)
+
+
+def resolve(host: str, port: int) -> list[str]:
+    """Return the addresses of a name.
+
+    Raises: UsageError: it has none.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as exc:
+        raise _unresolved(host) from exc
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+def _unresolved(host: str) -> AddressError:
+    return AddressError(f"address {host!r} cannot be resolved: pass an IP address or a known host name")
+
+
+def accepted(listener: socket.socket) -> Iterator[tuple[socket.socket, Any]]:
+    """Yield connections and their addresses until `stop_accepting`; a failed accept is logged, not fatal."""
+    while True:
+        try:
+            yield listener.accept()
+        except OSError as exc:
+            if listener.fileno() < 0 or exc.errno == errno.EINVAL:  # closed, or shut down
+                return
+            log.warning("a connection could not be accepted: %s", exc.strerror or exc)
+            time.sleep(ACCEPT_PAUSE_S)
+
+
+def stop_accepting(listener: socket.socket) -> None:
+    """Close a listening socket and wake the thread that waits in it; twice is fine."""
+    with contextlib.suppress(OSError):
+        listener.shutdown(socket.SHUT_RDWR)  # close alone does not wake a waiting accept on Linux
+    listener.close()
+
+
+def bind(host: str, port: int, access: Access = OPEN) -> socket.socket:
+    """Return a socket that holds an address but does not listen yet; port 0 takes a free one.
+
+    SO_REUSEADDR lets a server restart at once; SO_REUSEPORT, which would let two servers share a port unnoticed,
+    is never set.
+
+    Raises: UsageError: not an address of this machine, or ``access`` does not keep strangers out there.
+            PortBusyError: the port is taken.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as exc:
+        raise _unresolved(host) from exc
+    access.check_exposure(str(address[0]))
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except OSError as exc:
+        sock.close()
+        raise _unusable(host, port, exc) from exc
+    return sock
+
+
+def ephemeral_port(host: str) -> int:
+    """Return a port that is free now, for a program that cannot choose one itself."""
+    with bind(host, 0) as sock:
+        port: int = sock.getsockname()[1]
+    return port
+
+
+def start_listening(sock: socket.socket) -> None:
+    """Let a bound socket take connections.
+
+    Raises: PortBusyError: another process was faster.
+    """
+    try:
+        sock.listen(BACKLOG)
+    except OSError as exc:
+        host, port = sock.getsockname()[:2]
+        raise _unusable(host, port, exc) from exc
+
+
+def listen(host: str, port: int, access: Access = OPEN) -> socket.socket:
+    """Return a listening socket; see `bind` and `start_listening`."""
+    sock = bind(host, port, access)
+    try:
+        start_listening(sock)
+    except PortBusyError:
+        sock.close()
+        raise
+    return sock
+
+
+def _unusable(host: str, port: int, exc: OSError) -> NeurosurgeonError:
+    if exc.errno == errno.EADDRINUSE:
+        return PortBusyError(f"port {port} on {host} is busy: stop what listens there, or choose another port")
+    if isinstance(exc, PermissionError):
+        return UsageError(f"port {port} needs more rights than this user has: choose one above 1023")
+    return UsageError(f"cannot listen on {host}: {exc.strerror or exc}")
