@@ -117,19 +117,32 @@ def head_length(buffer_count: int, header_length: int) -> int:
     return unpadded + -unpadded % HEAD_UNIT
 
 
-def pack_frame(
-    kind: Kind, header: bytes, buffers: Sequence[Buffer] = (), task: int = 0, figures: Sequence[float] = NO_FIGURES
+def pack_head(kind: Kind, header: bytes, lengths: Sequence[int]) -> bytes:
+    """Return the head of a frame with buffers of these lengths; its task and figures are still zero."""
+    prefix = PREFIX.pack(MAGIC, WIRE_VERSION, kind, len(lengths), len(header), 0).ljust(FIXED_START, b"\0")
+    head = prefix + struct.pack(f"!{len(lengths)}Q", *lengths) + header
+    return head.ljust(head_length(len(lengths), len(header)), b"\0")
+
+
+def frame_pieces(
+    head: bytes, buffers: Sequence[Buffer], task: int = 0, figures: Sequence[float] = NO_FIGURES
 ) -> list[Buffer]:
     """Return the pieces of a frame in sending order; buffers are passed on, not copied."""
-    count = len(buffers)
-    prefix = PREFIX.pack(MAGIC, WIRE_VERSION, kind, count, len(header), task)
-    head = prefix + struct.pack("!6d", *figures) + struct.pack(f"!{count}Q", *map(len, buffers)) + header
-    pieces: list[Buffer] = [head.ljust(head_length(count, len(header)), b"\0")]
+    changed = bytearray(head)
+    CHANGING.pack_into(changed, CHANGING_START, task, *figures)
+    pieces: list[Buffer] = [changed]
     for buffer in buffers:
         pieces.append(buffer)
         if len(buffer) % ALIGNMENT:
             pieces.append(bytes(padding(len(buffer))))
     return pieces
+
+
+def pack_frame(
+    kind: Kind, header: bytes, buffers: Sequence[Buffer] = (), task: int = 0, figures: Sequence[float] = NO_FIGURES
+) -> list[Buffer]:
+    """Return the pieces of a frame; see `frame_pieces`."""
+    return frame_pieces(pack_head(kind, header, list(map(len, buffers))), buffers, task, figures)
 
 
 def check_magic(data: Buffer) -> None:
