@@ -650,8 +650,8 @@ def test_an_edge_that_reads_no_answers_is_sent_away_in_time(
     cloud = start(LongAnswerEngine("cpu", 1, {}))
     with connect(*cloud.address) as connection:
         silent = ManyTasks(connection, network)
-        monkeypatch.setattr(connection, "BODY_BASE_S", 0.02)
-        monkeypatch.setattr(connection, "MIN_RATE_BYTES_PER_S", 1e12)
+        monkeypatch.setattr("neurosurgeon.net.connection.BODY_BASE_S", 0.02)
+        monkeypatch.setattr("neurosurgeon.net.connection.MIN_RATE_BYTES_PER_S", 1e12)
         silent.send(1)
         silent.send(2)
         with pytest.raises(NetworkError):
