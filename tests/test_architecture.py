@@ -24,7 +24,6 @@ STILL_THERE = {
     ("cloud.executor", "torch"),
     ("cloud.latencies", "engine.torch_engine"),
     ("cloud.latencies", "models.zoo"),
-    ("cloud.reply_cache", "torch"),
     ("cloud.server", "engine.torch_engine"),
     ("edge.cuts", "models.zoo"),
     ("edge.cuts", "tqdm"),

@@ -1,12 +1,14 @@
-"""What happens in the cloud's conversations, for scripts to turn into lines: each task's events stay together."""
+"""Events of the cloud's conversations, for scripts to turn into lines: the events of a task stay together."""
 
 from __future__ import annotations
 
 import logging
 import socket
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum, auto
+
+from neurosurgeon.net.messages import Prepare, Request
 
 log = logging.getLogger(__name__)
 
@@ -23,88 +25,70 @@ class CloudEvent(Enum):
     FINISHED = auto()
 
 
+ANSWERED = (CloudEvent.TRANSFER_LATENCY_SENT, CloudEvent.CLOUD_LATENCY_SENT, CloudEvent.FINISHED)
 Observer = Callable[[CloudEvent, socket.socket], None]
 
 
-@dataclass(slots=True, eq=False)
-class TaskState:
-    """A task, and how much of it has been shown."""
-
-    model: str
-    cut: bytes
-    shown: bool = False
-    ended: bool = False
-
-
 class TaskLines:
-    """What is shown of a conversation: the events of each task in one group, however many are in flight.
+    """Reports the events of a conversation, those of each task as one group, however many tasks are in flight.
 
-    One thread at a time tells it.
+    The first task to arrive opens a group and is reported as it proceeds. Tasks that end meanwhile are held until the
+    group is complete, and then reported as a whole. The reader and the writer of the conversation call it.
     """
 
     def __init__(self, observe: Observer, sock: socket.socket) -> None:
         self._observe = observe
         self._sock = sock
-        self._named: tuple[str, bytes] | None = None  # the model and cut that were shown last
-        self._open: TaskState | None = None  # its group has begun
-        self._held: list[TaskState] = []  # done meanwhile
+        self._lock = threading.Lock()  # of all below
+        self._named: tuple[str, bytes] | None = None  # the model and cut that were reported last
+        self._open: int | None = None  # the number of the task whose group has begun
+        self._held: list[Request] = []  # answered meanwhile
 
     def connected(self) -> None:
-        """The edge said hello."""
+        """Report that the edge has said hello."""
         self._show(CloudEvent.CONNECTED)
 
-    def prepared(self, model: str, cut: bytes) -> None:
-        """The cloud is ready; inside another task's group it is shown with its first task."""
-        if self._open is None:
-            self._name(model, cut)
+    def prepared(self, prepare: Prepare) -> None:
+        """Report that the cloud is ready; while a group is open, the next task of that cut reports it."""
+        with self._lock:
+            if self._open is None:
+                self._name(prepare)
 
-    def arrived(self, task: TaskState) -> None:
-        """A task was taken; it may even be done already."""
-        if self._open is None and not task.ended:
-            self._begin(task)
-            self._open = task
+    def arrived(self, number: int, request: Request) -> None:
+        """Report that a task was taken; call it before the task can end."""
+        with self._lock:
+            if self._open is None:
+                self._open = number
+                self._begin(request)
 
-    def finished(self, task: TaskState) -> None:
-        """A task's answer has been sent."""
-        task.ended = True
-        if self._open in (None, task):
-            self._finish(task)
-        else:
-            self._held.append(task)
+    def ended(self, number: int, request: Request, *, is_answered: bool) -> None:
+        """Report that the reply to a task was sent, or end its group if that was an error."""
+        with self._lock:
+            if self._open not in (None, number):
+                self._held += [request] if is_answered else []
+                return
+            if is_answered:
+                if self._open is None:
+                    self._begin(request)
+                self._show(*ANSWERED)
+            for held in self._held:
+                self._begin(held)
+                self._show(*ANSWERED)
+            self._open, self._held = None, []
 
-    def failed(self, task: TaskState) -> None:
-        """A task that was taken has no answer."""
-        task.ended = True
-        if self._open is task:
-            self._close()
+    def _name(self, cut: Prepare | Request) -> None:
+        self._named = cut.model, cut.edge_nodes
+        self._show(CloudEvent.MODEL_TYPE, CloudEvent.PARTITION_POINT)
 
-    def _name(self, model: str, cut: bytes) -> None:
-        self._named = model, cut
-        self._show(CloudEvent.MODEL_TYPE)
-        self._show(CloudEvent.PARTITION_POINT)
-
-    def _begin(self, task: TaskState) -> None:
-        task.shown = True
-        if self._named != (task.model, task.cut):
-            self._name(task.model, task.cut)
+    def _begin(self, request: Request) -> None:
+        if self._named != (request.model, request.edge_nodes):
+            self._name(request)
         self._show(CloudEvent.EDGE_OUTPUT)
 
-    def _finish(self, task: TaskState) -> None:
-        if not task.shown:
-            self._begin(task)
-        for event in (CloudEvent.TRANSFER_LATENCY_SENT, CloudEvent.CLOUD_LATENCY_SENT, CloudEvent.FINISHED):
-            self._show(event)
-        self._close()
-
-    def _show(self, event: CloudEvent) -> None:
-        """Tell the observer; what becomes of its lines is no matter of the conversation."""
+    def _show(self, *events: CloudEvent) -> None:
+        """Call the observer; a closed output does not end the conversation."""
         try:
-            self._observe(event, self._sock)
-        except (OSError, ValueError) as exc:  # its output is closed
+            for event in events:
+                self._observe(event, self._sock)
+        except (OSError, ValueError) as exc:
             log.debug("%s was not shown: %s", event.name, exc)
-
-    def _close(self) -> None:
-        self._open = None
-        held, self._held = self._held, []
-        for task in held:
-            self._finish(task)

@@ -6,12 +6,12 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from queue import Empty, SimpleQueue
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -97,8 +97,9 @@ class CloudResult(NamedTuple):
         """Bytes of the tensors."""
         return sum([tensor.nbytes for tensor in self.tensors])
 
-
-Deliver = Callable[[CloudResult | Exception], None]
+    def copy(self) -> CloudResult:
+        """Return the result with tensors in memory of their own."""
+        return self._replace(tensors=tuple([tensor.clone() for tensor in self.tensors]))
 
 
 class _HalfTask(NamedTuple):
@@ -106,11 +107,15 @@ class _HalfTask(NamedTuple):
 
     cut: Cut  # one object for each network and cut
     tensors: Sequence[Tensor]
-    deliver: Deliver
+    future: Future[CloudResult]
     asked_ms: float
 
 
-_Job = Callable[[], None]  # any other work that needs a worker for itself
+class _Job(NamedTuple):
+    """Any other work that needs a worker for itself."""
+
+    run: Callable[[], Any]
+    future: Future[Any]
 
 
 class CloudEngine:
@@ -162,11 +167,6 @@ class CloudEngine:
         """What tasks waited and took of late."""
         with self._lock:
             return self._meter.load(now_ms())
-
-    @property
-    def has_waiting(self) -> bool:
-        """Whether a worker has something to do next."""
-        return len(self._queue) > 0
 
     def network(self, name: str) -> Network:
         """Return a network, loaded where it is not warm.
@@ -241,44 +241,34 @@ class CloudEngine:
         asked[request, given] = edge_nodes
         return cut
 
-    def submit(self, client: Hashable, cut: Cut, tensors: Sequence[Tensor], deliver: Deliver) -> None:
-        """Queue the cloud half of a cut on the tensors that crossed.
+    def submit(self, client: Hashable, cut: Cut, tensors: Sequence[Tensor]) -> Future[CloudResult]:
+        """Queue the cloud half of a cut on the tensors that crossed, and return the future result.
 
-        Args:   client: whose turn it takes. deliver: called once with the result or what went wrong, by the worker,
-                which it must not keep waiting, or by `drop`; the result may lie in the memory of ``tensors``.
+        Its callbacks run on the worker, which they must not block, or on the thread that calls `drop`. The result
+        shares no memory with ``tensors``.
+
+        Args:   client: whose turn it takes.
         Raises: BusyError.
         """
-        self._put(client, _HalfTask(cut, tensors, deliver, now_ms()))
+        future: Future[CloudResult] = Future()
+        self._put(client, _HalfTask(cut, tensors, future, now_ms()))
+        return future
 
-    def submit_job(self, job: Callable[[], Answer], client: Hashable = None) -> Callable[[], Answer]:
-        """Queue a job that needs a worker for itself; return the function that waits for its result.
+    def submit_job(self, job: Callable[[], Answer], client: Hashable = None) -> Future[Answer]:
+        """Queue a job that needs a worker for itself, and return its future result.
 
         Raises: BusyError.
         """
-        results: SimpleQueue[Answer | Exception] = SimpleQueue()
-
-        def run() -> None:
-            try:
-                results.put(job())
-            except Exception as exc:  # belongs to whoever asked, not to the worker
-                results.put(exc)
-
-        def wait() -> Answer:
-            result = results.get()
-            if isinstance(result, Exception):
-                raise result
-            return result
-
-        self._put(client, run)
-        return wait
+        future: Future[Answer] = Future()
+        self._put(client, _Job(job, future))
+        return future
 
     def drop(self, client: Hashable) -> int:
-        """Forget what a client that left has waiting; return how much it was. What runs goes on."""
+        """Cancel what a client that left has waiting; return how much it was. What runs goes on."""
         with self._lock:
             dropped = self._queue.drop(client)
         for item in dropped:
-            if isinstance(item, _HalfTask):
-                _deliver(item, NeurosurgeonError("the edge left before its task was computed"))
+            item.future.cancel()
         return len(dropped)
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
@@ -332,8 +322,11 @@ class CloudEngine:
                 self._quiet.notify_all()
 
     def _run(self, item: _HalfTask | _Job) -> None:
-        if not isinstance(item, _HalfTask):
-            item()
+        if isinstance(item, _Job):
+            try:
+                item.future.set_result(item.run())
+            except Exception as exc:
+                item.future.set_exception(exc)
             return
         batch = [item]
         results: Sequence[CloudResult | Exception]
@@ -344,7 +337,10 @@ class CloudEngine:
         except Exception as exc:  # a defect of the engine: the tasks must not be waited for
             results = [exc] * len(batch)
         for task, result in zip(batch, results, strict=True):
-            _deliver(task, result)
+            if isinstance(result, Exception):
+                task.future.set_exception(result)
+            else:
+                task.future.set_result(result)
         self.metrics.batch(len(batch))
 
     def _computed(self, batch: Sequence[_HalfTask]) -> list[CloudResult | Exception]:
@@ -388,17 +384,6 @@ class CloudEngine:
         return [task for task in found if isinstance(task, _HalfTask)]
 
 
-def _deliver(task: _HalfTask, result: CloudResult | Exception) -> None:
-    """Give a task's result to the caller, or the error that prevented it; no worker and no other task is affected."""
-    try:
-        task.deliver(result)
-    except Exception as exc:
-        if isinstance(result, CloudResult):
-            _deliver(task, exc)
-        else:
-            internal_error(log, exc, "a result could not be delivered")
-
-
 def _types_of(task: _HalfTask) -> list[torch.dtype]:
     """Return the types of a task's tensors: an image comes as pixels or as values."""
     return [tensor.dtype for tensor in task.tensors]
@@ -413,7 +398,9 @@ def run_batch(tasks: Sequence[_HalfTask], device: str, start_ms: float) -> list[
     try:
         if len(tasks) == 1:
             result = run_half(half, tasks[0].tensors, device)
-            return [CloudResult(result.tensors, result.latency_ms, waits_ms[0])]
+            given = {tensor.untyped_storage().data_ptr() for tensor in tasks[0].tensors}
+            tensors = tuple([t.clone() if t.untyped_storage().data_ptr() in given else t for t in result.tensors])
+            return [CloudResult(tensors, result.latency_ms, waits_ms[0])]
         inputs = [torch.cat(alike) for alike in zip(*(task.tensors for task in tasks), strict=True)]
         result = run_half(half, inputs, device)
         parts = zip(*(output.chunk(len(tasks)) for output in result.tensors), strict=True)

@@ -46,7 +46,7 @@ class CloudLatencies:
 
             network = self._engine.network(model)
             tensor = as_network_input(random_input(network.graph.input.shape), self._engine.device)
-            known = self._engine.submit_job(lambda: measured_latencies(network, tensor))()
+            known = self._engine.submit_job(lambda: measured_latencies(network, tensor)).result()
         else:
             with self._preparing:
                 predictor = self._predictor()
@@ -69,7 +69,7 @@ class CloudLatencies:
         speed = kept_machine_speed(device, threads)
         if speed is not None:
             return scaled_by_speed(found, speed, threads)
-        return self._engine.submit_job(lambda: scaled_to_machine(found, device, threads))()
+        return self._engine.submit_job(lambda: scaled_to_machine(found, device, threads)).result()
 
     def computed(self, model: str, cut: bytes, compute_ms: float) -> None:
         """Have the speed of this machine measured again where the tasks of a cut contradict it.

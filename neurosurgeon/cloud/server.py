@@ -1,21 +1,47 @@
-"""The cloud's side of conversations: many edges at once, many tasks of each in flight, and none blocks another."""
+"""The cloud's side of conversations: many edges at once, many tasks of each in flight, and none blocks another.
+
+Threads. `CloudServer.serve` accepts connections on the caller's thread. Each connection has two threads:
+
+    reader   authenticates the edge, receives its messages, and submits its tasks to the engine's workers
+    writer   sends everything after the hello: replies, errors, and a heartbeat when it had nothing to send for a second
+
+The workers of `CloudEngine` compute. They never send: a future's done callback puts the reply into the outbox.
+
+    reader -- submit --> workers -- done callback --> outbox -- writer --> edge
+       +---- refusals, replies that need no worker ---^
+
+The outbox is a queue of two kinds of item: an `Outgoing` is one reply, and None stops the writer.
+
+States. A conversation is being introduced (`ConnectionLimiter.authenticate`), then held (`hold`), then over
+(`_is_over`). It ends when the edge leaves, a message breaks the protocol, a send fails, or `CloudServer.stop` stops the reading and its grace is over.
+The reader then shuts the socket down, joins the writer, and cancels what waits in the engine. A worker that finishes
+later puts its reply into an outbox that no thread reads.
+
+A message takes a slot before it is read, and its reply gives the slot back. An edge that does not read its replies
+fills its socket, then `MAX_UNANSWERED` slots, and is then not read any more: that is the backpressure.
+
+Who owns what. The reader alone receives, and the writer alone sends. The memory of a request belongs to its task until
+the result is there, which shares no memory with it; the writer releases it before it sends the reply. What is left is
+released when the connection is closed. A future is shared by all connections that ask for the same task (`ReplyCache`);
+if the connection whose task it was ends before it is computed, the future is cancelled, and the others submit it again.
+"""
 
 from __future__ import annotations
 
 import logging
-import math
 import socket
 import threading
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import NamedTuple, Protocol
 
-from neurosurgeon.cloud.events import Observer, TaskLines, TaskState
+from neurosurgeon.cloud.events import Observer, TaskLines
 from neurosurgeon.cloud.executor import CloudEngine, CloudResult
-from neurosurgeon.cloud.lazy_queue import LazyQueue
-from neurosurgeon.cloud.reply_cache import Asker, Chore, KeptAnswers
+from neurosurgeon.cloud.reply_cache import ReplyCache
 from neurosurgeon.engine.torch_engine import check_finite
 from neurosurgeon.graph.cut import unpack_nodes
 from neurosurgeon.net.connection import EDGE_SILENCE_S, Connection, Received
@@ -40,17 +66,14 @@ from neurosurgeon.net.sockets import stop_accepting
 from neurosurgeon.utils.errors import BusyError, NeurosurgeonError, PeerGoneError, ProtocolError
 from neurosurgeon.utils.logs import internal_error
 from neurosurgeon.utils.timing import now_ms
-from neurosurgeon.utils.units import MS_PER_S, ms_to_s, s_to_ms
+from neurosurgeon.utils.units import MS_PER_S, s_to_ms
 
 log = logging.getLogger(__name__)
 
 IDLE_TIMEOUT_S = 600.0
 MAX_UNANSWERED = 32  # messages of one edge; more than may wait in the engine, so that an edge hears that it is busy
-HEARTBEAT_S = 1.0  # an edge that has heard nothing for so long is told that the cloud lives
-DELIVERY_S = 1.0  # the last answers reach an edge behind any link, or it is gone
-LAZY_BYTES = 1_048_576  # of a question: the memory of a larger one is not held until the writer's next look
-COPIED_LATER_BYTES = 65_536  # of an answer: a larger one is copied by the worker, with the threads it has
-AT_ONCE_S = 0.1  # a worker's send, should the system have no room for it after all
+HEARTBEAT_S = 1.0  # a heartbeat is sent after so long without a reply
+DELIVERY_S = 1.0  # the last replies reach the edge over any link within this time, or it is gone
 GRACE_S = 10.0  # a stopping cloud finishes what runs, at most this long
 
 
@@ -93,7 +116,7 @@ class CloudServer:
         self._engine = engine
         self._observe = observe
         self._latencies = latencies
-        self._kept = KeptAnswers()
+        self._replies = ReplyCache()
         self._lock = threading.Lock()
         self._conversations: set[Conversation] = set()
         self._threads: set[threading.Thread] = set()
@@ -152,7 +175,7 @@ class CloudServer:
                 hello = self._limiter.authenticate(connection)
                 self._converse(
                     Conversation(
-                        connection, hello, self._engine, self._kept, self._observe, self._latencies, self._rules
+                        connection, hello, self._engine, self._replies, self._observe, self._latencies, self._rules
                     )
                 )
         except Exception as exc:
@@ -178,67 +201,30 @@ class CloudServer:
                 self._conversations.discard(conversation)
 
 
-class _Task(NamedTuple):
-    """A request that was taken."""
+class Outgoing(NamedTuple):
+    """The reply to a message."""
 
+    received: Received
+    content: Message | Exception | CloudResult
     arrived_ms: float
-    state: TaskState
-
-
-class _Done(NamedTuple):
-    """What became of a task."""
-
-    received: Received
-    task: _Task
-    result: CloudResult | Exception
-
-
-class _Sent(NamedTuple):
-    """A task's answer that is out."""
-
-    received: Received
-    task: _Task
-    reply: Reply
-
-
-class _Chore(NamedTuple):
-    """Anything else that nobody waits for, and that must be done even where the edge has left."""
-
-    run: Chore
-
-
-class _Answer(NamedTuple):
-    """What is to be sent for any other message, or for a task that was not taken."""
-
-    received: Received
-    content: Message | Exception
-
-
-_Item = _Answer | _Done | _Sent | _Chore | _Task
 
 
 class Conversation:
-    """One edge: the thread that holds it reads and submits, a second one sends what is done, and shows it.
-
-    A result that the system has room for is sent by the worker itself, if it has nothing else to do: waking the second
-    thread up would take a tenth of a millisecond. What is left to do behind it waits until that thread looks.
-    An edge that does not read its answers fills its own socket, then `MAX_UNANSWERED`, and is then not read any more;
-    neither the workers nor other edges wait for it.
-    """
+    """One edge: the thread that holds it reads and submits, a second one sends (see the top of this module)."""
 
     def __init__(
         self,
         connection: Connection,
         hello: Hello,
         engine: CloudEngine,
-        kept: KeptAnswers,
+        replies: ReplyCache,
         observe: Observer,
         latencies: LatencySource | None,
         rules: Rules,
     ) -> None:
         self.connection = connection
         self._engine = engine
-        self._kept = kept
+        self._replies = replies
         self._hello = hello
         self._edge_id = hello.edge_id
         self._rules = rules
@@ -246,14 +232,11 @@ class Conversation:
         self._counted = (0, 0)  # bytes received and sent, as told to the metrics
         self._latencies = latencies
         self._lines = TaskLines(observe, connection.sock)
-        self._outbox: LazyQueue[_Item | None] = LazyQueue()
-        self._unsent: deque[None] = deque()  # one for each answer that the writer has yet to send
-        self._sending = threading.Lock()
+        self._outbox: SimpleQueue[Outgoing | None] = SimpleQueue()
         self._max_unanswered = MAX_UNANSWERED
-        self._places: SimpleQueue[None] = SimpleQueue()  # one for each message that may be read; waiting here is C
-        self._give_places(self._max_unanswered)
-        self._sent_ms = now_ms()  # when the edge was last told anything
-        self._is_over = False  # set by the writer: no answer can be sent any more
+        self._slots: SimpleQueue[None] = SimpleQueue()  # one for each message that may be read; waiting here is C
+        self._give_slots(self._max_unanswered)
+        self._is_over = False  # set by the writer: no reply can be sent any more
         self._writer = threading.Thread(target=self._write, name=f"write {connection.peer}", daemon=True)
 
     def hold(self, stopping: threading.Event) -> None:
@@ -266,263 +249,193 @@ class Conversation:
         self.connection.send(Hello.of(device=self._engine.device, threads=self._engine.threads))
         self._writer.start()
         try:
-            while self._has_place():
-                self._handle(self.connection.receive(IDLE_TIMEOUT_S))
+            while self._has_slot():
+                self._handle(self.connection.receive(IDLE_TIMEOUT_S), now_ms())
         except PeerGoneError:
             if stopping.is_set():
-                self._places.put(None)  # of the message that did not come
+                self._slots.put(None)  # of the message that did not come
                 self._deliver_all()
             raise
         except ProtocolError:
-            self._kept.forget(self._recent)  # their bytes may have been mixed up, too
+            self._replies.forget(self._recent)  # their bytes may have been mixed up, too
             raise
         except NeurosurgeonError:
             raise
         except Exception as exc:  # a defect, with a message read in part: nothing after it can be read
-            self._post(_Answer(Received(self._hello, [], self.connection.reading, 0.0), exc))
+            self._outbox.put(Outgoing(Received(self._hello, [], self.connection.reading, 0.0), exc, now_ms()))
             self._deliver_all()
         finally:
             self.break_off()
-            self._engine.drop(self)  # nobody waits for these
             self._writer.join()
-            with self._sending:  # a worker may be sending just now; one that has an answer later sees that it is over
-                pass
+            self._engine.drop(self)  # after `_is_over` is set: what is cancelled is not submitted again
 
     def break_off(self) -> None:
         """End at once, from any thread."""
         self.connection.break_off()
-        with self._sending:  # behind an answer that a worker sends just now
-            self._outbox.put(None)
+        self._outbox.put(None)
 
-    def _has_place(self) -> bool:
+    def _has_slot(self) -> bool:
         """Wait until one more message may be read; return whether it can be answered."""
-        self._places.get()
+        self._slots.get()
         return not self._is_over
 
-    def _give_places(self, count: int) -> None:
+    def _give_slots(self, count: int) -> None:
         for _ in range(count):
-            self._places.put(None)
+            self._slots.put(None)
 
     def _deliver_all(self) -> None:
-        """Wait until all that was read is answered, and the answers have arrived."""
+        """Wait until all that was read is answered, and the replies have arrived."""
         for _ in range(self._max_unanswered):
-            self._places.get()
+            self._slots.get()
         self.connection.wait_until_delivered(DELIVERY_S)
 
     # ---------------------------------------------------------------- reading
 
-    def _handle(self, received: Received) -> None:
-        """Answer one message, or see that it will be; what cannot be served gets a typed error, and it goes on."""
+    def _handle(self, received: Received, arrived_ms: float) -> None:
+        """Answer one message, or submit its task; a message that cannot be served gets a typed error."""
         try:
             if received.refusal:
                 raise received.refusal
             match received.message:
                 case Request() as request:
-                    self._submit(request, received)
+                    self._submit(request, received, arrived_ms)
                 case Prepare() as prepare:
-                    self._post(_Answer(received, self._prepare(prepare)))
+                    self._outbox.put(Outgoing(received, self._prepare(prepare), arrived_ms))
                 case AskLatencies(model, digest) if self._latencies:
                     self._engine.graph(model, digest)
-                    self._post(_Answer(received, self._latencies(model)))
+                    self._outbox.put(Outgoing(received, self._latencies(model), arrived_ms))
                 case other:
                     raise ProtocolError(f"a {type(other).__name__} has no place here")
         except Exception as exc:
-            self._post(_Answer(received, exc))
+            self._outbox.put(Outgoing(received, exc, arrived_ms))
 
     def _prepare(self, message: Prepare) -> Ready:
         edge_nodes = unpack_nodes(self._engine.graph(message.model, message.graph_digest), message.edge_nodes)
         network = self._engine.network(message.model)
-        network.split(edge_nodes)
+        network.split(edge_nodes)  # built now, not when the first task comes
         return Ready(message.model, network.weights_digest)
 
-    def _submit(self, request: Request, received: Received) -> None:
-        task = _Task(now_ms(), TaskState(request.model, request.edge_nodes))
+    def _submit(self, request: Request, received: Received, arrived_ms: float) -> None:
         cut = self._engine.cut(request, received.specs)
         if not self._rules.allows_nonfinite:
             check_finite(received.values)
-
-        is_large = sum(tensor.nbytes for tensor in received.tensors) > LAZY_BYTES
+        self._guard(received, partial(self._lines.arrived, received.task, request))
         compute = partial(self._engine.submit, self, cut, received.tensors)
-        received = received._replace(tensors=[], values=())  # whoever shows the answer must not keep their memory
-        asker = Asker(
-            compute=compute,
-            deliver=partial(self._deliver, received, task),
-            later=partial(self._do_later, is_large),
-        )
         if self._edge_id and received.task:
             key = task_id(self._edge_id, received.task)
             self._recent.append(key)
-            self._kept.submit(key, request, asker)
+            future = self._replies.get_or_compute(key, request, compute)
         else:  # a task without an id of its own
-            asker.compute(asker.answer)
-        self._outbox.put(task, is_urgent=False)  # to be shown while the half already runs
+            future = compute()
+        future.add_done_callback(partial(self._put_result, received, arrived_ms))
 
-    # ---------------------------------------------------------------- answering
+    def _put_result(self, received: Received, arrived_ms: float, future: Future[CloudResult]) -> None:
+        """Put a task's reply into the outbox. Called on the worker that computed it, or a thread that drops tasks."""
+        if not future.cancelled():
+            answered = received._replace(tensors=[], values=())  # its memory is free as soon as nobody computes on it
+            error = future.exception()
+            content = error if isinstance(error, Exception) else future.result()
+            self._outbox.put(Outgoing(answered, content, arrived_ms))
+        elif not self._is_over:  # the connection whose task this was is over, and this one is not
+            self._handle(received, arrived_ms)
 
-    def _deliver(self, received: Received, task: _Task, result: CloudResult | Exception) -> None:
-        """Send a result if that keeps neither the worker nor another task waiting, else leave it to the writer."""
-        try:
-            if self._is_sent_at_once(received, task, result):
-                return
-        except Exception as exc:  # a defect, and nothing is out: the edge hears of that
-            result = exc
-        self._post(_Done(received, task, result))
-
-    def _is_sent_at_once(self, received: Received, task: _Task, result: CloudResult | Exception) -> bool:
-        if isinstance(result, Exception) or self._engine.has_waiting or self._unsent:
-            return False
-        if not self._sending.acquire(blocking=False):
-            return False
-        try:
-            if self._is_over or not self.connection.takes_at_once(result.size_bytes):
-                return False
-            reply = self._send_reply(received, task, result, AT_ONCE_S)
-            self._outbox.put(_Sent(received, task, reply), is_urgent=False)
-        except Exception as exc:
-            if not self.connection.is_mid_frame:
-                raise
-            _log_end(self.connection.peer, exc, self._title(received))
-            self.connection.break_off()  # half a frame may be out; the writer finds out, too
-            return False
-        finally:
-            self._sending.release()
-        return True
-
-    def _post(self, answer: _Answer | _Done) -> None:
-        self._unsent.append(None)
-        self._outbox.put(answer)
-
-    def _do_later(self, is_urgent: bool, chore: Chore, result_bytes: int) -> None:
-        if result_bytes > COPIED_LATER_BYTES:
-            chore()
-            return
-        self._outbox.put(_Chore(chore), is_urgent=is_urgent)
-        if self._is_over:
-            self._do_rest()
-
-    def _do_rest(self) -> None:
-        for item in self._outbox.rest():
-            if isinstance(item, _Chore):
-                self._do(item)
+    # ---------------------------------------------------------------- writing
 
     def _write(self) -> None:
-        item: _Item | None = None
+        outgoing: Outgoing | None = None
         try:
-            while item := self._next_item():
-                if isinstance(item, _Answer | _Done | _Sent):
-                    self._bring(item)
-                else:
-                    self._do(item)
-                item = None  # while the edge is silent, no memory of its last request is kept
+            while outgoing := self._next_reply():
+                self._send_and_release_slot(outgoing)
+                outgoing = None  # no reply is kept while the edge is silent
         except Exception as exc:
-            _log_end(self.connection.peer, exc, self._title(item.received) if isinstance(item, _Answer | _Done) else "")
+            _log_end(self.connection.peer, exc, self._title(outgoing.received) if outgoing else "")
         finally:
-            self.connection.break_off()
             self._is_over = True
-            self._give_places(self._max_unanswered)  # the reader waits for nothing any more
-            self._do_rest()
+            self.connection.break_off()
+            self._give_slots(self._max_unanswered)  # so that the reader sees that it is over
 
-    def _do(self, item: _Task | _Chore) -> None:
-        """Do what no edge waits for; a defect in it costs the conversation nothing."""
-        try:
-            match item:
-                case _Task():
-                    self._lines.arrived(item.state)
-                case _Chore():
-                    item.run()
-        except Exception as exc:
-            peer, kind = self.connection.peer, type(item).__name__.strip("_").lower()
-            internal_error(log, exc, f"{kind} behind an answer to {peer} failed", peer=peer)
-
-    def _bring(self, answer: _Answer | _Done | _Sent) -> None:
-        """See that an answer is out, and give its place to another message; then show it."""
-        if not isinstance(answer, _Sent):
-            with self._sending:
-                answer = self._send(answer)
-                self._unsent.popleft()
-        self._sent_ms = now_ms()
-        self._places.put(None)
-        try:
-            self._show(answer)
-        except Exception as exc:  # a defect, behind an answer that is out
-            peer = self.connection.peer
-            internal_error(log, exc, f"{self._title(answer.received)} of {peer} could not be shown", peer=peer)
-
-    def _next_item(self) -> _Item | None:
-        """Return what is to be sent, or done, next; meanwhile, tell the edge that the cloud lives, and its load."""
+    def _next_reply(self) -> Outgoing | None:
+        """Return the next reply, or None to stop; send a heartbeat with the load for every second without one."""
         while True:
-            silent_s = ms_to_s(now_ms() - self._sent_ms)
             try:
-                return self._outbox.get(max(0.0, HEARTBEAT_S - silent_s))
+                return self._outbox.get(timeout=HEARTBEAT_S)
             except Empty:
                 load = self._engine.load
-                with self._sending:
-                    self.connection.send(Pong(0, load.queue_ms, load.service_ms))
-                self._sent_ms = now_ms()
+                self.connection.send(Pong(0, load.queue_ms, load.service_ms))
 
-    def _send(self, answer: _Answer | _Done) -> _Answer | _Done | _Sent:
-        """Send an answer; return it, or what was sent in its place."""
+    def _send_and_release_slot(self, outgoing: Outgoing) -> None:
+        received = outgoing.received
+        sent = self._send(outgoing)
+        self._slots.put(None)
+        self._guard(received, partial(self._record, received, sent))
+
+    def _send(self, outgoing: Outgoing) -> Message:
+        """Send a reply, or the error that prevents it; return what was sent."""
+        received = outgoing.received
         try:
-            return self._send_once(answer)
+            return self._send_content(outgoing)
         except Exception as exc:
             if self.connection.is_mid_frame:  # the edge is gone, or would read another frame as the rest of this one
                 raise
-            refused = answer._replace(result=exc) if isinstance(answer, _Done) else answer._replace(content=exc)
-            return self._send_once(refused)
+            refusal = self._refusal(exc, received)
+            self.connection.send(refusal, task=received.task)
+            return refusal
 
-    def _send_once(self, answer: _Answer | _Done) -> _Answer | _Done | _Sent:
-        received = answer.received
-        if isinstance(answer, _Done):
-            if isinstance(answer.result, CloudResult):
-                return _Sent(received, answer.task, self._send_reply(received, answer.task, answer.result))
-            message: Message = self._refusal(answer.result, received)
-        elif isinstance(answer.content, Exception):
-            message = self._refusal(answer.content, received)
-        else:
-            message = answer.content
-        self.connection.send(message, task=received.task)
-        return answer
+    def _send_content(self, outgoing: Outgoing) -> Message:
+        """Send a reply; return its message.
 
-    def _show(self, answer: _Answer | _Done | _Sent) -> None:
-        """Show what was sent, and get ready for what comes next."""
-        self._count_bytes()
-        match answer:
-            case _Sent():
-                self._show_answered(answer)
-            case _Done():
-                self._lines.failed(answer.task.state)
-            case _Answer():
-                asked = answer.received.message
-                if isinstance(asked, Prepare) and not isinstance(answer.content, Exception):
-                    self._lines.prepared(asked.model, asked.edge_nodes)
-
-    def _send_reply(self, received: Received, task: _Task, result: CloudResult, within_s: float = math.inf) -> Reply:
-        load = self._engine.load
+        Raises: the error of the task. NetworkError.
+        """
+        received, content = outgoing.received, outgoing.content
+        if isinstance(content, Exception):
+            raise content
+        if not isinstance(content, CloudResult):
+            self.connection.send(content, task=received.task)
+            return content
+        result, load = content, self._engine.load
         reply = Reply(
-            cloud_ms=now_ms() - task.arrived_ms,
+            cloud_ms=now_ms() - outgoing.arrived_ms,
             compute_ms=result.compute_ms,
             queue_ms=result.queue_ms,
             receive_ms=received.receive_ms,
             load_queue_ms=load.queue_ms,
             load_service_ms=load.service_ms,
         )
-        self.connection.send(reply, result.tensors, received.task, within_s)
+        self.connection.send(reply, result.tensors, received.task)
         return reply
 
-    def _show_answered(self, sent: _Sent) -> None:
-        received, task, reply = sent
-        self._lines.finished(task.state)
+    def _guard(self, received: Received, show: Callable[[], None]) -> None:
+        """Show something of a message; an error in it is logged, and does not end the conversation."""
+        try:
+            show()
+        except Exception as exc:
+            peer = self.connection.peer
+            internal_error(log, exc, f"{self._title(received)} of {peer} could not be shown", peer=peer)
+
+    def _record(self, received: Received, sent: Message) -> None:
+        """Count and show a reply that was sent."""
+        self._count_bytes()
+        match received.message, sent:
+            case Request() as request, Reply() as reply:
+                self._lines.ended(received.task, request, is_answered=True)
+                self._record_task(received, request, reply)
+            case Request() as request, _:
+                self._lines.ended(received.task, request, is_answered=False)
+            case Prepare() as prepare, Ready():
+                self._lines.prepared(prepare)
+
+    def _record_task(self, received: Received, request: Request, reply: Reply) -> None:
         self._engine.metrics.answered(
-            task.state.model,
+            request.model,
             receive_ms=reply.receive_ms,
             queue_ms=reply.queue_ms,
             compute_ms=reply.compute_ms,
             cloud_ms=reply.cloud_ms,
         )
         if self._latencies:
-            self._latencies.computed(task.state.model, task.state.cut, reply.compute_ms)
+            self._latencies.computed(request.model, request.edge_nodes, reply.compute_ms)
         if log.isEnabledFor(logging.DEBUG):
-            fields = {"model": task.state.model, "duration_ms": round(reply.cloud_ms, 3)}
+            fields = {"model": request.model, "duration_ms": round(reply.cloud_ms, 3)}
             peer, name = self.connection.peer, self._name_of(received.task)
             log.debug("answered task %s of %s", name, peer, extra={"peer": peer, "task": name, **fields})
 

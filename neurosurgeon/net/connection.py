@@ -242,18 +242,16 @@ class Connection:
 
     # ---------------------------------------------------------------- messages
 
-    def send(self, message: Message, tensors: Sequence[Tensor] = (), task: int = 0, within_s: float = math.inf) -> None:
+    def send(self, message: Message, tensors: Sequence[Tensor] = (), task: int = 0) -> None:
         """Send a message and its tensors, these from their own memory.
 
         After any error, `is_mid_frame` says whether the connection is still of use.
 
-        Args:   within_s: less than what a body of this size may take.
         Raises: PeerGoneError, DeadlineError: the peer does not read.
         """
         pieces = pack_message(message, tensors, task)
-        deadline_s = min(body_deadline_s(sum(map(len, pieces))), time.monotonic() + within_s)
         self.is_mid_frame = True
-        self._wire.send(pieces, deadline_s)
+        self._wire.send(pieces, body_deadline_s(sum(map(len, pieces))))
         self.is_mid_frame = False
 
     def takes_at_once(self, size_bytes: int) -> bool:

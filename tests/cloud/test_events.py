@@ -7,12 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from neurosurgeon.cloud.events import CloudEvent, TaskLines, TaskState
+from neurosurgeon.cloud.events import CloudEvent, TaskLines
+from neurosurgeon.net.messages import Request
 
 NAMED = [CloudEvent.MODEL_TYPE, CloudEvent.PARTITION_POINT]
 BEGUN = [CloudEvent.EDGE_OUTPUT]
 ENDED = [CloudEvent.TRANSFER_LATENCY_SENT, CloudEvent.CLOUD_LATENCY_SENT, CloudEvent.FINISHED]
-A, B = ("le_net", 1), ("le_net", 2)
+A, B = (Request("le_net", mask, "graph", "weights") for mask in (b"\1", b"\3"))
 
 
 class Shown:
@@ -30,50 +31,53 @@ def shown() -> Iterator[Shown]:
 
 
 def test_a_single_task_is_shown_as_it_goes(shown: Shown) -> None:
-    task = TaskState(*A)
     shown.lines.connected()
-    shown.lines.prepared(*A)
+    shown.lines.prepared(A.preparation)
     assert shown.events == [CloudEvent.CONNECTED, *NAMED]
-    shown.lines.arrived(task)
+    shown.lines.arrived(1, A)
     assert shown.events == [CloudEvent.CONNECTED, *NAMED, *BEGUN]
-    shown.lines.finished(task)
+    shown.lines.ended(1, A, is_answered=True)
     assert shown.events == [CloudEvent.CONNECTED, *NAMED, *BEGUN, *ENDED]
 
 
 def test_a_task_that_was_not_announced_names_itself(shown: Shown) -> None:
-    for what in (A, A, B, A):
-        task = TaskState(*what)
-        shown.lines.arrived(task)
-        shown.lines.finished(task)
+    for number, request in enumerate((A, A, B, A)):
+        shown.lines.arrived(number, request)
+        shown.lines.ended(number, request, is_answered=True)
     whole = [*BEGUN, *ENDED]
     assert shown.events == [*NAMED, *whole, *whole, *NAMED, *whole, *NAMED, *whole]
 
 
-def test_a_task_that_is_done_before_its_arrival_is_shown_is_shown_once(shown: Shown) -> None:
-    task = TaskState(*A)
-    shown.lines.finished(task)
-    shown.lines.arrived(task)
-    assert shown.events == [*NAMED, *BEGUN, *ENDED]
+def test_a_task_sent_again_with_its_number_is_shown_twice(shown: Shown) -> None:
+    for _ in range(2):
+        shown.lines.arrived(1, A)
+    for _ in range(2):
+        shown.lines.ended(1, A, is_answered=True)
+    assert shown.events == [*NAMED, *BEGUN, *ENDED, *BEGUN, *ENDED]
+
+
+def test_a_task_that_is_refused_on_arrival_is_not_shown(shown: Shown) -> None:
+    shown.lines.ended(1, A, is_answered=False)
+    assert shown.events == []
 
 
 def test_tasks_that_overtake_wait_for_the_open_group(shown: Shown) -> None:
-    first, second, third = TaskState(*A), TaskState(*B), TaskState(*A)
-    for task in (first, second, third):
-        shown.lines.arrived(task)
-    shown.lines.finished(third)
-    shown.lines.prepared(*B)
+    for number, request in enumerate((A, B, A)):
+        shown.lines.arrived(number, request)
+    shown.lines.ended(2, A, is_answered=True)
+    shown.lines.prepared(B.preparation)
     assert shown.events == [*NAMED, *BEGUN]
-    shown.lines.finished(first)
+    shown.lines.ended(0, A, is_answered=True)
     assert shown.events == [*NAMED, *BEGUN, *ENDED, *BEGUN, *ENDED]
-    shown.lines.finished(second)
+    shown.lines.ended(1, B, is_answered=True)
     assert shown.events[-6:] == [*NAMED, *BEGUN, *ENDED]
 
 
 def test_a_failed_task_leaves_room_for_the_others(shown: Shown) -> None:
-    first, second = TaskState(*A), TaskState(*A)
-    shown.lines.arrived(first)
-    shown.lines.finished(second)
-    shown.lines.failed(first)
+    for number in (1, 2):
+        shown.lines.arrived(number, A)
+    shown.lines.ended(2, A, is_answered=True)
+    shown.lines.ended(1, A, is_answered=False)
     assert shown.events == [*NAMED, *BEGUN, *BEGUN, *ENDED]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import tasks_edge_api
-from neurosurgeon.cloud import executor, reply_cache, server
+from neurosurgeon.cloud import executor, server
 from neurosurgeon.cloud.events import CloudEvent
 from neurosurgeon.edge import queue as edge_queue
 from neurosurgeon.edge import results
@@ -174,10 +174,12 @@ def test_a_defect_on_the_edge_fails_its_task_alone(
 
 
 IN_THE_CLOUD = {
-    "taking the request": when(server.Conversation, "_submit", lambda talk, request, received: received.task),
+    "taking the request": when(
+        server.Conversation, "_submit", lambda talk, request, received, arrived_ms: received.task
+    ),
     "computing": at_call(executor, "run_half"),
     "counting": at_call(load.LoadMeter, "ended"),
-    "delivering": when(server.Conversation, "_deliver", lambda talk, received, *more: received.task),
+    "making the reply": when(server.Conversation, "_send_content", lambda talk, outgoing: outgoing.received.task),
     "packing the answer": packing(Reply),
     "request read in part": reading(Request),
 }
@@ -202,9 +204,9 @@ def test_a_defect_in_the_cloud_fails_its_task_alone(
 
 
 BEHIND_AN_ANSWER = {
-    "showing it": when(server.Conversation, "_show_answered", lambda talk, sent: sent.received.task),
+    "showing it": when(server.Conversation, "_record", lambda talk, received, sent: received.task),
     "showing that a task came": at_call(server.TaskLines, "arrived"),
-    "keeping it": at_call(reply_cache._Kept, "keep"),
+    "keeping it": at_call(executor.CloudResult, "copy"),
     "counting it": at_call(executor.Metrics, "batch"),
     "answer sent in part": sending(Reply),
 }

@@ -6,9 +6,8 @@ import pickle
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from neurosurgeon.cloud import executor, server
 from neurosurgeon.cloud.events import CloudEvent
-from neurosurgeon.cloud.executor import CloudEngine, CloudResult, Deliver
+from neurosurgeon.cloud.executor import CloudEngine, CloudResult
 from neurosurgeon.cloud.server import CloudServer, Rules
 from neurosurgeon.engine.torch_engine import random_input, run_whole
 from neurosurgeon.models.zoo import Cut, Network, load_network, model_graph
@@ -404,7 +403,11 @@ class ManyTasks:
 
     def receive(self, count: int) -> list[Received]:
         """Return the next answers; their outputs must be those of their tasks."""
-        answers = [self.connection.receive(JOIN_S) for _ in range(count)]
+        answers: list[Received] = []
+        while len(answers) < count:
+            received = self.connection.receive(JOIN_S)
+            if not isinstance(received.message, Pong):  # a busy machine is slow
+                answers.append(received)
         for answer in answers:
             if isinstance(answer.message, Reply):
                 (output,) = answer.tensors
@@ -431,17 +434,20 @@ def test_tasks_in_flight_on_one_connection_are_all_answered(cloud: Cloud, networ
 class ReversingEngine(CloudEngine):
     """An engine that delivers every three results in reverse."""
 
-    held: list[tuple[Deliver, CloudResult | Exception]] = []
+    held: list[tuple[Future[CloudResult], CloudResult]] = []
 
-    def submit(self, client: Hashable, cut: Cut, tensors: Sequence[Tensor], deliver: Deliver) -> None:
-        def hold(result: CloudResult | Exception) -> None:
-            self.held = [(deliver, result), *self.held]
+    def submit(self, client: Hashable, cut: Cut, tensors: Sequence[Tensor]) -> Future[CloudResult]:
+        later: Future[CloudResult] = Future()
+
+        def hold(done: Future[CloudResult]) -> None:
+            self.held = [(later, done.result()), *self.held]
             if len(self.held) == 3:
-                for waiting, held_result in self.held:
-                    waiting(held_result)
+                for waiting, result in self.held:
+                    waiting.set_result(result)
                 self.held = []
 
-        super().submit(client, cut, tensors, hold)
+        super().submit(client, cut, tensors).add_done_callback(hold)
+        return later
 
 
 def test_answers_leave_in_the_order_of_doing_each_with_its_number(
@@ -537,51 +543,34 @@ class LongAnswerEngine(CloudEngine):
 
     first: Hashable = None
 
-    def submit(self, client: Hashable, cut: Cut, tensors: Sequence[Tensor], deliver: Deliver) -> None:
-        def lengthen(result: CloudResult | Exception) -> None:
-            assert isinstance(result, CloudResult)
-            long = torch.zeros(32_000_000, dtype=torch.uint8)
-            deliver(result._replace(tensors=(long,)) if client is self.first else result)
-
+    def submit(self, client: Hashable, cut: Cut, tensors: Sequence[Tensor]) -> Future[CloudResult]:
         self.first = self.first or client
-        super().submit(client, cut, tensors, lengthen)
+        future = super().submit(client, cut, tensors)
+        if client is not self.first:
+            return future
+        long: Future[CloudResult] = Future()
 
+        def lengthen(done: Future[CloudResult]) -> None:
+            if done.cancelled():
+                long.cancel()
+            else:
+                long.set_result(done.result()._replace(tensors=(torch.zeros(32_000_000, dtype=torch.uint8),)))
 
-@pytest.mark.parametrize(("has_room", "sender"), [(True, "compute"), (False, "write")])
-def test_a_worker_sends_the_answer_that_it_need_not_wait_for(
-    cloud: Cloud, network: Network, monkeypatch: pytest.MonkeyPatch, has_room: bool, sender: str
-) -> None:
-    names: list[str] = []
-    send = Connection.send
-
-    def noted(connection: Connection, message: Any, *arguments: Any, **named: Any) -> None:
-        if isinstance(message, Reply):
-            names.append(threading.current_thread().name.split()[0])
-        send(connection, message, *arguments, **named)
-
-    monkeypatch.setattr(Connection, "send", noted)
-    monkeypatch.setattr(Connection, "takes_at_once", lambda connection, size_bytes: has_room)
-    with cloud.edge() as edge:
-        assert_answers(edge, network)
-    cloud.stop()
-    assert names == [sender]
-    assert cloud.events == [CloudEvent.CONNECTED, *PREPARE_EVENTS, *TASK_EVENTS]
+        future.add_done_callback(lengthen)
+        return long
 
 
 @pytest.mark.parametrize("error", [DeadlineError("half a frame is out"), RuntimeError("half a frame is out")])
-def test_a_worker_that_sends_an_answer_in_part_ends_the_conversation(
+def test_an_answer_that_is_sent_in_part_ends_the_conversation(
     start: Callable[[CloudEngine], Cloud], network: Network, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     cloud = start(CloudEngine("cpu", 1, {}))
     send = Connection.send
-    replies: list[float] = []
 
     def lose(connection: Connection, message: Any, *arguments: Any, **named: Any) -> None:
         if isinstance(message, Reply):
-            replies.append(time.monotonic())
-            if len(replies) == 1:  # the worker's; the writer's meets a connection that was broken off
-                connection.is_mid_frame = True
-                raise error
+            connection.is_mid_frame = True
+            raise error
         send(connection, message, *arguments, **named)
 
     monkeypatch.setattr(Connection, "send", lose)
@@ -727,9 +716,9 @@ class CountingEngine(CloudEngine):
 
     submitted = 0
 
-    def submit(self, *args: Any, **kwargs: Any) -> None:
+    def submit(self, *args: Any, **kwargs: Any) -> Future[CloudResult]:
         self.submitted += 1
-        super().submit(*args, **kwargs)
+        return super().submit(*args, **kwargs)
 
 
 EDGE_ID = bytes(range(12))

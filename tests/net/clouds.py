@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Hashable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from torch import Tensor
 
 from neurosurgeon.cloud.events import CloudEvent
-from neurosurgeon.cloud.executor import CloudEngine, CloudResult, Deliver, EngineLimits
+from neurosurgeon.cloud.executor import CloudEngine, CloudResult, EngineLimits
 from neurosurgeon.cloud.server import CloudServer
 from neurosurgeon.engine.torch_engine import random_input, run_half, run_whole
 from neurosurgeon.graph.cut import pack_nodes
@@ -55,14 +56,11 @@ class BlockingEngine(CloudEngine):
         super().__init__("cpu", 1, {}, EngineLimits(**limits))
         self.running, self.may_go_on, self.dropped = threading.Event(), threading.Event(), threading.Event()
 
-    def submit(self, client: Hashable, cut: Cut, tensors: Sequence[Tensor], deliver: Deliver) -> None:
-        def deliver_later(result: CloudResult | Exception) -> None:
-            if isinstance(result, CloudResult):  # and not dropped
-                self.running.set()
-                assert self.may_go_on.wait(JOIN_S)
-            deliver(result)
-
-        super().submit(client, cut, tensors, deliver_later)
+    def _computed(self, batch: Sequence[Any]) -> list[CloudResult | Exception]:
+        results = super()._computed(batch)
+        self.running.set()
+        assert self.may_go_on.wait(JOIN_S)
+        return results
 
     def drop(self, client: Hashable) -> int:
         count = super().drop(client)
@@ -74,7 +72,7 @@ class BlockingEngine(CloudEngine):
 class BrokenEngine(CloudEngine):
     """An engine with a bug."""
 
-    def submit(self, client: Hashable, cut: Cut, tensors: Sequence[Tensor], deliver: Deliver) -> None:
+    def submit(self, client: Hashable, cut: Cut, tensors: Sequence[Tensor]) -> Future[CloudResult]:
         raise ZeroDivisionError("a secret of the cloud")
 
 
