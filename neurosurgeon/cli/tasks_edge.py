@@ -38,6 +38,7 @@ from neurosurgeon.cli.parser import (
 )
 from neurosurgeon.cli.process import EXIT_INTERRUPTED, run_main
 from neurosurgeon.cli.relay import add_shaping, shaped
+from neurosurgeon.edge.link_thread import PATIENCE_S, TaskStream
 from neurosurgeon.edge.records import QueuedTask, draw_tasks, read_task_file, tasks_of_directory
 from neurosurgeon.edge.summary import QueueSummary, queue_document, queue_sheets, summarise
 from neurosurgeon.models.own_models import register_files
@@ -47,7 +48,6 @@ from neurosurgeon.net.access import Access
 from neurosurgeon.net.link_watch import LinkWatch
 from neurosurgeon.net.monitor_client import LinkMeasurement, estimate_link, given_or_measured
 from neurosurgeon.net.session import EdgeSession, OnCloudLoss, new_edge_id
-from neurosurgeon.net.stream import PATIENCE_S, TaskStream
 from neurosurgeon.planner.chain_search import Objective
 from neurosurgeon.planner.flow_shop import Schedule
 from neurosurgeon.reports.queue_report import QueueReport, print_summary
@@ -149,7 +149,7 @@ def _run_queue(args: argparse.Namespace, access: Access, begin_trace: Callable[[
         session = open_session()
         find_link = cache(partial(given_or_measured, args.bandwidth, args.rtt, session.rtt_ms, measurement.result))
         from neurosurgeon.edge.cuts import Forecast, prepare_models, share_cores
-        from neurosurgeon.edge.queue import QueueRun, receives_itself
+        from neurosurgeon.edge.queue import QueueRun
 
         settings = replace(settings, shares_cores=share_cores(access.cloud_name or args.ip, session.cloud, settings))
         models = prepare_models((task.model for task in tasks), settings, session, find_link)
@@ -159,7 +159,7 @@ def _run_queue(args: argparse.Namespace, access: Access, begin_trace: Callable[[
     ordered = forecast.in_order(settings.schedule)
     with (
         patient_interrupts() as interrupted,
-        TaskStream(session, open_session, patience_s, is_served=receives_itself(settings, models)) as stream,
+        TaskStream(session, open_session, patience_s) as stream,
         LinkWatch(
             args.ip,
             args.monitor_port,

@@ -13,9 +13,9 @@ The workers of `CloudEngine` compute. They never send: a future's done callback 
 The outbox is a queue of two kinds of item: an `Outgoing` is one reply, and None stops the writer.
 
 States. A conversation is being introduced (`ConnectionLimiter.authenticate`), then held (`hold`), then over
-(`_is_over`). It ends when the edge leaves, a message breaks the protocol, a send fails, or `CloudServer.stop` stops the reading and its grace is over.
-The reader then shuts the socket down, joins the writer, and cancels what waits in the engine. A worker that finishes
-later puts its reply into an outbox that no thread reads.
+(`_is_over`). It ends when the edge leaves, a message breaks the protocol, a send fails, or `CloudServer.stop` stops
+the reading and its grace is over. The reader then shuts the socket down, joins the writer, and cancels what waits in
+the engine. A worker that finishes later puts its reply into an outbox that no thread reads.
 
 A message takes a slot before it is read, and its reply gives the slot back. An edge that does not read its replies
 fills its socket, then `MAX_UNANSWERED` slots, and is then not read any more: that is the backpressure.

@@ -24,17 +24,14 @@ from neurosurgeon.net.session import EdgeSession, OnCloudLoss
 from neurosurgeon.net.sockets import is_this_machine
 from neurosurgeon.planner.chain_search import Objective
 from neurosurgeon.planner.flow_shop import IDLE, Pipeline, Schedule, choose_cuts, makespan_ms, order_of
-from neurosurgeon.planner.hedge import is_clearly_sooner
+from neurosurgeon.planner.hedge import Hedging, is_clearly_sooner
 from neurosurgeon.planner.plan import Candidate, SplitPlan, plan_split
 from neurosurgeon.planner.strategies import Strategy
 from neurosurgeon.predictor.correction import MIN_SAMPLES, Corrections
 from neurosurgeon.predictor.latencies import LayerLatencies
 from neurosurgeon.predictor.predictor_utils import dataset_threads
-from neurosurgeon.utils.timing import StageTimes
+from neurosurgeon.utils.timing import StageTimes, now_ms
 
-# A plan is kept while nothing that it was made for has moved by more.
-SAME_RATE, SAME_EXCHANGE_MS = 0.002, 0.05
-SAME_QUEUE_MS, SAME_FACTOR = 0.5, 0.005
 MAX_PREDICTED = 2000  # tasks of a queue whose makespan is predicted: 0.2 to 0.4 ms each
 HORIZON = 40  # tasks of a queue that are thought of together
 RETHINK = 8  # tasks after which they are thought over, in 1 ms
@@ -60,6 +57,11 @@ class QueueSettings:
     hedges: bool = True  # False: wait for the cloud, however long a task is stuck
     deadline_ms: float | None = None  # of each task
     shares_cores: bool = False  # edge and cloud compute on the same cores: see `share_cores`
+
+    @property
+    def hedges_tasks(self) -> bool:
+        """Whether a task may go the other way while it is under way: from the cloud to the edge, or back."""
+        return self.hedges and self.on_cloud_loss is OnCloudLoss.LOCAL
 
     @property
     def side_by_side(self) -> int:
@@ -93,28 +95,6 @@ class StageFactors(NamedTuple):
     transfer: float
     cloud: float
 
-    def are_near(self, others: StageFactors) -> bool:
-        """Return whether a plan makes no difference between these and others."""
-        return self == others or all(abs(one - other) <= SAME_FACTOR for one, other in zip(self, others, strict=True))
-
-
-class _Basis(NamedTuple):
-    """What a plan is made for, beside the latencies of layers."""
-
-    rate_bytes_per_s: float
-    exchange_ms: float
-    queue_ms: float
-    factors: StageFactors
-
-    def is_near(self, other: _Basis) -> bool:
-        """Return whether a plan that was made for the other is one for this, too."""
-        return (
-            abs(self.rate_bytes_per_s - other.rate_bytes_per_s) <= SAME_RATE * other.rate_bytes_per_s
-            and abs(self.exchange_ms - other.exchange_ms) <= SAME_EXCHANGE_MS
-            and abs(self.queue_ms - other.queue_ms) <= SAME_QUEUE_MS
-            and self.factors.are_near(other.factors)
-        )
-
 
 class QueueModel:
     """One model of the queue: its network, and what its layers take on both sides.
@@ -129,7 +109,7 @@ class QueueModel:
         self.output_bytes = network.graph.output.size_bytes
         self._edge = edge
         self._cloud = cloud
-        self._basis: _Basis | None = None  # of the last plan
+        self._made_for: tuple[float, ...] = ()  # what the last plan was made for, rounded
         self._plan: SplitPlan
         self.factors = StageFactors(1.0, 1.0, 1.0)  # the corrections in it
         self._cuts_run: set[frozenset[int]] = set()
@@ -141,18 +121,23 @@ class QueueModel:
         return {"edge": self._edge.origin, "cloud": self._cloud.origin}
 
     def plan(self, now: LinkNow, corrections: Corrections, settings: QueueSettings) -> SplitPlan:
-        """Return the plan for the link of the moment; while nothing changes, the same one."""
+        """Return the plan for the current link estimate; the last one, while its inputs are the same but for rounding.
+
+        A plan takes 0.2 ms for LeNet and 16 ms for DenseNet-201.
+        """
+        rate_bytes_per_s, exchange_ms = now.link.rate_bytes_per_s, now.link.exchange_ms
         queue_ms = now.queue_ms if settings.hears_load else 0.0
         factors = StageFactors._make(map(corrections.factor, self.keys))
-        basis = _Basis(now.link.rate_bytes_per_s, now.link.exchange_ms, queue_ms, factors)
-        if self._basis is None or not basis.is_near(self._basis):
-            self._basis, self.factors = basis, factors
+        rounded = (float(f"{rate_bytes_per_s:.3g}"), round(exchange_ms, 1), round(queue_ms))
+        made_for = (*rounded, *(round(factor, 2) for factor in factors))
+        if made_for != self._made_for:
+            self._made_for, self.factors = made_for, factors
             self._plan = plan_split(
                 self.network.graph,
                 self._edge.scaled(factors.edge),
                 self._cloud.scaled(factors.cloud),
-                basis.rate_bytes_per_s,
-                basis.exchange_ms,
+                rate_bytes_per_s,
+                exchange_ms,
                 factors.transfer,
                 queue_ms=queue_ms,
                 objective=settings.objective,
@@ -175,15 +160,17 @@ class QueueModel:
 
 
 class Chooser:
-    """Chooses the cuts of a queue of models, one task after the other."""
+    """Chooses the cuts of a queue of models, one task after the other.
+
+    For latency a plan must have a candidate for every point, in order.
+    """
 
     def __init__(self, objective: Objective, queue: Sequence[str], in_flight: int | None = None) -> None:
         self._objective = objective
         self._queue = queue
         self._in_flight = in_flight
         self._position = 0  # in the queue
-        self._last: dict[str, Candidate] = {}  # latency: of each model
-        self._settled: dict[str, Choice] = {}  # latency: what was chosen when nothing was under way
+        self._last: dict[str, int] = {}  # latency: the point of each model's last task
         self._ahead: list[int] = []  # throughput: candidates of the tasks since they were last thought over, and after
 
     def choose(self, plan_of: Callable[[str], SplitPlan], under_way: Pipeline = IDLE) -> Choice:
@@ -216,18 +203,52 @@ class Chooser:
 
     def _last_unless_another_pays(self, plan: SplitPlan, under_way: Pipeline) -> Choice:
         model = plan.graph.model
-        settled = self._settled.get(model)
-        if settled and settled.plan is plan and under_way == IDLE:
-            self._last[model] = settled.candidate
-            return settled
-        choices, last = _choices(plan, under_way), self._last.get(model)
-        best = min(choices, key=_total_ms)
-        same = (one for one in choices if last and one.candidate.is_same_cut(last))
-        chosen = next((one for one in same if _total_ms(best) >= (1 - MIN_GAIN) * _total_ms(one)), best)
-        self._last[model] = chosen.candidate
-        if under_way == IDLE:
-            self._settled[model] = chosen
+        best = choice(plan, plan.best.point, IDLE) if under_way == IDLE else _fastest(plan, under_way)
+        chosen = choice(plan, self._last.get(model, best.candidate.point), under_way)
+        if _total_ms(best) < (1 - MIN_GAIN) * _total_ms(chosen):
+            chosen = best
+        self._last[model] = chosen.candidate.point
         return chosen
+
+
+class QueuePlanner:
+    """Plans tasks for the current link estimate and for what is in flight. Belongs to the main loop (`edge.queue`)."""
+
+    def __init__(self, settings: QueueSettings, models: Mapping[str, QueueModel], corrections: Corrections) -> None:
+        self._settings = settings
+        self._models = models
+        self._corrections = corrections
+        self._pipeline, self._pipeline_ms = IDLE, 0.0  # what link and cloud were busy with at that time
+        self.hedging = Hedging()
+
+    def plan(self, model: str, now: LinkNow) -> SplitPlan:
+        """Return the plan of a model."""
+        return self._models[model].plan(now, self._corrections, self._settings)
+
+    def choose(self, chooser: Chooser, now: LinkNow, pipeline: Pipeline, *, takes_tasks: bool) -> Choice:
+        """Return how to run the next task.
+
+        Args: takes_tasks: whether the link does; without it, a task that may run on the edge alone does so.
+        """
+        chosen = chooser.choose(lambda model: self.plan(model, now), pipeline)
+        if self._settings.on_cloud_loss is OnCloudLoss.LOCAL and not takes_tasks:
+            return choice(chosen.plan, -1, pipeline)
+        return cut_for_deadline(chosen, self._settings.deadline_ms, pipeline)
+
+    def pipeline_now(self, left_ms: float | None) -> Pipeline:
+        """Return what link and cloud are still busy with, as predicted when each task was sent.
+
+        Args: left_ms: for how long the link is seen to be busy at least; None: nothing is in flight.
+        """
+        before_ms, self._pipeline_ms = self._pipeline_ms, now_ms()
+        if left_ms is None:
+            return IDLE
+        self._pipeline = self._pipeline._replace(edge_ms=self._pipeline_ms - before_ms).from_now()
+        return self._pipeline._replace(link_ms=max(self._pipeline.link_ms, left_ms))
+
+    def count_sent(self, candidate: Candidate, pipeline: Pipeline) -> None:
+        """Add a task that is sent now to what link and cloud are busy with."""
+        self._pipeline = pipeline.after(candidate.busy.beyond_edge)
 
 
 class Choice(NamedTuple):
@@ -249,17 +270,18 @@ def choice(plan: SplitPlan, index: int, under_way: Pipeline) -> Choice:
     return Choice(plan, candidate, under_way.with_waits(candidate.stages, candidate.busy))
 
 
-def within(chosen: Choice, deadline_ms: float | None, under_way: Pipeline) -> Choice:
-    """Return what was chosen where it makes the deadline, else the fastest cut: in time, or the best effort."""
+def cut_for_deadline(chosen: Choice, deadline_ms: float | None, under_way: Pipeline) -> Choice:
+    """Return what was chosen if it meets the deadline, else the fastest cut, which may still miss it."""
     if deadline_ms is None or chosen.predicted.total_ms <= deadline_ms:
         return chosen
     return _fastest(chosen.plan, under_way)
 
 
-def anew(chosen: Choice, elapsed_ms: float, plan: SplitPlan, under_way: Pipeline) -> Choice | None:
-    """Return how to begin a task anew that the edge has computed for so long, where that pays now.
+def replan_whole_task(chosen: Choice, elapsed_ms: float, plan: SplitPlan, under_way: Pipeline) -> Choice | None:
+    """Return another cut for a task that the edge has computed for ``elapsed_ms``, or None.
 
-    A link that was bad when a long edge half began may be back long before its end.
+    Starting over with it must now be clearly faster than going on. A link that was bad when a long edge partition began
+    may have recovered long before its end.
     """
     as_chosen = choice(plan, chosen.candidate.point, under_way).predicted
     left_ms = as_chosen.total_ms - min(elapsed_ms, as_chosen.edge_ms)
@@ -269,10 +291,11 @@ def anew(chosen: Choice, elapsed_ms: float, plan: SplitPlan, under_way: Pipeline
     return better._replace(predicted=better.predicted._replace(edge_ms=elapsed_ms + better.predicted.edge_ms))
 
 
-def once_more(chosen: Choice, elapsed_ms: float, plan: SplitPlan, under_way: Pipeline) -> Choice | None:
-    """Return how to send a task again whose rest the edge has computed for so long, where that pays now.
+def plan_resend(chosen: Choice, elapsed_ms: float, plan: SplitPlan, under_way: Pipeline) -> Choice | None:
+    """Return how to send a task again whose rest the edge has computed for ``elapsed_ms``, or None.
 
-    What is predicted begins when it is sent: its edge half has run.
+    Sending it must now be clearly faster than going on. The prediction begins when it is sent: its edge partition has
+    run.
     """
     candidate = plan.candidates[chosen.candidate.point]
     predicted = under_way.with_waits(candidate.stages.beyond_edge, candidate.busy.beyond_edge)

@@ -1,106 +1,130 @@
-"""A queue of tasks on the edge at work: edge, uplink and cloud busy at once, and every task answered exactly once."""
+"""A queue of tasks on the edge: edge, uplink and cloud work at once, and every task is answered exactly once.
+
+Theory of operation. Two threads carry the tasks.
+
+- The main loop (the thread that calls `QueueRun.run`) owns every task's record, plans, and runs partitions: the edge's,
+  and the rest of tasks that come back. It alone calls `on_event`, and executes the commands.
+- The link (`edge.link_thread.TaskStream`) owns the socket: it sends, receives and reconnects. It puts what it returns
+  for a task, a reply or the error in its place, into a queue of outcomes, from which the main loop takes it.
+
+Beside them a thread reads images ahead, one measures the link (`net.link_watch`), and one makes and prints results
+(`edge.results`).
+
+A task is in one of five states, and its first answer counts (`edge.task_states`). At most ``in_flight`` tasks are in a
+state that is not final. The main loop does, in this order: take outcomes; compute the rest of a task that is LOCAL;
+begin the next task, if fewer than ``in_flight`` are unfinished; else wait for an outcome, and check transfer progress
+every `POLL_S`.
+
+A partition that takes long runs as blocks. Between two of them the main loop takes outcomes, and plans again every
+`LOOK_MS`: an edge partition is left for another cut, the rest of a lost task for the cloud, where that is clearly
+faster by now; the rest of a task that the cloud has answered is dropped.
+"""
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import NamedTuple
 
 from torch import Tensor
 
 from neurosurgeon.edge.cuts import (
-    Choice,
     Chooser,
     QueueModel,
+    QueuePlanner,
     QueueSettings,
     StageFactors,
-    anew,
-    choice,
-    once_more,
-    within,
+    plan_resend,
+    replan_whole_task,
 )
+from neurosurgeon.edge.link_thread import Answered, TaskStream
 from neurosurgeon.edge.records import QueuedTask, TaskResult
-from neurosurgeon.edge.results import Known, Results, reason
+from neurosurgeon.edge.results import PlannedTask, Results, reason
 from neurosurgeon.edge.task import doubt_speed
+from neurosurgeon.edge.task_states import (
+    FINAL,
+    Broke,
+    CloudBack,
+    Command,
+    Event,
+    NotSent,
+    PartDone,
+    Progress,
+    Refused,
+    Replied,
+    RestDone,
+    State,
+    TaskRecord,
+    on_event,
+)
 from neurosurgeon.engine.torch_engine import HalfResult, check_crossing, load_image, run_half, stand_in
-from neurosurgeon.models.zoo import Network, input_size
-from neurosurgeon.net.link_watch import LinkNow, LinkWatch
+from neurosurgeon.models.zoo import input_size
+from neurosurgeon.net.link_watch import LinkWatch
 from neurosurgeon.net.session import OnCloudLoss
-from neurosurgeon.net.stream import Answered, TaskStream
 from neurosurgeon.planner.chain_search import Objective
-from neurosurgeon.planner.flow_shop import IDLE, Pipeline
-from neurosurgeon.planner.hedge import Hedging, OnItsWay
-from neurosurgeon.planner.plan import Candidate, SplitPlan
+from neurosurgeon.planner.flow_shop import Pipeline
+from neurosurgeon.planner.plan import Candidate
 from neurosurgeon.predictor.correction import Corrections
 from neurosurgeon.reports.queue_report import QueueReport
-from neurosurgeon.utils.errors import ConnectError, NeurosurgeonError
+from neurosurgeon.utils.errors import NeurosurgeonError
 from neurosurgeon.utils.timing import StageTimes, now_ms
-from neurosurgeon.utils.units import s_to_ms
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.01  # how often the tensors are looked after
-SMALL_ANSWER_BYTES = 8_192  # comes whole, or after a moment: a thousand classes have 4,000
-IMAGES_AHEAD = 4  # tasks whose images are read or being read: one long read holds up no edge half
-LOOK_MS = 100.0  # how often a long edge half is looked at: measurements come every second
-LONG_HALF_MS = 250.0  # a shorter one is finished before the next measurement
+POLL_S = 0.01  # between two checks of transfer progress
+IMAGES_AHEAD = 4  # tasks whose images are read or being read: a long read blocks no edge partition
+LOOK_MS = 100.0  # between two plans while a partition runs: measurements come every second
+LONG_HALF_MS = 250.0  # a shorter edge partition ends before the next measurement
 FIRST_RUN_MS = 1_000.0  # the cloud, too, builds kernels for a cut that is new to it
 
-
-class _BetterError(Exception):
-    """What the edge computes is sooner done in the cloud after all: with another cut, or sent once more."""
-
-    def __init__(self, now: LinkNow, chosen: Choice) -> None:
-        self.now = now
-        self.chosen = chosen
+Outcome = Answered | NeurosurgeonError
 
 
-class _AnsweredError(Exception):
-    """The cloud was first: what is left to compute nobody wants."""
+@dataclass(slots=True, eq=False)
+class InFlightTask:
+    """A task that has a cut. Belongs to the main loop."""
 
-
-class _Begun(NamedTuple):
-    """A task whose edge half has run."""
-
-    known: Known
+    planned: PlannedTask
     model: QueueModel
-    edge_nodes: frozenset[int]
-    half: HalfResult
     factors: StageFactors  # the corrections in what was predicted
-    is_first: bool  # of its cut
-    sent_ms: float
-    losses: int = 0  # how often the cloud was lost with it, and it was sent again
+    record: TaskRecord
+    tensors: tuple[Tensor, ...] = ()  # what the edge partition made
+    is_first: bool = False  # of its cut
 
     @property
-    def task(self) -> QueuedTask:
-        return self.known.task
+    def id(self) -> int:
+        return self.planned.task.id
 
     @property
     def candidate(self) -> Candidate:
-        return self.known.chosen.candidate
+        return self.planned.chosen.candidate
 
     @property
-    def patience_ms(self) -> float:
-        """How long its answer may take, with all waits that are known."""
-        predicted = self.known.chosen.predicted
+    def edge_nodes(self) -> frozenset[int]:
+        return self.planned.chosen.plan.edge_nodes(self.candidate)
+
+    @property
+    def timeout_ms(self) -> float:
+        """How long its reply may take, with all waits that are known."""
+        predicted = self.planned.chosen.predicted
         return predicted.transfer_ms + predicted.cloud_ms + FIRST_RUN_MS * self.is_first
 
-    def again(self, now: LinkNow, chosen: Choice, rest_start_ms: float) -> _Begun:
-        """Return the same, to be sent once more, after the edge has computed its rest for a while."""
-        known, time_ms = self.known, now_ms()
-        lost_ms, rest_ms = rest_start_ms - self.sent_ms, time_ms - rest_start_ms
-        edge_ms = known.chosen.predicted.edge_ms + rest_ms
-        predicted = chosen.predicted._replace(edge_ms=edge_ms, transfer_ms=lost_ms + chosen.predicted.transfer_ms)
-        known = known._replace(
-            now=now, chosen=chosen._replace(predicted=predicted), half_ms=known.half_ms + rest_ms, lost_ms=lost_ms
-        )
-        return self._replace(known=known, factors=self.model.factors, sent_ms=time_ms, losses=self.losses + 1)
+
+class _Interval:
+    """Returns once every `LOOK_MS` that it is time to look."""
+
+    def __init__(self) -> None:
+        self._looked_ms = now_ms()
+
+    def is_over(self) -> bool:
+        if now_ms() - self._looked_ms < LOOK_MS:
+            return False
+        self._looked_ms = now_ms()
+        return True
 
 
 def images_ahead(tasks: Iterable[QueuedTask]) -> Iterator[tuple[QueuedTask, Future[Tensor] | None]]:
@@ -118,65 +142,39 @@ def images_ahead(tasks: Iterable[QueuedTask]) -> Iterator[tuple[QueuedTask, Futu
         reader.shutdown(wait=False, cancel_futures=True)
 
 
-def receives_itself(settings: QueueSettings, models: Mapping[str, QueueModel]) -> bool:
-    """Return whether the thread that computes edge halves should receive the answers, too: `TaskStream.is_served`.
-
-    With one task in flight it waits for nothing else, and goes on sooner than one that must be woken up. But it cannot
-    look after the tensors while it receives, so answers must be small.
-    """
-    return settings.in_flight == 1 and all(model.output_bytes <= SMALL_ANSWER_BYTES for model in models.values())
-
-
 class QueueRun:
-    """Works through tasks: this thread computes edge halves, a stream sends them and brings the answers.
-
-    At most ``in_flight`` tasks are begun and without an answer: each holds a slot until its result is there. While this
-    thread waits for one, it looks how the tensors move; the rest of a task that is stuck it computes itself, and the
-    first answer counts. While it computes for long, it looks whether the cloud would be sooner after all. The answers
-    it receives itself where the stream is served (`receives_itself`).
-    """
+    """Works through tasks; see the head of this file. The main loop owns all of it; the link puts into `_outcomes`."""
 
     def __init__(
         self,
         settings: QueueSettings,
         models: Mapping[str, QueueModel],
-        stream: TaskStream,
+        link: TaskStream,
         watch: LinkWatch,
         report: QueueReport,
     ) -> None:
         self._settings = settings
         self._models = models
-        self._stream = stream
+        self._link = link
         self._watch = watch
-        self._report = report
-        self._results = Results(report, settings.deadline_ms, lambda: self._slots.put(None))
+        self._results = Results(report, settings.deadline_ms)
         self._corrections = Corrections.load() if settings.learns else Corrections()
-        self._under_way: dict[int, _Begun] = {}  # tasks that the cloud has not answered, nor lost
-        self._taken_over: set[int] = set()  # of them, those whose rest is computed here
-        self._hedges = settings.hedges and settings.on_cloud_loss is OnCloudLoss.LOCAL
-        self._hedging = Hedging()
-        self._looked_ms = 0.0  # when this thread last looked for what is better done elsewhere
-        self._pipeline, self._pipeline_ms = IDLE, 0.0  # what link and cloud were still busy with at that time
-        self._lock = threading.Lock()
-        # A slot comes back free, or with a task of a lost cloud.
-        self._slots: SimpleQueue[_Begun | None] = SimpleQueue()
-        self._stand_ins = {name: stand_in(model.network.graph.input.shape) for name, model in models.items()}
+        self._planner = QueuePlanner(settings, models, self._corrections)
+        self._tasks: dict[int, InFlightTask] = {}  # without a result, or still to be replied to; the oldest first
+        self._outcomes: SimpleQueue[tuple[InFlightTask, Outcome]] = SimpleQueue()
         self.makespan_ms = 0.0
-        for _ in range(settings.in_flight):
-            self._slots.put(None)
 
     def run(self, tasks: Sequence[QueuedTask], should_stop: Callable[[], bool] = lambda: False) -> list[TaskResult]:
         """Return the results of the tasks, in the order in which they came; stops early with what is in flight."""
+        stand_ins = {name: stand_in(model.network.graph.input.shape) for name, model in self._models.items()}
         chooser = self._settings.chooser(tasks)
         with self._results:
             for task, image in images_ahead(tasks):
-                self._wait_for_slot()
+                self._wait_for_results(at_most=self._settings.in_flight - 1)
                 if should_stop() or self._results.are_lost:
-                    self._slots.put(None)
                     break
-                self._begin(task, image, chooser)
-            for _ in range(self._settings.in_flight):
-                self._wait_for_slot()
+                self._begin(task, image.result if image else partial(stand_ins.__getitem__, task.model), chooser)
+            self._wait_for_results(at_most=0)
             self.makespan_ms = self._results.elapsed_ms
         if self._settings.learns:
             self._corrections.save()
@@ -184,276 +182,255 @@ class QueueRun:
                 doubt_speed(self._settings.task(name), self._corrections.factor(model.keys.edge))
         return self._results.reported
 
-    def _wait_for_slot(self) -> None:
-        is_free = False
-        while not is_free:
-            lost: _Begun | None = None
-            with suppress(Empty):
-                lost = self._next_slot()
-                is_free = lost is None
-            if lost:
-                self._finish_here(lost)
-            elif stuck := self._look_for_stuck_task():
-                self._take_over(stuck)
+    def _wait_for_results(self, at_most: int) -> None:
+        """Return when at most so many tasks are without a result, and the rest of none is to be computed here."""
+        self._take_outcomes()
+        while True:
+            unfinished = [task for task in self._tasks.values() if task.record.state not in FINAL]
+            local = next((task for task in unfinished if task.record.state is State.LOCAL), None)
+            if local:
+                self._finish_here(local)
+            elif len(unfinished) <= at_most:
+                return
+            else:
+                self._wait_for_outcome()
 
-    def _next_slot(self) -> _Begun | None:
-        """Wait a while for a slot; with it may come a task of a lost cloud.
+    def _wait_for_outcome(self) -> None:
+        hedges = self._settings.hedges_tasks
+        try:
+            self._handle(*self._outcomes.get(timeout=POLL_S if hedges else None))
+        except Empty:
+            self._check_progress()
+        else:
+            self._take_outcomes()
 
-        Raises: Empty: it is to be looked after the tensors.
+    def _take_outcomes(self) -> None:
+        """Handle all that the link has returned."""
+        while not self._outcomes.empty():
+            self._handle(*self._outcomes.get())
+
+    # ------------------------------------------------------------ events and commands
+
+    def _handle(self, task: InFlightTask, outcome: Outcome) -> None:
+        try:
+            if isinstance(outcome, Answered):
+                check_crossing([task.model.network.graph.output], outcome.result.specs)
+                self._update_estimates(task, outcome)
+        except NeurosurgeonError as exc:
+            outcome = exc
+        except Exception as exc:  # an internal error: the task must not be waited for
+            self._fail(task, Broke(exc))
+            return
+        if isinstance(outcome, Answered):
+            self._apply(task, Replied(), partial(self._results.answered, task.planned, outcome))
+            return
+        self._fail(task, Refused(outcome))
+        if task.record.state is State.LOCAL and not task.record.is_hedged:
+            log.warning("task %d is computed here: %s", task.id, outcome)
+
+    def _fail(self, task: InFlightTask, event: Refused | Broke) -> None:
+        error = reason(event.error, task.planned.task)
+        self._apply(task, event, partial(self._results.finish, task.planned, error=error))
+
+    def _apply(self, task: InFlightTask, event: Event, report: Callable[[], None] = lambda: None) -> None:
+        """Let an event change the state of a task, and execute what follows.
+
+        Args: report: reports the result that comes with the event.
         """
-        if not self._stream.is_served:
-            return self._slots.get(timeout=POLL_S if self._hedges and self._under_way else None)
-        self._stream.serve(POLL_S if self._slots.empty() else 0.0)
-        return self._slots.get_nowait()
+        task.record, commands = on_event(task.record, event, now_ms())
+        for command in commands:
+            if command is Command.SEND:
+                self._send(task)
+            elif command is Command.WITHDRAW and not self._link.withdraw(task.id):
+                self._apply(task, NotSent())
+            elif command is Command.REPORT:
+                report()
+        if task.record.state in FINAL and not task.record.awaits_reply:
+            self._tasks.pop(task.id, None)
 
-    def _listen(self) -> None:
-        """Take what the cloud has said, where nobody else does."""
-        if self._stream.is_served:
-            self._stream.serve(0.0)
+    def _send(self, task: InFlightTask) -> None:
+        others = self._awaited(but=task)
+        self._planner.count_sent(task.candidate, self._pipeline_now(others))
+        if not others:  # the bytes of others are on a link that may be slow just now
+            self._link.pace_first_task(task.planned.now.link)
 
-    def _begin(self, task: QueuedTask, image: Future[Tensor] | None, chooser: Chooser) -> None:
-        self._results.await_result(task)
+        def put(outcome: Outcome) -> None:
+            self._outcomes.put((task, outcome))
+
+        try:
+            request = task.model.request(task.edge_nodes)
+            self._link.submit(task.id, request, task.tensors, put, task.record.losses)
+        except Exception as exc:  # an internal error: the task must not be waited for
+            self._fail(task, Broke(exc))
+
+    # ------------------------------------------------------------ the edge partition
+
+    def _begin(self, queued: QueuedTask, read_input: Callable[[], Tensor], chooser: Chooser) -> None:
         try:
             now = self._watch.now()
-            self._report.show_state(now.link.rate_bytes_per_s, now.queue_ms)
-            chosen = self._choose(chooser, now)
-            tensor = image.result() if image else self._stand_ins[task.model]
-            begun = self._run_edge_half(task, tensor, now, chosen)
-        except Exception as exc:  # belongs to this task: its image, a network that does not take it, or a defect
-            self._results.failed(task, exc)
+            self._results.show_link(now)
+            chosen = self._planner.choose(
+                chooser, now, self._pipeline_now(self._awaited()), takes_tasks=self._link.takes_tasks
+            )
+        except Exception as exc:  # an internal error
+            self._results.failed(queued, exc)
             return
-        if not begun.candidate.crossing_bytes:
-            self._results.finish(begun.known, begun.half.tensors[0], where="edge")
+        model = self._models[queued.model]
+        record = TaskRecord(self._settings.on_cloud_loss is OnCloudLoss.LOCAL)
+        task = self._tasks[queued.id] = InFlightTask(PlannedTask(queued, now, chosen), model, model.factors, record)
+        try:
+            self._run_edge_partition(task, read_input())
+        except Exception as exc:  # belongs to this task: its image, a network that does not take it, or internal
+            self._apply(task, Broke(exc), partial(self._results.failed, queued, exc))
             return
-        self._send(begun)
+        done = PartDone(task.candidate.crossing_bytes > 0, task.planned.chosen.rest_ms, task.timeout_ms)
+        self._apply(task, done, partial(self._results.finish, task.planned, task.tensors[0], where="edge"))
 
-    def _send(self, begun: _Begun) -> None:
-        self._pipeline = self._pipeline_now().after(begun.candidate.busy.beyond_edge)
-        if not self._under_way:  # the bytes of others are on a link that may be slow just now
-            self._stream.pace_first_task(begun.known.now.link)
-        with self._lock:
-            self._under_way[begun.task.id] = begun
-        take_answer = partial(self._take_answer, begun)
-        try:
-            request = begun.model.request(begun.edge_nodes)
-            self._stream.submit(begun.task.id, request, begun.half.tensors, take_answer, begun.losses)
-        except Exception as exc:  # a defect: the task must not be waited for
-            with self._lock:
-                self._under_way.pop(begun.task.id, None)
-            self._results.finish(begun.known, error=reason(exc, begun.task))
+    def _run_edge_partition(self, task: InFlightTask, tensor: Tensor) -> None:
+        """Compute what was chosen for the edge, or another cut where that is found to be clearly faster meanwhile."""
+        start_ms, look = now_ms(), _Interval()
+        is_long = task.candidate.busy.edge_ms > LONG_HALF_MS
+        may_replan = self._settings.hedges_tasks and self._settings.objective is Objective.LATENCY
+        better: list[PlannedTask] = []
 
-    def _pipeline_now(self) -> Pipeline:
-        """Return what link and cloud are still busy with, as predicted when each task was sent."""
-        if not self._under_way:
-            self._pipeline_ms = now_ms()
-            return IDLE
-        before_ms, self._pipeline_ms = self._pipeline_ms, now_ms()
-        passed = self._pipeline._replace(edge_ms=self._pipeline_ms - before_ms)
-        self._pipeline = passed.from_now()
-        left_ms = max((way.left_ms for _, way in self._on_their_way()), default=0.0)
-        return self._pipeline._replace(link_ms=max(self._pipeline.link_ms, left_ms))
+        def keep_going() -> bool:
+            self._take_outcomes()
+            if may_replan and self._link.takes_tasks and look.is_over():
+                if found := self._find_better(task, now_ms() - start_ms):
+                    better.append(found)
+            return not better
 
-    def _choose(self, chooser: Chooser, now: LinkNow) -> Choice:
-        pipeline = self._pipeline_now()
-        chosen = chooser.choose(lambda model: self._plan(model, now), pipeline)
-        runs_here = self._settings.on_cloud_loss is OnCloudLoss.LOCAL and not self._stream.takes_tasks
-        if runs_here:
-            return choice(chosen.plan, -1, pipeline)
-        return within(chosen, self._settings.deadline_ms, pipeline)
-
-    def _plan(self, model: str, now: LinkNow) -> SplitPlan:
-        with self._lock:
-            return self._models[model].plan(now, self._corrections, self._settings)
-
-    def _run_edge_half(
-        self, task: QueuedTask, tensor: Tensor, now: LinkNow, chosen: Choice, dropped_ms: float = 0.0
-    ) -> _Begun:
-        """Compute what was chosen for the edge; ``dropped_ms``: for how long it had computed before it began anew."""
-        model = self._models[task.model]
-        factors = model.factors  # a look makes another plan
-        edge_nodes = chosen.plan.edge_nodes(chosen.candidate)
-        may_begin_anew = self._hedges and not dropped_ms and self._settings.objective is Objective.LATENCY
-        is_looked_at = may_begin_anew and chosen.candidate.busy.edge_ms > LONG_HALF_MS
-        better: tuple[LinkNow, Choice] | None = None
-        start_ms = now_ms()
-        between = partial(self._look_for_better, task, chosen, start_ms) if is_looked_at else None
-        try:
-            half = self._edge_half(model.network, edge_nodes, tensor, between)
-        except _BetterError as exc:
-            better = exc.now, exc.chosen
-        if better:  # not in the handler, which keeps all that was computed so far
+        half = self._edge_half(task, tensor, keep_going if is_long else None)
+        dropped_ms = 0.0
+        while half is None:  # once
             log.info("task %d begins anew, with another cut: the link is another one now", task.id)
-            return self._run_edge_half(task, tensor, *better, now_ms() - start_ms)
-        done_ms = now_ms()
-        is_first = model.is_first_run(edge_nodes)
-        if self._settings.learns and not is_first:
-            self._learn(model.keys.edge, chosen.candidate.busy.edge_ms / factors.edge, half.latency_ms)
-        known = Known(task, now, chosen, dropped_ms + half.latency_ms, start_ms - dropped_ms, done_ms)
-        return _Begun(known, model, edge_nodes, half, factors, is_first, done_ms)
+            dropped_ms = now_ms() - start_ms
+            task.planned, task.factors = better[0], task.model.factors
+            half = self._edge_half(task, tensor, None)
+        task.tensors = half.tensors
+        task.is_first = task.model.is_first_run(task.edge_nodes)
+        if self._settings.learns and not task.is_first:
+            self._corrections.learn(
+                task.model.keys.edge, task.candidate.busy.edge_ms / task.factors.edge, half.latency_ms
+            )
+        task.planned = task.planned._replace(half_ms=dropped_ms + half.latency_ms, start_ms=start_ms, done_ms=now_ms())
 
     def _edge_half(
-        self, network: Network, edge_nodes: frozenset[int], tensor: Tensor, between: Callable[[], None] | None
-    ) -> HalfResult:
+        self, task: InFlightTask, tensor: Tensor, keep_going: Callable[[], bool] | None
+    ) -> HalfResult | None:
+        edge_nodes = task.edge_nodes
         if len(edge_nodes) == 1:  # the input alone: it crosses as it is
             return HalfResult((tensor,), 0.0)
-        return run_half(network.split(edge_nodes).edge, [tensor], self._settings.device, between)
+        return run_half(task.model.network.split(edge_nodes).edge, [tensor], self._settings.device, keep_going)
 
-    def _look_for_better(self, task: QueuedTask, chosen: Choice, start_ms: float) -> None:
-        """Look, now and then in a long edge half, whether to begin the task anew.
+    def _find_better(self, task: InFlightTask, elapsed_ms: float) -> PlannedTask | None:
+        """Return the task with another cut, if starting over with that is clearly faster by now."""
+        now, planned = self._watch.now(), task.planned
+        plan = self._planner.plan(planned.task.model, now)
+        chosen = replan_whole_task(planned.chosen, elapsed_ms, plan, self._pipeline_now(self._awaited()))
+        return planned._replace(now=now, chosen=chosen) if chosen else None
 
-        Raises: _BetterError.
-        """
-        self._listen()
-        if not self._is_time_to_look(start_ms):
-            return
-        now = self._watch.now()
-        if better := anew(chosen, now_ms() - start_ms, self._plan(task.model, now), self._pipeline_now()):
-            raise _BetterError(now, better)
+    # ------------------------------------------------------------ tensors in flight
 
-    def _is_time_to_look(self, start_ms: float) -> bool:
-        """Whether the last look was long enough before, and the cloud takes tasks."""
-        if now_ms() - max(self._looked_ms, start_ms) < LOOK_MS or not self._stream.takes_tasks:
-            return False
-        self._looked_ms = now_ms()
-        return True
+    def _awaited(self, but: InFlightTask | None = None) -> list[InFlightTask]:
+        """Return the tasks that the link owes an outcome, the oldest first."""
+        return [task for task in self._tasks.values() if task.record.awaits_reply and task is not but]
 
-    # ------------------------------------------------------------ tasks that are stuck
+    def _pipeline_now(self, awaited: Sequence[InFlightTask]) -> Pipeline:
+        """Return what link and cloud are still busy with."""
+        if not awaited:
+            return self._planner.pipeline_now(None)
+        left_ms = 0.0
+        if self._settings.hedges_tasks:
+            left_bytes, hedging, time_ms = self._watch_transfers(), self._planner.hedging, now_ms()
+            records = [(task.record, left_bytes.get(task.id, 0)) for task in awaited]
+            ways = [hedging.way(time_ms, record.sent_ms, record.timeout_ms, left) for record, left in records]
+            left_ms = max(way.left_ms for way in ways)
+        return self._planner.pipeline_now(left_ms)
 
-    def _on_their_way(self) -> list[tuple[_Begun, OnItsWay]]:
-        """Look how far the tensors are; return every task that the cloud may still answer, the oldest first."""
-        if not (self._hedges and self._under_way):
-            return []
-        crossing, time_ms = self._stream.crossing(), now_ms()
+    def _watch_transfers(self) -> Mapping[int, int]:
+        """Record how far the tensors are; return how many bytes are left until each task's last one is acknowledged."""
+        crossing, hedging = self._link.crossing(), self._planner.hedging
         left_bytes = crossing.left_bytes if crossing else {}
         waiting_bytes = max(left_bytes.values(), default=0)
         if crossing:
-            rtt_ms = self._watch.now().link.rtt_ms
-            self._hedging.saw(time_ms, crossing.acked_bytes, waiting_bytes, rtt_ms)
-        if moved := self._hedging.newest():
+            hedging.saw(now_ms(), crossing.acked_bytes, waiting_bytes, self._watch.now().link.rtt_ms)
+        if moved := hedging.newest():
             self._watch.saw_progress(*moved, waiting_bytes)
-        with self._lock:
-            under_way = list(self._under_way.items())
-        return [
-            (begun, self._hedging.way(time_ms, begun.sent_ms, begun.patience_ms, left_bytes.get(task, 0)))
-            for task, begun in under_way
-        ]
+        return left_bytes
 
-    def _look_for_stuck_task(self) -> _Begun | None:
-        """Return the oldest task that is stuck, and is sooner finished here; from now on its loss is none."""
-        if now_ms() - self._looked_ms < s_to_ms(POLL_S):
-            return None
-        self._looked_ms = now_ms()
-        for begun, way in self._on_their_way():
-            task = begun.task.id
-            with self._lock:
-                if task in self._taken_over or not self._hedging.pays(way, begun.known.chosen.rest_ms):
-                    continue
-                if task in self._under_way:  # else its answer has just come
-                    self._taken_over.add(task)
-                    return begun
-        return None
+    def _check_progress(self) -> None:
+        """Take over the oldest task that is stalled, and is finished sooner here; its loss is none from now on."""
+        left_bytes = self._watch_transfers()
+        for task in self._awaited():
+            was_sent = task.record.state is State.SENT
+            self._apply(task, Progress(self._planner.hedging, left_bytes.get(task.id, 0)))
+            if was_sent and task.record.state is State.LOCAL:
+                log.info("task %d is stuck on its way: the rest of it is computed here", task.id)
+                return
 
-    def _take_over(self, begun: _Begun) -> None:
-        """Compute the rest of a task whose tensors are stuck; its answer may come all the same, and be first."""
-        task = begun.task.id
-        log.info("task %d is stuck on its way: the rest of it is computed here", task)
-        if not self._stream.withdraw(task):
-            with self._lock:
-                self._under_way.pop(task, None)
-        self._hedging.ended(was_first=self._finish_here(begun))
-
-    # ------------------------------------------------------------ answers, on the thread that receives
-
-    def _take_answer(self, begun: _Begun, answer: Answered | NeurosurgeonError) -> None:
-        with self._lock:
-            self._under_way.pop(begun.task.id, None)
-            is_taken_over = begun.task.id in self._taken_over
-        try:
-            self._use_answer(begun, answer, is_taken_over=is_taken_over)
-        except Exception as exc:  # a defect: the task must not be waited for
-            self._results.finish(begun.known, error=reason(exc, begun.task))
-
-    def _use_answer(self, begun: _Begun, answer: Answered | NeurosurgeonError, *, is_taken_over: bool) -> None:
-        task = begun.task.id
-        try:
-            answered = self._checked(begun, answer)
-        except NeurosurgeonError as exc:
-            if is_taken_over:
-                log.debug("task %d, whose rest is computed here, is no longer on its way: %s", task, exc)
-            elif self._settings.on_cloud_loss is OnCloudLoss.LOCAL and (begun.losses or isinstance(exc, ConnectError)):
-                log.warning("task %d is computed here: %s", task, exc)
-                self._slots.put(begun)
-            else:
-                self._results.finish(begun.known, error=str(exc))
-        else:
-            self._take_in(begun, answered, is_late=is_taken_over)
-            self._results.answered(begun.known, answered)
-
-    def _checked(self, begun: _Begun, answer: Answered | NeurosurgeonError) -> Answered:
-        if isinstance(answer, NeurosurgeonError):
-            raise answer
-        check_crossing([begun.model.network.graph.output], answer.result.specs)
-        return answer
-
-    def _take_in(self, begun: _Begun, answered: Answered, *, is_late: bool) -> None:
-        """Let an answer teach what link and stages are like."""
-        remote = answered.result
+    def _update_estimates(self, task: InFlightTask, answered: Answered) -> None:
+        """Let a reply correct what is known of the link, the cloud and the stages."""
+        remote, model = answered.result, task.model
         self._watch.saw_transfer(remote.sent_bytes, remote.receive_ms)
         self._watch.saw_load(remote.load_queue_ms)
-        is_alone = self._settings.in_flight == 1 and not is_late  # otherwise tensors also wait for each other
+        is_alone = self._settings.in_flight == 1 and not task.record.is_hedged  # else tensors wait for each other
         if is_alone:
-            self._watch.saw_exchange(remote.transfer_ms - remote.receive_ms, begun.model.output_bytes)
-        if self._settings.learns and not begun.is_first:
-            keys, factors = begun.model.keys, begun.factors
-            self._learn(keys.cloud, begun.candidate.busy.cloud_ms / factors.cloud, remote.compute_ms)
+            self._watch.saw_exchange(remote.transfer_ms - remote.receive_ms, model.output_bytes)
+        if self._settings.learns and not task.is_first:
+            keys, factors, candidate = model.keys, task.factors, task.candidate
+            self._corrections.learn(keys.cloud, candidate.busy.cloud_ms / factors.cloud, remote.compute_ms)
             if is_alone:
-                self._learn(keys.transfer, begun.candidate.stages.transfer_ms / factors.transfer, remote.transfer_ms)
+                predicted_ms = candidate.stages.transfer_ms / factors.transfer
+                self._corrections.learn(keys.transfer, predicted_ms, remote.transfer_ms)
 
-    # ------------------------------------------------------------ answers of this side
+    # ------------------------------------------------------------ the rest of a task, on this side
 
-    def _finish_here(self, begun: _Begun) -> bool:
-        """Finish a task on this side; False where it has a result already."""
-        known, start_ms = begun.known, now_ms()
+    def _finish_here(self, task: InFlightTask) -> None:
+        """Compute the rest of a task that is stalled or lost, unless the cloud is sooner after all."""
+        start_ms, look = now_ms(), _Interval()
+
+        def keep_going() -> bool:
+            self._take_outcomes()
+            may_resend = self._settings.hedges_tasks and task.record.may_be_sent_again
+            if may_resend and self._link.takes_tasks and look.is_over():
+                self._look_for_cloud(task, start_ms)
+            return task.record.state is State.LOCAL
+
         try:
-            half = self._run_here(begun, start_ms)
-        except _AnsweredError:
-            return False
-        except _BetterError as better:
-            log.info("task %d is sent again: the cloud is back", begun.task.id)
-            self._send(begun.again(better.now, better.chosen, start_ms))
-            return False
+            # A network may work in place, while the tensors still go out from their own memory.
+            tensors = [tensor.clone() for tensor in task.tensors]
+            half = run_half(task.model.network.split(task.edge_nodes).cloud, tensors, self._settings.device, keep_going)
         except Exception as exc:  # belongs to this task
-            return self._results.finish(known, error=reason(exc, begun.task))
-        waited_ms = known.lost_ms + start_ms - begun.sent_ms
-        measured = StageTimes(known.half_ms + half.latency_ms, waited_ms, 0.0)
-        return self._results.finish(known, half.tensors[0], where="edge", measured=measured)
-
-    def _run_here(self, begun: _Begun, start_ms: float) -> HalfResult:
-        """Run the rest of a task that is stuck, or was lost with the cloud."""
-        # A network may work in place, while the tensors still go out from their own memory.
-        tensors = [tensor.clone() for tensor in begun.half.tensors]
-        cloud_half = begun.model.network.split(begun.edge_nodes).cloud
-        between = partial(self._look_for_cloud, begun, start_ms) if self._hedges else None
-        half = run_half(cloud_half, tensors, self._settings.device, between)
-        self._listen()  # the answer of the cloud may have come first
-        return half
-
-    def _look_for_cloud(self, begun: _Begun, start_ms: float) -> None:
-        """Look, while the rest of a task is computed here, whether that is still of use.
-
-        Raises: _AnsweredError: the cloud was first. _BetterError: the task was lost with the cloud, which is back.
-        """
-        task = begun.task
-        self._listen()
-        if not self._results.are_awaited(task):
-            raise _AnsweredError
-        if task.id in self._taken_over or begun.losses or not self._is_time_to_look(start_ms):
+            self._fail(task, Broke(exc))
             return
-        now = self._watch.now()
-        chosen, elapsed_ms = begun.known.chosen, now_ms() - start_ms
-        if there := once_more(chosen, elapsed_ms, self._plan(task.model, now), self._pipeline_now()):
-            raise _BetterError(now, there)
+        self._take_outcomes()  # the reply may have come first
+        is_first = half is not None and task.record.state is State.LOCAL
+        if half:
+            waited_ms = task.planned.lost_ms + start_ms - task.record.sent_ms
+            measured = StageTimes(task.planned.half_ms + half.latency_ms, waited_ms, 0.0)
+            finish = partial(self._results.finish, task.planned, half.tensors[0], where="edge", measured=measured)
+            self._apply(task, RestDone(), finish)
+        if task.record.is_hedged:
+            self._planner.hedging.ended(was_first=is_first)
 
-    def _learn(self, key: str, predicted_ms: float, measured_ms: float) -> None:
-        with self._lock:
-            self._corrections.learn(key, predicted_ms, measured_ms)
+    def _look_for_cloud(self, task: InFlightTask, rest_start_ms: float) -> None:
+        """Send a lost task again, if that is clearly faster by now than to compute the rest of it here."""
+        now, planned = self._watch.now(), task.planned
+        plan = self._planner.plan(planned.task.model, now)
+        time_ms = now_ms()
+        pipeline = self._pipeline_now(self._awaited())
+        chosen = plan_resend(planned.chosen, time_ms - rest_start_ms, plan, pipeline)
+        if chosen is None:
+            return
+        log.info("task %d is sent again: the cloud is back", task.id)
+        lost_ms, rest_ms = rest_start_ms - task.record.sent_ms, time_ms - rest_start_ms
+        predicted = chosen.predicted._replace(
+            edge_ms=planned.chosen.predicted.edge_ms + rest_ms,
+            transfer_ms=lost_ms + chosen.predicted.transfer_ms,
+        )
+        task.planned = planned._replace(
+            now=now, chosen=chosen._replace(predicted=predicted), half_ms=planned.half_ms + rest_ms, lost_ms=lost_ms
+        )
+        task.factors = task.model.factors
+        self._apply(task, CloudBack(task.timeout_ms))

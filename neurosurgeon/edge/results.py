@@ -1,25 +1,26 @@
-"""What becomes of the tasks of a queue: each has one result, which a thread of its own makes and reports."""
+"""The results of a queue's tasks, which a thread of its own makes and reports.
+
+Making a result and printing its line is deferred to that thread: it would delay the next task.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from queue import Empty
+from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from neurosurgeon.cloud.lazy_queue import LazyQueue
 from neurosurgeon.edge.cuts import Choice
+from neurosurgeon.edge.link_thread import Answered
 from neurosurgeon.edge.records import QueuedTask, Span, TaskResult
 from neurosurgeon.engine.torch_engine import output_digest, top_class
 from neurosurgeon.net.link_watch import LinkNow
-from neurosurgeon.net.stream import Answered
 from neurosurgeon.reports.queue_report import QueueReport
 from neurosurgeon.utils.errors import NeurosurgeonError
 from neurosurgeon.utils.logs import internal_error
@@ -27,18 +28,16 @@ from neurosurgeon.utils.timing import StageTimes, now_ms
 
 log = logging.getLogger(__name__)
 
-IDLE_S = 1.0  # the reporter waits on behind it
 
-
-class Known(NamedTuple):
+class PlannedTask(NamedTuple):
     """What a task's result is made of, as soon as its edge half has run; no tensors."""
 
     task: QueuedTask
     now: LinkNow
     chosen: Choice
-    half_ms: float
-    start_ms: float  # when its edge half began (`now_ms`)
-    done_ms: float  # and when it had run
+    half_ms: float = 0.0
+    start_ms: float = 0.0  # when its edge half began (`now_ms`)
+    done_ms: float = 0.0  # and when it had run
     lost_ms: float = 0.0  # how long it waited for a cloud that was lost with it
 
 
@@ -54,19 +53,13 @@ class _Finished(NamedTuple):
 class Results:
     """The results of a queue; use it in a ``with`` block, at whose end all have been reported.
 
-    Of two answers to a task, that of the cloud and that of the edge, the first counts: each way to finish a task tells
-    whether it was that. Results are made on the reporter's thread; meanwhile the next task has begun.
-
-    Args: finished: called as soon as a task has its result.
+    Every task is to be finished once; the caller keeps count (`edge.task_states`).
     """
 
-    def __init__(self, report: QueueReport, deadline_ms: float | None, finished: Callable[[], None]) -> None:
+    def __init__(self, report: QueueReport, deadline_ms: float | None) -> None:
         self._report = report
         self._deadline_ms = deadline_ms
-        self._tell_finished = finished
-        self._awaited: set[int] = set()  # tasks without a result
-        self._lock = threading.Lock()
-        self._finished: LazyQueue[_Finished | None] = LazyQueue()  # each of them would stand in the next task's way
+        self._finished: SimpleQueue[_Finished | None] = SimpleQueue()  # None: there are no more
         self._error: Exception | None = None  # of the reporter
         self._reporter = threading.Thread(target=self._report_all, name="reporter", daemon=True)
         self._start_ms = now_ms()
@@ -95,45 +88,26 @@ class Results:
         """Whether no result can be reported any more."""
         return self._error is not None
 
-    def await_result(self, task: QueuedTask) -> None:
-        """From now on the task has no result, and is to have one."""
-        self._awaited.add(task.id)
-
-    def are_awaited(self, task: QueuedTask) -> bool:
-        """Whether a task has no result yet."""
-        return task.id in self._awaited
+    def show_link(self, now: LinkNow) -> None:
+        """Show what a task is planned for."""
+        self._report.show_state(now.link.rate_bytes_per_s, now.queue_ms)
 
     # ------------------------------------------------------------ ways to finish a task
 
-    def failed(self, task: QueuedTask, exc: Exception) -> bool:
+    def failed(self, task: QueuedTask, exc: Exception) -> None:
         """Finish a task of which no more is known than the error that ended it."""
         result = TaskResult(task, error=reason(exc, task))
-        return self._finish(task, lambda: result)
+        self._finished.put(_Finished(task, lambda: result, None, now_ms()))
 
-    def finish(self, known: Known, output: Tensor | None = None, **what: Any) -> bool:
+    def finish(self, planned: PlannedTask, output: Tensor | None = None, **what: Any) -> None:
         """Finish a task whose edge half has run; ``what``: fields of its result that are known only now."""
-        return self._finish(known.task, lambda: replace(self._planned(known), **what), output)
+        make = partial(self._planned, planned, **what)
+        self._finished.put(_Finished(planned.task, make, output, now_ms()))
 
-    def answered(self, known: Known, answered: Answered) -> bool:
+    def answered(self, planned: PlannedTask, answered: Answered) -> None:
         """Finish a task that the cloud has answered."""
-        make = partial(self._answered_there, known, answered)
-        return self._finish(known.task, make, answered.result.tensors[0], answered.answered_ms)
-
-    def _finish(
-        self,
-        task: QueuedTask,
-        make: Callable[[], TaskResult],
-        output: Tensor | None = None,
-        done_ms: float | None = None,
-    ) -> bool:
-        done_ms = now_ms() if done_ms is None else done_ms
-        with self._lock:
-            if task.id not in self._awaited:
-                return False
-            self._awaited.remove(task.id)
-        self._finished.put(_Finished(task, make, output, done_ms), is_urgent=False)
-        self._tell_finished()
-        return True
+        make = partial(self._answered_there, planned, answered)
+        self._finished.put(_Finished(planned.task, make, answered.result.tensors[0], answered.answered_ms))
 
     # ------------------------------------------------------------ results, on the reporter's thread
 
@@ -144,7 +118,7 @@ class Results:
             self._error = exc
 
     def _report_each(self) -> None:
-        while finished := self._next_finished():
+        while finished := self._finished.get():
             try:
                 result = self._whole(finished)
                 self._report.task_done(result)
@@ -154,11 +128,6 @@ class Results:
                 result = TaskResult(finished.task, error=reason(exc, finished.task))
             self.reported.append(result)
 
-    def _next_finished(self) -> _Finished | None:
-        while True:
-            with suppress(Empty):
-                return self._finished.get(IDLE_S)
-
     def _whole(self, finished: _Finished) -> TaskResult:
         result, output, done_ms = finished.make(), finished.output, finished.done_ms
         if result.spans:
@@ -167,11 +136,11 @@ class Results:
             result = replace(result, output_digest=output_digest(output), top1=top_class(output))
         return result
 
-    def _planned(self, known: Known) -> TaskResult:
-        """Return the result of a task whose edge half has run, so far."""
-        now, (plan, candidate, predicted) = known.now, known.chosen
-        return TaskResult(
-            known.task,
+    def _planned(self, planned: PlannedTask, **what: Any) -> TaskResult:
+        """Return the result of a task whose edge half has run, so far; ``what``: fields that are known by now."""
+        now, (plan, candidate, predicted) = planned.now, planned.chosen
+        result = TaskResult(
+            planned.task,
             point=candidate.point,
             layer=candidate.layer,
             layers=len(plan.graph.layers),
@@ -182,22 +151,23 @@ class Results:
             best_total_ms=plan.best.stages.total_ms,
             predicted=predicted,
             deadline_ms=self._deadline_ms,
-            measured=StageTimes(known.half_ms, 0.0, 0.0),
-            spans=(self._span(known.start_ms, known.done_ms),),
+            measured=StageTimes(planned.half_ms, 0.0, 0.0),
+            spans=(self._span(planned.start_ms, planned.done_ms),),
         )
+        return replace(result, **what)
 
-    def _answered_there(self, known: Known, answered: Answered) -> TaskResult:
-        result, remote, done_ms = self._planned(known), answered.result, answered.answered_ms
+    def _answered_there(self, planned: PlannedTask, answered: Answered) -> TaskResult:
+        result, remote, done_ms = self._planned(planned), answered.result, answered.answered_ms
         return replace(
             result,
-            measured=StageTimes(known.half_ms, known.lost_ms + remote.transfer_ms, remote.cloud_ms),
+            measured=StageTimes(planned.half_ms, planned.lost_ms + remote.transfer_ms, remote.cloud_ms),
             spans=(
                 *result.spans,
                 self._span(answered.sent_ms, answered.sent_ms + remote.transfer_ms),
                 self._span(done_ms - remote.compute_ms, done_ms),
             ),
             retries=answered.retries,
-            where="split" if known.chosen.candidate.point else "cloud",
+            where="split" if planned.chosen.candidate.point else "cloud",
         )
 
     def _span(self, start_ms: float, end_ms: float) -> Span:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from neurosurgeon.edge.link_thread import PATIENCE_S
 from neurosurgeon.edge.records import (
     Answered,
     EdgeComputed,
@@ -51,7 +52,6 @@ from neurosurgeon.net.bandwidth import LinkEstimate, LinkSource
 from neurosurgeon.net.breaker import Breaker
 from neurosurgeon.net.messages import Prepare, Request
 from neurosurgeon.net.session import EdgeSession, OnCloudLoss, stage_times
-from neurosurgeon.net.stream import PATIENCE_S
 from neurosurgeon.planner.plan import Candidate, SplitPlan, needless_link, plan_split
 from neurosurgeon.planner.strategies import Strategy
 from neurosurgeon.planner.transfer import IDLE, WARM, Sender

@@ -6,10 +6,10 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from neurosurgeon.edge.inputs import read_image
 from neurosurgeon.edge.records import Guess
 from neurosurgeon.graph.spec import TensorSpec, takes_images
-from neurosurgeon.models.partition import Half
 from neurosurgeon.models.preprocess import as_values
 from neurosurgeon.models.zoo import INPUT_SHAPE, Network
 from neurosurgeon.utils.errors import DeviceError, NonFiniteError, ProtocolError
@@ -28,7 +27,6 @@ from neurosurgeon.utils.timing import now_ms, synchronise
 log = logging.getLogger(__name__)
 
 RANDOM_INPUT_SEED = 0
-MAX_LOOKS = 32  # at a half while it runs: each costs some 25 us
 BATCH_TOLERANCE = 1e-3  # of the largest output: sums in another order differ by less, another image by more
 
 
@@ -97,36 +95,36 @@ class HalfResult(NamedTuple):
     latency_ms: float
 
 
+@overload
+def run_half(module: nn.Module, tensors: Sequence[Tensor], device: str = "cpu") -> HalfResult: ...
+
+
+@overload
 def run_half(
-    module: nn.Module, tensors: Sequence[Tensor], device: str = "cpu", between: Callable[[], None] | None = None
-) -> HalfResult:
+    module: nn.Module, tensors: Sequence[Tensor], device: str, keep_going: Callable[[], bool] | None
+) -> HalfResult | None: ...
+
+
+def run_half(
+    module: nn.Module, tensors: Sequence[Tensor], device: str = "cpu", keep_going: Callable[[], bool] | None = None
+) -> HalfResult | None:
     """Run one half on tensors in host memory; making values of pixels, and a GPU's copies, are part of its latency.
 
     Tensors keep their order of memory: another one would be another sum, with other last bits.
 
-    Args: between: called now and then, between two layers that are modules; what it raises ends the run.
+    Args:    keep_going: called between two blocks of the half (`models.partition.Half`), which then ends where it
+                         returns False.
+    Returns: None where it was told to stop.
     """
     start_ms = now_ms()
-    with torch.inference_mode(), _called_within(module, between) if between else nullcontext():
-        outputs = module(*(tensor.to(device) for tensor in tensors))
+    run = module if keep_going is None else partial(module, keep_going=keep_going)
+    with torch.inference_mode():
+        outputs = run(*(tensor.to(device) for tensor in tensors))
+    if outputs is None:
+        return None
     outputs = tuple(output.cpu() for output in outputs)
     synchronise(device)
     return HalfResult(outputs, now_ms() - start_ms)
-
-
-@contextmanager
-def _called_within(half: nn.Module, between: Callable[[], None]) -> Iterator[None]:
-    layers = _plain_layers(half)
-    with ExitStack() as hooks:
-        for layer in layers[:: len(layers) // MAX_LOOKS + 1]:
-            hooks.callback(layer.register_forward_pre_hook(lambda *_: between()).remove)
-        yield
-
-
-def _plain_layers(half: nn.Module) -> list[nn.Module]:
-    """Return the modules that a half calls, without composed ones: these may compute in another way beside hooks."""
-    modules = half.children() if isinstance(half, Half) else ()
-    return [module for module in modules if not any(module.children())]
 
 
 def allows_batches(half: nn.Module, crossing: Sequence[TensorSpec], device: str) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,8 @@ from neurosurgeon.graph.spec import takes_images
 from neurosurgeon.models.build import TracedGraph
 from neurosurgeon.models.preprocess import as_values
 from neurosurgeon.models.shapes import attribute_of, function_name, is_plain
+
+MAX_BLOCKS = 32  # of a half that may be stopped
 
 
 def cut(model: nn.Module, graph: TracedGraph, edge_nodes: Collection[int]) -> tuple[nn.Module, nn.Module]:
@@ -42,8 +45,8 @@ def cut(model: nn.Module, graph: TracedGraph, edge_nodes: Collection[int]) -> tu
 class Half(nn.Module):
     """A part of a program: the code of its operations, and as children the modules that it calls.
 
-    It is no `fx.GraphModule`, which keeps its graph, a tree of modules around those that it calls, a class of its own
-    and, for ever, its source: 0.5 MB for a cut of GoogLeNet.
+    It is no `fx.GraphModule`, which keeps its graph, a tree of modules around those that it calls and a class of its
+    own: 0.5 MB for a cut of GoogLeNet. Only the source is kept, for `_run_blocks`.
     """
 
     def __init__(self, program: fx.Graph, attributes: Mapping[str, Any]) -> None:
@@ -53,13 +56,31 @@ class Half(nn.Module):
                 self.register_buffer(name, value)
             else:
                 setattr(self, name, value)
-        code = program.python_code("self")
-        exec(compile(code.src, "<half>", "exec", dont_inherit=True), code.globals)  # noqa: S102  # fx made it
-        self._run: Callable[..., tuple[Tensor, ...]] = code.globals.pop("forward")
+        self._code = program.python_code("self")
+        self._run: Callable[..., tuple[Tensor, ...]] = self._compiled(self._code.src)
 
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Compute the part."""
-        return self._run(self, *tensors)
+    def forward(self, *tensors: Tensor, keep_going: Callable[[], bool] | None = None) -> tuple[Tensor, ...] | None:
+        """Compute the part. With ``keep_going`` it runs as a few blocks, and returns None where that says no."""
+        if keep_going is None:
+            return self._run(self, *tensors)
+        blocks = self._run_blocks(self, *tensors)
+        return next(outputs for outputs in blocks if outputs is not None or not keep_going())
+
+    @cached_property
+    def _run_blocks(self) -> Callable[..., Iterator[tuple[Tensor, ...] | None]]:
+        """The same operations as a generator: it yields None between two blocks, and at the end the outputs."""
+        *operations, outputs = self._code.src.rstrip().splitlines()  # one a line, behind the function's head
+        first = next(number for number, line in enumerate(operations, 1) if line.startswith("def "))
+        size = (len(operations) - first) // MAX_BLOCKS + 1
+        for end in reversed(range(first + size, len(operations), size)):
+            operations.insert(end, "    yield")
+        return self._compiled("\n".join([*operations, outputs.replace("return", "yield", 1)]))
+
+    def _compiled(self, source: str) -> Callable[..., Any]:
+        values = dict(self._code.globals)
+        exec(compile(source, "<half>", "exec", dont_inherit=True), values)  # noqa: S102  # fx made it
+        function: Callable[..., Any] = values.pop("forward")
+        return function
 
 
 class _Part:

@@ -70,8 +70,6 @@ DELIVERY_CHECK_S = 0.005
 MIN_RATE_BYTES_PER_S = 50_000  # 0.4 Mbit/s; the slowest link of the field's tables is 3G with 1.1
 TCP_INFO_BYTES, NAME_BYTES = 256, 16  # the kernel says less where it knows less
 SO_MAX_PACING_RATE, UNPACED = 47, 0xFFFF_FFFF  # asm-generic/socket.h; the socket module has no name for it
-OVERHEAD, FRAME_ROOM_BYTES = 2, 4096  # the kernel counts its own memory for packets, too
-MAX_SEALED_BYTES = 65_536  # sealing more takes as long as waking a thread up that does
 KEPT_HEADS = 64  # known ones; a cloud serves a few models and cuts at a time
 
 
@@ -156,7 +154,6 @@ class Connection:
         self._wire: Wire = self._link
         self._head = memoryview(bytearray(HEAD_UNIT))
         self._memory = memory
-        self._room_bytes = self._acked_bytes = 0  # of what is sent, when the system was last asked
         self.is_mid_frame = False  # a frame may be out in part: the peer would read the next one as its rest
         self.reading = 0  # the task whose message is being read, or was read last; 0 before its head is there
         self.peer = self._link.peer
@@ -180,7 +177,6 @@ class Connection:
     def close(self) -> None:
         """Close the socket; closing twice is fine."""
         self.sock.close()
-        self._room_bytes = 0
 
     def stop_reading(self) -> None:
         """From another thread: let ``receive`` return what has arrived, then end; answers still go out."""
@@ -253,28 +249,6 @@ class Connection:
         self.is_mid_frame = True
         self._wire.send(pieces, body_deadline_s(sum(map(len, pieces))))
         self.is_mid_frame = False
-
-    def takes_at_once(self, size_bytes: int) -> bool:
-        """Return whether `send` would neither wait for the peer nor seal long: the system has room for so much."""
-        if self._wire is not self._link and size_bytes > MAX_SEALED_BYTES:
-            return False
-        if self._has_room(size_bytes):
-            return True
-        try:
-            self._acked_bytes = self.sent_bytes - _unacknowledged_bytes(self.sock)
-            self._room_bytes = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)  # it grows with use
-        except OSError:  # already gone, or a system that does not tell
-            return False
-        return self._has_room(size_bytes)
-
-    def _has_room(self, size_bytes: int) -> bool:
-        """Return whether there was room when the system was last asked; there may be more by now."""
-        unacknowledged_bytes = self.sent_bytes - self._acked_bytes
-        return OVERHEAD * (size_bytes + FRAME_ROOM_BYTES + unacknowledged_bytes) <= self._room_bytes
-
-    def has_message(self, wait_s: float) -> bool:
-        """Return whether a message, or the end, has begun to come, waiting at most ``wait_s``; for who receives."""
-        return self._wire.has_bytes(wait_s)
 
     def receive(self, wait_s: float) -> Received:
         """Return the next message, waiting at most ``wait_s`` for its first byte.

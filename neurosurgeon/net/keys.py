@@ -223,10 +223,6 @@ class SealedWire:
             length = sum(map(len, parts))
             self._wire.send([RECORD.pack(length, self._sent.tag(length, parts)), *parts], deadline_s)
 
-    def has_bytes(self, wait_s: float) -> bool:
-        """Return whether there is something to read; see `Wire`."""
-        return len(self._rest) > 0 or self._wire.has_bytes(wait_s)
-
     def read_some(self, view: memoryview, deadline_s: float, fill: bool = False) -> int:
         """Read what one record brings, once its tag is right; see `Wire`."""
         if self._rest:

@@ -92,7 +92,6 @@ class EdgeSession:
         self.host = connection.peer.rpartition(":")[0]
         self._tasks = 0
         self._has_answered = False  # a task
-        self._heard_ms = now_ms()  # when the last message was received
         start_ms = now_ms()
         connection.send(Hello.of(edge=edge_id or new_edge_id()))
         hello, _ = self._expect(Hello, HELLO_TIMEOUT_S)
@@ -234,29 +233,12 @@ class EdgeSession:
         self._connection.send(request, tensors, task)
         return SentTask(start_ms, self._connection.sent_bytes - sent_before)
 
-    def takes_at_once(self, size_bytes: int) -> bool:
-        """Return whether a task of so many bytes would go out without waiting for the network."""
-        return self._connection.takes_at_once(size_bytes)
-
-    def has_message(self, wait_s: float) -> bool:
-        """Return whether the cloud says something, waiting at most ``wait_s`` for it.
-
-        Raises: DeadlineError: it has been silent for `SILENCE_S`; what it said while nobody looked is still to be read.
-        """
-        if self._connection.has_message(wait_s):
-            return True
-        if now_ms() - self._heard_ms > s_to_ms(SILENCE_S):
-            raise DeadlineError(f"{self._connection.peer} has been silent for {SILENCE_S:g} s")
-        return False
-
     def receive_next(self) -> Received:
         """Return what the cloud says next: an answer to whatever task, or a sign of life (`Pong`).
 
         Raises: NetworkError: the connection is lost, or the cloud has been silent for `SILENCE_S`.
         """
-        received = self._connection.receive(SILENCE_S)
-        self._heard_ms = now_ms()
-        return received
+        return self._connection.receive(SILENCE_S)
 
     def receive_answer(self, wait_s: float) -> Received:
         """Return the next answer of the cloud, to whatever task, waiting at most ``wait_s`` for it.

@@ -115,12 +115,6 @@ class TlsWire:
                     self._wire.send([encrypted], deadline_s)
         self._flush(deadline_s)
 
-    def has_bytes(self, wait_s: float) -> bool:
-        """Return whether there is something to read, or to decrypt; see `Wire`."""
-        with self._lock:
-            has_some = self._ssl.pending() > 0 or self._incoming.pending > 0
-        return has_some or self._wire.has_bytes(wait_s)
-
     def read_some(self, view: memoryview, deadline_s: float, fill: bool = False) -> int:
         """Read and decrypt what has come; see `Wire`."""
         while True:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import select
 import socket
 import struct
 import time
@@ -14,7 +13,6 @@ from typing import Protocol
 from neurosurgeon.net.frames import HEAD_UNIT, Buffer, check_magic
 from neurosurgeon.net.net_utils import format_address
 from neurosurgeon.utils.errors import DeadlineError, PeerGoneError
-from neurosurgeon.utils.units import s_to_ms
 
 HEAD_TIMEOUT_S = 5.0  # first byte to last byte of a head, at most 64 KiB
 TIMEVAL = struct.Struct("@ll")  # seconds, microseconds: what SO_RCVTIMEO takes
@@ -33,12 +31,6 @@ class Wire(Protocol):
         """Read at least a byte into ``view``; 0: the peer has closed. ``fill``: the caller wants all of it.
 
         Raises: DeadlineError, PeerGoneError, ProtocolError.
-        """
-
-    def has_bytes(self, wait_s: float) -> bool:
-        """Return whether there is something to read, be it the end, waiting at most ``wait_s`` for it.
-
-        It may be less than what is to be read. For the thread that reads.
         """
 
     def send(self, pieces: Sequence[Buffer], deadline_s: float) -> None:
@@ -98,12 +90,6 @@ class SocketWire:
         except OSError as exc:
             sock.close()
             raise PeerGoneError("the peer left as soon as it had come") from exc
-        self._incoming = select.poll()
-        self._incoming.register(sock, select.POLLIN)
-
-    def has_bytes(self, wait_s: float) -> bool:
-        """Return whether there is something to read; see `Wire`."""
-        return len(self._incoming.poll(s_to_ms(wait_s))) > 0
 
     def read_some(self, view: memoryview, deadline_s: float, fill: bool = False) -> int:
         """Read at least a byte; see `Wire`."""

@@ -45,10 +45,6 @@ class Candidate:
             "crossing_bytes": self.crossing_bytes,
         }
 
-    def is_same_cut(self, other: Candidate) -> bool:
-        """Return whether both leave the same nodes on the edge."""
-        return (self.point, self.inside) == (other.point, other.inside)
-
 
 @dataclass(frozen=True, slots=True)
 class SplitPlan:

@@ -58,10 +58,6 @@ class BytesWire:
     def __init__(self, data: bytes) -> None:
         self._data = memoryview(data)
 
-    def has_bytes(self, wait_s: float) -> bool:
-        """There is always something, be it the end."""
-        return True
-
     def read_some(self, view: memoryview, deadline_s: float, fill: bool = False) -> int:
         """Read what fits."""
         count = min(len(view), len(self._data))

@@ -41,7 +41,7 @@ from typing import Any
 from unittest import mock
 
 from neurosurgeon.cli.process import ROOT, ServiceProcess
-from neurosurgeon.edge.cuts import Choice, Chooser, anew
+from neurosurgeon.edge.cuts import Choice, Chooser, replan_whole_task
 from neurosurgeon.edge.queue import LONG_HALF_MS, LOOK_MS
 from neurosurgeon.models.zoo import ZOO, model_graph
 from neurosurgeon.net import link_watch
@@ -228,7 +228,7 @@ class Follower:
             if self.time_s - looked_s < LOOK_MS / 1e3:
                 continue
             looked_s = self.time_s
-            better = anew(chosen, (self.time_s - start_s) * 1e3, self.plan(), self.under_way())
+            better = replan_whole_task(chosen, (self.time_s - start_s) * 1e3, self.plan(), self.under_way())
             if better:
                 self.anew += 1
                 self.advance(self.time_s + better.candidate.busy.edge_ms / 1e3)

@@ -14,9 +14,9 @@ import pytest
 import tasks_edge_api
 from neurosurgeon.cloud import executor, server
 from neurosurgeon.cloud.events import CloudEvent
+from neurosurgeon.edge import link_thread, results
 from neurosurgeon.edge import queue as edge_queue
-from neurosurgeon.edge import results
-from neurosurgeon.net import connection, session, stream
+from neurosurgeon.net import connection, session
 from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.frames import Kind
 from neurosurgeon.net.messages import Reply, Request
@@ -144,12 +144,12 @@ def tracebacks(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 ON_THE_EDGE = {
-    "submitting": when(stream.TaskStream, "submit", lambda stream, task, *more: task),
+    "submitting": when(link_thread.TaskStream, "submit", lambda stream, task, *more: task),
     "packing": packing(Request),
     "sending": when(session.EdgeSession, "send_task", lambda session, task, *more: task),
     "reading the answer": when(session.EdgeSession, "result_of", lambda session, received, sent: received.task),
-    "using the answer": when(edge_queue.QueueRun, "_take_in", lambda run, begun, answered, is_late: begun.task.id),
-    "making the result": when(results.Results, "_answered_there", lambda results, known, answered: known.task.id),
+    "using the answer": when(edge_queue.QueueRun, "_update_estimates", lambda run, task, answered: task.id),
+    "making the result": when(results.Results, "_answered_there", lambda results, planned, answered: planned.task.id),
     "reporting": when(QueueReport, "task_done", lambda report, result: result.task.id),
 }
 INSIDE_A_FRAME = {"request sent in part": sending(Request), "answer received in part": reading(Reply)}

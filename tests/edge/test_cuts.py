@@ -11,11 +11,11 @@ from neurosurgeon.edge.cuts import (
     Forecast,
     QueueModel,
     QueueSettings,
-    anew,
     choice,
-    once_more,
+    cut_for_deadline,
+    plan_resend,
+    replan_whole_task,
     share_cores,
-    within,
 )
 from neurosurgeon.edge.records import QueuedTask
 from neurosurgeon.edge.task import StageKeys
@@ -188,10 +188,10 @@ def test_a_deadline_takes_the_fastest_cut_where_the_chosen_one_is_late() -> None
     slowest = max(made.candidates, key=lambda candidate: candidate.stages.total_ms)
     chosen = choice(made, slowest.point, IDLE)
     late_ms = chosen.predicted.total_ms
-    assert within(chosen, None, IDLE) is chosen
-    assert within(chosen, late_ms, IDLE) is chosen
-    assert within(chosen, late_ms - 1, IDLE).candidate is made.best
-    assert within(chosen, 1e-6, IDLE).candidate is made.best  # the best effort
+    assert cut_for_deadline(chosen, None, IDLE) is chosen
+    assert cut_for_deadline(chosen, late_ms, IDLE) is chosen
+    assert cut_for_deadline(chosen, late_ms - 1, IDLE).candidate is made.best
+    assert cut_for_deadline(chosen, 1e-6, IDLE).candidate is made.best  # the best effort
 
 
 # ---------------------------------------------------------------- a task that begins anew
@@ -208,28 +208,30 @@ def slow_plan(rate_bytes_per_s: float) -> SplitPlan:
 def test_a_task_begins_anew_when_the_link_is_back_long_before_its_end() -> None:
     chosen = choice(slow_plan(1e-3), LAYERS, IDLE)
     assert chosen.candidate is chosen.plan.best
-    assert anew(chosen, 1_000.0, slow_plan(1e-3), IDLE) is None
-    better = anew(chosen, 1_000.0, slow_plan(1e9), IDLE)
+    assert replan_whole_task(chosen, 1_000.0, slow_plan(1e-3), IDLE) is None
+    better = replan_whole_task(chosen, 1_000.0, slow_plan(1e9), IDLE)
     assert better
     assert better.candidate is better.plan.best
     assert better.predicted.edge_ms == 1_000.0 + better.candidate.stages.edge_ms  # what is lost counts
-    assert anew(chosen, 1e3 * LAYERS - 50.0, slow_plan(1e9), IDLE) is None  # it is all but done
-    assert anew(chosen, 1e9, slow_plan(1e9), IDLE) is None  # longer than predicted: who knows for how much longer
-    assert anew(chosen, 1_000.0, slow_plan(1e9), Pipeline(link_ms=1e6)) is None  # other tasks are under way
+    assert replan_whole_task(chosen, 1e3 * LAYERS - 50.0, slow_plan(1e9), IDLE) is None  # it is all but done
+    assert replan_whole_task(chosen, 1e9, slow_plan(1e9), IDLE) is None  # longer than predicted already
+    assert (
+        replan_whole_task(chosen, 1_000.0, slow_plan(1e9), Pipeline(link_ms=1e6)) is None
+    )  # other tasks are under way
 
 
 def test_a_task_is_sent_once_more_when_the_edge_needs_longer_for_its_rest() -> None:
     chosen = choice(slow_plan(1e9), 1, IDLE)
-    there = once_more(chosen, 100.0, slow_plan(1e9), Pipeline(link_ms=300.0))
+    there = plan_resend(chosen, 100.0, slow_plan(1e9), Pipeline(link_ms=300.0))
     assert there
     assert there.candidate.point == 1
     stages = there.candidate.stages
     assert there.predicted == StageTimes(0.0, 300.0 + stages.transfer_ms, stages.cloud_ms)  # its edge half has run
-    assert once_more(chosen, chosen.rest_ms - 50.0, slow_plan(1e9), IDLE) is None
-    assert once_more(chosen, 100.0, slow_plan(1e-3), IDLE) is None
+    assert plan_resend(chosen, chosen.rest_ms - 50.0, slow_plan(1e9), IDLE) is None
+    assert plan_resend(chosen, 100.0, slow_plan(1e-3), IDLE) is None
 
 
-def test_a_plan_is_kept_until_what_has_moved_adds_up() -> None:
+def test_a_plan_is_kept_while_its_inputs_round_to_the_same() -> None:
     model, settings = queue_model(), QueueSettings({})
 
     def plan_at(rate_bytes_per_s: float = 1e6, rtt_ms: float = 10.0, queue_ms: float = 0.0) -> SplitPlan:
@@ -237,10 +239,9 @@ def test_a_plan_is_kept_until_what_has_moved_adds_up() -> None:
         return model.plan(now, Corrections(), settings)
 
     first = plan_at()
-    assert all(plan is first for plan in (plan_at(1.0015e6), plan_at(rtt_ms=10.04), plan_at(queue_ms=0.4)))
-    second = plan_at(1.003e6)  # of which half was no matter before
-    assert second is not first
-    assert plan_at(queue_ms=1.0) is not second
+    assert all(plan is first for plan in (plan_at(1.004e6), plan_at(rtt_ms=10.04), plan_at(queue_ms=0.4)))
+    for moved in (plan_at(1.006e6), plan_at(rtt_ms=10.1), plan_at(queue_ms=1.0)):
+        assert moved is not first
     assert plan_at(rtt_ms=10.1).candidates[0].stages.transfer_ms > first.candidates[0].stages.transfer_ms
 
 

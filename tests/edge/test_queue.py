@@ -16,7 +16,8 @@ from torch import Tensor
 from neurosurgeon.cli.process import ServiceProcess
 from neurosurgeon.edge import queue as edge_queue
 from neurosurgeon.edge.cuts import QueueModel, QueueSettings
-from neurosurgeon.edge.queue import QueueRun, receives_itself
+from neurosurgeon.edge.link_thread import Answered, OnAnswer, TaskStream
+from neurosurgeon.edge.queue import QueueRun
 from neurosurgeon.edge.records import QueuedTask
 from neurosurgeon.edge.task import StageKeys
 from neurosurgeon.graph.cut import pack_nodes
@@ -25,8 +26,8 @@ from neurosurgeon.net.bandwidth import LinkEstimate
 from neurosurgeon.net.link_watch import LinkNow, LinkWatch
 from neurosurgeon.net.messages import Prepare, Request
 from neurosurgeon.net.session import EdgeSession, OnCloudLoss, RemoteResult
-from neurosurgeon.net.stream import Answered, OnAnswer, TaskStream
 from neurosurgeon.planner.chain_search import Objective
+from neurosurgeon.planner.hedge import Hedging
 from neurosurgeon.predictor.correction import Corrections
 from neurosurgeon.reports.queue_report import QueueReport
 from neurosurgeon.utils.errors import ConnectError, NeurosurgeonError, RemoteError, WeightsError
@@ -39,7 +40,7 @@ from tests.faults import FaultProxy
 class FailingStream:
     """Stands in for a stream: the first tasks fail at once with the errors given, the others are lost."""
 
-    keeps_coming_back = is_served = False
+    keeps_coming_back = False
 
     def __init__(self, *errors: NeurosurgeonError) -> None:
         self.errors = list(errors)
@@ -114,7 +115,6 @@ class LateCloud:
     """Stands in for a stream: each task takes ``compute_ms`` there, and four others are sent before it is answered."""
 
     takes_tasks = True
-    is_served = False
     behind = 4
 
     def __init__(self, compute_ms: float, count: int) -> None:
@@ -222,15 +222,11 @@ def test_a_task_that_is_stuck_is_finished_here_and_the_next_ones_wait_for_no_lin
         session, graph = EdgeSession.open("127.0.0.1", proxy.port), model.network.graph
         session.ask_to_prepare(Prepare(MODEL, pack_nodes(graph, graph.edge_nodes(0)), graph.digest))
         session.wait_until_ready(model.network.weights_digest)
-        is_served = in_flight == 1
-        with (
-            TaskStream(session, pytest.fail, is_served=is_served) as stream,
-            QueueReport(tasks, io.StringIO()) as report,
-        ):
+        with TaskStream(session, pytest.fail) as stream, QueueReport(tasks, io.StringIO()) as report:
 
             def wait_for_the_cloud() -> None:
                 while stream.sending_bytes:
-                    stream.serve(0.001) if is_served else threading.Event().wait(0.001)
+                    threading.Event().wait(0.001)
 
             def hold_from_the_fifth_to_the_tenth() -> bool:
                 task = next(begun)
@@ -335,7 +331,7 @@ def test_a_lost_task_is_sent_again_once_when_the_cloud_is_back_before_the_edge_h
 
 def where_a_stuck_task_is_answered(stream: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Run one task that is sent, and taken over at once."""
-    monkeypatch.setattr(edge_queue.Hedging, "pays", lambda *what: True)
+    monkeypatch.setattr(Hedging, "pays", lambda *what: True)
     model = QueueModel(load_network(MODEL), SLOW_EDGE, FASTER, StageKeys("edge", "transfer", "cloud"))
     settings = QueueSettings({}, learns=False, in_flight=1)
     watch = LinkWatch("nowhere", 1, LINK)
@@ -356,39 +352,7 @@ def test_what_the_cloud_has_answered_is_no_longer_computed_here(monkeypatch: pyt
 
     monkeypatch.setattr(edge_queue, "run_half", answered_meanwhile)
     assert where_a_stuck_task_is_answered(stream, monkeypatch) == ["cloud"]
-    assert ended == []
-
-
-class ServedStream(StuckStream):
-    """Stands in for a stream that is served: its answer is there once it is due."""
-
-    is_served = True
-    is_due = False
-
-    def serve(self, wait_s: float) -> None:
-        if self.is_due and self.waiting:
-            self.answer()
-
-
-def test_an_answer_that_came_while_the_last_layer_ran_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    run_half = edge_queue.run_half
-    stream: Any = ServedStream()
-
-    def answered_at_the_end(*what: Any) -> Any:
-        result = run_half(*what)
-        stream.is_due = True
-        return result
-
-    monkeypatch.setattr(edge_queue, "run_half", answered_at_the_end)
-    assert where_a_stuck_task_is_answered(stream, monkeypatch) == ["cloud"]
-
-
-def test_only_one_small_answer_at_a_time_is_received_beside_the_computing() -> None:
-    model = queue_model()
-    assert receives_itself(QueueSettings({}, in_flight=1), {MODEL: model})
-    assert not receives_itself(QueueSettings({}, in_flight=2), {MODEL: model})
-    model.output_bytes = 1_000_000
-    assert not receives_itself(QueueSettings({}, in_flight=1), {MODEL: model})
+    assert ended == [None]
 
 
 # ---------------------------------------------------------------- images

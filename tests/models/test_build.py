@@ -10,10 +10,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from neurosurgeon.engine.torch_engine import MAX_LOOKS, random_input, run_half, run_whole
+from neurosurgeon.engine.torch_engine import random_input, run_half, run_whole
 from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.models.build import fold_batch_norms, trace
 from neurosurgeon.models.LeNet import LeNet
+from neurosurgeon.models.partition import MAX_BLOCKS
 from neurosurgeon.models.zoo import INPUT_SHAPE, ZOO, Network, load_network, model_graph, seeded_state, skeleton
 from tests.equality import assert_equal
 
@@ -43,22 +44,21 @@ def test_both_halves_compute_what_the_whole_computes_at_every_point(network: Net
         assert_equal(output[0], whole, same_setup=True, what=f"point {point}")
 
 
-def test_a_half_that_is_looked_at_computes_the_same_and_may_be_left(network: Network) -> None:
-    images, looks = random_input(), []
+def test_a_half_that_runs_in_blocks_computes_the_same_and_may_be_stopped(network: Network) -> None:
+    images, asked = random_input(), []
     whole = network.cut(len(network.graph.layers)).edge
-    (output,) = run_half(whole, [images], between=lambda: looks.append(1)).tensors
-    assert_equal(output, run_whole(network, images), same_setup=True)
-    assert min(len(network.graph.layers), MAX_LOOKS) / 2 < len(looks) <= MAX_LOOKS
 
-    def leave() -> None:
-        looks.pop()
-        if len(looks) == 1:
-            raise TimeoutError
+    def keep_going() -> bool:
+        asked.append(1)
+        return len(asked) != 3
 
-    with pytest.raises(TimeoutError):
-        run_half(whole, [images], between=leave)
-    assert_equal(run_half(whole, [images]).tensors[0], output, same_setup=True)
-    assert len(looks) == 1  # nobody looks any more
+    assert run_half(whole, [images], "cpu", keep_going) is None
+    assert len(asked) == 3
+    result = run_half(whole, [images], "cpu", keep_going)
+    assert result is not None
+    assert_equal(result.tensors[0], run_whole(network, images), same_setup=True)
+    assert min(len(network.graph.layers), MAX_BLOCKS) / 2 < len(asked) - 3 <= MAX_BLOCKS
+    assert_equal(run_half(whole, [images]).tensors[0], result.tensors[0], same_setup=True)
 
 
 def test_halves_hold_only_the_parameters_they_need(network: Network) -> None:

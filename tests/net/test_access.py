@@ -115,25 +115,6 @@ def test_messages_arrive_in_every_mode(mode: str, count: int, sides: dict[str, S
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_message_that_has_come_is_seen_before_it_is_read(
-    mode: str, sides: dict[str, Sides], listener: socket.socket
-) -> None:
-    cloud, edge = sides[mode]
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(serve, listener, cloud)
-        with connect(*listener.getsockname(), access=edge) as connection:
-            connection.send(Hello.of())
-            connection.receive(JOIN_S)
-            assert not connection.has_message(0.0)
-            connection.send(Ping(1))
-            connection.send(Ping(2))
-            for number in (1, 2):
-                assert connection.has_message(JOIN_S)
-                assert connection.receive(JOIN_S).message == Ping(number)
-            assert not connection.has_message(0.0)
-
-
-@pytest.mark.parametrize("mode", MODES)
 def test_one_thread_may_send_while_another_receives(
     mode: str, sides: dict[str, Sides], listener: socket.socket
 ) -> None:

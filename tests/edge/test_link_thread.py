@@ -1,4 +1,4 @@
-"""A stream of tasks against clouds that reorder, refuse, forget, die and come back."""
+"""The link: what its sender does next, and clouds that reorder, refuse, forget, die and come back."""
 
 from __future__ import annotations
 
@@ -13,12 +13,21 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from neurosurgeon.net import stream as stream_module
+from neurosurgeon.edge import link_thread
+from neurosurgeon.edge.link_thread import (
+    Answered,
+    Flight,
+    LinkState,
+    Reconnect,
+    Send,
+    TaskStream,
+    Wait,
+    next_action,
+)
 from neurosurgeon.net.connection import Connection, Received
 from neurosurgeon.net.messages import ErrorReply, Hello, Pong, Prepare, Ready, Reply, Request
 from neurosurgeon.net.session import EdgeSession, SentTask
 from neurosurgeon.net.sockets import accepted, stop_accepting
-from neurosurgeon.net.stream import Answered, TaskStream
 from neurosurgeon.utils.errors import (
     BusyError,
     ConnectError,
@@ -31,11 +40,9 @@ from neurosurgeon.utils.errors import (
     UsageError,
     WeightsError,
 )
-from neurosurgeon.utils.timing import now_ms
 
 WAIT_S = 20.0
 REQUEST = Request("le_net", b"\3", "graph", "digest")
-both_ways = pytest.mark.parametrize("is_served", [False, True], ids=["receives", "is served"])
 Script = Callable[[Connection, Received], None]
 
 
@@ -82,26 +89,6 @@ class ScriptedCloud:
 
 
 @contextmanager
-def serving(stream: TaskStream) -> Iterator[None]:
-    """Receive for a stream that does not do so itself."""
-    is_over = threading.Event()
-
-    def serve() -> None:
-        while not is_over.is_set():
-            stream.serve(0.005)
-
-    thread = threading.Thread(target=serve, daemon=True)
-    if stream.is_served:
-        thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        if stream.is_served:
-            thread.join()
-
-
-@contextmanager
 def streaming(listener: socket.socket, *scripts: Script, **options: Any) -> Iterator[tuple[TaskStream, ScriptedCloud]]:
     """A stream to a scripted cloud; both are gone after the block."""
     cloud = ScriptedCloud(listener, *scripts)
@@ -113,7 +100,7 @@ def streaming(listener: socket.socket, *scripts: Script, **options: Any) -> Iter
         return EdgeSession.open(host, port)
 
     try:
-        with TaskStream(connect(), connect, **options) as stream, serving(stream):
+        with TaskStream(connect(), connect, **options) as stream:
             yield stream, cloud
     finally:
         stop_accepting(listener)
@@ -141,85 +128,48 @@ def values(answers: list[Any]) -> list[float]:
     return [answer.result(WAIT_S).result.tensors[0].item() for answer in answers]
 
 
-def senders(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return the names of the threads that send tasks, as they do."""
-    names: list[str] = []
-    send_task = EdgeSession.send_task
+# ---------------------------------------------------------------- what the sender does next
 
-    def noted(session: EdgeSession, *arguments: Any) -> SentTask:
-        names.append(threading.current_thread().name)
-        return send_task(session, *arguments)
-
-    monkeypatch.setattr(EdgeSession, "send_task", noted)
-    return names
+NOW_MS = 1_000.0
 
 
-def test_whoever_submits_a_task_that_fits_into_the_system_sends_it(
-    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+def flight(task: int, **fields: Any) -> Flight:
+    """Return a task of one byte that is due at once."""
+    return Flight(task, REQUEST, [], pytest.fail, 1, **fields)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "expected"),
+    [
+        ([], Wait(None)),
+        ([flight(1), flight(2)], Send(1)),
+        ([flight(1, is_out=True), flight(2)], Send(2)),
+        ([flight(1, is_out=True)], Wait(None)),
+        ([flight(1, due_ms=NOW_MS + 30), flight(2)], Send(2)),
+        ([flight(1, due_ms=NOW_MS + 30), flight(2, due_ms=NOW_MS + 20)], Wait(20.0)),
+        ([flight(1), flight(2, losses=1)], Send(2)),  # it goes alone
+        ([flight(1, is_out=True), flight(2, losses=1)], Wait(None)),
+        ([flight(1), flight(2, losses=1, is_out=True)], Wait(None)),
+    ],
+)
+def test_the_task_that_is_due_first_is_sent_and_suspects_alone(
+    tasks: list[Flight], expected: Send | Wait | Reconnect
 ) -> None:
-    names = senders(monkeypatch)
-    with streaming(listener, reply_to) as (stream, _):
-        assert values(submit(stream, 1)) == [2.0]
-    assert names == [threading.current_thread().name]
+    assert next_action(LinkState(True, 0.0, tasks), NOW_MS) == expected
 
 
-def test_whoever_submits_a_task_that_would_wait_for_the_network_leaves_it_to_the_sender(
-    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names = senders(monkeypatch)
-    monkeypatch.setattr(EdgeSession, "takes_at_once", lambda session, size_bytes: False)
-    with streaming(listener, reply_to) as (stream, _):
-        assert values(submit(stream, 1, 2)) == [2.0, 4.0]
-    assert names == ["sender", "sender"]
+def test_a_lost_cloud_is_looked_for_after_its_pause() -> None:
+    assert next_action(LinkState(False, 0.0, [flight(1)]), NOW_MS) == Reconnect()
+    assert next_action(LinkState(False, 50.0, [flight(1)]), NOW_MS) == Wait(50.0)
 
 
-def test_a_task_that_is_submitted_while_another_is_sent_keeps_its_frame_apart(
-    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    is_sending, may_go_on = threading.Event(), threading.Event()
-    send = Connection.send
-
-    def halting(connection: Connection, message: Any, tensors: Any = (), task: int = 0) -> None:
-        if task == 1:
-            is_sending.set()
-            may_go_on.wait(WAIT_S)
-        send(connection, message, tensors, task)
-
-    monkeypatch.setattr(Connection, "send", halting)
-    names = senders(monkeypatch)
-    with streaming(listener, lambda c, r: send(c, Reply(0.0, 0.0, 0.0, 0.0), [r.tensors[0] * 2], r.task)) as (
-        stream,
-        _,
-    ):
-        first: list[Any] = []
-        other = threading.Thread(target=lambda: first.extend(submit(stream, 1)), name="other", daemon=True)
-        other.start()
-        assert is_sending.wait(WAIT_S)
-        second = submit(stream, 2)
-        assert names == ["other"]
-        may_go_on.set()
-        other.join(WAIT_S)
-        assert values(first + second) == [2.0, 4.0]
-    assert names == ["other", "sender"]
-
-
-def test_a_submitter_that_is_interrupted_leaves_no_half_frame_to_others(
-    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    send_task = EdgeSession.send_task
-    monkeypatch.setattr(EdgeSession, "send_task", Mock(side_effect=KeyboardInterrupt))
-    with streaming(listener, reply_to) as (stream, _):
-        with pytest.raises(KeyboardInterrupt):
-            submit(stream, 1)
-        monkeypatch.setattr(EdgeSession, "send_task", send_task)
-        assert values(submit(stream, 2)) == [4.0]  # over another connection
+# ---------------------------------------------------------------- at work
 
 
 def test_a_sender_without_memory_loses_the_connection_but_no_task(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     send_task = EdgeSession.send_task
-    monkeypatch.setattr(EdgeSession, "takes_at_once", lambda session, size_bytes: False)
     errors = iter([MemoryError()])
 
     def failing(session: EdgeSession, *arguments: Any) -> SentTask:
@@ -252,8 +202,7 @@ def test_a_defect_in_looking_for_the_cloud_fails_what_waits_for_it(
     assert "Traceback" in caplog.text
 
 
-@both_ways
-def test_answers_in_any_order_find_their_tasks(is_served: bool, listener: socket.socket) -> None:
+def test_answers_in_any_order_find_their_tasks(listener: socket.socket) -> None:
     waiting: list[Received] = []
 
     def reversed_order(connection: Connection, received: Received) -> None:
@@ -262,13 +211,12 @@ def test_answers_in_any_order_find_their_tasks(is_served: bool, listener: socket
             for one in reversed(waiting):
                 reply_to(connection, one)
 
-    with streaming(listener, reversed_order, is_served=is_served) as (stream, _):
+    with streaming(listener, reversed_order) as (stream, _):
         assert values(submit(stream, 7, 8, 9)) == [14.0, 16.0, 18.0]
         assert not stream.sending_bytes
 
 
-@both_ways
-def test_a_busy_cloud_is_asked_again(is_served: bool, listener: socket.socket) -> None:
+def test_a_busy_cloud_is_asked_again(listener: socket.socket) -> None:
     refusals = iter([True, True, False])
 
     def busy_twice(connection: Connection, received: Received) -> None:
@@ -277,19 +225,18 @@ def test_a_busy_cloud_is_asked_again(is_served: bool, listener: socket.socket) -
         else:
             reply_to(connection, received)
 
-    with streaming(listener, busy_twice, is_served=is_served) as (stream, cloud):
+    with streaming(listener, busy_twice) as (stream, cloud):
         (answer,) = submit(stream, 1)
         assert values([answer]) == [2.0]
         assert answer.result().retries == 2
         assert cloud.tasks == [1, 1, 1]
 
 
-@both_ways
-def test_an_answer_that_cannot_be_true_is_a_lost_connection(is_served: bool, listener: socket.socket) -> None:
+def test_an_answer_that_cannot_be_true_is_a_lost_connection(listener: socket.socket) -> None:
     def lie(connection: Connection, received: Received) -> None:
         connection.send(Reply(1e9, 0.0, 0.0, 0.0), [received.tensors[0]], received.task)
 
-    with streaming(listener, lie, reply_to, is_served=is_served) as (stream, cloud):
+    with streaming(listener, lie, reply_to) as (stream, cloud):
         assert values(submit(stream, 1)) == [2.0]
         assert cloud.tasks == [1, 1]
 
@@ -308,15 +255,14 @@ def test_a_refused_task_fails_alone(listener: socket.socket) -> None:
             second.result(WAIT_S)
 
 
-@both_ways
-def test_tasks_of_a_lost_connection_are_sent_again_and_answered_once(is_served: bool, listener: socket.socket) -> None:
+def test_tasks_of_a_lost_connection_are_sent_again_and_answered_once(listener: socket.socket) -> None:
     def answer_one_and_die(connection: Connection, received: Received) -> None:
         if received.task == 1:
             reply_to(connection, received)
         else:
             raise PeerGoneError("the script ends here")
 
-    with streaming(listener, answer_one_and_die, reply_to, is_served=is_served) as (stream, cloud):
+    with streaming(listener, answer_one_and_die, reply_to) as (stream, cloud):
         assert values(submit(stream, 1)) == [2.0]  # else its answer may be lost with the connection
         answers = submit(stream, 2, 3, 4)
         assert values(answers) == [4.0, 6.0, 8.0]
@@ -325,34 +271,15 @@ def test_tasks_of_a_lost_connection_are_sent_again_and_answered_once(is_served: 
         assert cloud.tasks.count(1) == 1
 
 
-def test_signs_of_life_do_not_pile_up_where_the_stream_is_seldom_served(listener: socket.socket) -> None:
-    def live_long(connection: Connection, received: Received) -> None:
-        for _ in range(20):
-            connection.send(Pong(0))
-        reply_to(connection, received)
-
-    server = threading.Thread(target=ScriptedCloud(listener, live_long).serve, daemon=True)
-    server.start()
-    with TaskStream(EdgeSession.open(*listener.getsockname()), pytest.fail, is_served=True) as stream:
-        (answer,) = submit(stream, 1)
-        stream.serve(WAIT_S)
-        assert answer.done()
-    stop_accepting(listener)
-    server.join()
-
-
-def test_a_silent_cloud_is_lost_to_who_never_waits(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_cloud_is_lost(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("neurosurgeon.net.session.SILENCE_S", 0.05)
     server = threading.Thread(target=ScriptedCloud(listener, lambda connection, received: None).serve, daemon=True)
     server.start()
     session = EdgeSession.open(*listener.getsockname())
-    with TaskStream(session, Mock(side_effect=ConnectError("away")), patience_s=None, is_served=True) as stream:
+    with TaskStream(session, Mock(side_effect=ConnectError("away")), patience_s=None) as stream:
         (answer,) = submit(stream, 1)
-        deadline_ms = now_ms() + 1_000 * WAIT_S
-        while not answer.done() and now_ms() < deadline_ms:
-            stream.serve(0.0)
-        with pytest.raises(ConnectError, match="has been silent"):
-            answer.result(0)
+        with pytest.raises(ConnectError, match="sent nothing"):
+            answer.result(WAIT_S)
     stop_accepting(listener)
     server.join()
 
@@ -372,7 +299,7 @@ def test_a_lost_task_fails_with_its_cause_however_soon_the_cloud_is_looked_for(
     def die(connection: Connection, received: Received) -> None:
         raise PeerGoneError("the script ends here")
 
-    monkeypatch.setattr("neurosurgeon.net.stream.log.warning", warn_late)
+    monkeypatch.setattr("neurosurgeon.edge.link_thread.log.warning", warn_late)
     server = threading.Thread(target=ScriptedCloud(listener, die).serve, daemon=True)
     server.start()
     with TaskStream(EdgeSession.open(*listener.getsockname()), reopen, patience_s=None) as stream:
@@ -493,7 +420,7 @@ def test_a_task_that_takes_every_connection_down_is_given_up(
     def die(connection: Connection, received: Received) -> None:
         raise PeerGoneError("the script ends here")
 
-    monkeypatch.setattr(stream_module, "MAX_LOSSES", 2)
+    monkeypatch.setattr(link_thread, "MAX_LOSSES", 2)
     with streaming(listener, die) as (stream, cloud):
         (answer,) = submit(stream, 1)
         with pytest.raises(ConnectError, match="was lost 3 times"):
@@ -509,7 +436,7 @@ def test_a_task_that_takes_the_cloud_down_costs_no_other_its_answer(
             raise PeerGoneError("the script ends here")
         reply_to(connection, received)
 
-    monkeypatch.setattr(stream_module, "MAX_LOSSES", 1)
+    monkeypatch.setattr(link_thread, "MAX_LOSSES", 1)
     with streaming(listener, die_of_the_second) as (stream, cloud):
         answers = submit(stream, 1, 2, 3, 4, 5)
         with pytest.raises(ConnectError, match="was lost 2 times"):
@@ -531,7 +458,7 @@ def test_a_cloud_that_lives_but_forgets_a_task_is_left(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def forget(connection: Connection, received: Received) -> None:
-        monkeypatch.setattr(stream_module, "REPLY_TIMEOUT_S", -1.0)
+        monkeypatch.setattr(link_thread, "REPLY_TIMEOUT_S", -1.0)
         connection.send(Pong(0))
 
     def remember(connection: Connection, received: Received) -> None:
@@ -554,7 +481,7 @@ def test_closing_fails_what_has_no_answer(listener: socket.socket) -> None:
 
 @pytest.mark.parametrize("hint_ms", [float("nan"), -5.0, 1e30])
 def test_a_senseless_hint_is_bounded(listener: socket.socket, hint_ms: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream_module, "MAX_RETRY_MS", 20.0)
+    monkeypatch.setattr(link_thread, "MAX_RETRY_MS", 20.0)
     hints = iter([True, False])
 
     def busy_once(connection: Connection, received: Received) -> None:
