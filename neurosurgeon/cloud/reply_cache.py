@@ -55,7 +55,7 @@ class ReplyCache:
             if known is not None and known.request == request and not known.future.cancelled():
                 return known.future
             entry = self._computing[key] = _Entry(request, compute())
-        entry.future.add_done_callback(lambda future: self._keep(key, entry))
+        entry.future.add_done_callback(lambda future: self._keep(key, future))  # no cycle: its callbacks hold memory
         return entry.future
 
     def forget(self, keys: Iterable[bytes]) -> None:
@@ -65,11 +65,11 @@ class ReplyCache:
                 self._computing.pop(key, None)
                 self._drop(key)
 
-    def _keep(self, key: bytes, entry: _Entry) -> None:
+    def _keep(self, key: bytes, future: Future[CloudResult]) -> None:
         """Keep the reply of a task that is done, if it is small. It is a copy, and holds no larger memory."""
-        future = entry.future
         with self._lock:
-            if self._computing.get(key) is not entry:  # forgotten, or another question has its place
+            entry = self._computing.get(key)
+            if entry is None or entry.future is not future:  # forgotten, or another question has its place
                 return
             del self._computing[key]
             if future.cancelled() or future.exception() or future.result().size_bytes > MAX_REPLY_BYTES:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
+from functools import cache
 from typing import Any
-
-import numpy as np
 
 from neurosurgeon.net.frames import ALIGNMENT
 from neurosurgeon.utils.errors import BusyError, ProtocolError
@@ -16,14 +15,21 @@ from neurosurgeon.utils.units import readable_bytes
 RETRY_MS = 100.0  # when to ask again for memory that others have
 
 
-class _Body(np.ndarray[Any, np.dtype[np.uint8]]):
-    """Bytes that count against a limit until they are freed."""
+@cache
+def _body_type() -> Any:
+    """Return the class of a body. The bandwidth service has none, and starts without numpy."""
+    import numpy as np
 
-    reserved: tuple[MemoryLimit, object, int]
+    class Body(np.ndarray[Any, np.dtype[np.uint8]]):
+        """Bytes that count against a limit until they are freed."""
 
-    def __del__(self) -> None:
-        limit, connection, length = self.reserved
-        limit._release(connection, length)
+        reserved: tuple[MemoryLimit, object, int]
+
+        def __del__(self) -> None:
+            limit, connection, length = self.reserved
+            limit._release(connection, length)
+
+    return Body
 
 
 class MemoryLimit:
@@ -45,13 +51,14 @@ class MemoryLimit:
         """
         self._reserve(connection, length)
         try:
-            body = _Body(length + ALIGNMENT, np.uint8)  # not zeroed: all of it will be received
+            body = _body_type()(length + ALIGNMENT, "uint8")  # not zeroed: all of it will be received
         except MemoryError:
             self._release(connection, length)
             raise
         body.reserved = self, connection, length
         start = -ctypes.addressof(ctypes.c_char.from_buffer(body.data)) % ALIGNMENT
-        return body.data[start : start + length]
+        view: memoryview = body.data[start : start + length]
+        return view
 
     def _reserve(self, connection: object, length: int) -> None:
         if length > min(self._total_bytes, self._connection_bytes):

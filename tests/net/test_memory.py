@@ -69,7 +69,7 @@ def test_a_body_that_the_system_has_no_memory_for_does_not_count(monkeypatch: py
 
     limit = MemoryLimit(1000, 1000)
     with monkeypatch.context() as patched:
-        patched.setattr(memory, "_Body", NoMemory)
+        patched.setattr(memory, "_body_type", lambda: NoMemory)
         with pytest.raises(MemoryError):
             limit.allocate("one", 1000)
     assert len(limit.allocate("one", 1000)) == 1000
