@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
+import neurosurgeon
 from docs.hooks import flag_reference, on_page_markdown
 from neurosurgeon.cli.console import COMMANDS, main
 
@@ -113,3 +114,8 @@ def test_a_page_may_show_a_file_of_the_repository() -> None:
         meta = {"file": "CHANGELOG.md"}
 
     assert on_page_markdown("", Page()) == read("CHANGELOG.md")
+
+
+def test_the_citation_names_this_version() -> None:
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {neurosurgeon.__version__}\n" in text
