@@ -47,7 +47,6 @@ STILL_THERE = {
     ("net.connection", "torch"),
     ("predictor.predictor_utils", "predictor.machine_speed"),
     ("reports.queue_report", "edge.summary"),
-    ("reports.text", "net.bandwidth"),
     ("utils.machine", "torch"),
     ("utils.timing", "torch"),
 }

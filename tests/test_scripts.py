@@ -22,11 +22,11 @@ import tasks_cloud_api
 from neurosurgeon.cli.process import ROOT, ServiceProcess
 from neurosurgeon.engine.torch_engine import load_image, run_whole, top_guesses
 from neurosurgeon.models.zoo import ZOO, load_network, model_graph
-from neurosurgeon.net.bandwidth import LinkEstimate
 from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.messages import AskLatencies, Hello, Latencies, Ping, Pong, Prepare, Ready, Request
 from neurosurgeon.net.monitor_client import LinkMeasurement, last_link, remember_link
 from neurosurgeon.net.sockets import connect, listen
+from neurosurgeon.utils.link import LinkEstimate
 from tests.equality import allowed_difference
 from tests.faults import write_slow_edge
 

@@ -31,13 +31,13 @@ from neurosurgeon.cli.parser import (
     port_number,
 )
 from neurosurgeon.cli.process import ServiceProcess, end_with_parent, listening_line, run_main, stop_event
-from neurosurgeon.net.bandwidth import LinkEstimate
 from neurosurgeon.net.limits import ConnectionLimiter, ConnectionLimits
 from neurosurgeon.net.monitor_client import measure_link
 from neurosurgeon.net.monitor_server import MAX_CONNECTIONS, MonitorServer
 from neurosurgeon.net.net_utils import format_address, format_rate
 from neurosurgeon.net.sockets import ephemeral_port, listen, stop_accepting
 from neurosurgeon.utils.errors import NetworkError, UsageError
+from neurosurgeon.utils.link import LinkEstimate
 from neurosurgeon.utils.timing import now_ms
 from neurosurgeon.utils.units import bits_per_s_to_bytes_per_s, bytes_per_s_to_mb_per_s
 

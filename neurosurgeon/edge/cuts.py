@@ -17,7 +17,6 @@ from neurosurgeon.edge.task import StageKeys, predicted_stages, request_of
 from neurosurgeon.engine.base import WeightsSource
 from neurosurgeon.graph.cut import pack_nodes
 from neurosurgeon.models.zoo import Network, load_network, model_graph
-from neurosurgeon.net.bandwidth import LinkEstimate
 from neurosurgeon.net.link_watch import LinkNow
 from neurosurgeon.net.messages import Prepare, Request
 from neurosurgeon.net.session import EdgeSession, OnCloudLoss
@@ -30,6 +29,7 @@ from neurosurgeon.planner.strategies import Strategy
 from neurosurgeon.predictor.correction import MIN_SAMPLES, Corrections
 from neurosurgeon.predictor.latencies import LayerLatencies
 from neurosurgeon.predictor.predictor_utils import dataset_threads
+from neurosurgeon.utils.link import LinkEstimate
 from neurosurgeon.utils.timing import StageTimes, now_ms
 
 MAX_PREDICTED = 2000  # tasks of a queue whose makespan is predicted: 0.2 to 0.4 ms each

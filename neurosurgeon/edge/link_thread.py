@@ -29,7 +29,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from neurosurgeon.net.bandwidth import LinkEstimate
 from neurosurgeon.net.breaker import Breaker
 from neurosurgeon.net.connection import Received
 from neurosurgeon.net.messages import Pong, Request
@@ -43,6 +42,7 @@ from neurosurgeon.utils.errors import (
     ProtocolError,
     is_connection_loss,
 )
+from neurosurgeon.utils.link import LinkEstimate
 from neurosurgeon.utils.logs import internal_error
 from neurosurgeon.utils.timing import now_ms
 from neurosurgeon.utils.units import MS_PER_S, s_to_ms

@@ -17,8 +17,8 @@ from neurosurgeon.utils.timing import StageTimes, Timing
 
 if TYPE_CHECKING:
     from neurosurgeon.graph.layer_graph import LayerGraph, Node
-    from neurosurgeon.net.bandwidth import LinkEstimate
     from neurosurgeon.planner.plan import Candidate, SplitPlan
+    from neurosurgeon.utils.link import LinkEstimate
 
 COMMENT = "#"  # the first character of a line that a task file keeps to itself
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from neurosurgeon.edge.records import LinkKnown, LinkReused, TaskObserver
 from neurosurgeon.edge.settings import TaskSettings
 from neurosurgeon.net.access import OPEN, Access
-from neurosurgeon.net.bandwidth import LinkEstimate
 from neurosurgeon.net.monitor_client import LinkMeasurement, estimate_link, given_or_measured, measure_link, young_link
 from neurosurgeon.net.session import EdgeSession, OnCloudLoss, new_edge_id
 from neurosurgeon.utils.errors import NetworkError
+from neurosurgeon.utils.link import LinkEstimate
 
 if TYPE_CHECKING:
     from neurosurgeon.edge.task import Outcome

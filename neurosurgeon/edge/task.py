@@ -48,7 +48,6 @@ from neurosurgeon.graph.cut import pack_nodes
 from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.models.halves import EdgeHalf, edge_half
 from neurosurgeon.models.zoo import Network, build_network, imagenet_labels, load_network, model_graph
-from neurosurgeon.net.bandwidth import LinkEstimate, LinkSource
 from neurosurgeon.net.breaker import Breaker
 from neurosurgeon.net.messages import Prepare, Request
 from neurosurgeon.net.session import EdgeSession, OnCloudLoss, stage_times
@@ -61,6 +60,7 @@ from neurosurgeon.predictor.machine_speed import DISAGREEMENT, doubt_machine_spe
 from neurosurgeon.predictor.predictor_utils import dataset_threads, find_predictor, scaled_to_machine
 from neurosurgeon.predictor.profile import measured_latencies
 from neurosurgeon.utils.errors import AddressError, ConnectError, NetworkError, is_connection_loss
+from neurosurgeon.utils.link import LinkEstimate, LinkSource
 from neurosurgeon.utils.timing import StageTimes, Timing, now_ms, stage_timings
 from neurosurgeon.utils.units import MS_PER_S, bytes_per_s_to_mb_per_s, s_to_ms
 

@@ -7,15 +7,13 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import NamedTuple
 
+from neurosurgeon.utils.link import DEFAULT_ERROR
 from neurosurgeon.utils.units import BYTES_PER_MB, s_to_ms
 
 GAP_FACTOR = 4.0  # an interval this many times the median one is a pause of the sender, not of the link
 MIN_GAP_US = 1_000  # shorter pauses cannot be told from scheduling
 MAX_RATE_BYTES_PER_S = 20_000.0 * BYTES_PER_MB  # faster than a memory copy: too few samples to tell
-DEFAULT_ERROR = 0.1  # of a rate about whose error nothing is known
 NORMAL_MAD = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
 SMALLEST_ERROR = 0.01  # clocks, and links that are never quite steady
 PING_BYTES = 512 + 52  # a frame's head, and TCP's
@@ -25,49 +23,6 @@ BATCH_GAPS, TOGETHER = 3, 0.1  # packets that came this much closer than the thi
 BURST_DROP = 0.8  # a rate that falls below this share of the first one was that of a token bucket's burst
 
 Arrivals = tuple[Sequence[int], Sequence[int]]  # times (us, ascending) and sizes (bytes) of a train's packets, (n,)
-
-
-class LinkSource(StrEnum):
-    """Where an estimate comes from."""
-
-    PROBE = "measured"
-    TRANSFERS = "transfers"  # of real tensors
-    LAST = "last value"
-    GIVEN = "given"
-
-
-class ProbeMethod(StrEnum):
-    """How a probe measured the rate."""
-
-    UDP_TRAIN = "udp train"
-    TCP_BURST = "tcp burst"
-
-
-class LinkEstimate(NamedTuple):
-    """The link as the edge sees it; rates are those of TCP's payload."""
-
-    rate_bytes_per_s: float
-    rtt_ms: float
-    source: LinkSource = LinkSource.PROBE
-    age_s: float = 0.0
-    queue_ms: float = 0.0  # what a task waits in the cloud behind it, of late
-    host_ms: float = 0.0  # what an exchange takes beyond the network's round trip: waking up, reading (`net.probe`)
-    error: float = DEFAULT_ERROR  # of the rate: one standard deviation, relative
-    method: ProbeMethod | None = None
-    udp_is_blocked: bool = False  # it was tried, and no rate came of it
-    rtt_is_given: bool = False  # by the user; no measurement changes it
-    down_bytes_per_s: float | None = None  # the other way, where it was asked for
-    probe_bytes: int = 0  # what measuring it cost
-
-    @property
-    def exchange_ms(self) -> float:
-        """How long a question and its answer take, their bytes apart: what tasks wait for."""
-        return self.rtt_ms + max(self.host_ms, 0.0)
-
-    @property
-    def ping_ms(self) -> float:
-        """How long a ping takes, less what its bytes would at the rate."""
-        return self.rtt_ms + self.host_ms
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,11 +23,12 @@ from apscheduler.jobstores.base import JobLookupError
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from neurosurgeon.net.access import OPEN, Access
-from neurosurgeon.net.bandwidth import PING_BYTES, Echo, LinkEstimate, LinkSource, Rate
+from neurosurgeon.net.bandwidth import PING_BYTES, Echo, Rate
 from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.monitor_client import measure_link, ping_link
 from neurosurgeon.net.rate_filter import SURE_S, TRANSFER_ERROR, RateFilter, transfer_rate
 from neurosurgeon.utils.errors import NeurosurgeonError
+from neurosurgeon.utils.link import LinkEstimate, LinkSource
 from neurosurgeon.utils.timing import now_ms
 from neurosurgeon.utils.units import MS_PER_S, ms_to_s, s_to_ms
 

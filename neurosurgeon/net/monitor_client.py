@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from neurosurgeon.net.access import OPEN, Access
-from neurosurgeon.net.bandwidth import MAX_RATE_BYTES_PER_S, Echo, LinkEstimate, LinkSource
+from neurosurgeon.net.bandwidth import MAX_RATE_BYTES_PER_S, Echo
 from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.frames import HEADER_LIMITS
 from neurosurgeon.net.net_utils import format_address
@@ -26,6 +26,7 @@ from neurosurgeon.net.probe import LinkProbe
 from neurosurgeon.net.sockets import connect
 from neurosurgeon.utils.errors import AccessError, NetworkError, NeurosurgeonError
 from neurosurgeon.utils.files import DAMAGED, cache_directory, replace_file
+from neurosurgeon.utils.link import LinkEstimate, LinkSource
 from neurosurgeon.utils.units import mb_per_s_to_bytes_per_s
 
 log = logging.getLogger(__name__)

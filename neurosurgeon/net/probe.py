@@ -19,7 +19,6 @@ from neurosurgeon.net.bandwidth import (
     Arrivals,
     Burst,
     Echo,
-    ProbeMethod,
     Rate,
     gap_free_burst,
     less_bytes_ms,
@@ -55,6 +54,7 @@ from neurosurgeon.net.messages import (
 )
 from neurosurgeon.net.trains import QUIET_S, TRAIN_TIMEOUT_S, Collector
 from neurosurgeon.utils.errors import ConnectError, DeadlineError, PeerGoneError, ProtocolError
+from neurosurgeon.utils.link import ProbeMethod
 from neurosurgeon.utils.timing import now_ms
 from neurosurgeon.utils.units import s_to_ms
 

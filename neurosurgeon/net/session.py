@@ -11,7 +11,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from neurosurgeon.net.access import OPEN, Access
-from neurosurgeon.net.bandwidth import LinkEstimate, LinkSource
 from neurosurgeon.net.connection import SILENCE_S, Connection, Received
 from neurosurgeon.net.frames import DEFAULT_LIMITS, SMALL_LIMITS
 from neurosurgeon.net.header import TensorSpec
@@ -31,6 +30,7 @@ from neurosurgeon.net.messages import (
 from neurosurgeon.net.sockets import connect
 from neurosurgeon.net.tcp_info import SendState
 from neurosurgeon.utils.errors import DeadlineError, NetworkError, ProtocolError, WeightsError
+from neurosurgeon.utils.link import LinkEstimate, LinkSource
 from neurosurgeon.utils.timing import StageTimes, now_ms
 from neurosurgeon.utils.units import mbit_per_s_to_bytes_per_s, s_to_ms
 

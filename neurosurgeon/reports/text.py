@@ -31,10 +31,10 @@ from neurosurgeon.utils.units import bytes_per_s_to_mb_per_s, readable_bytes
 
 if TYPE_CHECKING:  # the lines before the plan are printed before torch is imported
     from neurosurgeon.cloud.events import CloudEvent
-    from neurosurgeon.net.bandwidth import LinkEstimate
     from neurosurgeon.planner.compare import Comparison
     from neurosurgeon.planner.plan import Candidate, SplitPlan
     from neurosurgeon.predictor.latencies import LayerFeature
+    from neurosurgeon.utils.link import LinkEstimate
 
 RULE = "-" * 106
 FINISHED = "================= DNN Collaborative Inference Finished. ==================="

@@ -21,10 +21,10 @@ from neurosurgeon.edge.task import plan_task, predicted_stages, request_of
 from neurosurgeon.engine.torch_engine import run_half, stand_in
 from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.models.zoo import Network
-from neurosurgeon.net.bandwidth import LinkEstimate
 from neurosurgeon.net.session import EdgeSession
 from neurosurgeon.planner.plan import SplitPlan
 from neurosurgeon.predictor.correction import MIN_SAMPLES, Corrections, Residuals
+from neurosurgeon.utils.link import LinkEstimate
 from neurosurgeon.utils.timing import now_ms
 from neurosurgeon.utils.units import mbit_per_s_to_bytes_per_s, s_to_ms
 from tests.benchmark.links import CLOUD_IP

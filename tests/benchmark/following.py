@@ -45,7 +45,7 @@ from neurosurgeon.edge.cuts import Choice, Chooser, replan_whole_task
 from neurosurgeon.edge.queue import LONG_HALF_MS, LOOK_MS
 from neurosurgeon.models.zoo import ZOO, model_graph
 from neurosurgeon.net import link_watch
-from neurosurgeon.net.bandwidth import Echo, LinkEstimate
+from neurosurgeon.net.bandwidth import Echo
 from neurosurgeon.net.link_watch import LinkWatch
 from neurosurgeon.net.traces import SHAPES, Condition, Trace, made_up, read_trace
 from neurosurgeon.planner.chain_search import Objective
@@ -54,6 +54,7 @@ from neurosurgeon.planner.hedge import Hedging, OnItsWay
 from neurosurgeon.planner.plan import SplitPlan, plan_split
 from neurosurgeon.planner.transfer import frame_bytes
 from neurosurgeon.predictor.predictor_utils import find_predictor
+from neurosurgeon.utils.link import LinkEstimate
 from neurosurgeon.utils.units import mbit_per_s_to_bytes_per_s
 from tests.benchmark.common import save
 

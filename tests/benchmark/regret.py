@@ -41,9 +41,9 @@ from neurosurgeon.edge.settings import TaskSettings
 from neurosurgeon.engine.base import WeightsSource
 from neurosurgeon.engine.torch_engine import use_threads
 from neurosurgeon.models.zoo import load_network
-from neurosurgeon.net.bandwidth import LinkEstimate
 from neurosurgeon.net.monitor_client import estimate_link
 from neurosurgeon.reports.excel import save_tables
+from neurosurgeon.utils.link import LinkEstimate
 from neurosurgeon.utils.units import bytes_per_s_to_mbit_per_s
 from tests.benchmark.common import RESULTS, kept_rows, save
 from tests.benchmark.cut_runs import SLOWDOWNS, Cut, Json, Link, Runner, Taken, describe, plan_for, score

@@ -20,13 +20,13 @@ from neurosurgeon.edge.cuts import (
 from neurosurgeon.edge.records import QueuedTask
 from neurosurgeon.edge.task import StageKeys
 from neurosurgeon.models.zoo import load_network, model_graph
-from neurosurgeon.net.bandwidth import LinkEstimate, LinkSource
 from neurosurgeon.net.link_watch import LinkNow
 from neurosurgeon.planner.chain_search import Objective
 from neurosurgeon.planner.flow_shop import IDLE, Pipeline, Schedule, makespan_ms
 from neurosurgeon.planner.plan import SplitPlan, plan_split
 from neurosurgeon.predictor.correction import Corrections
 from neurosurgeon.predictor.latencies import LayerLatencies
+from neurosurgeon.utils.link import LinkEstimate, LinkSource
 from neurosurgeon.utils.timing import StageTimes
 
 MODEL = "le_net"

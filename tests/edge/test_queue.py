@@ -22,7 +22,6 @@ from neurosurgeon.edge.records import QueuedTask
 from neurosurgeon.edge.task import StageKeys
 from neurosurgeon.graph.cut import pack_nodes
 from neurosurgeon.models.zoo import load_network, model_graph
-from neurosurgeon.net.bandwidth import LinkEstimate
 from neurosurgeon.net.link_watch import LinkNow, LinkWatch
 from neurosurgeon.net.messages import Prepare, Request
 from neurosurgeon.net.session import EdgeSession, OnCloudLoss, RemoteResult
@@ -31,6 +30,7 @@ from neurosurgeon.planner.hedge import Hedging
 from neurosurgeon.predictor.correction import Corrections
 from neurosurgeon.reports.queue_report import QueueReport
 from neurosurgeon.utils.errors import ConnectError, NeurosurgeonError, RemoteError, WeightsError
+from neurosurgeon.utils.link import LinkEstimate
 from neurosurgeon.utils.timing import now_ms
 from tests.edge.test_cuts import FASTER, LATENCIES, LINK, MODEL, queue_model
 from tests.equality import whole_digest

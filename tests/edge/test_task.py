@@ -16,11 +16,11 @@ from neurosurgeon.edge.settings import TaskSettings
 from neurosurgeon.edge.task import FindLink, Outcome, StageKeys, predicted_stages, run_task
 from neurosurgeon.engine.base import WeightsSource
 from neurosurgeon.models.zoo import Network, model_graph
-from neurosurgeon.net.bandwidth import LinkEstimate
 from neurosurgeon.net.messages import Latencies
 from neurosurgeon.net.session import EdgeSession
 from neurosurgeon.planner.strategies import Strategy
 from neurosurgeon.reports.text import EdgeReport
+from neurosurgeon.utils.link import LinkEstimate
 from tests.faults import write_slow_edge
 
 LINK = LinkEstimate(1e6, 10.0)

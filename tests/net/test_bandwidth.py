@@ -15,12 +15,11 @@ from neurosurgeon.net.bandwidth import (
     SMALLEST_ERROR,
     Burst,
     Echo,
-    LinkEstimate,
-    LinkSource,
     gap_free_burst,
     probe_rate_bytes_per_s,
     train_rate,
 )
+from neurosurgeon.utils.link import LinkEstimate, LinkSource
 
 SEGMENT = 1_250  # bytes; one in 100 us is 12.5 MB/s, a link of 100 Mbit/s
 SPACING_US = 100

@@ -9,10 +9,11 @@ import pytest
 
 from neurosurgeon.net import link_watch
 from neurosurgeon.net.access import Access
-from neurosurgeon.net.bandwidth import PING_BYTES, Echo, LinkEstimate, LinkSource, ProbeMethod
+from neurosurgeon.net.bandwidth import PING_BYTES, Echo
 from neurosurgeon.net.link_watch import KEPT_PINGS, UDP_AGAIN, LinkWatch
 from neurosurgeon.net.monitor_client import Began, given_or_measured
 from neurosurgeon.utils.errors import AddressError, ConnectError, PeerGoneError
+from neurosurgeon.utils.link import LinkEstimate, LinkSource, ProbeMethod
 
 FIRST = LinkEstimate(1e6, 20.0)
 

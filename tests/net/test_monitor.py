@@ -18,7 +18,7 @@ import pytest
 from neurosurgeon.cli import monitor
 from neurosurgeon.cli.process import ROOT, ServiceProcess
 from neurosurgeon.net import monitor_client, monitor_server, probe
-from neurosurgeon.net.bandwidth import MAX_RATE_BYTES_PER_S, LinkEstimate, LinkSource
+from neurosurgeon.net.bandwidth import MAX_RATE_BYTES_PER_S
 from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.frames import HEAD_UNIT
 from neurosurgeon.net.messages import ErrorReply, Hello, Message, Ping, Pong, Prepare, Probe, Samples
@@ -44,6 +44,7 @@ from neurosurgeon.utils.errors import (
     PeerGoneError,
     UsageError,
 )
+from neurosurgeon.utils.link import LinkEstimate, LinkSource
 from neurosurgeon.utils.load import CloudLoad
 from tests.net.conftest import JOIN_S, LOOPBACK
 from tests.net.test_connection import Pair, reset

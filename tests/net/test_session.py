@@ -15,12 +15,12 @@ import pytest
 from neurosurgeon.engine.torch_engine import random_input, run_whole
 from neurosurgeon.models.zoo import Network
 from neurosurgeon.net import session
-from neurosurgeon.net.bandwidth import LinkEstimate, LinkSource
 from neurosurgeon.net.connection import SO_MAX_PACING_RATE, UNPACED, Connection
 from neurosurgeon.net.frames import HEAD_UNIT
 from neurosurgeon.net.messages import Hello, Message, Pong, Ready, Reply
 from neurosurgeon.net.session import EdgeSession, stage_times
 from neurosurgeon.utils.errors import DeadlineError, ProtocolError
+from neurosurgeon.utils.link import LinkEstimate, LinkSource
 from tests.equality import assert_equal
 from tests.net.clouds import LATENCIES, MODEL, OTHER_DIGEST, POINT, Cloud, assert_answers, crossing, request_at
 from tests.net.conftest import JOIN_S

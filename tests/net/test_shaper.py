@@ -15,12 +15,12 @@ import tasks_edge_api
 from neurosurgeon.cli.process import ServiceProcess
 from neurosurgeon.cli.relay import shape_of, shaped
 from neurosurgeon.net import shaper
-from neurosurgeon.net.bandwidth import LinkEstimate
 from neurosurgeon.net.monitor_client import measure_link
 from neurosurgeon.net.shaper import CHUNK_S, MAX_CHUNK_BYTES, SEGMENT_BYTES, Lane, Relay, Weather
 from neurosurgeon.net.sockets import listen, stop_accepting
 from neurosurgeon.net.traces import Condition, Trace
 from neurosurgeon.utils.errors import UsageError
+from neurosurgeon.utils.link import LinkEstimate
 from tests.net.conftest import JOIN_S, LOOPBACK, wait_until
 
 FAST = Trace([Condition(0.0, 1000.0, 0.2)])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from neurosurgeon.net import probe, trains
-from neurosurgeon.net.bandwidth import MAX_RATE_BYTES_PER_S, Echo, ProbeMethod, Rate
+from neurosurgeon.net.bandwidth import MAX_RATE_BYTES_PER_S, Echo, Rate
 from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.datagrams import (
     COOKIE_BYTES,
@@ -33,6 +33,7 @@ from neurosurgeon.net.probe import KNOCK_BYTES, LinkProbe
 from neurosurgeon.net.sockets import connect
 from neurosurgeon.net.trains import MAX_TRAIN_PACKETS, Collector, Guest
 from neurosurgeon.utils.errors import BusyError, DeadlineError, PeerGoneError
+from neurosurgeon.utils.link import ProbeMethod
 from tests.net.conftest import JOIN_S, LOOPBACK, wait_until
 
 Address = tuple[str, int]

@@ -16,11 +16,11 @@ from neurosurgeon.edge.records import Guess
 from neurosurgeon.edge.task import output_document
 from neurosurgeon.engine.torch_engine import output_digest
 from neurosurgeon.models.zoo import model_graph
-from neurosurgeon.net.bandwidth import LinkEstimate
 from neurosurgeon.planner.plan import Candidate, SplitPlan, plan_split
 from neurosurgeon.predictor.latencies import LayerFeature
 from neurosurgeon.predictor.predictor_utils import SIDES, find_predictor
 from neurosurgeon.reports.text import FINISHED, EdgeReport, cloud_lines, print_features, print_json, print_plan
+from neurosurgeon.utils.link import LinkEstimate
 from neurosurgeon.utils.timing import StageTimes, stage_timings
 
 
