@@ -45,7 +45,6 @@ STILL_THERE = {
     ("net.header", "torch"),
     ("net.session", "torch"),
     ("net.connection", "torch"),
-    ("predictor.predictor_utils", "predictor.machine_speed"),
     ("reports.queue_report", "edge.summary"),
     ("utils.machine", "torch"),
     ("utils.timing", "torch"),

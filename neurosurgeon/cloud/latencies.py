@@ -59,8 +59,8 @@ class CloudLatencies:
         return Latencies(model, known.source, *columns, list(known.extrapolated), known.origin)
 
     def _predictor(self) -> LatencyPredictor:
-        from neurosurgeon.predictor.machine_speed import kept_machine_speed
-        from neurosurgeon.predictor.predictor_utils import find_predictor, scaled_by_speed, scaled_to_machine
+        from neurosurgeon.predictor.machine_speed import kept_machine_speed, scaled_by_speed, scaled_to_machine
+        from neurosurgeon.predictor.predictor_utils import find_predictor
 
         device, threads = self._engine.device, self._engine.threads
         found = find_predictor("cloud", device, self._name, self._path)

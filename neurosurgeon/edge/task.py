@@ -56,8 +56,8 @@ from neurosurgeon.planner.strategies import Strategy
 from neurosurgeon.planner.transfer import IDLE, WARM, Sender
 from neurosurgeon.predictor.correction import Corrections
 from neurosurgeon.predictor.latencies import LayerLatencies
-from neurosurgeon.predictor.machine_speed import DISAGREEMENT, doubt_machine_speed
-from neurosurgeon.predictor.predictor_utils import dataset_threads, find_predictor, scaled_to_machine
+from neurosurgeon.predictor.machine_speed import DISAGREEMENT, doubt_machine_speed, scaled_to_machine
+from neurosurgeon.predictor.predictor_utils import dataset_threads, find_predictor
 from neurosurgeon.predictor.profile import measured_latencies
 from neurosurgeon.utils.errors import AddressError, ConnectError, NetworkError, is_connection_loss
 from neurosurgeon.utils.link import LinkEstimate, LinkSource

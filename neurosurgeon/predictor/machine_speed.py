@@ -3,7 +3,7 @@
 The data sets come from other machines. What a layer takes here and there differs by a factor that depends on its
 family: a processor with wider vectors is faster at convolutions, and no faster at weights that come from memory. So
 layers of every family, as published networks have them, are measured here; the ratio of measured to predicted is the
-family's factor (`predictor_utils.scales_of`), and their spread is what foreign data costs.
+family's factor (`scales_of`), and their spread is what foreign data costs.
 
 A machine is rarely quiet. The layers run in several bursts some time apart, and the least of the bursts counts. One
 thread is timed by its CPU time, which other programs do not lengthen by taking turns with it: a burst gives the lower
@@ -23,7 +23,7 @@ import os
 import statistics
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,25 @@ import torch
 from torch import Tensor
 
 from neurosurgeon.graph.spec import LayerKind
+from neurosurgeon.predictor.features import (
+    Columns,
+    feature_matrix,
+    tree_matrix,
+)
+from neurosurgeon.predictor.kernel_flops import row_work
+from neurosurgeon.predictor.kind_models import (
+    Family,
+    Scale,
+    family_of,
+)
+from neurosurgeon.predictor.predictor_utils import LatencyPredictor
 from neurosurgeon.predictor.sampling import RECIPES, Config, Sample
 from neurosurgeon.utils.files import DAMAGED, file_name, replace_file
 from neurosurgeon.utils.machine import SPARE_CORE, CpuUse, device_name, speeds_directory
 from neurosurgeon.utils.timing import now_ms, synchronise, thread_ms
 
 log = logging.getLogger(__name__)
+
 
 SEED = 20170408  # of all that is drawn
 BURSTS = 3
@@ -292,3 +305,62 @@ def _read(path: Path) -> MachineSpeed:
     layers_ms = tuple(float(value) for value in document.pop("layers_ms"))
     load, spread, was_busy = float(document["load"]), float(document["spread"]), bool(document["was_busy"])
     return MachineSpeed(layers_ms, str(document["date"]), load, spread, was_busy)
+
+
+def scaled_to_machine(predictor: LatencyPredictor, device: str, threads: int) -> LatencyPredictor:
+    """Return a predictor scaled to this machine, whose speed is measured where it is not known (`machine_speed`)."""
+    return scaled_by_speed(predictor, machine_speed(device, threads), threads)
+
+
+@cache
+def scaled_by_speed(predictor: LatencyPredictor, speed: MachineSpeed, threads: int) -> LatencyPredictor:
+    """Return a predictor scaled to a machine of this speed, with these CPU threads."""
+    scales = scales_of(predictor, reference_layers(), speed.layers_ms)
+    factors = [scale.factor for scale in scales.values()]
+    how = f"scaled by {min(factors):.2g} to {max(factors):.2g} to this machine, threads: {threads}"
+    how += f" (measured {speed.date[:16].replace('T', ' ')} UTC, load {speed.load:g})"
+    if speed.was_busy:
+        how += ", while other programs kept it busy: --remeasure-machine on that machine measures it again"
+    if not MIN_FACTOR <= min(factors) <= max(factors) <= MAX_FACTOR:
+        log.warning(
+            "the speed of this machine is hard to believe: %s; --remeasure-machine measures it again, "
+            "python -m neurosurgeon doctor checks a prediction",
+            how,
+        )
+    return replace(predictor, scales=scales, scaled_how=how)
+
+
+def scales_of(
+    predictor: LatencyPredictor, layers: Sequence[tuple[LayerKind, Columns]], measured_ms: Sequence[float]
+) -> dict[Family, Scale]:
+    """Return how the layers of each family scale, from measured ones: the geometric mean of measured / predicted.
+
+    Args: layers: of known kinds, (n,). measured_ms: what they take, (n,), ms.
+    """
+    logs: dict[Family, list[float]] = {}
+    for (kind, columns), layer_ms in zip(layers, measured_ms, strict=True):
+        if kind in predictor.kinds:
+            work = [row_work(kind, columns)]
+            features = feature_matrix(work), tree_matrix(kind, [columns], work)
+            predicted_ms = float(predictor.kinds[kind].predict(*features)[0])
+            logs.setdefault(family_of(kind, columns), []).append(math.log(layer_ms / predicted_ms))
+    known = {family: _scale(values) for family, values in logs.items()}
+    rest = _scale([value for values in logs.values() for value in values])
+    return {family: known.get(family, rest) for family in Family}
+
+
+MIN_FACTOR, MAX_FACTOR = 0.02, 100.0  # of a machine that can be believed; a small board may take 20 times as long
+
+
+def _scale(logs: Sequence[float]) -> Scale:
+    """Return the scale of layers from the logarithms of measured / predicted; 1 where there are none."""
+    if not logs:
+        return Scale()
+    spread = SPREAD_WIDTHS * statistics.pstdev(logs)
+    return Scale(math.exp(statistics.fmean(logs)), math.exp(-spread), math.exp(spread))
+
+
+# Standard deviations to either side: 1.645 hold nine layers in ten, three times as many hold networks, whose layers err
+# together where the data is of another machine (`tests.benchmark.prediction --foreign --empty-cache`, ten networks on
+# two sides with two predictors: with 1.645 they were inside 60 to 70 % of the time, with twice as many 70 to 80 %).
+SPREAD_WIDTHS = 3 * 1.645

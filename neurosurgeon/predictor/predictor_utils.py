@@ -13,14 +13,12 @@ import importlib.metadata
 import io
 import json
 import logging
-import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -32,7 +30,6 @@ from neurosurgeon.predictor.features import (
     FEATURE_NAMES,
     FEATURES_VERSION,
     TREE_COLUMNS,
-    Columns,
     FloatArray,
     feature_matrix,
     tree_matrix,
@@ -49,7 +46,7 @@ from neurosurgeon.predictor.get_datasets_func import (
     dataset_of,
     read_rows,
 )
-from neurosurgeon.predictor.kernel_flops import node_work, row_work
+from neurosurgeon.predictor.kernel_flops import node_work
 from neurosurgeon.predictor.kind_models import (
     HELD_OUT_EVERY,
     UNMEASURED,
@@ -66,9 +63,6 @@ from neurosurgeon.utils.errors import DataSetError, MissingPredictorError, writi
 from neurosurgeon.utils.files import cache_directory, data_directory, file_name, replace_file
 from neurosurgeon.utils.machine import device_name
 
-if TYPE_CHECKING:
-    from neurosurgeon.predictor.machine_speed import MachineSpeed
-
 log = logging.getLogger(__name__)
 
 CONFIG_DIR = data_directory() / "config"
@@ -76,11 +70,6 @@ CONFIG_VERSION = 2
 SIDES = ("edge", "cloud")
 PREDICTORS = ("forest", "linear")
 FREE_KINDS = frozenset({LayerKind.INPUT, LayerKind.VIEW})
-MIN_FACTOR, MAX_FACTOR = 0.02, 100.0  # of a machine that can be believed; a small board may take 20 times as long
-# Standard deviations to either side: 1.645 hold nine layers in ten, three times as many hold networks, whose layers err
-# together where the data is of another machine (`tests.benchmark.prediction --foreign --empty-cache`, ten networks on
-# two sides with two predictors: with 1.645 they were inside 60 to 70 % of the time, with twice as many 70 to 80 %).
-SPREAD_WIDTHS = 3 * 1.645
 # Whose rates stand in for a kind that was never measured: they know what arithmetic and traffic cost.
 STAND_INS: Mapping[LayerKind, tuple[LayerKind, ...]] = {
     LayerKind.MATMUL: (LayerKind.CONV, LayerKind.LINEAR),
@@ -325,60 +314,6 @@ def _warn_of_damage(damage: str, side: str) -> None:
         damage,
         side,
     )
-
-
-def scaled_to_machine(predictor: LatencyPredictor, device: str, threads: int) -> LatencyPredictor:
-    """Return a predictor scaled to this machine, whose speed is measured where it is not known (`machine_speed`)."""
-    from neurosurgeon.predictor.machine_speed import machine_speed
-
-    return scaled_by_speed(predictor, machine_speed(device, threads), threads)
-
-
-@cache
-def scaled_by_speed(predictor: LatencyPredictor, speed: MachineSpeed, threads: int) -> LatencyPredictor:
-    """Return a predictor scaled to a machine of this speed, with these CPU threads."""
-    from neurosurgeon.predictor.machine_speed import reference_layers
-
-    scales = scales_of(predictor, reference_layers(), speed.layers_ms)
-    factors = [scale.factor for scale in scales.values()]
-    how = f"scaled by {min(factors):.2g} to {max(factors):.2g} to this machine, threads: {threads}"
-    how += f" (measured {speed.date[:16].replace('T', ' ')} UTC, load {speed.load:g})"
-    if speed.was_busy:
-        how += ", while other programs kept it busy: --remeasure-machine on that machine measures it again"
-    if not MIN_FACTOR <= min(factors) <= max(factors) <= MAX_FACTOR:
-        log.warning(
-            "the speed of this machine is hard to believe: %s; --remeasure-machine measures it again, "
-            "python -m neurosurgeon doctor checks a prediction",
-            how,
-        )
-    return replace(predictor, scales=scales, scaled_how=how)
-
-
-def scales_of(
-    predictor: LatencyPredictor, layers: Sequence[tuple[LayerKind, Columns]], measured_ms: Sequence[float]
-) -> dict[Family, Scale]:
-    """Return how the layers of each family scale, from measured ones: the geometric mean of measured / predicted.
-
-    Args: layers: of known kinds, (n,). measured_ms: what they take, (n,), ms.
-    """
-    logs: dict[Family, list[float]] = {}
-    for (kind, columns), layer_ms in zip(layers, measured_ms, strict=True):
-        if kind in predictor.kinds:
-            work = [row_work(kind, columns)]
-            features = feature_matrix(work), tree_matrix(kind, [columns], work)
-            predicted_ms = float(predictor.kinds[kind].predict(*features)[0])
-            logs.setdefault(family_of(kind, columns), []).append(math.log(layer_ms / predicted_ms))
-    known = {family: _scale(values) for family, values in logs.items()}
-    rest = _scale([value for values in logs.values() for value in values])
-    return {family: known.get(family, rest) for family in Family}
-
-
-def _scale(logs: Sequence[float]) -> Scale:
-    """Return the scale of layers from the logarithms of measured / predicted; 1 where there are none."""
-    if not logs:
-        return Scale()
-    spread = SPREAD_WIDTHS * statistics.pstdev(logs)
-    return Scale(math.exp(statistics.fmean(logs)), math.exp(-spread), math.exp(spread))
 
 
 @cache

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from neurosurgeon.engine.torch_engine import use_threads
-from neurosurgeon.predictor.machine_speed import measure_machine_speed, reference_layers
-from neurosurgeon.predictor.predictor_utils import LatencyPredictor, find_predictor, scaled_to_machine, scales_of
+from neurosurgeon.predictor.machine_speed import measure_machine_speed, reference_layers, scaled_to_machine, scales_of
+from neurosurgeon.predictor.predictor_utils import LatencyPredictor, find_predictor
 
 
 def used_and_found(side: str, name: str, path: Path | None = None) -> tuple[LatencyPredictor, LatencyPredictor]:

@@ -23,13 +23,8 @@ from neurosurgeon.planner.plan import SplitPlan, plan_split
 from neurosurgeon.planner.strategies import Strategy
 from neurosurgeon.planner.transfer import TENSOR_MS, transfer_time_ms
 from neurosurgeon.predictor.latencies import LayerLatencies
-from neurosurgeon.predictor.predictor_utils import (
-    SIDES,
-    LatencyPredictor,
-    config_path,
-    find_predictor,
-    scaled_to_machine,
-)
+from neurosurgeon.predictor.machine_speed import scaled_to_machine
+from neurosurgeon.predictor.predictor_utils import SIDES, LatencyPredictor, config_path, find_predictor
 from neurosurgeon.utils.errors import DataSetError, MissingPredictorError, PlanningError
 
 MB = 1e6

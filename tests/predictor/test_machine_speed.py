@@ -30,8 +30,9 @@ from neurosurgeon.predictor.machine_speed import (
     measure_machine_speed,
     one_pass,
     reference_layers,
+    scales_of,
 )
-from neurosurgeon.predictor.predictor_utils import SIDES, LatencyPredictor, config_path, load_predictor, scales_of
+from neurosurgeon.predictor.predictor_utils import SIDES, LatencyPredictor, config_path, load_predictor
 from neurosurgeon.predictor.sampling import Sample
 from neurosurgeon.utils.files import cache_directory
 from neurosurgeon.utils.machine import CpuUse, forget_speeds

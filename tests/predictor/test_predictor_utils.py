@@ -36,7 +36,7 @@ from neurosurgeon.predictor.kind_models import (
     fit_kind,
     fit_rates,
 )
-from neurosurgeon.predictor.machine_speed import MachineSpeed, reference_layers
+from neurosurgeon.predictor.machine_speed import MachineSpeed, reference_layers, scaled_by_speed
 from neurosurgeon.predictor.predictor_utils import (
     PREDICTORS,
     SIDES,
@@ -58,7 +58,6 @@ from neurosurgeon.predictor.predictor_utils import (
     parameter_file,
     save_forest,
     save_predictor,
-    scaled_by_speed,
 )
 from neurosurgeon.predictor.staging import COMPLETE, PARTIAL
 from neurosurgeon.utils.errors import DataSetError, MissingPredictorError
