@@ -184,6 +184,3 @@ class Relay:
 
         threading.Thread(target=bring_answers, daemon=True).start()
         return far
-
-
-# ---------------------------------------------------------------- the relay as a process
