@@ -139,14 +139,13 @@ def compare(
     from neurosurgeon.planner.strategies import Strategy
     from neurosurgeon.utils.units import mb_per_s_to_bytes_per_s
 
-    wanted = set(strategies or Strategy)
+    wanted = [Strategy(name) for name in strategies or Strategy]
     rates = [mb_per_s_to_bytes_per_s(rate) for rate in rates_mb_per_s]
     rows: list[ComparisonRow] = []
     for model in models:
         known = layer_graph(model)
         plan_at = partial(_plan_at, known, latencies(known, "edge"), latencies(known, "cloud"), rtt_ms)
-        plans = plans_of_all(plan_at, rates)
-        rows += [row for row in Comparison(known, rates, plans, ()).rows() if row.strategy in wanted]
+        rows += Comparison(known, rates, plans_of_all(plan_at, rates, wanted), ()).rows()
     return rows
 
 

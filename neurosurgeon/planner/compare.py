@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -104,9 +104,11 @@ def compare(graph: LayerGraph, plan_at: PlanAt, rates_bytes_per_s: Sequence[floa
     return Comparison(graph, rates_bytes_per_s, plans_of_all(plan_at, rates_bytes_per_s), changes)
 
 
-def plans_of_all(plan_at: PlanAt, rates_bytes_per_s: Sequence[float]) -> dict[Strategy, list[SplitPlan | None]]:
+def plans_of_all(
+    plan_at: PlanAt, rates_bytes_per_s: Sequence[float], strategies: Iterable[Strategy] = Strategy
+) -> dict[Strategy, list[SplitPlan | None]]:
     """Return the plan of every strategy at every rate."""
-    return {strategy: [_plan_or_none(plan_at, rate, strategy) for rate in rates_bytes_per_s] for strategy in Strategy}
+    return {strategy: [_plan_or_none(plan_at, rate, strategy) for rate in rates_bytes_per_s] for strategy in strategies}
 
 
 def _plan_or_none(plan_at: PlanAt, rate_bytes_per_s: float, strategy: Strategy) -> SplitPlan | None:

@@ -472,28 +472,19 @@ def test_tasks_share_a_batch_only_where_it_changes_no_answer(
     assert batch_sizes == sizes
 
 
-def test_a_batch_is_no_larger_than_allowed(start: Start, batch_sizes: list[int]) -> None:
-    engine = start(max_batch=2)
+@pytest.mark.parametrize(("max_batch", "sizes"), [({"max_batch": 2}, [2, 2, 1]), ({}, [1, 1, 1])])
+def test_a_batch_is_no_larger_than_allowed_on_a_cpu_one(
+    start: Start, batch_sizes: list[int], max_batch: dict[str, int], sizes: list[int]
+) -> None:
+    engine = start(**max_batch)
     edge = Edge(engine)
     gate = Gate(engine)
-    for _ in range(5):
+    for _ in range(sum(sizes)):
         edge.submit()
     gate.open()
-    for _ in range(5):
+    for _ in range(sum(sizes)):
         edge.result()
-    assert batch_sizes == [2, 2, 1]
-
-
-def test_a_cpu_runs_tasks_one_by_one(start: Start, batch_sizes: list[int]) -> None:
-    engine = start()
-    edge = Edge(engine)
-    gate = Gate(engine)
-    for _ in range(3):
-        edge.submit()
-    gate.open()
-    for _ in range(3):
-        edge.result()
-    assert batch_sizes == [1, 1, 1]
+    assert batch_sizes == sizes
 
 
 def test_a_task_waits_for_others_only_until_the_batch_is_full(start: Start, batch_sizes: list[int]) -> None:
