@@ -13,20 +13,23 @@ neither torch nor numpy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from neurosurgeon.utils.machine import set_waiting_policy
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import nn
 
-    from neurosurgeon.cli.process import ServiceProcess
-    from neurosurgeon.edge.records import TaskEvent
-    from neurosurgeon.edge.task import Outcome
+    from neurosurgeon.edge.outcome import Outcome
+    from neurosurgeon.edge.records import QueuedTask, QueueEvent, TaskDone, TaskEvent
+    from neurosurgeon.engine.base import Engine
     from neurosurgeon.graph.layer_graph import LayerGraph
     from neurosurgeon.net.access import Access
     from neurosurgeon.planner.compare import ComparisonRow
@@ -56,9 +59,9 @@ def layer_graph(model: Model, *, input_shape: Sequence[int] | None = None) -> La
     if isinstance(model, LayerGraph):
         return model
     if isinstance(model, str):
-        from neurosurgeon.models.zoo import model_graph
+        from neurosurgeon.engine.torch_engine import TorchEngine
 
-        return model_graph(model)
+        return TorchEngine().graph(model)
     from neurosurgeon.models.build import trace
 
     return trace(model, type(model).__name__, tuple(input_shape or IMAGE_SHAPE))
@@ -163,38 +166,59 @@ def _plan_at(
 
 
 class Cloud:
-    """A cloud on this machine, as a child process that ends with the `with` block.
+    """A cloud on this machine that ends with the `with` block.
 
-    Args:   models: the names that it serves (default: all). flags: more flags of `cloud_api.py`.
+    It is a child process, or, with models that are modules, threads of this process.
+
+    Args:   models: the names that it serves (default: all), or modules by name. flags: more flags of `cloud_api.py`.
     Raises: NetworkError, when entered: it did not start.
     """
 
-    def __init__(self, models: Iterable[str] = (), *, flags: Sequence[str] = ()) -> None:
+    def __init__(self, models: Iterable[str] | Mapping[str, nn.Module] = (), *, flags: Sequence[str] = ()) -> None:
+        self._modules = models if isinstance(models, Mapping) else None
         names = list(models)
-        self._flags = [*(["--models", *names] if names else []), *flags]
+        self._flags = ["-p", "0", "--monitor-port", "0", *(["--models", *names] if names else []), *flags]
         self.port = 0  # of tasks; known inside the block
         self.monitor_port = 0  # of the bandwidth service
+        self._exit = ExitStack()
 
     def __enter__(self) -> Cloud:
+        if self._modules is not None:
+            self._serve_here(self._modules)
+            return self
         from neurosurgeon.cli.process import ServiceProcess
 
-        command = ["-m", "neurosurgeon", "cloud", "-p", "0", "--monitor-port", "0", *self._flags]
-        self._process: ServiceProcess = ServiceProcess(command, services=2)
-        self._process.__enter__()
-        self.port, self.monitor_port = self._process.ports
+        command = ["-m", "neurosurgeon", "cloud", *self._flags]
+        process = self._exit.enter_context(ServiceProcess(command, services=2))
+        self.port, self.monitor_port = process.ports
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._process.close()
+        self._exit.close()
+
+    def _serve_here(self, modules: Mapping[str, nn.Module]) -> None:
+        from neurosurgeon.cli.cloud import cloud_parser, make_service, running
+        from neurosurgeon.cli.parser import access_of_cloud
+        from neurosurgeon.models.names import Catalogue
+        from neurosurgeon.net.sockets import bind
+
+        args = cloud_parser("Cloud").parse_args(self._flags)
+        access = access_of_cloud(args)
+        listener = self._exit.enter_context(bind(args.ip, args.port, access))
+        service = make_service(args, Catalogue(args.model_file, modules), lambda event, sock: None)
+        monitor = self._exit.enter_context(running(args, service, listener, access))
+        self.port, self.monitor_port = listener.getsockname()[1], monitor.ports[0]
 
 
 class Edge:
-    """This machine as the edge of a cloud.
+    """This machine as the edge of a cloud. It keeps the graphs of its networks; each task loads its network anew.
 
-    Each task connects, measures the link, plans and runs, as `edge_api.py` does.
+    Each task or queue connects, learns about the link, plans and runs, as `edge_api.py` and `tasks_edge_api.py` do.
 
     Args: access: the key or TLS of the cloud (`neurosurgeon.net.access`). device: "cpu" or "cuda".
           threads: CPU threads to compute with (default: those that the predictors were measured with).
+          models: modules of your own, by the names under which the cloud has them.
+          model_files: Python files with functions that return modules, which the cloud has as well.
     """
 
     def __init__(
@@ -206,12 +230,15 @@ class Edge:
         access: Access | None = None,
         device: str = "cpu",
         threads: int | None = None,
+        models: Mapping[str, nn.Module] | None = None,
+        model_files: Iterable[Path] = (),
     ) -> None:
         from neurosurgeon.edge.run import CloudAddress
         from neurosurgeon.net.access import Access
 
         self._cloud = CloudAddress(host, port, monitor_port, access or Access(cloud_name=host))
         self._device, self._threads = device, threads
+        self._models, self._model_files = models, model_files
 
     def __enter__(self) -> Edge:
         return self
@@ -219,10 +246,17 @@ class Edge:
     def __exit__(self, *error: object) -> None:
         """Do nothing yet: no connection outlives its task."""
 
+    @cached_property
+    def _engine(self) -> Engine:
+        from neurosurgeon.engine.base import find_engine
+        from neurosurgeon.models.names import Catalogue
+
+        return find_engine()(Catalogue(self._model_files, self._models), self._device)
+
     def run(
         self,
         model: str,
-        image: str | Path | NDArray[np.uint8] | None = None,
+        image: object = None,
         *,
         rate_mb_per_s: float | None = None,
         rtt_ms: float | None = None,
@@ -231,20 +265,63 @@ class Edge:
     ) -> Outcome:
         """Plan and run one task; return its answer, its plan, and its times in ms. May block.
 
-        Args:   image: a file, or pixels (height, width, 3) of the network's size (default: a fixed image of noise).
+        Args:   image: a file, pixels (height, width, 3) uint8 of the network's size, or an array or tensor of its
+                input's shape (default: a fixed image of noise).
                 rate_mb_per_s, rtt_ms: of the link (default: measured).
                 observe: called with each event of the task as it happens (`neurosurgeon.edge.records`).
                 settings: other fields of `neurosurgeon.edge.settings.TaskSettings`, such as point, repeat or verify.
         Raises: NetworkError, UsageError, PlanningError, WeightsError.
         """
-        from neurosurgeon.edge.inputs import read_image
         from neurosurgeon.edge.run import LinkChoice, run_one_task
         from neurosurgeon.edge.settings import TaskSettings
-        from neurosurgeon.engine.base import WeightsSource
-        from neurosurgeon.models.zoo import canonical_name, input_size
+        from neurosurgeon.engine.base import SEEDED
 
-        name = canonical_name(model)
-        pixels = read_image(Path(image), input_size(name)) if isinstance(image, str | Path) else image
-        defaults: dict[str, Any] = {"weights": WeightsSource(), "device": self._device, "threads": self._threads}
-        task = TaskSettings(name, pixels=pixels, **(defaults | settings))
-        return run_one_task(task, self._cloud, LinkChoice(rate_mb_per_s, rtt_ms), observe)
+        task = self._task(1, model, image)
+        defaults: dict[str, Any] = {"weights": SEEDED, "device": self._device, "threads": self._threads}
+        chosen = TaskSettings(task.model, array=task.array, **(defaults | settings))
+        return run_one_task(chosen, lambda: self._engine, self._cloud, LinkChoice(rate_mb_per_s, rtt_ms), observe)
+
+    def run_queue(
+        self,
+        tasks: Iterable[tuple[str, object]],
+        *,
+        rate_mb_per_s: float | None = None,
+        rtt_ms: float | None = None,
+        **settings: Any,
+    ) -> Iterator[TaskDone]:
+        """Run a queue of tasks, many in flight; yield each result, with its output, as soon as it is there.
+
+        Args:   tasks: models, each with its input as in `run`; None: a fixed image of noise.
+                settings: fields of `neurosurgeon.edge.settings.QueueSettings`, such as objective or in_flight.
+        Raises: NetworkError: the cloud cannot be reached. UsageError, PlanningError, WeightsError.
+        """
+        from neurosurgeon.edge.records import TaskDone
+        from neurosurgeon.edge.run import LinkChoice, run_queue
+        from neurosurgeon.edge.settings import QueueSettings
+
+        queued = [self._task(number, model, image) for number, (model, image) in enumerate(tasks, start=1)]
+        defaults: dict[str, Any] = {"weights": {}, "device": self._device, "threads": self._threads}
+        chosen, choice = QueueSettings(**(defaults | settings)), LinkChoice(rate_mb_per_s, rtt_ms)
+        events: SimpleQueue[QueueEvent | None] = SimpleQueue()
+        is_left = Event()
+        with ThreadPoolExecutor(1, "queue") as runner:
+            running = runner.submit(
+                run_queue, queued, chosen, lambda: self._engine, self._cloud, choice, events.put, is_left.is_set
+            )
+            running.add_done_callback(lambda _: events.put(None))
+            try:
+                while event := events.get():
+                    if isinstance(event, TaskDone):
+                        yield event
+            finally:  # also if the caller wants no more results
+                is_left.set()
+            running.result()
+
+    def _task(self, number: int, model: str, image: object) -> QueuedTask:
+        from neurosurgeon.edge.inputs import network_input
+        from neurosurgeon.edge.records import QueuedTask
+
+        name = self._engine.canonical_name(model)
+        return QueuedTask(
+            number, name, array=None if image is None else network_input(image, self._engine.graph(name).input)
+        )

@@ -8,49 +8,58 @@ from __future__ import annotations
 
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from neurosurgeon.engine.torch_engine import output_digest, random_input, run_whole, use_threads
-from neurosurgeon.models.zoo import load_network
+from neurosurgeon.edge.outcome import max_difference, output_digest
+from neurosurgeon.engine.torch_engine import as_array, use_threads
+from neurosurgeon.graph.spec import Array, as_floats
+from tests.networks import load_network, random_input, run_whole
 
 TOLERANCE = 1e-4  # of the largest value
 THREADS = 1  # of the test process, and of every cloud and edge whose answers are compared bit for bit
 
 
-def allowed_difference(expected: Tensor, *, same_setup: bool) -> float:
+def allowed_difference(expected: Array, *, same_setup: bool) -> float:
     """Return by how much a value may differ from the expected one: 0 means equal bits.
 
     Args: same_setup: whether processor, number of threads and engine were the same. A batch is another engine.
     """
-    return 0.0 if same_setup or not expected.is_floating_point() else TOLERANCE * expected.abs().max().item()
+    is_exact = same_setup or as_floats(expected).dtype.kind not in "fc"
+    return 0.0 if is_exact else TOLERANCE * float(np.abs(as_floats(expected)).max())
 
 
-def are_equal(output: Tensor, expected: Tensor, *, same_setup: bool) -> bool:
+def are_equal(output: Array | Tensor, expected: Array | Tensor, *, same_setup: bool) -> bool:
     """Return whether an output is the expected one, as exactly as is promised.
 
     Args: same_setup: see `allowed_difference`.
     """
-    if (output.shape, output.dtype) != (expected.shape, expected.dtype):
+    one, other = _array(output), _array(expected)
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
-    allowed = allowed_difference(expected, same_setup=same_setup)
-    if not allowed:
-        return output_digest(output) == output_digest(expected)
-    return (output - expected).abs().max().item() <= allowed  # False for NaN
+    allowed = allowed_difference(other, same_setup=same_setup)
+    return max_difference(one, other) <= allowed if allowed else output_digest(one) == output_digest(other)
 
 
-def assert_equal(output: Tensor, expected: Tensor, *, same_setup: bool, what: object = "an output") -> None:
+def assert_equal(
+    output: Array | Tensor, expected: Array | Tensor, *, same_setup: bool, what: object = "an output"
+) -> None:
     """Fail unless an output is the expected one, as exactly as is promised.
 
     Args: same_setup: see `allowed_difference`. what: names the output in the message.
     """
     if are_equal(output, expected, same_setup=same_setup):
         return
-    allowed = allowed_difference(expected, same_setup=same_setup)
-    assert output.shape == expected.shape, f"{what}: {tuple(output.shape)}, expected {tuple(expected.shape)}"
-    assert output.dtype == expected.dtype, f"{what}: {output.dtype}, expected {expected.dtype}"
-    largest = (output.double() - expected.double()).abs().max().item()
-    raise AssertionError(f"{what} differs by up to {largest:g}, allowed {allowed:g}")
+    one, other = _array(output), _array(expected)
+    allowed = allowed_difference(other, same_setup=same_setup)
+    assert one.shape == other.shape, f"{what}: {one.shape}, expected {other.shape}"
+    assert one.dtype == other.dtype, f"{what}: {one.dtype}, expected {other.dtype}"
+    raise AssertionError(f"{what} differs by up to {max_difference(one, other):g}, allowed {allowed:g}")
+
+
+def _array(values: Array | Tensor) -> Array:
+    return as_array(values) if isinstance(values, Tensor) else values
 
 
 @cache

@@ -1,10 +1,10 @@
-"""A proxy that does to a TCP connection what networks and machines do to it, at random or when it is told to.
+"""A proxy that does to a TCP connection what networks and machines do to it, at random or when a test says so.
 
     python -m tests.faults --to 9999 -p 0 --faults reset delay --rate 0.01
 
 Each time a piece of a stream comes by, one of the faults happens to it with the probability ``rate``; with
 ``after_bytes`` one happens for certain to the piece with that byte of what the edge sends. A line on stdin (with
---until-stdin-closes) sets both anew: ``0.01 reset cut``.
+--until-stdin-closes) sets both: ``0.01 reset cut``.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class Fault(StrEnum):
     """What happens to a piece of a stream."""
 
     DELAY = "delay"  # it comes later
-    CUT = "cut"  # half of it comes, then the connection is closed
-    RESET = "reset"  # half of it comes, then the connection is reset
+    CUT = "cut"  # a half of it comes, then the connection is closed
+    RESET = "reset"  # a half of it comes, then the connection is reset
     TRICKLE = "trickle"  # it comes little by little
     DUPLICATE = "duplicate"  # it comes twice
     CORRUPT = "corrupt"  # a bit of it is another one
-    BLACKHOLE = "blackhole"  # neither it comes, nor anything else on this connection, and nobody is told
+    BLACKHOLE = "blackhole"  # neither it nor anything else arrives on this connection, without an error
 
 
 BREAKING = (Fault.CUT, Fault.RESET)
@@ -72,7 +72,7 @@ class FaultProxy:
         self.faults, self.rate, self.after_bytes = tuple(faults), rate, after_bytes
         self.happened: Counter[Fault] = Counter()
         self.most: int | None = None  # faults in all; None: without end
-        self.flows = threading.Event()  # cleared: what the edge sends waits here, and nobody is told
+        self.flows = threading.Event()  # cleared: the bytes of the edge wait here, without an error
         self.flows.set()
         self._draw = random.Random(seed)
         self._lock = threading.Lock()

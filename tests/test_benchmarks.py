@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 from neurosurgeon.cli.parser import DEFAULT_IP
 from neurosurgeon.cli.process import ROOT
@@ -62,9 +62,7 @@ def test_one_that_fails_leaves_the_others_to_run(
 
 
 @pytest.mark.parametrize(("stolen_ms", "tries"), [(0.0, 1), (3.0, 3), (100.0, common.MAX_TRIES)])
-def test_what_the_host_disturbed_is_measured_again(
-    stolen_ms: float, tries: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disturbed_measurement_is_repeated(stolen_ms: float, tries: int, monkeypatch: pytest.MonkeyPatch) -> None:
     clock_ms, stolen, calls = 0.0, 0.0, 0
 
     def measure() -> int:
@@ -161,10 +159,10 @@ def test_machine_speed_shows_factors_and_spread(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize("name", ["raw socket", "ours", "multiprocessing"])
 def test_transport_contenders_exchange_tensor_and_output(name: str) -> None:
     serve, client = transport.CONTENDERS[name]
-    tensor = torch.zeros(1000)
+    array = np.zeros(1000, np.float32)
     with socket.create_server((DEFAULT_IP, 0)) as listener, ThreadPoolExecutor(1) as cloud, ExitStack() as edge:
-        served = cloud.submit(serve, listener, tensor.nbytes)
-        exchange = transport.Exchange(client(listener.getsockname()[1], tensor, edge), os.getpid())
+        served = cloud.submit(serve, listener, array.nbytes)
+        exchange = transport.Exchange(client(listener.getsockname()[1], array, edge), os.getpid())
         exchange.take_turn(counts=False)
         exchange.take_turn(counts=True)
         edge.close()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from neurosurgeon.engine.torch_engine import output_digest, random_input, run_half, run_whole, use_threads
-from neurosurgeon.models.zoo import ZOO, load_network
+from neurosurgeon.edge.outcome import output_digest
+from neurosurgeon.engine.torch_engine import use_threads
+from neurosurgeon.models.names import ZOO
 from tests.equality import THREADS, TOLERANCE, are_equal, assert_equal, whole_digest
+from tests.networks import cut, load_network, random_input, run, run_whole
 
 EXPECTED = torch.tensor([[-4.0, 0.5, 2.0]])
 
@@ -59,7 +62,7 @@ def test_equality_of_integers_is_exact() -> None:
 def test_equality_tells_the_answer_to_another_input_apart(model: str) -> None:
     network, image = load_network(model), random_input()
     expected = run_whole(network, image)
-    for other in (image + 0.01, image.flip(-1), torch.zeros_like(image)):
+    for other in (image + 0.01, np.flip(image, -1).copy("K"), np.zeros_like(image)):
         assert not are_equal(run_whole(network, other), expected, same_setup=False)
 
 
@@ -69,9 +72,9 @@ def test_two_threads_answer_as_one_does_within_the_tolerance(model: str) -> None
     network = load_network(model)
     expected = run_whole(network, random_input())
     use_threads(2)
-    whole, halves = run_whole(network, random_input()), network.cut(len(network.graph.layers) // 2)
+    whole, halves = run_whole(network, random_input()), cut(network, len(network.graph.layers) // 2)
     assert_equal(whole, expected, same_setup=False)
-    split = run_half(halves.cloud, run_half(halves.edge, [random_input()]).tensors).tensors[0]
+    split = run(halves.cloud, run(halves.edge, [random_input()]).arrays).arrays[0]
     assert_equal(split, whole, same_setup=True)
 
 

@@ -55,7 +55,7 @@ def assert_all_right(document: dict[str, Any], tasks: int) -> None:
 
 @pytest.fixture(scope="module")
 def key_file(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A secret: with it, and with TLS, changed bytes are told from others. TCP itself does not always."""
+    """A secret: with it, and with TLS, changed bytes are recognised. TCP itself does not always."""
     file = tmp_path_factory.mktemp("key") / "key"
     file.write_text("0123456789abcdef" * 4)
     file.chmod(0o600)

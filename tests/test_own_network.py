@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from neurosurgeon.models.zoo import _model_graph, build_network
 
 import edge_api
 import tasks_edge_api
 from neurosurgeon.cli.process import ServiceProcess
 from neurosurgeon.edge.task import request_of
-from neurosurgeon.engine.torch_engine import random_input, run_half, run_whole
 from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.models.own_models import register_files
-from neurosurgeon.models.zoo import Network, _model_graph, build_network
 from neurosurgeon.net.session import EdgeSession
 from tests.equality import assert_equal
+from tests.networks import Network, random_input, run, run_whole, split
 
 MODEL_FILE = '''
 """Somebody's own network."""
@@ -107,10 +107,10 @@ def test_any_cut_over_the_wire_answers_as_the_whole_network(served: list[str], n
             cut = random_cut(network.graph, draw)
             request = request_of(network, cut)
             session.ask_to_prepare(request.preparation)
-            session.wait_until_ready(network.weights_digest)
-            crossing = run_half(network.split(cut).edge, [tensor]).tensors
+            session.wait_until_ready(network.ref.weights_digest)
+            crossing = run(split(network, cut).edge, [tensor]).arrays
             most = max(most, len(crossing))
-            (output,) = session.infer(request, crossing).tensors
+            (output,) = session.infer(request, crossing).arrays
             assert_equal(output, whole, same_setup=True, what=sorted(cut))
     assert most >= 2
 

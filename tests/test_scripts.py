@@ -20,8 +20,9 @@ import cloud_api
 import edge_api
 import tasks_cloud_api
 from neurosurgeon.cli.process import ROOT, ServiceProcess
-from neurosurgeon.engine.torch_engine import load_image, run_whole, top_guesses
-from neurosurgeon.models.zoo import ZOO, load_network, model_graph
+from neurosurgeon.edge.inputs import load_image
+from neurosurgeon.edge.outcome import top_guesses
+from neurosurgeon.models.names import ZOO
 from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.messages import AskLatencies, Hello, Latencies, Ping, Pong, Prepare, Ready, Request
 from neurosurgeon.net.monitor_client import LinkMeasurement, last_link, remember_link
@@ -29,6 +30,7 @@ from neurosurgeon.net.sockets import connect, listen
 from neurosurgeon.utils.link import LinkEstimate
 from tests.equality import allowed_difference
 from tests.faults import write_slow_edge
+from tests.networks import load_network, model_graph, run_whole
 
 GOLDEN = Path(__file__).parent / "golden"
 JSON_KEYS = {
@@ -215,7 +217,7 @@ def test_a_weights_file_given_to_both_sides_is_used(tmp_path: Path, capsys: pyte
     file = _le_net_weights(tmp_path)
     arguments = ["--local-cloud", "-t", "le_net", "--point", "3", "--weights", str(file)]
     result = run_json(capsys, arguments)
-    assert result["weights_digest"] != load_network("le_net").weights_digest
+    assert result["weights_digest"] != load_network("le_net").ref.weights_digest
     assert result["output"]["top5"][0]["label"] is None
 
 
@@ -226,7 +228,7 @@ def test_different_weights_are_named_before_a_tensor_is_sent(
     assert edge_api.main(["-t", "le_net", "--point", "3", "--weights", str(file), *address]) == 2
     captured = capsys.readouterr()
     assert "different weights" in captured.err
-    assert load_network("le_net").weights_digest in captured.err
+    assert load_network("le_net").ref.weights_digest in captured.err
     assert "has been sent" not in captured.out
 
 
@@ -349,7 +351,7 @@ def vanishing_cloud() -> Iterator[int]:
 
     def serve() -> None:
         with Connection(listener.accept()[0]) as connection:
-            digest = load_network("le_net").weights_digest
+            digest = load_network("le_net").ref.weights_digest
             while True:
                 match connection.receive(30).message:
                     case Hello():

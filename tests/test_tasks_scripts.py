@@ -17,8 +17,9 @@ from openpyxl import load_workbook
 
 import tasks_edge_api
 from neurosurgeon.cli.process import ROOT, ServiceProcess
-from neurosurgeon.engine.torch_engine import load_image, random_input, run_whole
-from neurosurgeon.models.zoo import ZOO, load_network
+from neurosurgeon.edge.inputs import load_image
+from neurosurgeon.models.names import ZOO
+from tests.networks import load_network, random_input, run_whole
 
 TASK_KEYS = {
     "id",
@@ -242,7 +243,7 @@ def test_ctrl_c_finishes_what_is_in_flight_and_sums_up(own_cloud: ServiceProcess
     edge.process.send_signal(signal.SIGINT)
     code, error = edge.end()
     assert code == 130, error
-    assert "finishing what is in flight" in error
+    assert "finishing the tasks in flight" in error
     assert "Traceback" not in error
     assert any(line.startswith("measured makespan") for line in edge.lines)
     assert len(edge.answered()) < 5000

@@ -1,6 +1,7 @@
 """The reference's name of `neurosurgeon.engine.torch_engine`."""
 
-from neurosurgeon.engine.torch_engine import load_image, run_half, run_whole
+from neurosurgeon.edge.inputs import load_image
+from neurosurgeon.engine.torch_engine import TorchEngine, TorchNetwork, TorchPartition, use_threads
 from neurosurgeon.predictor.profile import show_features
 
-__all__ = ["load_image", "run_half", "run_whole", "show_features"]
+__all__ = ["TorchEngine", "TorchNetwork", "TorchPartition", "load_image", "show_features", "use_threads"]

@@ -12,7 +12,8 @@ import argparse
 import logging
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from neurosurgeon.cli.parser import (
@@ -39,10 +40,8 @@ from neurosurgeon.cli.process import (
     run_main,
     stop_event,
 )
-from neurosurgeon.cloud.latencies import CloudLatencies
-from neurosurgeon.models.own_models import register_files
-from neurosurgeon.models.sources import parse_weights
-from neurosurgeon.models.zoo import canonical_name
+from neurosurgeon.models.names import ZOO, Catalogue
+from neurosurgeon.models.weights import parse_weights
 from neurosurgeon.net.access import Access
 from neurosurgeon.net.frames import Limits
 from neurosurgeon.net.limits import DEFAULT_CONNECTIONS, INTRODUCTION_S, ConnectionLimiter, ConnectionLimits
@@ -55,7 +54,9 @@ from neurosurgeon.utils.metrics import Metrics, PrometheusMetrics
 from neurosurgeon.utils.units import mb_to_bytes
 
 if TYPE_CHECKING:  # a busy port is reported before torch is imported
-    from neurosurgeon.cloud.executor import CloudEngine
+    from neurosurgeon.cloud.conversation import Service
+    from neurosurgeon.cloud.events import Observer
+    from neurosurgeon.cloud.executor import Executor
 
 log = logging.getLogger(__name__)
 
@@ -176,20 +177,30 @@ def access_flags(args: argparse.Namespace) -> list[str]:
     return flags
 
 
-def make_engine(args: argparse.Namespace) -> CloudEngine:
-    """Return the engine that a command line asks for.
+def make_service(args: argparse.Namespace, catalogue: Catalogue, observe: Observer) -> Service:
+    """Return the service that a command line asks for; its workers run.
 
     Raises: UsageError: the device, a model, or weights, are not there or do not fit.
     """
-    from neurosurgeon.cloud.executor import CloudEngine, EngineLimits
+    from neurosurgeon.cloud.conversation import Rules, Service
+    from neurosurgeon.cloud.executor import Executor, ExecutorLimits
+    from neurosurgeon.cloud.latencies import CloudLatencies
+    from neurosurgeon.cloud.store import NetworkStore
+    from neurosurgeon.engine.base import find_engine
     from neurosurgeon.predictor.predictor_utils import dataset_threads
 
-    register_files(args.model_file)
-    models = tuple(dict.fromkeys(canonical_name(name) for name in args.models)) if args.models else None
-    weights = parse_weights(args.weights, args.pretrained)
+    served = tuple(dict.fromkeys(map(catalogue.canonical_name, args.models))) if args.models else None
+    weights = parse_weights(catalogue, args.weights, args.pretrained)
+    engine = find_engine()(catalogue, args.device)
+    for name in served or ZOO:
+        engine.graph(name)  # traced now: later, it stops all workers
     threads = args.threads or free_threads(dataset_threads("cloud", args.device))
-    limits = EngineLimits(args.workers, args.max_batch, args.batch_wait_ms, args.max_models, args.max_queue, models)
-    return CloudEngine(args.device, threads, weights, limits, metrics_of(args))
+    limits = ExecutorLimits(threads, args.workers, args.max_batch, args.batch_wait_ms, args.max_queue)
+    executor = Executor(engine, limits, metrics_of(args))
+    store = NetworkStore(executor, weights, served, args.max_models)
+    rules = Rules(Limits(max_body_bytes=mb_to_bytes(args.max_frame_mb)), args.allow_nonfinite)
+    latencies = CloudLatencies(store, executor, args.predictor, args.cloud_config)
+    return Service(executor, store, observe, latencies, rules)
 
 
 def free_threads(threads: int) -> int:
@@ -223,38 +234,46 @@ def metrics_of(args: argparse.Namespace) -> Metrics | None:
 
 def serve(args: argparse.Namespace, listener: socket.socket, access: Access) -> int:
     """Serve edges until SIGINT or SIGTERM; return the exit code."""
-    from neurosurgeon.cloud.server import CloudServer, Rules
     from neurosurgeon.reports.text import cloud_lines
 
     forget_if_asked(args)
-    engine = make_engine(args)
-    latencies = CloudLatencies(engine, args.predictor, args.cloud_config)
-    rules = Rules(Limits(max_body_bytes=mb_to_bytes(args.max_frame_mb)), args.allow_nonfinite)
-    server = CloudServer(listener, engine, cloud_lines, latencies, make_limiter(args, access), rules)
+    service = make_service(args, Catalogue(args.model_file), cloud_lines)
     stop = stop_event(ignore_interrupt=args.until_stdin_closes)
     if args.until_stdin_closes:
         end_with_parent(stop)
+    with running(args, service, listener, access) as bandwidth_service:
+        log.info(listening_line("cloud", format_address(listener.getsockname())))
+        log.info(listening_line("bandwidth service", format_address((args.ip, bandwidth_service.ports[0]))))
+        _send_load(bandwidth_service, service.executor, stop)
+    return EXIT_INTERRUPTED if stop.interrupted else 0
+
+
+@contextmanager
+def running(
+    args: argparse.Namespace, service: Service, listener: socket.socket, access: Access
+) -> Iterator[ServiceProcess]:
+    """Serve edges on threads of this process while the block runs; yield the bandwidth service, a child process."""
+    from neurosurgeon.cloud.server import CloudServer
+
+    server = CloudServer(listener, service, make_limiter(args, access))
     monitor = ["-m", "neurosurgeon", "monitor-server", "-i", args.ip, "--monitor-port", str(args.monitor_port)]
     monitor += [*access_flags(args), "--log-level", args.log_level] + ["--log-json"] * args.log_json
     with ServiceProcess(monitor) as bandwidth_service:
         start_listening(listener)
         threading.Thread(target=server.serve, daemon=True).start()
-        log.info(listening_line("cloud", format_address(listener.getsockname())))
-        log.info(listening_line("bandwidth service", format_address((args.ip, bandwidth_service.ports[0]))))
-        _look_after(bandwidth_service, engine, stop)
+        yield bandwidth_service
         server.stop()
-    return EXIT_INTERRUPTED if stop.interrupted else 0
 
 
-def _look_after(bandwidth_service: ServiceProcess, engine: CloudEngine, stop: StopEvent) -> None:
-    """Until ``stop``, tell the bandwidth service the load where it has changed, for edges to hear with its pongs."""
+def _send_load(bandwidth_service: ServiceProcess, executor: Executor, stop: StopEvent) -> None:
+    """Until ``stop``, send the load to the bandwidth service when it has changed; its pongs carry it to the edges."""
     told = CloudLoad().line()
     while not stop.wait(CHECK_S):
         if not bandwidth_service.is_running():
             log.error("the bandwidth service ended; edges go on with their last value, or --bandwidth")
             stop.wait()
             return
-        load = engine.load
+        load = executor.load
         line = CloudLoad(load.queue_ms, load.service_ms).line()
         if line != told:
             bandwidth_service.tell(line)

@@ -17,7 +17,7 @@ from typing import Any
 
 from neurosurgeon.cli.parser import base_parser, positive_int
 from neurosurgeon.cli.process import ROOT, ServiceProcess, run_main
-from neurosurgeon.models.zoo import ZOO
+from neurosurgeon.models.names import ZOO
 from neurosurgeon.utils.errors import NeurosurgeonError
 
 EDGE_TIMEOUT_S = 300.0

@@ -29,9 +29,9 @@ from neurosurgeon.cli.parser import (
     positive_float,
 )
 from neurosurgeon.cli.process import run_main
+from neurosurgeon.engine.torch_engine import TorchEngine
 from neurosurgeon.graph.layer_graph import LayerGraph
-from neurosurgeon.models.sources import chosen_model
-from neurosurgeon.models.zoo import model_graph
+from neurosurgeon.models.names import Catalogue
 from neurosurgeon.planner.chain_search import Objective
 from neurosurgeon.planner.compare import PlanAt, compare, plans_of_all
 from neurosurgeon.planner.plan import SplitPlan, plan_split
@@ -86,7 +86,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "deployment.py") -> int:
 def _run(args: argparse.Namespace) -> int:
     if args.compare != (len(args.bandwidth) > 1):
         raise UsageError("--compare needs two bandwidths or more, as in -b 0.1,1,10,100; a plan is for one")
-    graph = model_graph(chosen_model(args.type, args.model_file, args.input_size))
+    catalogue = Catalogue(args.model_file)
+    graph = TorchEngine(catalogue).graph(catalogue.choose(args.type, args.input_size))
     forget_if_asked(args)
     edge = latencies(graph, "edge", predictor=args.predictor, config=args.edge_config)
     cloud = latencies(graph, "cloud", predictor=args.predictor, config=args.cloud_config)

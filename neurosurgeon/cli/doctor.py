@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, NoReturn
 from neurosurgeon.cli.parser import access_of_edge, add_weights, address_parser, typed
 from neurosurgeon.cli.process import run_main
 from neurosurgeon.engine.base import WeightsSource
-from neurosurgeon.models.sources import parse_weights
-from neurosurgeon.models.zoo import ZOO, canonical_name
+from neurosurgeon.models.names import ZOO, Catalogue
+from neurosurgeon.models.weights import parse_weights
 from neurosurgeon.net.access import Access
 from neurosurgeon.net.messages import Prepare
 from neurosurgeon.net.monitor_client import measure_link, ping_link
@@ -38,7 +38,7 @@ from neurosurgeon.utils.errors import (
 )
 
 if TYPE_CHECKING:
-    from neurosurgeon.models.zoo import Network
+    from neurosurgeon.engine.base import Engine, Network
     from neurosurgeon.predictor.latencies import LayerLatencies
 
 COMPARED_RUNS = 7  # the first builds kernels
@@ -143,19 +143,20 @@ class Doctor:
 
     def models(self, session: EdgeSession) -> Iterator[Finding]:
         """Compare graphs and weights of every model."""
+        from neurosurgeon.engine.base import SEEDED, find_engine
         from neurosurgeon.graph.cut import pack_nodes
-        from neurosurgeon.models.zoo import load_network
 
-        sources = parse_weights(self._args.weights, self._args.pretrained)
+        catalogue = Catalogue()
+        sources = parse_weights(catalogue, self._args.weights, self._args.pretrained)
+        engine = find_engine()(catalogue)
         compared = False
         for model in self._args.type:
             check = f"weights of {model}"
             try:
-                source = sources.get(model)
-                network = load_network(model, source) if source else load_network(model)
-                graph = network.graph
+                network = engine.open(model, sources.get(model, SEEDED))
+                graph = network.ref.graph
                 session.ask_to_prepare(Prepare(model, pack_nodes(graph, graph.edge_nodes(0)), graph.digest))
-                session.wait_until_ready(network.weights_digest)
+                session.wait_until_ready(network.ref.weights_digest)
             except WeightsError as exc:
                 yield _failed(check, exc, "start both sides with the same --weights or --pretrained")
             except UnknownModelError as exc:
@@ -168,25 +169,28 @@ class Doctor:
             except NeurosurgeonError as exc:
                 yield _failed(check, exc, "run the same version of this project on both sides")
             else:
-                yield Finding(check, Verdict.OK, f"the same on both sides ({network.weights_digest[:12]})")
+                yield Finding(check, Verdict.OK, f"the same on both sides ({network.ref.weights_digest[:12]})")
                 if not compared:
-                    yield from self.predictions(session, network)
+                    yield from self.predictions(session, engine, network)
                     compared = True
 
-    def predictions(self, session: EdgeSession, network: Network) -> Iterator[Finding]:
-        """Compare what a whole network is predicted to take on each side with the fastest of a few runs there."""
+    def predictions(self, session: EdgeSession, engine: Engine, network: Network) -> Iterator[Finding]:
+        """Compare the predicted latency of a whole network on each side with the fastest of a few runs there."""
         from neurosurgeon.edge.settings import TaskSettings
-        from neurosurgeon.edge.task import cloud_latencies, edge_latencies, request_of
-        from neurosurgeon.engine.torch_engine import run_half, stand_in
+        from neurosurgeon.edge.stages import cloud_latencies, edge_latencies
+        from neurosurgeon.edge.task import request_of
+        from neurosurgeon.engine.base import Side
+        from neurosurgeon.graph.spec import synthetic_input
 
-        graph, whole, task = network.graph, network.cut(0), TaskSettings(network.name, WeightsSource())
-        predicted = edge_latencies(task, graph)  # sets the threads that it is for
-        inputs = run_half(whole.edge, [stand_in(graph.input.shape)]).tensors
-        measured_ms = min(run_half(whole.cloud, inputs).latency_ms for _ in range(COMPARED_RUNS))
-        yield _compared("edge", network.name, predicted, measured_ms)
-        request, predicted = request_of(network, graph.edge_nodes(0)), cloud_latencies(task, session, graph)
-        measured_ms = min(session.infer(request, inputs).compute_ms for _ in range(COMPARED_RUNS))
-        yield _compared("cloud", network.name, predicted, measured_ms)
+        name, graph = network.ref.name, network.ref.graph
+        task, array = TaskSettings(name, WeightsSource()), synthetic_input(graph.input)
+        predicted = edge_latencies(task, engine, graph)  # sets the threads that it is for
+        whole = network.partition(graph.edge_nodes(0), Side.CLOUD)
+        runs = [whole.run([array.copy("K")]) for _ in range(COMPARED_RUNS)]
+        yield _compared("edge", name, predicted, min(run.compute_ms for run in runs if run))
+        request, predicted = request_of(network.ref, graph.edge_nodes(0)), cloud_latencies(task, session, graph)
+        measured_ms = min(session.infer(request, [array]).compute_ms for _ in range(COMPARED_RUNS))
+        yield _compared("cloud", name, predicted, measured_ms)
 
     def bandwidth_port(self) -> Finding:
         """Talk to the bandwidth service."""
@@ -246,7 +250,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "doctor.py") -> int:
     parser.add_argument(
         "-t",
         "--type",
-        type=typed(canonical_name),
+        type=typed(Catalogue().canonical_name),
         nargs="+",
         default=list(ZOO),
         metavar="MODEL",

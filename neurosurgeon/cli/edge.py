@@ -33,25 +33,23 @@ from neurosurgeon.cli.parser import (
 )
 from neurosurgeon.cli.process import ServiceProcess, run_main
 from neurosurgeon.cli.relay import add_shaping, shaped
-from neurosurgeon.edge.inputs import read_image
+from neurosurgeon.edge.inputs import load_image
 from neurosurgeon.edge.run import CloudAddress, LinkChoice, run_one_task
-from neurosurgeon.engine.base import WeightsSource
-from neurosurgeon.models.sources import chosen_model
-from neurosurgeon.models.zoo import check_point, check_pretrained, check_weights_file, input_size
-from neurosurgeon.net.monitor_client import (
-    YOUNG_S,
-)
+from neurosurgeon.edge.settings import TaskSettings
+from neurosurgeon.engine.base import WeightsSource, find_engine
+from neurosurgeon.graph.cut import check_point
+from neurosurgeon.models.names import ZOO, Catalogue, input_size
+from neurosurgeon.models.weights import check_pretrained, check_weights_file
+from neurosurgeon.net.monitor_client import YOUNG_S
 from neurosurgeon.net.session import OnCloudLoss
+from neurosurgeon.planner.strategies import Strategy
 from neurosurgeon.reports.text import EdgeReport, print_json
 from neurosurgeon.utils.errors import UsageError
 from neurosurgeon.utils.units import mb_to_bytes
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from neurosurgeon.edge.settings import TaskSettings
-    from neurosurgeon.edge.task import Outcome
+    from neurosurgeon.edge.outcome import Outcome
+    from neurosurgeon.graph.spec import Array
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "edge_api.py") -> int:
@@ -98,9 +96,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "edge_api.py") -> int:
 
 def _run(args: argparse.Namespace) -> int:
     show = EdgeReport(sys.stderr if args.json else sys.stdout)
-    args.type = chosen_model(args.type, args.model_file, args.input_size)
-    pixels = read_image(args.input, input_size(args.type)) if args.input else None
-    check_given(args)
+    catalogue = Catalogue(args.model_file)
+    args.type = catalogue.choose(args.type, args.input_size)
+    array = load_image(args.input, input_size(args.type)) if args.input else None
+    check_given(args, catalogue)
     access = access_of_edge(args)
     forget_if_asked(args)
     choice = LinkChoice(args.bandwidth, args.rtt, args.measure == "always")
@@ -117,7 +116,7 @@ def _run(args: argparse.Namespace) -> int:
             is_temporary=args.local_cloud,
             is_relayed=bool(args.shape or args.trace),
         )
-        outcome = run_one_task(task_of(args, pixels), cloud, choice, show)
+        outcome = run_one_task(task_of(args, array), lambda: find_engine()(catalogue, args.device), cloud, choice, show)
     if args.deadline_ms:
         show.deadline(args.deadline_ms, outcome.plan.best.stages.total_ms, outcome.measured.total_ms)
     if args.json:
@@ -128,8 +127,8 @@ def _run(args: argparse.Namespace) -> int:
 # ---------------------------------------------------------------- before the task
 
 
-def check_given(args: argparse.Namespace) -> None:
-    """Check what the user gave before anybody else is bothered.
+def check_given(args: argparse.Namespace, catalogue: Catalogue) -> None:
+    """Check the flags before the cloud is connected.
 
     Raises: UsageError.
     """
@@ -142,9 +141,11 @@ def check_given(args: argparse.Namespace) -> None:
     if args.local_cloud and args.tls_ca:
         raise UsageError("--local-cloud starts a cloud on this machine, without TLS: leave --tls-ca out")
     if args.point is not None:
-        check_point(args.type, args.point)
+        name = args.type
+        layers = ZOO[name].layers if name in ZOO else len(find_engine()(catalogue).graph(name).layers)
+        check_point(name, args.point, layers)
     if args.weights:
-        check_weights_file(args.type, args.weights)
+        check_weights_file(catalogue, args.type, args.weights)
 
 
 def weights_of(args: argparse.Namespace) -> WeightsSource:
@@ -152,17 +153,14 @@ def weights_of(args: argparse.Namespace) -> WeightsSource:
     return WeightsSource(args.weights, args.pretrained)
 
 
-def task_of(args: argparse.Namespace, pixels: NDArray[np.uint8] | None) -> TaskSettings:
+def task_of(args: argparse.Namespace, array: Array | None) -> TaskSettings:
     """Return the task that the command line describes."""
-    from neurosurgeon.edge.settings import TaskSettings
-    from neurosurgeon.planner.strategies import Strategy
-
     return TaskSettings(
         model=args.type,
         weights=weights_of(args),
         device=args.device,
         threads=args.threads,
-        pixels=pixels,
+        array=array,
         point=args.point,
         predictor=args.predictor,
         learns=not args.no_correction,

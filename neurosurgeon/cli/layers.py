@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from neurosurgeon.cli.parser import add_device, add_model, base_parser
 from neurosurgeon.cli.process import run_main
-from neurosurgeon.engine.base import WeightsSource
-from neurosurgeon.engine.torch_engine import check_device, load_image, random_input, use_threads
-from neurosurgeon.models.sources import chosen_model
-from neurosurgeon.models.zoo import input_size, load_network
+from neurosurgeon.edge.inputs import load_image
+from neurosurgeon.engine.torch_engine import TorchEngine
+from neurosurgeon.graph.spec import synthetic_input
+from neurosurgeon.models.names import Catalogue, input_size
 from neurosurgeon.predictor.predictor_utils import config_path, load_predictor
 from neurosurgeon.predictor.profile import show_features
 from neurosurgeon.reports import text
@@ -35,17 +35,18 @@ def main(argv: Sequence[str] | None = None, prog: str = "layers_api.py") -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    check_device(args.device)
-    use_threads(args.threads or load_predictor(config_path("edge")).threads)
-    name = chosen_model(args.type, args.model_file, args.input_size)
-    network = load_network(name, WeightsSource(), args.device)
-    tensor = load_image(args.input, input_size(name)) if args.input else random_input(network.graph.input.shape)
-    features = show_features(network, tensor, lambda layers: tqdm(layers, unit="layer", disable=None))
+    catalogue = Catalogue(args.model_file)
+    engine = TorchEngine(catalogue, args.device)
+    engine.use_threads(args.threads or load_predictor(config_path("edge")).threads)
+    name = catalogue.choose(args.type, args.input_size)
+    network = engine.open(name)
+    array = load_image(args.input, input_size(name)) if args.input else synthetic_input(network.graph.input)
+    features = show_features(network, array, lambda layers: tqdm(layers, unit="layer", disable=None))
     rows = [dataclasses.asdict(feature) for feature in features]
     if args.json:
-        text.print_json({"model": network.name, "layers": rows})
+        text.print_json({"model": name, "layers": rows})
     else:
         text.print_features(features)
     if args.excel:
-        save_tables(args.excel, {network.name: rows})
+        save_tables(args.excel, {name: rows})
     return 0

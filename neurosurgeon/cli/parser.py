@@ -102,7 +102,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser, purpose: str) -> None:
-    """Add -t, --model-file and --input-size, for `models.sources.chosen_model`."""
+    """Add -t, --model-file and --input-size, for `Catalogue.choose`."""
     parser.add_argument(
         "-t",
         "--type",

@@ -12,9 +12,8 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cache, partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -38,24 +37,22 @@ from neurosurgeon.cli.parser import (
 )
 from neurosurgeon.cli.process import EXIT_INTERRUPTED, run_main
 from neurosurgeon.cli.relay import add_shaping, shaped
-from neurosurgeon.edge.link_thread import PATIENCE_S, TaskStream
-from neurosurgeon.edge.records import QueuedTask, draw_tasks, read_task_file, tasks_of_directory
-from neurosurgeon.edge.summary import QueueSummary, queue_document, queue_sheets, summarise
-from neurosurgeon.models.own_models import register_files
-from neurosurgeon.models.sources import parse_weights
-from neurosurgeon.models.zoo import ZOO
-from neurosurgeon.net.access import Access
-from neurosurgeon.net.link_watch import LinkWatch
-from neurosurgeon.net.monitor_client import LinkMeasurement, estimate_link, given_or_measured
-from neurosurgeon.net.session import EdgeSession, OnCloudLoss, new_edge_id
+from neurosurgeon.edge.inputs import draw_tasks, read_task_file, tasks_of_directory
+from neurosurgeon.edge.records import QueuedTask
+from neurosurgeon.edge.run import CloudAddress, LinkChoice, run_queue
+from neurosurgeon.edge.settings import QueueSettings
+from neurosurgeon.engine.base import find_engine
+from neurosurgeon.models.names import ZOO, Catalogue
+from neurosurgeon.models.weights import parse_weights
+from neurosurgeon.net.session import OnCloudLoss
 from neurosurgeon.planner.chain_search import Objective
 from neurosurgeon.planner.flow_shop import Schedule
 from neurosurgeon.reports.queue_report import QueueReport, print_summary
+from neurosurgeon.reports.summary import QueueSummary, queue_document, queue_sheets, summarise
 from neurosurgeon.reports.text import print_json
 from neurosurgeon.utils.errors import NeurosurgeonError
 
 if TYPE_CHECKING:
-    from neurosurgeon.edge.cuts import QueueSettings
     from neurosurgeon.edge.records import TaskResult
 
 log = logging.getLogger(__name__)
@@ -131,91 +128,67 @@ def queue_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    access = replace(access_of_edge(args), cloud_name=args.ip)
-    with shaped(args.ip, (args.port, args.monitor_port), args.shape, args.trace) as cloud:
-        args.ip = cloud.host
-        return _run_queue(args, access, cloud.begin)
-
-
-def _run_queue(args: argparse.Namespace, access: Access, begin_trace: Callable[[], None]) -> int:
     out = sys.stderr if args.json else sys.stdout
-    register_files(args.model_file)
+    catalogue = Catalogue(args.model_file)
     forget_if_asked(args)
-    tasks, settings = tasks_of(args), settings_of(args)
-    open_session = partial(EdgeSession.open, args.ip, args.port, new_edge_id(), access)
-    with LinkMeasurement(partial(estimate_link, args.ip, args.monitor_port, access)) as measurement:
-        if args.bandwidth is None:
-            measurement.start()
-        session = open_session()
-        find_link = cache(partial(given_or_measured, args.bandwidth, args.rtt, session.rtt_ms, measurement.result))
-        from neurosurgeon.edge.cuts import Forecast, prepare_models, share_cores
-        from neurosurgeon.edge.queue import QueueRun
+    tasks, settings = tasks_of(args, catalogue), settings_of(args, catalogue)
+    access = replace(access_of_edge(args), cloud_name=args.ip)
+    interrupted = threading.Event()
+    with contextlib.ExitStack() as stack:
+        network = stack.enter_context(shaped(args.ip, (args.port, args.monitor_port), args.shape, args.trace))
 
-        settings = replace(settings, shares_cores=share_cores(access.cloud_name or args.ip, session.cloud, settings))
-        models = prepare_models((task.model for task in tasks), settings, session, find_link)
-        link = find_link()
-    patience_s = PATIENCE_S if settings.on_cloud_loss is OnCloudLoss.RETRY else None
-    forecast = Forecast(tasks, models, link, settings)
-    ordered = forecast.in_order(settings.schedule)
-    with (
-        patient_interrupts() as interrupted,
-        TaskStream(session, open_session, patience_s) as stream,
-        LinkWatch(
-            args.ip,
-            args.monitor_port,
-            link,
-            access=access,
-            interval_s=args.monitor_interval,
-            sending_bytes=lambda: stream.sending_bytes,
-        ) as watch,
-        QueueReport(ordered, out) as report,
-    ):
-        report.start()
-        begin_trace()
-        run = QueueRun(settings, models, stream, watch, report)
-        results = run.run(ordered, interrupted.is_set)
+        def start() -> None:
+            """Begin the trace of the emulated network, and finish tasks in flight before Ctrl-C ends the queue."""
+            network.begin()
+            stack.enter_context(patient_interrupts(interrupted))
+
+        report = stack.enter_context(QueueReport(out, start))
+        outcome = run_queue(
+            tasks,
+            settings,
+            lambda: find_engine()(catalogue, args.device),
+            CloudAddress(network.host, args.port, args.monitor_port, access),
+            LinkChoice(args.bandwidth, args.rtt, interval_s=args.monitor_interval),
+            report,
+            interrupted.is_set,
+        )
     summary = summarise(
-        results,
-        makespan_ms=run.makespan_ms,
+        outcome.results,
+        makespan_ms=outcome.makespan_ms,
         objective=args.objective,
         schedule=args.schedule,
-        predicted_makespan_ms=forecast.makespans_ms,
-        predicted_from=next(iter(models.values())).origins if models else None,
+        predicted_makespan_ms=outcome.predicted_makespan_ms,
+        predicted_from=outcome.origins,
     )
     print_summary(summary, out)
-    save(args, results, summary)
-    if len(results) == len(tasks) and all(result.is_finished for result in results):
-        forecast.learn(run.makespan_ms)
+    save(args, outcome.results, summary)
     if interrupted.is_set():
         return EXIT_INTERRUPTED
-    return 0 if all(result.is_finished for result in results) else NeurosurgeonError.exit_code
+    return 0 if all(result.is_finished for result in outcome.results) else NeurosurgeonError.exit_code
 
 
-def tasks_of(args: argparse.Namespace) -> list[QueuedTask]:
+def tasks_of(args: argparse.Namespace, catalogue: Catalogue) -> list[QueuedTask]:
     """Return the tasks that the command line describes.
 
     Raises: UsageError.
     """
     if args.task_file:
-        return read_task_file(args.task_file)
+        return read_task_file(args.task_file, catalogue.canonical_name)
+    models = [catalogue.canonical_name(name) for name in args.type]
     if args.input_dir:
-        return tasks_of_directory(args.input_dir, args.type)
-    return draw_tasks(args.tasks, args.seed, args.type)
+        return tasks_of_directory(args.input_dir, models)
+    return draw_tasks(args.tasks, args.seed, models)
 
 
-def settings_of(args: argparse.Namespace) -> QueueSettings:
-    """Return how the command line wants the queue to be worked through.
+def settings_of(args: argparse.Namespace, catalogue: Catalogue) -> QueueSettings:
+    """Return the settings of the queue that the command line describes.
 
     Raises: UsageError: weights that are not there or do not fit.
     """
-    from neurosurgeon.edge.cuts import QueueSettings
-
     if args.device == "cuda":
-        from neurosurgeon.engine.torch_engine import check_device
-
-        check_device(args.device)
+        find_engine()(catalogue, args.device)
     return QueueSettings(
-        weights=parse_weights(args.weights, args.pretrained),
+        weights=parse_weights(catalogue, args.weights, args.pretrained),
         device=args.device,
         threads=args.threads,
         predictor=args.predictor,
@@ -225,7 +198,7 @@ def settings_of(args: argparse.Namespace) -> QueueSettings:
         objective=Objective(args.objective),
         schedule=Schedule(args.schedule),
         in_flight=args.in_flight,
-        hears_load=not args.no_load_feedback,
+        uses_load=not args.no_load_feedback,
         hedges=not args.no_hedging,
         deadline_ms=args.deadline_ms,
         on_cloud_loss=OnCloudLoss(args.on_cloud_loss),
@@ -233,19 +206,18 @@ def settings_of(args: argparse.Namespace) -> QueueSettings:
 
 
 @contextlib.contextmanager
-def patient_interrupts() -> Iterator[threading.Event]:
-    """Yield an event that the first Ctrl-C sets, so that what is in flight is finished; the second ends at once."""
-    interrupted = threading.Event()
+def patient_interrupts(interrupted: threading.Event) -> Iterator[None]:
+    """Let the first Ctrl-C set an event, so that the tasks in flight are finished; the second ends at once."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         if interrupted.is_set():
             raise KeyboardInterrupt
         interrupted.set()
-        log.warning("finishing what is in flight; Ctrl-C again to stop now")
+        log.warning("finishing the tasks in flight; Ctrl-C again to stop now")
 
     before = signal.signal(signal.SIGINT, handle)
     try:
-        yield interrupted
+        yield
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -29,17 +29,18 @@ class FairQueue(Generic[Item]):
     def __len__(self) -> int:
         return self._count
 
-    def put(self, client: Hashable, item: Item) -> None:
+    def put(self, client: Hashable, item: Item, *, is_limited: bool = True) -> None:
         """Let an item wait behind the client's others.
 
+        Args:   is_limited: whether it may be refused.
         Raises: QueueFullError.
         """
-        if self._count >= self._max_items:
+        if is_limited and self._count >= self._max_items:
             raise QueueFullError(f"{self._count} tasks wait, which is all that may")
         line = self._lines.get(client)
         if line is None:
             line = self._lines[client] = deque()
-        elif len(line) >= self._max_per_client:
+        elif is_limited and len(line) >= self._max_per_client:
             raise QueueFullError(f"{len(line)} tasks of this edge wait, which is all that may")
         line.append(item)
         self._count += 1

@@ -1,17 +1,25 @@
-"""Image files to pixels. Pillow decodes: torchvision's own codecs need a CUDA build of torch."""
+"""Tasks and their images: task files, directories, random draws, and image files to pixels.
+
+Pillow decodes: torchvision's own codecs need a CUDA build of torch.
+"""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from neurosurgeon.utils.errors import InputError
+from neurosurgeon.edge.records import QueuedTask
+from neurosurgeon.graph.spec import COLOURS, Array, TensorSpec, channels_last, dtype_of, takes_images
+from neurosurgeon.utils.errors import InputError, UsageError
 
 # torchvision's evaluation transform for the classic networks (its ImageClassification preset).
 RESIZE_TO, CROP_TO = 256, 224  # for other crops, in proportion
+COMMENT = "#"  # begins a comment line of a task file
 MAX_ASPECT = 100  # scaled to 256, a longer strip would take gigabytes
 
 
@@ -21,6 +29,33 @@ def read_image(path: Path, size: int = CROP_TO) -> NDArray[np.uint8]:
     Raises: InputError: the file is missing or no image.
     """
     return np.array(_resize_and_crop(_decode(path), size))
+
+
+def image_input(pixels: NDArray[np.uint8]) -> Array:
+    """Return pixels (H, W, 3) as a network's input, (1, 3, H, W) uint8, channels-last as images are."""
+    return pixels.transpose(2, 0, 1)[None]
+
+
+def load_image(path: Path, size: int = CROP_TO) -> Array:
+    """Return an image file as a network's input, (1, 3, size, size) uint8. Raises: InputError."""
+    return image_input(read_image(path, size))
+
+
+def network_input(given: object, spec: TensorSpec) -> Array:
+    """Return an input as a network takes it.
+
+    Args:   given: the path of an image file, pixels (H, W, 3) uint8, or an array or tensor of the network's own shape.
+    Raises: InputError: it is no image, or of another shape or type.
+    """
+    if isinstance(given, str | Path):
+        return load_image(Path(given), spec.shape[-1])
+    array = np.asarray(given)
+    if takes_images(spec) and array.dtype == np.uint8 and array.shape == (*spec.shape[2:], COLOURS):
+        return image_input(array)
+    types = [spec.dtype, "uint8"] if takes_images(spec) else [spec.dtype]
+    if array.shape != spec.shape or dtype_of(array) not in types:
+        raise InputError(f"input array: expected {' or '.join(types)} {spec.shape}, got {array.dtype} {array.shape}")
+    return channels_last(array)
 
 
 def _decode(path: Path) -> Image.Image:
@@ -46,3 +81,71 @@ def _resize_and_crop(image: Image.Image, crop: int) -> Image.Image:
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - crop) / 2), round((height - crop) / 2)
     return image.crop((left, top, left + crop, top + crop))
+
+
+# ---------------------------------------------------------------- tasks
+
+
+def draw_tasks(count: int, seed: int | None, models: Sequence[str]) -> list[QueuedTask]:
+    """Return ``count`` random tasks over the models; a seed draws the same again."""
+    drawn = np.random.default_rng(seed).integers(len(models), size=count)
+    return [QueuedTask(number, models[index]) for number, index in enumerate(drawn, start=1)]
+
+
+def read_task_file(path: Path, canonical_name: Callable[[str], str]) -> list[QueuedTask]:
+    """Return the tasks of a file: one a line, a model and maybe an image, whose path starts at the file's directory.
+
+    Blank lines and comments are skipped. Images are not opened: one that cannot be read fails its own task alone.
+
+    Args:   canonical_name: returns the one name of a network, or raises UnknownModelError.
+    Raises: UsageError: it cannot be read, or holds no task. UnknownModelError: names the line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # -sig: editors on Windows mark their files
+    except OSError as exc:
+        raise UsageError(f"task file {path} cannot be read: {exc.strerror or exc}") from exc
+    except UnicodeDecodeError as exc:
+        raise UsageError(f"task file {path} cannot be read: it is no UTF-8 text") from exc
+    tasks: list[QueuedTask] = []
+    for number, line in enumerate(lines, start=1):
+        words = line.split(maxsplit=1)
+        if words and not words[0].startswith(COMMENT):
+            tasks.append(_task_of_line(len(tasks) + 1, words, path, number, canonical_name))
+    if not tasks:
+        raise UsageError(f"task file {path} holds no task: a line is a model and maybe an image, as in: le_net cat.jpg")
+    return tasks
+
+
+def _task_of_line(
+    task_id: int, words: Sequence[str], path: Path, number: int, canonical_name: Callable[[str], str]
+) -> QueuedTask:
+    try:
+        model = canonical_name(words[0])
+    except UsageError as exc:
+        raise type(exc)(f"{path}, line {number}: {exc}") from exc
+    image = path.parent / words[1].rstrip() if len(words) > 1 else None
+    return QueuedTask(task_id, model, image)
+
+
+def tasks_of_directory(directory: Path, models: Sequence[str]) -> list[QueuedTask]:
+    """Return a task for every image of a directory, by name; the models take turns.
+
+    Raises: UsageError: it cannot be listed, or has no image.
+    """
+    try:
+        files = sorted(path for path in directory.iterdir() if path.is_file())
+    except OSError as exc:
+        raise UsageError(f"image directory {directory} cannot be read: {exc.strerror or exc}") from exc
+    suffixes = image_suffixes()
+    images = [path for path in files if path.suffix.lower() in suffixes]
+    if not images:
+        raise UsageError(f"image directory {directory} has no image: put JPEG, PNG or similar files there")
+    return [
+        QueuedTask(number, model, image)
+        for number, (image, model) in enumerate(zip(images, itertools.cycle(models), strict=False), start=1)
+    ]
+
+
+def image_suffixes() -> frozenset[str]:
+    """Return the endings of the files that Pillow reads, in lower case with their dot."""
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN)

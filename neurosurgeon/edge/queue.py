@@ -16,7 +16,7 @@ begin the next task, if fewer than ``in_flight`` are unfinished; else wait for a
 every `POLL_S`.
 
 A partition that takes long runs as blocks. Between two of them the main loop takes outcomes, and plans again every
-`LOOK_MS`: an edge partition is left for another cut, the rest of a lost task for the cloud, where that is clearly
+`REPLAN_MS`: an edge partition is left for another cut, the rest of a lost task for the cloud, where that is clearly
 faster by now; the rest of a task that the cloud has answered is dropped.
 """
 
@@ -25,26 +25,20 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
 
-from torch import Tensor
+import numpy as np
 
-from neurosurgeon.edge.cuts import (
-    Chooser,
-    QueueModel,
-    QueuePlanner,
-    QueueSettings,
-    StageFactors,
-    plan_resend,
-    replan_whole_task,
-)
+from neurosurgeon.edge.cuts import QueueModel, QueuePlanner, StageFactors, chooser_of
+from neurosurgeon.edge.inputs import load_image
 from neurosurgeon.edge.link_thread import Answered, TaskStream
-from neurosurgeon.edge.records import QueuedTask, TaskResult
+from neurosurgeon.edge.records import QueuedTask, QueueObserver, QueueStarted, TaskResult
 from neurosurgeon.edge.results import PlannedTask, Results, reason
-from neurosurgeon.edge.task import doubt_speed
+from neurosurgeon.edge.settings import QueueSettings
+from neurosurgeon.edge.task import check_reply
 from neurosurgeon.edge.task_states import (
     FINAL,
     Broke,
@@ -61,15 +55,15 @@ from neurosurgeon.edge.task_states import (
     TaskRecord,
     on_event,
 )
-from neurosurgeon.engine.torch_engine import HalfResult, check_crossing, load_image, run_half, stand_in
-from neurosurgeon.models.zoo import input_size
+from neurosurgeon.engine.base import Engine, PartitionResult, Side
+from neurosurgeon.graph.spec import Array, synthetic_input
 from neurosurgeon.net.link_watch import LinkWatch
 from neurosurgeon.net.session import OnCloudLoss
 from neurosurgeon.planner.chain_search import Objective
 from neurosurgeon.planner.flow_shop import Pipeline
 from neurosurgeon.planner.plan import Candidate
+from neurosurgeon.planner.queue import Chooser, plan_resend, replan_whole_task
 from neurosurgeon.predictor.correction import Corrections
-from neurosurgeon.reports.queue_report import QueueReport
 from neurosurgeon.utils.errors import NeurosurgeonError
 from neurosurgeon.utils.timing import StageTimes, now_ms
 
@@ -77,8 +71,8 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.01  # between two checks of transfer progress
 IMAGES_AHEAD = 4  # tasks whose images are read or being read: a long read blocks no edge partition
-LOOK_MS = 100.0  # between two plans while a partition runs: measurements come every second
-LONG_HALF_MS = 250.0  # a shorter edge partition ends before the next measurement
+REPLAN_MS = 100.0  # between two plans while a partition runs: measurements come every second
+LONG_PARTITION_MS = 250.0  # a shorter edge partition ends before the next measurement
 FIRST_RUN_MS = 1_000.0  # the cloud, too, builds kernels for a cut that is new to it
 
 Outcome = Answered | NeurosurgeonError
@@ -92,7 +86,7 @@ class InFlightTask:
     model: QueueModel
     factors: StageFactors  # the corrections in what was predicted
     record: TaskRecord
-    tensors: tuple[Tensor, ...] = ()  # what the edge partition made
+    arrays: tuple[Array, ...] = ()  # the outputs of the edge partition
     is_first: bool = False  # of its cut
 
     @property
@@ -115,29 +109,36 @@ class InFlightTask:
 
 
 class _Interval:
-    """Returns once every `LOOK_MS` that it is time to look."""
+    """Returns once every `REPLAN_MS` that it is time to plan again."""
 
     def __init__(self) -> None:
-        self._looked_ms = now_ms()
+        self._start_ms = now_ms()
 
     def is_over(self) -> bool:
-        if now_ms() - self._looked_ms < LOOK_MS:
+        if now_ms() - self._start_ms < REPLAN_MS:
             return False
-        self._looked_ms = now_ms()
+        self._start_ms = now_ms()
         return True
 
 
-def images_ahead(tasks: Iterable[QueuedTask]) -> Iterator[tuple[QueuedTask, Future[Tensor] | None]]:
-    """Yield every task, and its image where it has one: a thread reads the next few while others are computed."""
+def images_ahead(
+    tasks: Iterable[QueuedTask], models: Mapping[str, QueueModel]
+) -> Iterator[tuple[QueuedTask, Callable[[], Array]]]:
+    """Yield every task, and a function that returns its input; a thread reads the next few images ahead."""
     reader = ThreadPoolExecutor(1, "images")
     try:
-        read: deque[tuple[QueuedTask, Future[Tensor] | None]] = deque()
+        synthetic = {name: synthetic_input(model.graph.input) for name, model in models.items()}
+        ready: deque[tuple[QueuedTask, Callable[[], Array]]] = deque()
         for task in tasks:
-            image = reader.submit(load_image, task.image, input_size(task.model)) if task.image else None
-            read.append((task, image))
-            if len(read) > IMAGES_AHEAD:
-                yield read.popleft()
-        yield from read
+            if task.image:
+                size = models[task.model].graph.input.shape[-1]
+                ready.append((task, reader.submit(load_image, task.image, size).result))
+            else:
+                array = synthetic[task.model] if task.array is None else task.array
+                ready.append((task, partial(np.asarray, array)))
+            if len(ready) > IMAGES_AHEAD:
+                yield ready.popleft()
+        yield from ready
     finally:
         reader.shutdown(wait=False, cancel_futures=True)
 
@@ -151,13 +152,14 @@ class QueueRun:
         models: Mapping[str, QueueModel],
         link: TaskStream,
         watch: LinkWatch,
-        report: QueueReport,
+        observe: QueueObserver,
     ) -> None:
         self._settings = settings
         self._models = models
         self._link = link
         self._watch = watch
-        self._results = Results(report, settings.deadline_ms)
+        self._observe = observe
+        self._results = Results(observe, settings.deadline_ms)
         self._corrections = Corrections.load() if settings.learns else Corrections()
         self._planner = QueuePlanner(settings, models, self._corrections)
         self._tasks: dict[int, InFlightTask] = {}  # without a result, or still to be replied to; the oldest first
@@ -166,21 +168,25 @@ class QueueRun:
 
     def run(self, tasks: Sequence[QueuedTask], should_stop: Callable[[], bool] = lambda: False) -> list[TaskResult]:
         """Return the results of the tasks, in the order in which they came; stops early with what is in flight."""
-        stand_ins = {name: stand_in(model.network.graph.input.shape) for name, model in self._models.items()}
-        chooser = self._settings.chooser(tasks)
+        chooser = chooser_of(tasks, self._settings)
+        self._observe(QueueStarted(tasks))
         with self._results:
-            for task, image in images_ahead(tasks):
+            for task, read_input in images_ahead(tasks, self._models):
                 self._wait_for_results(at_most=self._settings.in_flight - 1)
                 if should_stop() or self._results.are_lost:
                     break
-                self._begin(task, image.result if image else partial(stand_ins.__getitem__, task.model), chooser)
+                self._begin(task, read_input, chooser)
             self._wait_for_results(at_most=0)
             self.makespan_ms = self._results.elapsed_ms
         if self._settings.learns:
             self._corrections.save()
-            for name, model in self._models.items():
-                doubt_speed(self._settings.task(name), self._corrections.factor(model.keys.edge))
         return self._results.reported
+
+    def check_speed(self, engine: Engine) -> None:
+        """Have this machine's speed measured again if the tasks contradict its predictions."""
+        if self._settings.learns and self._settings.predictor != "measured":
+            for model in self._models.values():
+                engine.check_speed(self._corrections.factor(model.keys.edge), engine.threads)
 
     def _wait_for_results(self, at_most: int) -> None:
         """Return when at most so many tasks are without a result, and the rest of none is to be computed here."""
@@ -214,7 +220,7 @@ class QueueRun:
     def _handle(self, task: InFlightTask, outcome: Outcome) -> None:
         try:
             if isinstance(outcome, Answered):
-                check_crossing([task.model.network.graph.output], outcome.result.specs)
+                check_reply([task.model.graph.output], outcome.result.arrays)
                 self._update_estimates(task, outcome)
         except NeurosurgeonError as exc:
             outcome = exc
@@ -259,13 +265,13 @@ class QueueRun:
 
         try:
             request = task.model.request(task.edge_nodes)
-            self._link.submit(task.id, request, task.tensors, put, task.record.losses)
+            self._link.submit(task.id, request, task.arrays, put, task.record.losses)
         except Exception as exc:  # an internal error: the task must not be waited for
             self._fail(task, Broke(exc))
 
     # ------------------------------------------------------------ the edge partition
 
-    def _begin(self, queued: QueuedTask, read_input: Callable[[], Tensor], chooser: Chooser) -> None:
+    def _begin(self, queued: QueuedTask, read_input: Callable[[], Array], chooser: Chooser) -> None:
         try:
             now = self._watch.now()
             self._results.show_link(now)
@@ -284,12 +290,12 @@ class QueueRun:
             self._apply(task, Broke(exc), partial(self._results.failed, queued, exc))
             return
         done = PartDone(task.candidate.crossing_bytes > 0, task.planned.chosen.rest_ms, task.timeout_ms)
-        self._apply(task, done, partial(self._results.finish, task.planned, task.tensors[0], where="edge"))
+        self._apply(task, done, partial(self._results.finish, task.planned, task.arrays[0], where="edge"))
 
-    def _run_edge_partition(self, task: InFlightTask, tensor: Tensor) -> None:
-        """Compute what was chosen for the edge, or another cut where that is found to be clearly faster meanwhile."""
+    def _run_edge_partition(self, task: InFlightTask, array: Array) -> None:
+        """Compute the edge partition; of another cut, if re-planning meanwhile finds one that is clearly faster."""
         start_ms, look = now_ms(), _Interval()
-        is_long = task.candidate.busy.edge_ms > LONG_HALF_MS
+        is_long = task.candidate.busy.edge_ms > LONG_PARTITION_MS
         may_replan = self._settings.hedges_tasks and self._settings.objective is Objective.LATENCY
         better: list[PlannedTask] = []
 
@@ -300,28 +306,30 @@ class QueueRun:
                     better.append(found)
             return not better
 
-        half = self._edge_half(task, tensor, keep_going if is_long else None)
+        result = self._edge_result(task, array, keep_going if is_long else None)
         dropped_ms = 0.0
-        while half is None:  # once
-            log.info("task %d begins anew, with another cut: the link is another one now", task.id)
+        while result is None:  # once
+            log.info("task %d starts again with another cut: the link estimate has changed", task.id)
             dropped_ms = now_ms() - start_ms
             task.planned, task.factors = better[0], task.model.factors
-            half = self._edge_half(task, tensor, None)
-        task.tensors = half.tensors
+            result = self._edge_result(task, array, None)
+        task.arrays = result.arrays
         task.is_first = task.model.is_first_run(task.edge_nodes)
         if self._settings.learns and not task.is_first:
             self._corrections.learn(
-                task.model.keys.edge, task.candidate.busy.edge_ms / task.factors.edge, half.latency_ms
+                task.model.keys.edge, task.candidate.busy.edge_ms / task.factors.edge, result.compute_ms
             )
-        task.planned = task.planned._replace(half_ms=dropped_ms + half.latency_ms, start_ms=start_ms, done_ms=now_ms())
+        task.planned = task.planned._replace(
+            edge_ms=dropped_ms + result.compute_ms, start_ms=start_ms, done_ms=now_ms()
+        )
 
-    def _edge_half(
-        self, task: InFlightTask, tensor: Tensor, keep_going: Callable[[], bool] | None
-    ) -> HalfResult | None:
-        edge_nodes = task.edge_nodes
-        if len(edge_nodes) == 1:  # the input alone: it crosses as it is
-            return HalfResult((tensor,), 0.0)
-        return run_half(task.model.network.split(edge_nodes).edge, [tensor], self._settings.device, keep_going)
+    def _edge_result(
+        self, task: InFlightTask, array: Array, keep_going: Callable[[], bool] | None
+    ) -> PartitionResult | None:
+        if len(task.edge_nodes) == 1:  # the input alone, which is sent as it is
+            return PartitionResult((array,), 0.0)
+        # A network may work in place; the synthetic input belongs to all tasks.
+        return task.model.partition(task.edge_nodes, Side.EDGE).run([array.copy("K")], keep_going)
 
     def _find_better(self, task: InFlightTask, elapsed_ms: float) -> PlannedTask | None:
         """Return the task with another cut, if starting over with that is clearly faster by now."""
@@ -337,7 +345,7 @@ class QueueRun:
         return [task for task in self._tasks.values() if task.record.awaits_reply and task is not but]
 
     def _pipeline_now(self, awaited: Sequence[InFlightTask]) -> Pipeline:
-        """Return what link and cloud are still busy with."""
+        """Return for how long link and cloud are still busy."""
         if not awaited:
             return self._planner.pipeline_now(None)
         left_ms = 0.0
@@ -366,7 +374,7 @@ class QueueRun:
             was_sent = task.record.state is State.SENT
             self._apply(task, Progress(self._planner.hedging, left_bytes.get(task.id, 0)))
             if was_sent and task.record.state is State.LOCAL:
-                log.info("task %d is stuck on its way: the rest of it is computed here", task.id)
+                log.info("task %d is stalled: the rest of it is computed here", task.id)
                 return
 
     def _update_estimates(self, task: InFlightTask, answered: Answered) -> None:
@@ -376,7 +384,7 @@ class QueueRun:
         self._watch.saw_load(remote.load_queue_ms)
         is_alone = self._settings.in_flight == 1 and not task.record.is_hedged  # else tensors wait for each other
         if is_alone:
-            self._watch.saw_exchange(remote.transfer_ms - remote.receive_ms, model.output_bytes)
+            self._watch.saw_exchange(remote.transfer_ms - remote.receive_ms, model.graph.output.size_bytes)
         if self._settings.learns and not task.is_first:
             keys, factors, candidate = model.keys, task.factors, task.candidate
             self._corrections.learn(keys.cloud, candidate.busy.cloud_ms / factors.cloud, remote.compute_ms)
@@ -398,18 +406,18 @@ class QueueRun:
             return task.record.state is State.LOCAL
 
         try:
-            # A network may work in place, while the tensors still go out from their own memory.
-            tensors = [tensor.clone() for tensor in task.tensors]
-            half = run_half(task.model.network.split(task.edge_nodes).cloud, tensors, self._settings.device, keep_going)
+            # A network may work in place, while the arrays are still being sent from their own memory.
+            arrays = [array.copy("K") for array in task.arrays]
+            result = task.model.partition(task.edge_nodes, Side.CLOUD).run(arrays, keep_going)
         except Exception as exc:  # belongs to this task
             self._fail(task, Broke(exc))
             return
         self._take_outcomes()  # the reply may have come first
-        is_first = half is not None and task.record.state is State.LOCAL
-        if half:
+        is_first = result is not None and task.record.state is State.LOCAL
+        if result:
             waited_ms = task.planned.lost_ms + start_ms - task.record.sent_ms
-            measured = StageTimes(task.planned.half_ms + half.latency_ms, waited_ms, 0.0)
-            finish = partial(self._results.finish, task.planned, half.tensors[0], where="edge", measured=measured)
+            measured = StageTimes(task.planned.edge_ms + result.compute_ms, waited_ms, 0.0)
+            finish = partial(self._results.finish, task.planned, result.arrays[0], where="edge", measured=measured)
             self._apply(task, RestDone(), finish)
         if task.record.is_hedged:
             self._planner.hedging.ended(was_first=is_first)
@@ -423,14 +431,14 @@ class QueueRun:
         chosen = plan_resend(planned.chosen, time_ms - rest_start_ms, plan, pipeline)
         if chosen is None:
             return
-        log.info("task %d is sent again: the cloud is back", task.id)
+        log.info("task %d is sent again: the cloud is reconnected", task.id)
         lost_ms, rest_ms = rest_start_ms - task.record.sent_ms, time_ms - rest_start_ms
         predicted = chosen.predicted._replace(
             edge_ms=planned.chosen.predicted.edge_ms + rest_ms,
             transfer_ms=lost_ms + chosen.predicted.transfer_ms,
         )
         task.planned = planned._replace(
-            now=now, chosen=chosen._replace(predicted=predicted), half_ms=planned.half_ms + rest_ms, lost_ms=lost_ms
+            now=now, chosen=chosen._replace(predicted=predicted), edge_ms=planned.edge_ms + rest_ms, lost_ms=lost_ms
         )
         task.factors = task.model.factors
         self._apply(task, CloudBack(task.timeout_ms))

@@ -1,26 +1,19 @@
-"""A queue of inference tasks: where they come from, and what became of each."""
+"""Records of the edge: tasks, their results, and the events of a task or a queue, for observers to show."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
-from neurosurgeon.models.zoo import ZOO, canonical_name
-from neurosurgeon.utils.errors import UsageError
 from neurosurgeon.utils.timing import StageTimes, Timing
 
 if TYPE_CHECKING:
     from neurosurgeon.graph.layer_graph import LayerGraph, Node
+    from neurosurgeon.graph.spec import Array
     from neurosurgeon.planner.plan import Candidate, SplitPlan
     from neurosurgeon.utils.link import LinkEstimate
-
-COMMENT = "#"  # the first character of a line that a task file keeps to itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +22,8 @@ class QueuedTask:
 
     id: int  # from 1, in the order of the list
     model: str
-    image: Path | None = None  # None: the fixed image of noise
+    image: Path | None = None
+    array: Array | None = field(default=None, compare=False, repr=False)  # its input; neither: a fixed image of noise
 
 
 class Span(NamedTuple):
@@ -97,78 +91,6 @@ class TaskResult:
     def crossed(self) -> bool:
         """Whether anything was sent to the cloud."""
         return self.where != "edge"
-
-
-# ---------------------------------------------------------------- where tasks come from
-
-
-def draw_tasks(count: int, seed: int | None = None, models: Sequence[str] | None = None) -> list[QueuedTask]:
-    """Return ``count`` random tasks over the models (all of the zoo unless given); a seed draws the same again.
-
-    Raises: UnknownModelError.
-    """
-    names = [canonical_name(name) for name in models or ZOO]
-    drawn = np.random.default_rng(seed).integers(len(names), size=count)
-    return [QueuedTask(number, names[index]) for number, index in enumerate(drawn, start=1)]
-
-
-def read_task_file(path: Path) -> list[QueuedTask]:
-    """Return the tasks of a file: one a line, a model and maybe an image, whose path starts at the file's directory.
-
-    Blank lines and comments are skipped. Images are not opened: one that cannot be read fails its own task alone.
-
-    Raises: UsageError: it cannot be read, or holds no task. UnknownModelError: names the line.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # -sig: editors on Windows mark their files
-    except OSError as exc:
-        raise UsageError(f"task file {path} cannot be read: {exc.strerror or exc}") from exc
-    except UnicodeDecodeError as exc:
-        raise UsageError(f"task file {path} cannot be read: it is no UTF-8 text") from exc
-    tasks: list[QueuedTask] = []
-    for number, line in enumerate(lines, start=1):
-        words = line.split(maxsplit=1)
-        if words and not words[0].startswith(COMMENT):
-            tasks.append(_task_of_line(len(tasks) + 1, words, path, number))
-    if not tasks:
-        raise UsageError(f"task file {path} holds no task: a line is a model and maybe an image, as in: le_net cat.jpg")
-    return tasks
-
-
-def _task_of_line(task_id: int, words: Sequence[str], path: Path, number: int) -> QueuedTask:
-    try:
-        model = canonical_name(words[0])
-    except UsageError as exc:
-        raise type(exc)(f"{path}, line {number}: {exc}") from exc
-    image = path.parent / words[1].rstrip() if len(words) > 1 else None
-    return QueuedTask(task_id, model, image)
-
-
-def tasks_of_directory(directory: Path, models: Sequence[str]) -> list[QueuedTask]:
-    """Return a task for every image of a directory, by name; the models take turns.
-
-    Raises: UsageError: it cannot be listed, or has no image. UnknownModelError.
-    """
-    names = [canonical_name(name) for name in models]
-    try:
-        files = sorted(path for path in directory.iterdir() if path.is_file())
-    except OSError as exc:
-        raise UsageError(f"image directory {directory} cannot be read: {exc.strerror or exc}") from exc
-    images = [path for path in files if path.suffix.lower() in image_suffixes()]
-    if not images:
-        raise UsageError(f"image directory {directory} has no image: put JPEG, PNG or similar files there")
-    return [
-        QueuedTask(number, model, image)
-        for number, (image, model) in enumerate(zip(images, itertools.cycle(names), strict=False), start=1)
-    ]
-
-
-@cache
-def image_suffixes() -> frozenset[str]:
-    """Return the endings of the files that Pillow reads, in lower case with their dot."""
-    from PIL import Image
-
-    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +171,52 @@ class Answered(NamedTuple):
     max_abs_diff: float | None  # to the unsplit network, if that was computed, too
 
 
+class Progress(NamedTuple):
+    """Long work goes on."""
+
+    name: str
+    done: int
+    total: int
+
+
 TaskEvent = (
-    LinkReused | LinkKnown | LinkNotNeeded | Planned | Prepared | EdgeComputed | Sent | Replied | Finished | Answered
+    LinkReused
+    | LinkKnown
+    | LinkNotNeeded
+    | Planned
+    | Prepared
+    | EdgeComputed
+    | Sent
+    | Replied
+    | Finished
+    | Progress
+    | Answered
 )
 TaskObserver = Callable[[TaskEvent], None]
+
+
+# ---------------------------------------------------------------- events of a queue
+
+
+class QueueStarted(NamedTuple):
+    """The first task is about to be planned."""
+
+    tasks: Sequence[QueuedTask]
+
+
+class TaskPlanned(NamedTuple):
+    """A task is planned for this link, and this wait in the cloud."""
+
+    rate_bytes_per_s: float
+    queue_ms: float
+
+
+class TaskDone(NamedTuple):
+    """A task has its result, an answer or an error."""
+
+    result: TaskResult
+    output: Array | None  # of the network; None with an error
+
+
+QueueEvent = Progress | QueueStarted | TaskPlanned | TaskDone
+QueueObserver = Callable[[QueueEvent], None]

@@ -1,6 +1,6 @@
-"""The results of a queue's tasks, which a thread of its own makes and reports.
+"""The results of a queue's tasks, which a thread of its own makes and reports to the observer.
 
-Making a result and printing its line is deferred to that thread: it would delay the next task.
+That is deferred to a thread because it would delay the next task.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
-from neurosurgeon.edge.cuts import Choice
 from neurosurgeon.edge.link_thread import Answered
-from neurosurgeon.edge.records import QueuedTask, Span, TaskResult
-from neurosurgeon.engine.torch_engine import output_digest, top_class
+from neurosurgeon.edge.outcome import output_digest, top_class
+from neurosurgeon.edge.records import QueuedTask, QueueObserver, Span, TaskDone, TaskPlanned, TaskResult
+from neurosurgeon.graph.spec import Array
 from neurosurgeon.net.link_watch import LinkNow
-from neurosurgeon.reports.queue_report import QueueReport
+from neurosurgeon.planner.queue import Choice
 from neurosurgeon.utils.errors import NeurosurgeonError
 from neurosurgeon.utils.logs import internal_error
 from neurosurgeon.utils.timing import StageTimes, now_ms
@@ -30,15 +28,15 @@ log = logging.getLogger(__name__)
 
 
 class PlannedTask(NamedTuple):
-    """What a task's result is made of, as soon as its edge half has run; no tensors."""
+    """A task with its cut, and the times of its edge partition once that has run; no tensors."""
 
     task: QueuedTask
     now: LinkNow
     chosen: Choice
-    half_ms: float = 0.0
-    start_ms: float = 0.0  # when its edge half began (`now_ms`)
+    edge_ms: float = 0.0
+    start_ms: float = 0.0  # when its edge partition began (`now_ms`)
     done_ms: float = 0.0  # and when it had run
-    lost_ms: float = 0.0  # how long it waited for a cloud that was lost with it
+    lost_ms: float = 0.0  # for which it waited for a cloud that was lost with it
 
 
 class _Finished(NamedTuple):
@@ -46,7 +44,7 @@ class _Finished(NamedTuple):
 
     task: QueuedTask
     make: Callable[[], TaskResult]
-    output: Tensor | None
+    output: Array | None
     done_ms: float
 
 
@@ -56,8 +54,8 @@ class Results:
     Every task is to be finished once; the caller keeps count (`edge.task_states`).
     """
 
-    def __init__(self, report: QueueReport, deadline_ms: float | None) -> None:
-        self._report = report
+    def __init__(self, observe: QueueObserver, deadline_ms: float | None) -> None:
+        self._observe = observe
         self._deadline_ms = deadline_ms
         self._finished: SimpleQueue[_Finished | None] = SimpleQueue()  # None: there are no more
         self._error: Exception | None = None  # of the reporter
@@ -89,40 +87,43 @@ class Results:
         return self._error is not None
 
     def show_link(self, now: LinkNow) -> None:
-        """Show what a task is planned for."""
-        self._report.show_state(now.link.rate_bytes_per_s, now.queue_ms)
+        """Report the link estimate and the load of the cloud for which a task is planned."""
+        self._observe(TaskPlanned(now.link.rate_bytes_per_s, now.queue_ms))
 
     # ------------------------------------------------------------ ways to finish a task
 
     def failed(self, task: QueuedTask, exc: Exception) -> None:
-        """Finish a task of which no more is known than the error that ended it."""
+        """Finish a task that ended with an error before it was planned."""
         result = TaskResult(task, error=reason(exc, task))
         self._finished.put(_Finished(task, lambda: result, None, now_ms()))
 
-    def finish(self, planned: PlannedTask, output: Tensor | None = None, **what: Any) -> None:
-        """Finish a task whose edge half has run; ``what``: fields of its result that are known only now."""
-        make = partial(self._planned, planned, **what)
+    def finish(self, planned: PlannedTask, output: Array | None = None, **fields: Any) -> None:
+        """Finish a task whose edge partition has run.
+
+        Args: fields: further fields of its result.
+        """
+        make = partial(self._planned, planned, **fields)
         self._finished.put(_Finished(planned.task, make, output, now_ms()))
 
     def answered(self, planned: PlannedTask, answered: Answered) -> None:
         """Finish a task that the cloud has answered."""
         make = partial(self._answered_there, planned, answered)
-        self._finished.put(_Finished(planned.task, make, answered.result.tensors[0], answered.answered_ms))
+        self._finished.put(_Finished(planned.task, make, answered.result.arrays[0], answered.answered_ms))
 
     # ------------------------------------------------------------ results, on the reporter's thread
 
     def _report_all(self) -> None:
         try:
             self._report_each()
-        except Exception as exc:  # belongs to the thread that runs the queue; nobody may read the lines any more
+        except Exception as exc:  # belongs to the thread that runs the queue: its output may be closed
             self._error = exc
 
     def _report_each(self) -> None:
         while finished := self._finished.get():
             try:
                 result = self._whole(finished)
-                self._report.task_done(result)
-            except OSError:  # nobody reads the lines any more
+                self._observe(TaskDone(result, finished.output if result.is_finished else None))
+            except OSError:  # the output is closed
                 raise
             except Exception as exc:  # belongs to this task; the others have results of their own
                 result = TaskResult(finished.task, error=reason(exc, finished.task))
@@ -136,8 +137,8 @@ class Results:
             result = replace(result, output_digest=output_digest(output), top1=top_class(output))
         return result
 
-    def _planned(self, planned: PlannedTask, **what: Any) -> TaskResult:
-        """Return the result of a task whose edge half has run, so far; ``what``: fields that are known by now."""
+    def _planned(self, planned: PlannedTask, **fields: Any) -> TaskResult:
+        """Return the result, so far, of a task whose edge partition has run, with further fields."""
         now, (plan, candidate, predicted) = planned.now, planned.chosen
         result = TaskResult(
             planned.task,
@@ -151,16 +152,16 @@ class Results:
             best_total_ms=plan.best.stages.total_ms,
             predicted=predicted,
             deadline_ms=self._deadline_ms,
-            measured=StageTimes(planned.half_ms, 0.0, 0.0),
+            measured=StageTimes(planned.edge_ms, 0.0, 0.0),
             spans=(self._span(planned.start_ms, planned.done_ms),),
         )
-        return replace(result, **what)
+        return replace(result, **fields)
 
     def _answered_there(self, planned: PlannedTask, answered: Answered) -> TaskResult:
         result, remote, done_ms = self._planned(planned), answered.result, answered.answered_ms
         return replace(
             result,
-            measured=StageTimes(planned.half_ms, planned.lost_ms + remote.transfer_ms, remote.cloud_ms),
+            measured=StageTimes(planned.edge_ms, planned.lost_ms + remote.transfer_ms, remote.cloud_ms),
             spans=(
                 *result.spans,
                 self._span(answered.sent_ms, answered.sent_ms + remote.transfer_ms),

@@ -1,31 +1,38 @@
-"""Run one task with a cloud: connect, find out about the link, then plan and run it (`edge.task`).
+"""Run one task, or a queue of tasks, with a cloud: connect, learn about the link, then plan and run.
 
-Nothing here imports torch, which takes a second: `edge.task` is imported when the cloud has answered.
+The engine is opened when the cloud has answered, because importing its library takes a second.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import NamedTuple
 
-from neurosurgeon.edge.records import LinkKnown, LinkReused, TaskObserver
-from neurosurgeon.edge.settings import TaskSettings
+from neurosurgeon.edge.cuts import Forecast, prepare_models, share_cores
+from neurosurgeon.edge.link_thread import PATIENCE_S, TaskStream
+from neurosurgeon.edge.outcome import Outcome
+from neurosurgeon.edge.queue import QueueRun
+from neurosurgeon.edge.records import LinkKnown, LinkReused, QueuedTask, QueueObserver, TaskObserver, TaskResult
+from neurosurgeon.edge.settings import QueueSettings, TaskSettings
+from neurosurgeon.edge.task import run_task
+from neurosurgeon.engine.base import Engine
 from neurosurgeon.net.access import OPEN, Access
+from neurosurgeon.net.link_watch import LinkWatch
 from neurosurgeon.net.monitor_client import LinkMeasurement, estimate_link, given_or_measured, measure_link, young_link
 from neurosurgeon.net.session import EdgeSession, OnCloudLoss, new_edge_id
 from neurosurgeon.utils.errors import NetworkError
 from neurosurgeon.utils.link import LinkEstimate
 
-if TYPE_CHECKING:
-    from neurosurgeon.edge.task import Outcome
+OpenEngine = Callable[[], Engine]
 
 
 @dataclass(frozen=True, slots=True)
 class CloudAddress:
-    """Where a cloud is, and how it is reached."""
+    """The address of a cloud, and how it is reached."""
 
     host: str
     port: int
@@ -37,15 +44,20 @@ class CloudAddress:
 
 @dataclass(frozen=True, slots=True)
 class LinkChoice:
-    """How a task learns about its link."""
+    """How a task, or a queue, learns about its link."""
 
     rate_mb_per_s: float | None = None  # None: measured
     rtt_ms: float | None = None  # None: measured
     measures_always: bool = True  # else only if that can change the plan, and no recent estimate is kept
+    interval_s: float = 1.0  # of a queue: between two measurements
 
 
 def run_one_task(
-    settings: TaskSettings, cloud: CloudAddress, choice: LinkChoice, observe: TaskObserver = lambda event: None
+    settings: TaskSettings,
+    open_engine: OpenEngine,
+    cloud: CloudAddress,
+    choice: LinkChoice,
+    observe: TaskObserver = lambda event: None,
 ) -> Outcome:
     """Plan and run one task. May block for as long as the cloud computes.
 
@@ -79,9 +91,7 @@ def run_one_task(
             return link
 
         ideal = _ideal_link(cloud, choice, session) if is_open and not kept else None
-        from neurosurgeon.edge.task import run_task
-
-        return run_task(settings, session, find_link, observe, reopen, ideal)
+        return run_task(settings, open_engine(), session, find_link, observe, reopen, ideal)
 
 
 def _ideal_link(cloud: CloudAddress, choice: LinkChoice, session: EdgeSession) -> LinkEstimate:
@@ -89,3 +99,62 @@ def _ideal_link(cloud: CloudAddress, choice: LinkChoice, session: EdgeSession) -
     if choice.rtt_ms is not None:
         return LinkEstimate(math.inf, choice.rtt_ms)
     return LinkEstimate(math.inf, session.rtt_ms if cloud.is_relayed else session.least_rtt_ms())
+
+
+class QueueOutcome(NamedTuple):
+    """The results of a queue, in the order in which they came, and its measured and predicted makespans, ms."""
+
+    results: Sequence[TaskResult]
+    makespan_ms: float
+    predicted_makespan_ms: dict[str, float]  # of each schedule
+    origins: dict[str, str]  # side -> the machine whose data its predictions use
+
+
+def run_queue(
+    tasks: Sequence[QueuedTask],
+    settings: QueueSettings,
+    open_engine: OpenEngine,
+    cloud: CloudAddress,
+    choice: LinkChoice,
+    observe: QueueObserver = lambda event: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> QueueOutcome:
+    """Run a queue of tasks. May block for as long as all of them take.
+
+    Args:   observe: called with each event; results come from a thread of their own.
+            should_stop: asked before each task begins; then the tasks in flight are finished, and no other begins.
+    Raises: NetworkError: the cloud cannot be reached. UsageError, PlanningError, WeightsError.
+    """
+    reopen = partial(EdgeSession.open, cloud.host, cloud.port, new_edge_id(), cloud.access)
+    with LinkMeasurement(partial(estimate_link, cloud.host, cloud.monitor_port, cloud.access)) as measurement:
+        if choice.rate_mb_per_s is None:
+            measurement.start()
+        session = reopen()
+        find_link = cache(
+            partial(given_or_measured, choice.rate_mb_per_s, choice.rtt_ms, session.rtt_ms, measurement.result)
+        )
+        host = cloud.access.cloud_name or cloud.host
+        settings = replace(settings, shares_cores=share_cores(host, session.cloud, settings))
+        engine = open_engine()
+        models = prepare_models(tasks, settings, engine, session, find_link, observe)
+        link = find_link()
+    forecast = Forecast(tasks, models, link, settings)
+    patience_s = PATIENCE_S if settings.on_cloud_loss is OnCloudLoss.RETRY else None
+    with (
+        TaskStream(session, reopen, patience_s) as stream,
+        LinkWatch(
+            cloud.host,
+            cloud.monitor_port,
+            link,
+            access=cloud.access,
+            interval_s=choice.interval_s,
+            sending_bytes=lambda: stream.sending_bytes,
+        ) as watch,
+    ):
+        run = QueueRun(settings, models, stream, watch, observe)
+        results = run.run(forecast.in_order(settings.schedule), should_stop)
+    run.check_speed(engine)
+    if len(results) == len(tasks) and all(result.is_finished for result in results):
+        forecast.learn(run.makespan_ms)
+    origins = next(iter(models.values())).origins if models else {}
+    return QueueOutcome(results, run.makespan_ms, forecast.makespans_ms, origins)

@@ -1,202 +1,92 @@
-"""One task of the edge: plan it for the link of the moment, run it with the cloud, report it."""
+"""One task of the edge: plan it for the current link estimate, run it with the cloud, report it."""
 
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from tqdm import tqdm
 
 from neurosurgeon.edge.link_thread import PATIENCE_S
+from neurosurgeon.edge.outcome import Outcome, Run, is_whole, max_difference, top_guesses
 from neurosurgeon.edge.records import (
     Answered,
     EdgeComputed,
     Finished,
-    Guess,
     LinkNotNeeded,
     Planned,
     Prepared,
+    Progress,
     Replied,
     Sent,
     TaskObserver,
 )
 from neurosurgeon.edge.settings import TaskSettings
-from neurosurgeon.edge.summary import printable
-from neurosurgeon.engine.torch_engine import (
-    as_network_input,
-    check_crossing,
-    image_input,
-    output_digest,
-    random_input,
-    run_half,
-    run_whole,
-    stand_in,
-    top_guesses,
-    use_threads,
-)
+from neurosurgeon.edge.stages import StageKeys, cloud_latencies, edge_latencies, plan_task, stages_of
+from neurosurgeon.engine.base import Engine, Network, NetworkRef, Partition, Side
 from neurosurgeon.graph.cut import pack_nodes
 from neurosurgeon.graph.layer_graph import LayerGraph
-from neurosurgeon.models.halves import EdgeHalf, edge_half
-from neurosurgeon.models.zoo import Network, build_network, imagenet_labels, load_network, model_graph
+from neurosurgeon.graph.spec import Array, TensorSpec, dtype_of, synthetic_input
 from neurosurgeon.net.breaker import Breaker
 from neurosurgeon.net.messages import Prepare, Request
 from neurosurgeon.net.session import EdgeSession, OnCloudLoss, stage_times
-from neurosurgeon.planner.plan import Candidate, SplitPlan, needless_link, plan_split
-from neurosurgeon.planner.strategies import Strategy
-from neurosurgeon.planner.transfer import IDLE, WARM, Sender
+from neurosurgeon.planner.plan import Candidate, SplitPlan
 from neurosurgeon.predictor.correction import Corrections
 from neurosurgeon.predictor.latencies import LayerLatencies
-from neurosurgeon.predictor.machine_speed import DISAGREEMENT, doubt_machine_speed, scaled_to_machine
-from neurosurgeon.predictor.predictor_utils import dataset_threads, find_predictor
-from neurosurgeon.predictor.profile import measured_latencies
-from neurosurgeon.utils.errors import AddressError, ConnectError, NetworkError, is_connection_loss
+from neurosurgeon.utils.errors import AddressError, ConnectError, NetworkError, ProtocolError, is_connection_loss
 from neurosurgeon.utils.link import LinkEstimate, LinkSource
-from neurosurgeon.utils.timing import StageTimes, Timing, now_ms, stage_timings
-from neurosurgeon.utils.units import MS_PER_S, bytes_per_s_to_mb_per_s, s_to_ms
+from neurosurgeon.utils.timing import StageTimes, now_ms
+from neurosurgeon.utils.units import MS_PER_S, s_to_ms
 
 log = logging.getLogger(__name__)
-
-MAX_ORIGIN = 400  # characters of what a cloud says of its data
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One inference: its answer, and what it took."""
-
-    output: Tensor
-    times: StageTimes
-    sent_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """A finished task: the plan, every run of it, and the answer."""
-
-    half: EdgeHalf
-    plan: SplitPlan
-    candidate: Candidate
-    link: LinkEstimate | None  # infinitely fast where it was not asked for; None where the cloud was lost before
-    runs: Sequence[Run]
-    guesses: Sequence[Guess]
-    max_abs_diff: float | None
-
-    @property
-    def where(self) -> str:
-        """Where its layers ran: "edge", "cloud" or "split"."""
-        if self.half.is_whole:
-            return "edge"
-        return "split" if len(self.half.edge_nodes) > 1 else "cloud"
-
-    @property
-    def measured(self) -> StageTimes:
-        """The stages of the run with the median total."""
-        return sorted((run.times for run in self.runs), key=lambda times: times.total_ms)[len(self.runs) // 2]
-
-    @property
-    def output(self) -> NDArray[np.generic]:
-        """What the network returned in the last run."""
-        array: NDArray[np.generic] = self.runs[-1].output.numpy()
-        return array
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as a JSON object."""
-        half, candidate, link = self.half, self.candidate, self.link
-        is_known = link is not None and math.isfinite(link.rate_bytes_per_s)
-        document = {
-            "model": half.name,
-            "layers": len(half.graph.layers),
-            "partition_point": candidate.point,
-            "partition_layer": candidate.layer,
-            **self.plan.cut_dict(candidate),
-            "edge_parameter_bytes": half.parameter_bytes,  # those that it really has
-            "device": half.device,
-            "where": self.where,
-            "bandwidth_mb_per_s": bytes_per_s_to_mb_per_s(link.rate_bytes_per_s) if link and is_known else None,
-            "rtt_ms": link and link.rtt_ms,
-            "predicted": candidate.stages.as_dict(),
-            "interval_ms": list(self.plan.interval(candidate)),
-            "too_close_to_call": self.plan.is_too_close_to_call,
-            "predictor": {"edge": self.plan.edge.source, "cloud": self.plan.cloud.source},
-            "predicted_from": self.plan.origins,
-            "measured": self.measured.as_dict(),
-            "sent_bytes": self.runs[-1].sent_bytes,
-            "weights_digest": half.weights_digest,
-            "output": output_document(self.runs[-1].output, self.guesses),
-        }
-        if link and not is_known:
-            document["link_not_measured"] = needless_link(self.plan, link.rtt_ms)
-        elif link and link.source is LinkSource.LAST:
-            document["link_age_s"] = link.age_s
-        if self.max_abs_diff is not None:
-            document["max_abs_diff"] = self.max_abs_diff
-        if len(self.runs) > 1:
-            document["repeat"] = {stage: asdict(timing) for stage, timing in self.timings.items()}
-        return document
-
-    @property
-    def timings(self) -> dict[str, Timing]:
-        """Median and spread of every stage."""
-        return stage_timings([run.times for run in self.runs])
-
-
-def _build(task: TaskSettings) -> Network:
-    """Return a new network for a task. Raises: WeightsError."""
-    return build_network(task.model, task.weights, task.device)
-
 
 FindLink = Callable[[], LinkEstimate | None]
 
 
 class EdgeSide:
-    """This machine's side of a task: what its layers take here, and its network, which loads in a thread."""
+    """This machine's side of a task: the latencies of its layers, and its network, which loads in a thread."""
 
-    def __init__(self, task: TaskSettings) -> None:
-        self._task = task
-        self.graph = model_graph(task.model)
-        self.latencies = edge_latencies(task, self.graph)  # before the thread starts: it may time layers
+    def __init__(self, task: TaskSettings, engine: Engine) -> None:
+        self.engine = engine
+        self.graph: LayerGraph = engine.graph(task.model)
+        self.latencies = edge_latencies(task, engine, self.graph)  # before the thread starts: it may time layers
+        self._open = partial(engine.open, task.model, task.weights)
         loader = ThreadPoolExecutor(1, "load")
-        self._loading: Future[Network] | None = loader.submit(_build, task)
+        self._loading: Future[Network] | None = loader.submit(self._open)
         loader.shutdown(wait=False)  # the thread ends when it has loaded, and its team of OpenMP threads with it
 
-    def half(self, edge_nodes: frozenset[int]) -> EdgeHalf:
-        """Return the edge's half of a cut. No other parameters are kept: a second call loads them again. May block.
+    def partition(self, edge_nodes: frozenset[int]) -> Partition:
+        """Return the edge partition of a cut. The other parameters are dropped: a second call loads them again.
 
-        Raises: WeightsError, PartitionError.
+        May block. Raises: WeightsError, PartitionError.
         """
         loading, self._loading = self._loading, None
-        return edge_half(loading.result() if loading else _build(self._task), edge_nodes)
+        return (loading.result() if loading else self._open()).partition(edge_nodes, Side.EDGE)
 
 
 def run_task(
     task: TaskSettings,
+    engine: Engine,
     session: EdgeSession,
     find_link: FindLink,
     observe: TaskObserver,
     reopen: Callable[[], EdgeSession] | None = None,
     ideal: LinkEstimate | None = None,
 ) -> Outcome:
-    """Plan, run and report one task; where the cloud is lost on the way, go on as the task says.
+    """Plan, run and report one task; if the cloud is lost on the way, go on as the task says.
 
-    What does not depend on the link begins before the link is asked for: predicting, and loading the network.
+    Predicting and loading the network do not depend on the link: they begin before it is asked for.
 
-    Args:   find_link: may wait for a measurement; returns None where the cloud was lost before the link was known.
-            reopen: how to reach the cloud again.
+    Args:   find_link: may wait for a measurement; returns None if the cloud was lost before the link was known.
+            reopen: connects to the cloud again.
             ideal: an infinitely fast link; if even over it the task is fastest on the edge alone, none is asked for.
     Raises: NetworkError, WeightsError, PlanningError.
     """
     link: LinkEstimate | None = None
     cloud: LayerLatencies | NetworkError
-    here = EdgeSide(task)
+    here = EdgeSide(task, engine)
     try:
         cloud = cloud_latencies(task, session, here.graph)
     except NetworkError as exc:
@@ -233,11 +123,11 @@ def stays_here(
 ) -> bool:
     """Return, and report, whether a task is fastest on the edge alone even over an infinitely fast link.
 
-    A cut then takes its two parts and a round trip: whatever rate was measured, the plan would be the same.
+    Any other cut then takes its two parts and a round trip: the plan would be the same for every rate.
     """
     corrections = Corrections.load() if task.learns else Corrections()
     stages = stages_of(task, session, ideal, here.latencies, cloud, is_warm=task.repeat > 1)
-    plan, candidate = plan_task(task, session, ideal, corrections, stages)
+    plan, candidate = plan_task(task, here.graph, session, ideal, corrections, stages)
     if plan.best.crossing_bytes or candidate.crossing_bytes:
         return False
     observe(LinkNotNeeded(plan, ideal.rtt_ms))
@@ -258,14 +148,14 @@ def run_with_cloud(
     """
     corrections = Corrections.load() if task.learns else Corrections()
     stages = stages_of(task, session, link, here.latencies, cloud, is_warm=task.repeat > 1)
-    plan, candidate = plan_task(task, session, link, corrections, stages)
+    plan, candidate = plan_task(task, here.graph, session, link, corrections, stages)
     observe(Planned(plan, candidate))
-    half = prepare(task, session, plan.edge_nodes(candidate), here, observe)
-    outcome = infer(task, half, plan, candidate, link, session, observe)
+    partition = prepare(task, session, plan.edge_nodes(candidate), here, observe)
+    outcome = infer(task, here.engine, partition, plan, candidate, link, session, observe)
     if task.learns:
         learn(corrections, stages.keys, outcome)
-        if task.repeat > 1:
-            doubt_speed(task, corrections.factor(stages.keys.edge))
+        if task.repeat > 1 and task.predictor != "measured":
+            here.engine.check_speed(corrections.factor(stages.keys.edge), here.engine.threads)
     observe(answered(outcome))
     return outcome
 
@@ -273,9 +163,9 @@ def run_with_cloud(
 def run_again(
     task: TaskSettings, reopen: Callable[[], EdgeSession], link: LinkEstimate, here: EdgeSide, observe: TaskObserver
 ) -> Outcome:
-    """Look for the cloud again, and run the task from its start; what it has computed already, it only tells.
+    """Connect to the cloud again, and run the task from its start.
 
-    Raises: NetworkError: it stayed away.
+    Raises: NetworkError: the cloud stayed unreachable for `PATIENCE_S`.
     """
     breaker, start_ms = Breaker(), now_ms()
     while True:
@@ -294,8 +184,8 @@ def run_again(
 def run_here(task: TaskSettings, link: LinkEstimate | None, here: EdgeSide, observe: TaskObserver) -> Outcome:
     """Run the whole network on this machine."""
     plan = plan_alone(here.graph, here.latencies)
-    half = here.half(plan.edge_nodes(plan.best))
-    outcome = infer(task, half, plan, plan.best, link, None, observe)
+    partition = here.partition(plan.edge_nodes(plan.best))
+    outcome = infer(task, here.engine, partition, plan, plan.best, link, None, observe)
     observe(answered(outcome))
     return outcome
 
@@ -309,105 +199,52 @@ def plan_alone(graph: LayerGraph, edge: LayerLatencies) -> SplitPlan:
 
 def infer(
     task: TaskSettings,
-    half: EdgeHalf,
+    engine: Engine,
+    partition: Partition,
     plan: SplitPlan,
     candidate: Candidate,
     link: LinkEstimate | None,
     session: EdgeSession | None,
     observe: TaskObserver,
 ) -> Outcome:
-    """Run a task as planned, as often as it says; ``session`` may be None where nothing crosses."""
-    tensor = stand_in(half.graph.input.shape) if task.pixels is None else image_input(task.pixels)
-    runs = [run_once(session, half, tensor, observe)]
+    """Run a task as planned, as often as it says; ``session`` may be None if nothing is sent."""
+    network = partition.network
+    array = synthetic_input(network.graph.input) if task.array is None else task.array
+    runs = [run_once(session, partition, array.copy("K"), observe)]  # a network may work in place
     observe(Finished())
     if task.repeat > 1:  # the first run was cold: it is shown, and does not count
-        turns = tqdm(range(task.repeat), desc="repeat", unit="run", disable=None)
-        runs = [run_once(session, half, tensor, None) for _ in turns]
-    labels = imagenet_labels() if half.knows_imagenet else None
-    guesses = top_guesses(runs[-1].output, labels)
+        runs.clear()
+        for number in range(task.repeat):
+            runs.append(run_once(session, partition, array.copy("K"), lambda event: None))
+            observe(Progress("repeat", number + 1, task.repeat))
+    guesses = top_guesses(runs[-1].output, network.labels)
     difference = None
     if task.verify:
-        whole = load_network(task.model, task.weights, task.device)
-        difference = (runs[-1].output - run_whole(whole, tensor)).abs().max().item()
-    return Outcome(half, plan, candidate, link, runs, guesses, difference)
+        whole = engine.open(task.model, task.weights).run_whole(array.copy("K"))
+        difference = max_difference(runs[-1].output, whole)
+    return Outcome(partition, plan, candidate, link, runs, guesses, difference)
 
 
-def plan_task(
-    task: TaskSettings, session: EdgeSession, link: LinkEstimate, corrections: Corrections, stages: PredictedStages
-) -> tuple[SplitPlan, Candidate]:
-    """Return the plan for this edge, this cloud, and the link of the moment, and the cut to take."""
-    keys = stages.keys
-    edge, cloud = stages.edge.scaled(corrections.factor(keys.edge)), stages.cloud.scaled(corrections.factor(keys.cloud))
-    state = session.send_state()
-    never_waits = task.repeat > 1 or math.isinf(link.rate_bytes_per_s)
-    sender = WARM if never_waits else Sender(*state) if state else IDLE
-    plan_with = partial(
-        plan_split,
-        model_graph(task.model),
-        edge,
-        cloud,
-        link.rate_bytes_per_s,
-        link.exchange_ms,
-        corrections.factor(keys.transfer),
-        sender=sender,
-    )
-    plan = plan_with(strategy=task.strategy, max_edge_bytes=task.max_edge_bytes)
-    if task.point is None:
-        return plan, plan.best
-    forced = plan_with(strategy=Strategy.NEUROSURGEON).candidates[task.point]  # which has every point
-    return plan, plan.best if plan.edge_nodes(forced) == plan.edge_nodes(plan.best) else forced
+def run_once(session: EdgeSession | None, partition: Partition, array: Array, observe: TaskObserver) -> Run:
+    """Run one inference, and report its events as they happen.
 
-
-class StageKeys(NamedTuple):
-    """The names under which corrections of the three stages are kept."""
-
-    edge: str
-    transfer: str
-    cloud: str
-
-
-class PredictedStages(NamedTuple):
-    """What a model's layers take on both sides by prediction, before any correction, and what corrects it."""
-
-    edge: LayerLatencies
-    cloud: LayerLatencies
-    keys: StageKeys
-
-
-def predicted_stages(task: TaskSettings, session: EdgeSession, link: LinkEstimate, *, is_warm: bool) -> PredictedStages:
-    """Return what is predicted for a model on both sides."""
-    graph = model_graph(task.model)
-    edge, cloud = edge_latencies(task, graph), cloud_latencies(task, session, graph)
-    return stages_of(task, session, link, edge, cloud, is_warm=is_warm)
-
-
-def stages_of(
-    task: TaskSettings,
-    session: EdgeSession,
-    link: LinkEstimate,
-    edge: LayerLatencies,
-    cloud: LayerLatencies,
-    *,
-    is_warm: bool,
-) -> PredictedStages:
-    """Return what is predicted for a model on both sides, and what corrects it.
-
-    The first inference of a process also builds its kernels, so it has corrections of its own. So has every other
-    prediction: who has collected new data learns anew what it misses.
+    Raises: NetworkError, or the error that the cloud replied.
     """
-    phase = "warm" if is_warm else "first"
-    where = f"{session.host} {session.cloud.get('device')} {session.cloud.get('threads')} {task.cloud_config}"
-    this_edge = f"{task.device} {task.threads} {task.predictor} {task.edge_config}"
-    keys = StageKeys(
-        edge=f"{phase} edge {task.model} {this_edge} {edge.total():.4g} ms",
-        transfer=f"{phase} transfer {task.model} {where} {link.source.name}",
-        cloud=f"{phase} cloud {task.model} {where} {cloud.total():.4g} ms",
-    )
-    return PredictedStages(edge, cloud, keys)
+    network = partition.network
+    result = partition.run([array])
+    assert result is not None  # noqa: S101  # for mypy: it was not told to stop
+    observe(EdgeComputed(network.name, result.compute_ms))
+    if session is None or is_whole(partition):
+        return Run(result.arrays[0], stage_times(result.compute_ms, None), 0)
+    remote = session.infer(request_of(network, partition.edge_nodes), result.arrays, partial(observe, Sent()))
+    check_reply([network.graph.output], remote.arrays)
+    times = stage_times(result.compute_ms, remote)
+    observe(Replied(network.name, times))
+    return Run(remote.arrays[0], times, remote.sent_bytes)
 
 
 def learn(corrections: Corrections, keys: StageKeys, outcome: Outcome) -> None:
-    """Take in what the stages took; a link that the user made up teaches nothing."""
+    """Correct the predictions of the stages by their measured times; a link that the user gave corrects nothing."""
     predicted, measured = outcome.candidate.stages, outcome.measured
     for stage, key in zip(("edge_ms", "transfer_ms", "cloud_ms"), keys, strict=True):
         if stage != "transfer_ms" or (outcome.link and outcome.link.source is not LinkSource.GIVEN):
@@ -415,80 +252,43 @@ def learn(corrections: Corrections, keys: StageKeys, outcome: Outcome) -> None:
     corrections.save()
 
 
-def doubt_speed(task: TaskSettings, edge_factor: float) -> None:
-    """Have this machine's speed measured again at the next start, where warm tasks contradict it.
-
-    Args: edge_factor: how much longer the edge partitions of a model take than predicted, noise left out.
-    """
-    if task.predictor != "measured" and not 1 / DISAGREEMENT <= edge_factor <= DISAGREEMENT:
-        doubt_machine_speed(task.device, torch.get_num_threads())
-
-
-def edge_latencies(task: TaskSettings, graph: LayerGraph) -> LayerLatencies:
-    """Return what the model's layers take on this machine, predicted or measured."""
-    if task.predictor == "measured":
-        use_threads(task.threads or dataset_threads("edge", task.device))
-        network = build_network(task.model, task.weights, task.device)  # and not kept: most of it may not be needed
-        return measured_latencies(network, as_network_input(random_input(graph.input.shape), task.device))
-    predictor = find_predictor("edge", task.device, task.predictor, task.edge_config)
-    threads = use_threads(task.threads or predictor.threads)
-    if task.edge_config is None:
-        predictor = scaled_to_machine(predictor, task.device, threads)
-    return predictor.predict(graph)
-
-
-def cloud_latencies(task: TaskSettings, session: EdgeSession, graph: LayerGraph) -> LayerLatencies:
-    """Return what the model's layers take in the cloud: as it says itself, or as the user's data says."""
-    if task.cloud_config is None:
-        told = session.ask_latencies(task.model, graph.digest)
-        columns = (told.latency_ms, told.low_ms, told.high_ms)
-        return LayerLatencies(*columns, told.source, told.extrapolated, printable(told.origin[:MAX_ORIGIN]))
-    name = "linear" if task.predictor == "linear" else "forest"
-    return find_predictor("cloud", str(session.cloud.get("device")), name, task.cloud_config).predict(graph)
-
-
 def prepare(
     task: TaskSettings, session: EdgeSession, edge_nodes: frozenset[int], here: EdgeSide, observe: TaskObserver
-) -> EdgeHalf:
-    """Return the edge's half; where anything crosses, the cloud gets its own ready in the same time."""
+) -> Partition:
+    """Return the edge partition; meanwhile the cloud loads its own, unless it has none."""
     graph = here.graph
-    crosses = len(edge_nodes) < len(graph.nodes)
-    if crosses:
+    is_split = len(edge_nodes) < len(graph.nodes)
+    if is_split:
         session.ask_to_prepare(Prepare(task.model, pack_nodes(graph, edge_nodes), graph.digest))
-    half = here.half(edge_nodes)
-    if crosses:
-        session.wait_until_ready(half.weights_digest)
+    partition = here.partition(edge_nodes)
+    if is_split:
+        session.wait_until_ready(partition.network.weights_digest)
         observe(Prepared())
-    return half
+    return partition
 
 
-def request_of(network: Network | EdgeHalf, edge_nodes: frozenset[int]) -> Request:
-    """Return the message that asks the cloud for its half of a cut."""
+def request_of(network: NetworkRef, edge_nodes: frozenset[int]) -> Request:
+    """Return the message that asks the cloud for its partition of a cut."""
     graph = network.graph
     return Request(network.name, pack_nodes(graph, edge_nodes), graph.digest, network.weights_digest)
 
 
-def run_once(session: EdgeSession | None, half: EdgeHalf, tensor: Tensor, observe: TaskObserver | None) -> Run:
-    """Run one inference; ``observe`` gets its events as they happen."""
-    result = run_half(half.module, [tensor], half.device)
-    if observe:
-        observe(EdgeComputed(half.name, result.latency_ms))
-    if session is None or half.is_whole:
-        return Run(result.tensors[0], stage_times(result.latency_ms, None), 0)
-    on_sent = partial(observe, Sent()) if observe else lambda: None
-    remote = session.infer(request_of(half, half.edge_nodes), result.tensors, on_sent)
-    check_crossing([half.graph.output], remote.specs)
-    times = stage_times(result.latency_ms, remote)
-    if observe:
-        observe(Replied(half.name, times))
-    return Run(remote.tensors[0], times, remote.sent_bytes)
+def check_reply(expected: list[TensorSpec], arrays: tuple[Array, ...]) -> None:
+    """Compare the arrays of a reply with the outputs of the network.
+
+    Raises: ProtocolError: another number, shape or type.
+    """
+    wanted = [(spec.dtype, spec.shape) for spec in expected]
+    came = [(dtype_of(array), array.shape) for array in arrays]
+    if came != wanted:
+        raise ProtocolError(f"the cloud replied {came}, expected {wanted}")
 
 
 def answered(outcome: Outcome) -> Answered:
     """Return the last event of a task."""
     return Answered(
         outcome.guesses,
-        outcome.half.source.seeded,
+        outcome.partition.network.weights.seeded,
         outcome.candidate.stages,
         outcome.measured,
         outcome.timings,
@@ -497,13 +297,3 @@ def answered(outcome: Outcome) -> Answered:
         outcome.where,
         outcome.max_abs_diff,
     )
-
-
-def output_document(output: Tensor, guesses: Sequence[Guess]) -> dict[str, Any]:
-    """Return what the JSON interface says of an answer."""
-    return {
-        "shape": list(output.shape),
-        "dtype": str(output.dtype).removeprefix("torch."),
-        "digest": output_digest(output),
-        "top5": [{"index": guess.index, "label": guess.label, "probability": guess.probability} for guess in guesses],
-    }

@@ -41,6 +41,15 @@ def unpack_nodes(graph: LayerGraph, mask: bytes) -> frozenset[int]:
     return edge_nodes
 
 
+def check_point(model: str, point: int, layers: int) -> None:
+    """Refuse a partition point that a network of so many layers does not have.
+
+    Raises: PartitionError.
+    """
+    if not 0 <= point <= layers:
+        raise PartitionError(f"partition point {point} is outside {model}: choose 0 (all in the cloud) to {layers}")
+
+
 def check_cut(graph: LayerGraph, edge_nodes: Collection[int]) -> None:
     """Refuse a set of nodes that cannot be the edge's share of a graph.
 

@@ -1,10 +1,20 @@
-"""What a tensor is like, and the kinds of layers: shared by every part of the project."""
+"""Tensors and the kinds of layers: shared by every part of the project.
+
+A tensor is a numpy array wherever no engine computes on it. numpy has no bfloat16: such a tensor is an array of its
+bits, uint16. A batch of images (N, C, H, W) may lie in memory in the order N, H, W, C ("channels-last").
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
 
 # By torch's names of the types.
 ITEM_BYTES = {
@@ -22,6 +32,7 @@ ITEM_BYTES = {
     "complex128": 16,
 }
 COLOURS = 3  # of an image
+SYNTHETIC_SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +69,34 @@ def takes_images(spec: TensorSpec) -> bool:
 def pixels_of(spec: TensorSpec) -> TensorSpec:
     """Return the pixels that become such an input."""
     return TensorSpec(spec.shape, "uint8")
+
+
+def dtype_of(array: Array) -> str:
+    """Return the name of an array's element type: of uint16, the bits of bfloat16, that."""
+    return "bfloat16" if array.dtype == np.uint16 else str(array.dtype)
+
+
+def as_floats(array: Array) -> Array:
+    """Return the values of an array that numpy can calculate with: of bfloat16, float32."""
+    return (array.astype(np.uint32) << 16).view(np.float32) if array.dtype == np.uint16 else array
+
+
+def channels_last(array: Array) -> Array:
+    """Return the same values (N, C, H, W), in memory as N, H, W, C; an array of other dimensions as it is."""
+    return np.ascontiguousarray(array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) if array.ndim == 4 else array
+
+
+def synthetic_input(spec: TensorSpec) -> Array:
+    """Return the input of a task that has none: noise, the same on every run.
+
+    A network that takes images gets pixels, uint8; any other one standard normal values, float32.
+    """
+    generator = np.random.Generator(np.random.PCG64(SYNTHETIC_SEED))
+    if not takes_images(spec):
+        return channels_last(generator.standard_normal(spec.shape, dtype=np.float32))
+    count, colours, height, width = spec.shape
+    pixels = generator.integers(256, size=(count, height, width, colours), dtype=np.uint8)
+    return pixels.transpose(0, 3, 1, 2)
 
 
 class LayerKind(StrEnum):

@@ -8,12 +8,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neurosurgeon.models.own_models import build_own, own_name, own_names
+from neurosurgeon.models.own_models import OwnModels
 from neurosurgeon.utils.errors import InputSizeError, UnknownModelError, UsageError
 
 if TYPE_CHECKING:  # torch takes a second to import; names and spelling checks of the classic four must not wait for it
@@ -31,7 +31,7 @@ class ZooEntry:
 
     module: str
     class_name: str
-    layers: int  # known without building it, so that a wrong point is told at once; a test compares
+    layers: int  # known without building it, so that a wrong point is refused at once; a test compares
     torchvision_name: str | None = None
 
 
@@ -42,17 +42,6 @@ ZOO: Mapping[str, ZooEntry] = {
     "mobile_net": ZooEntry("neurosurgeon.models.MobileNet", "MobileNet", 23, "mobilenet_v2"),
 }
 ALIASES = {"alexnet": "alex_net", "vggnet": "vgg_net", "lenet": "le_net", "mobilenet": "mobile_net"}
-
-
-def canonical_name(name: str) -> str:
-    """Return the network's one name; ``mobilenet`` and ``mobile_net`` are the same.
-
-    Raises: UnknownModelError: there is no such network; the message lists those that exist.
-            UsageError: the name stands for two networks. InputSizeError: no sensible size follows the ``@``.
-    """
-    base, size = _parts(name)
-    base = _canonical_base(base)
-    return base if size in (None, _usual_size(base)) else f"{base}@{size}"
 
 
 def input_size(name: str) -> int:
@@ -70,37 +59,9 @@ def _parts(name: str) -> tuple[str, int | None]:
     return base, int(text)
 
 
-def _canonical_base(name: str) -> str:
-    own = own_name(name)
-    if own is not None:
-        if ":" not in name and (name in ZOO or name in ALIASES or name in torchvision_names()):
-            raise UsageError(f"{name} is in a model file and torchvision's, too: write {own}, or rename yours")
-        return own
-    canonical = ALIASES.get(name, name)
-    if canonical in ZOO or (":" not in name and canonical in torchvision_names()):
-        return canonical
-    raise UnknownModelError(_unknown(name))
-
-
-def _unknown(name: str) -> str:
-    if name in _import_torchvision().list_models():
-        return (
-            f"{name} is no classification network: of torchvision, these alone are known by name; own modules "
-            "(--model-file) work if they return one tensor"
-        )
-    if ":" in name:
-        known = f": of model files there are {', '.join(own_names())}" if own_names() else ": no model file was given"
-        return f"unknown model {name[:64]!r}{known} (--model-file FILE.py, on both sides)"
-    near = difflib.get_close_matches(name, torchvision_names(), 3)
-    others = f"such as {', '.join(near)}" if near else "such as resnet50"
-    own = "".join(f", {known}" for known in own_names())
-    return f"unknown model {name[:64]!r}: choose from {', '.join(ZOO)}{own}, or torchvision's, {others}"
-
-
 # ---------------------------------------------------------------- torchvision
 
 
-@cache
 def torchvision_names() -> tuple[str, ...]:
     """Return the names of torchvision's classification networks."""
     models = _import_torchvision()
@@ -126,7 +87,7 @@ def torchvision_weights(name: str) -> Any:
 
 
 def torchvision_name(name: str) -> str | None:
-    """Return what torchvision calls a network."""
+    """Return torchvision's name of a network; None if it has none."""
     base, _ = _parts(name)
     return ZOO[base].torchvision_name if base in ZOO else None if is_own(name) else base
 
@@ -138,38 +99,93 @@ def _usual_size(base: str) -> int:
     return int(torchvision_weights(base).transforms.keywords["crop_size"])
 
 
-# ---------------------------------------------------------------- building
-
-
 def is_own(name: str) -> bool:
     """Return whether a network is the user's own."""
     return ":" in name
 
 
-def build_module(name: str) -> nn.Module:
-    """Build a network.
+# ---------------------------------------------------------------- names to modules
 
-    All but the user's own have parameters on the meta device, which have shapes and no memory.
 
-    Raises: UsageError: a model file raises. InputSizeError: the network cannot be built for such images.
+class Catalogue:
+    """All networks that can be named: the classic four, torchvision's, and the user's own.
+
+    Args:   model_files: Python files with functions that return modules. modules: the user's modules, by name.
+    Raises: UsageError: a file cannot be run, or defines no network.
     """
-    base, _ = _parts(name)
-    if is_own(base):
-        return build_own(base)
-    from neurosurgeon.models.tracing import without_storage
 
-    if base in ZOO:
-        entry = ZOO[base]
-        return without_storage(getattr(importlib.import_module(entry.module), entry.class_name))
-    size = input_size(name)
-    try:
-        return without_storage(lambda: _import_torchvision().get_model(base, weights=None, **_options(base, size)))
-    except (ValueError, AssertionError, RuntimeError) as exc:  # transformers want their size when they are built
-        raise InputSizeError(f"{base} cannot take images of {size}x{size}: {exc}") from exc
+    def __init__(self, model_files: Iterable[Path] = (), modules: Mapping[str, nn.Module] | None = None) -> None:
+        self._own = OwnModels(model_files, modules)
+
+    def canonical_name(self, name: str) -> str:
+        """Return the network's one name; ``mobilenet`` and ``mobile_net`` are the same.
+
+        Raises: UnknownModelError: there is no such network; the message lists those that exist.
+                UsageError: the name stands for two networks. InputSizeError: no sensible size follows the ``@``.
+        """
+        base, size = _parts(name)
+        base = self._canonical_base(base)
+        return base if size in (None, _usual_size(base)) else f"{base}@{size}"
+
+    def choose(self, name: str, size: int | None) -> str:
+        """Return the network's one name, for images of ``size`` pixels where that is not None.
+
+        Raises: UsageError: there is no such network, or two sizes are given.
+        """
+        if size is not None and "@" in name:
+            raise UsageError(f"{name} names a size already: leave out --input-size")
+        return self.canonical_name(name if size is None else f"{name}@{size}")
+
+    def build_module(self, name: str) -> nn.Module:
+        """Build the network of a canonical name.
+
+        All but the user's own have parameters on the meta device, which have shapes and no memory.
+
+        Raises: UsageError: a model file raises. InputSizeError: the network cannot be built for such images.
+        """
+        base, _ = _parts(name)
+        if is_own(base):
+            return self._own.build(base)
+        from neurosurgeon.models.tracing import without_storage
+
+        if base in ZOO:
+            entry = ZOO[base]
+            return without_storage(getattr(importlib.import_module(entry.module), entry.class_name))
+        size = input_size(name)
+        try:
+            return without_storage(lambda: _import_torchvision().get_model(base, weights=None, **_options(base, size)))
+        except (ValueError, AssertionError, RuntimeError) as exc:  # transformers want their size when they are built
+            raise InputSizeError(f"{base} cannot take images of {size}x{size}: {exc}") from exc
+
+    def _canonical_base(self, name: str) -> str:
+        own = self._own.full_name(name)
+        if own is not None:
+            if ":" not in name and (name in ZOO or name in ALIASES or name in torchvision_names()):
+                raise UsageError(f"{name} is in a model file and torchvision's, too: write {own}, or rename yours")
+            return own
+        canonical = ALIASES.get(name, name)
+        if canonical in ZOO or (":" not in name and canonical in torchvision_names()):
+            return canonical
+        raise UnknownModelError(self._unknown(name))
+
+    def _unknown(self, name: str) -> str:
+        own = self._own.names
+        if name in _import_torchvision().list_models():
+            return (
+                f"{name} is no classification network: of torchvision, these alone are known by name; own modules "
+                "(--model-file) work if they return one tensor"
+            )
+        if ":" in name:
+            known = f": of model files there are {', '.join(own)}" if own else ": no model file was given"
+            return f"unknown model {name[:64]!r}{known} (--model-file FILE.py, on both sides)"
+        near = difflib.get_close_matches(name, torchvision_names(), 3)
+        others = f"such as {', '.join(near)}" if near else "such as resnet50"
+        named = "".join(f", {known}" for known in own)
+        return f"unknown model {name[:64]!r}: choose from {', '.join(ZOO)}{named}, or torchvision's, {others}"
 
 
 def _options(name: str, size: int) -> dict[str, Any]:
-    """Return what a network must know when it is built: as torchvision builds it for its weights."""
+    """Return the arguments with which torchvision builds a network for its weights."""
     if name in ("googlenet", "inception_v3"):  # heads that only training uses are left out
         return {"aux_logits": False, "init_weights": False, "transform_input": True}
     if name.startswith("vit_"):

@@ -1,16 +1,18 @@
-"""The user's own networks: Python files with functions that return modules, each known as ``file:function``.
+"""The user's own networks: functions in Python files that return modules, each named ``file:function``, and modules.
 
-Only files that this process's own command line names are ever run. A name, wherever it comes from, is looked up
-among what they define, and never reaches an import.
+Only files that the user names are run. A name, also one of a peer, is looked up among the functions that they define,
+and never reaches an import.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import inspect
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -22,60 +24,65 @@ if TYPE_CHECKING:
 
 CONSTRUCTION_SEED = 0  # what a function draws at random is the same in every process
 
-_functions: dict[str, Callable[[], Any]] = {}  # by file:function
-_files: dict[str, Path] = {}  # by stem
+OBJECTS = "module"  # stands for the file in the names of modules that are given as objects
 
 
-def register_files(paths: Iterable[Path]) -> None:
-    """Run model files, once each, and remember the functions and modules that need no arguments.
+class OwnModels:
+    """The user's networks, by full name: functions of model files (``FILE:FUNCTION``), and modules that are objects.
 
-    Raises: UsageError: a file is missing, raises or defines no such function, or two files have one name.
+    Raises: UsageError: a file is missing, raises or defines no function without arguments, or two files have one name.
     """
-    for path in paths:
-        resolved = path.resolve()
-        if _files.get(path.stem) == resolved:
-            continue
-        if path.stem in _files:
-            raise UsageError(f"two model files are called {path.stem}: {_files[path.stem]} and {path}; rename one")
+
+    def __init__(self, files: Iterable[Path] = (), modules: Mapping[str, nn.Module] | None = None) -> None:
+        self._paths: dict[str, Path] = {}  # by stem
+        self._functions: dict[str, Callable[[], Any]] = {
+            f"{OBJECTS}:{name}": partial(copy.deepcopy, module) for name, module in (modules or {}).items()
+        }
+        for path in {path.resolve(): path for path in files}.values():
+            self._add_file(path)
+
+    @property
+    def names(self) -> list[str]:
+        """The full names of all networks."""
+        return list(self._functions)
+
+    def full_name(self, name: str) -> str | None:
+        """Return the full name of the function ``name``, given with its file or alone; None if there is none.
+
+        Raises: UsageError: two files have a function of that name.
+        """
+        stem, _, function = name.rpartition(":")
+        stem = stem.removesuffix(".py")
+        found = [
+            known for known in self._functions if known.endswith(f":{function}") and stem in ("", known.split(":")[0])
+        ]
+        if len(found) > 1:
+            raise UsageError(f"{name} is in several model files: choose {' or '.join(found)}")
+        return found[0] if found else None
+
+    def build(self, name: str) -> nn.Module:
+        """Return a new module of the function of that full name; its random parameters are always the same.
+
+        Raises: UsageError: the function raises, or returns something else.
+        """
+        import torch
+        from torch import nn
+
+        with torch.random.fork_rng(devices=[]), _one_line(self._paths.get(name.split(":")[0], Path())):
+            torch.manual_seed(CONSTRUCTION_SEED)
+            module = self._functions[name]()
+        if not isinstance(module, nn.Module):
+            raise UsageError(f"{name} returns a {type(module).__name__}, not a torch.nn.Module")
+        return module.eval()
+
+    def _add_file(self, path: Path) -> None:
+        if path.stem in self._paths:
+            raise UsageError(f"two model files are called {path.stem}: {self._paths[path.stem]} and {path}; rename one")
         found = {f"{path.stem}:{name}": function for name, function in _defined_in(_run_file(path))}
         if not found:
             raise UsageError(f"model file {path} defines no function or module that takes no arguments")
-        _files[path.stem] = resolved
-        _functions.update(found)
-
-
-def own_names() -> list[str]:
-    """Return the names of all functions in the registered files."""
-    return list(_functions)
-
-
-def own_name(name: str) -> str | None:
-    """Return the full name that ``name`` stands for: of a function, with its file or alone; None where there is none.
-
-    Raises: UsageError: two files have a function of that name.
-    """
-    stem, _, function = name.rpartition(":")
-    stem = stem.removesuffix(".py")
-    found = [known for known in _functions if known.endswith(f":{function}") and stem in ("", known.split(":")[0])]
-    if len(found) > 1:
-        raise UsageError(f"{name} is in several model files: choose {' or '.join(found)}")
-    return found[0] if found else None
-
-
-def build_own(name: str) -> nn.Module:
-    """Return a new module of the function of that full name; its random parameters are the same in every process.
-
-    Raises: UsageError: the function raises, or returns something else.
-    """
-    import torch
-    from torch import nn
-
-    with torch.random.fork_rng(devices=[]), _one_line(_files[name.split(":")[0]]):
-        torch.manual_seed(CONSTRUCTION_SEED)
-        module = _functions[name]()
-    if not isinstance(module, nn.Module):
-        raise UsageError(f"{name} returns a {type(module).__name__}, not a torch.nn.Module")
-    return module.eval()
+        self._paths[path.stem] = path
+        self._functions.update(found)
 
 
 def _run_file(path: Path) -> ModuleType:
@@ -95,7 +102,7 @@ def _run_file(path: Path) -> ModuleType:
 
 
 def _defined_in(module: ModuleType) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Yield what a file itself defines and can be called without arguments; a class, if it is a module."""
+    """Yield the functions and module classes that a file itself defines, if they need no arguments."""
     from torch import nn
 
     for name, value in vars(module).items():
@@ -110,7 +117,7 @@ def _defined_in(module: ModuleType) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 @contextmanager
 def _one_line(path: Path) -> Iterator[None]:
-    """Turn whatever a user's file raises into one line that says where.
+    """Turn any error of a user's file into one line with its place.
 
     Raises: UsageError.
     """

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from neurosurgeon.engine.base import Side
 from neurosurgeon.graph.cut import check_cut
 from neurosurgeon.graph.layer_graph import Layer
 from neurosurgeon.graph.spec import takes_images
@@ -16,33 +17,34 @@ from neurosurgeon.models.build import TracedGraph
 from neurosurgeon.models.preprocess import as_values
 from neurosurgeon.models.shapes import attribute_of, function_name, is_plain
 
-MAX_BLOCKS = 32  # of a half that may be stopped
+MAX_BLOCKS = 32  # of a partition that may be stopped
 
 
-def cut(model: nn.Module, graph: TracedGraph, edge_nodes: Collection[int]) -> tuple[nn.Module, nn.Module]:
-    """Split ``model`` into what runs on the edge and what runs in the cloud.
+def partition_module(model: nn.Module, graph: TracedGraph, edge_nodes: Collection[int], side: Side) -> PartitionModule:
+    """Return the part of ``model`` on one side of a cut; it holds only the parameters that it needs, and shares them.
 
-    Args:    edge_nodes: indices of the nodes on the edge, with each node all that it reads; node 0 among them.
-    Returns: two modules that share the model's parameters, each holding only those it needs. The edge half maps
-             the network's input to the tuple of crossing tensors, in the order of ``graph.crossing``; the cloud
-             half maps these to the 1-tuple of the network's output. An image may be given as pixels or as values,
-             and crosses as it was given.
-    Raises:  PartitionError: there is no such cut.
+    The edge partition maps the network's input to the tuple of boundary tensors, in the order of ``graph.crossing``;
+    the cloud partition maps these to the 1-tuple of the network's output. An image may be given as pixels or as
+    values, and is sent as it was given.
+
+    Args:   edge_nodes: indices of the nodes on the edge, with each node all that it reads; node 0 among them.
+    Raises: PartitionError: there is no such cut.
     """
     edge_nodes = frozenset(edge_nodes)
     check_cut(graph, edge_nodes)
-    crossing = [made for node in graph.crossing(edge_nodes) for made in graph.made_by[node.index]]
-    sides: tuple[list[fx.Node], list[fx.Node]] = ([], [])
-    for node, made in zip(graph.nodes, graph.made_by, strict=True):
-        sides[node.index not in edge_nodes].extend(made)
-    edge, cloud = sides
-    return (
-        _Part(model, graph, inputs=edge[:1]).module(edge[1:], crossing),
-        _Part(model, graph, inputs=crossing).module(cloud, list(graph.made_by[-1])),
-    )
+    boundary = [made for node in graph.crossing(edge_nodes) for made in graph.made_by[node.index]]
+    body = [
+        made
+        for node, all_made in zip(graph.nodes, graph.made_by, strict=True)
+        if (node.index in edge_nodes) is (side is Side.EDGE)
+        for made in all_made
+    ]
+    if side is Side.EDGE:
+        return _Part(model, graph, inputs=body[:1]).module(body[1:], boundary)
+    return _Part(model, graph, inputs=boundary).module(body, list(graph.made_by[-1]))
 
 
-class Half(nn.Module):
+class PartitionModule(nn.Module):
     """A part of a program: the code of its operations, and as children the modules that it calls.
 
     It is no `fx.GraphModule`, which keeps its graph, a tree of modules around those that it calls and a class of its
@@ -59,10 +61,14 @@ class Half(nn.Module):
         self._code = program.python_code("self")
         self._run: Callable[..., tuple[Tensor, ...]] = self._compiled(self._code.src)
 
+    def run(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Compute the part."""
+        return self._run(self, *tensors)
+
     def forward(self, *tensors: Tensor, keep_going: Callable[[], bool] | None = None) -> tuple[Tensor, ...] | None:
         """Compute the part. With ``keep_going`` it runs as a few blocks, and returns None where that says no."""
         if keep_going is None:
-            return self._run(self, *tensors)
+            return self.run(*tensors)
         blocks = self._run_blocks(self, *tensors)
         return next(outputs for outputs in blocks if outputs is not None or not keep_going())
 
@@ -78,7 +84,7 @@ class Half(nn.Module):
 
     def _compiled(self, source: str) -> Callable[..., Any]:
         values = dict(self._code.globals)
-        exec(compile(source, "<half>", "exec", dont_inherit=True), values)  # noqa: S102  # fx made it
+        exec(compile(source, "<partition>", "exec", dont_inherit=True), values)  # noqa: S102  # fx made it
         function: Callable[..., Any] = values.pop("forward")
         return function
 
@@ -98,12 +104,14 @@ class _Part:
         self._image = graph.made_by[0][0] if takes_images(graph.input) else None
         self._values: fx.Node | None = None  # of the image
 
-    def module(self, body: Iterable[fx.Node], outputs: Sequence[fx.Node]) -> nn.Module:
+    def module(self, body: Iterable[fx.Node], outputs: Sequence[fx.Node]) -> PartitionModule:
         """Return the module that computes ``body``, in this order, and returns ``outputs``."""
         for node in body:
             self._copy(node)
         self._part.output(tuple(self._dense(node) for node in outputs))
-        return Half(self._part, self._attributes).eval()
+        module = PartitionModule(self._part, self._attributes)
+        module.eval()
+        return module
 
     def _copy(self, node: fx.Node) -> Any:
         """Return the copy of an operation, made with all that it needs; a size whose tensor is not here is a number."""
@@ -203,7 +211,7 @@ def layer_steps(model: nn.Module, graph: TracedGraph) -> list[LayerStep]:
         body = [made for node in layer.nodes for made in graph.made_by[node.index]]
         makes = tuple(made for made in body if made in last_reader)
         read = tuple(reads[layer.index])
-        half = _Part(model, graph, read).module(body, makes)
+        part = _Part(model, graph, read).module(body, makes)
         done = tuple(made for made in read if last_reader[made] == layer.index)
-        steps.append(LayerStep(layer, half.forward, read, makes, done))
+        steps.append(LayerStep(layer, part.run, read, makes, done))
     return steps

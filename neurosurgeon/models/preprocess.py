@@ -29,6 +29,14 @@ def as_values(tensor: Tensor) -> Tensor:
     return torch.addcmul(shift, rows, scale).view(count, height, width, colours).permute(0, 3, 1, 2)
 
 
+def as_network_input(tensor: Tensor, device: str) -> Tensor:
+    """Return an input's values where and how a network computes: channels-last on the CPU."""
+    tensor = as_values(tensor.to(device))
+    if device != "cpu":
+        return tensor
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
 @lru_cache(KEPT_ROWS)
 def _row(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the factors and the summands of a row of an image, (3 width,) each."""

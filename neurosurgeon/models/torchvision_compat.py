@@ -43,3 +43,10 @@ def _declare_missing_schemas() -> None:
         if not hasattr(torch.ops.torchvision, name):
             library.define(name + schema)
     _declared.append(library)
+
+
+def imagenet_labels() -> list[str]:
+    """Return the names of ImageNet's 1000 classes, in torchvision's order."""
+    import_torchvision()
+    labels: list[str] = import_torchvision("torchvision.models._meta")._IMAGENET_CATEGORIES
+    return labels

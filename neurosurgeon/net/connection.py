@@ -36,13 +36,12 @@ from neurosurgeon.net.frames import (
     unpack_prefix,
 )
 from neurosurgeon.net.header import (
-    TensorSpec,
+    WireSpec,
     check_tensor_specs,
-    flat_values,
+    pack_array,
     pack_header,
-    pack_tensor,
+    unpack_array,
     unpack_header,
-    unpack_tensor,
 )
 from neurosurgeon.net.keys import Refusal, refused, tell_refusal
 from neurosurgeon.net.memory import UNLIMITED, MemoryLimit
@@ -52,9 +51,8 @@ from neurosurgeon.net.wire import HEAD_TIMEOUT_S, SocketWire, Wire, read_all, re
 from neurosurgeon.utils.errors import AccessError, BusyError, PeerGoneError, ProtocolError
 from neurosurgeon.utils.units import s_to_ms
 
-if TYPE_CHECKING:  # the bandwidth monitor sends no tensors and starts without torch
-    from numpy.typing import NDArray
-    from torch import Tensor
+if TYPE_CHECKING:  # the bandwidth monitor sends no arrays, and must start without numpy
+    from neurosurgeon.graph.spec import Array
 
 log = logging.getLogger(__name__)
 
@@ -73,15 +71,15 @@ SO_MAX_PACING_RATE, UNPACED = 47, 0xFFFF_FFFF  # asm-generic/socket.h; the socke
 KEPT_HEADS = 64  # known ones; a cloud serves a few models and cuts at a time
 
 
-def pack_message(message: Message, tensors: Sequence[Tensor] = (), task: int = 0) -> list[Buffer]:
-    """Return the pieces of the frame that carries a message, its tensors in their own memory."""
-    specs, buffers = zip(*map(pack_tensor, tensors), strict=True) if tensors else ((), ())
+def pack_message(message: Message, arrays: Sequence[Array] = (), task: int = 0) -> list[Buffer]:
+    """Return the pieces of the frame that carries a message, its arrays in their own memory."""
+    specs, buffers = zip(*map(pack_array, arrays), strict=True) if arrays else ((), ())
     make = known_head if isinstance(message, Request | Reply) else head_of
     head = make(kind_of(message), header_values(message), specs, tuple(map(len, buffers)))
     return frame_pieces(head, buffers, task, figures_of(message))
 
 
-def head_of(kind: Kind, values: tuple[Any, ...], specs: tuple[TensorSpec, ...], lengths: tuple[int, ...]) -> bytes:
+def head_of(kind: Kind, values: tuple[Any, ...], specs: tuple[WireSpec, ...], lengths: tuple[int, ...]) -> bytes:
     """Return the head of a message's frame, without its task and figures."""
     return pack_head(kind, pack_header(values, list(specs)), lengths)
 
@@ -96,7 +94,7 @@ class Outline(NamedTuple):
 
     head: Head
     message: Message | None = None  # None: a reply, whose fields are the figures, or a frame without a pickle
-    specs: tuple[TensorSpec, ...] = ()  # of the tensors
+    specs: tuple[WireSpec, ...] = ()  # of the arrays
 
 
 def outline_of(data: Buffer, limits: Limits) -> Outline | int:
@@ -130,15 +128,13 @@ def known_outline(start: bytes, rest: bytes, limits: Limits) -> Outline | int:
 
 
 class Received(NamedTuple):
-    """A message and its tensors, which share the memory of its body."""
+    """A message and its arrays, which share the memory of its body."""
 
     message: Message
-    tensors: list[Tensor]
+    arrays: tuple[Array, ...]
     task: int  # the number of the request that it belongs to
     receive_ms: float  # from the first byte to the last
-    specs: tuple[TensorSpec, ...] = ()  # of the tensors
-    values: Sequence[NDArray[Any]] = ()  # of the tensors, flat (`net.header.flat_values`)
-    refusal: BusyError | None = None  # there was no memory for the tensors: they were read, and are gone
+    refusal: BusyError | None = None  # there was no memory for the arrays: they were read, and are gone
 
 
 class Connection:
@@ -238,14 +234,14 @@ class Connection:
 
     # ---------------------------------------------------------------- messages
 
-    def send(self, message: Message, tensors: Sequence[Tensor] = (), task: int = 0) -> None:
-        """Send a message and its tensors, these from their own memory.
+    def send(self, message: Message, arrays: Sequence[Array] = (), task: int = 0) -> None:
+        """Send a message and its arrays, these from their own memory.
 
         After any error, `is_mid_frame` says whether the connection is still of use.
 
         Raises: PeerGoneError, DeadlineError: the peer does not read.
         """
-        pieces = pack_message(message, tensors, task)
+        pieces = pack_message(message, arrays, task)
         self.is_mid_frame = True
         self._wire.send(pieces, body_deadline_s(sum(map(len, pieces))))
         self.is_mid_frame = False
@@ -271,7 +267,7 @@ class Connection:
                 raise self._out_of_place(head)
             message = Reply._make(figures)
         if not head.lengths:
-            return Received(message, [], task, s_to_ms(time.monotonic() - start_s))
+            return Received(message, (), task, s_to_ms(time.monotonic() - start_s))
         length = head.body_length
         deadline_s = body_deadline_s(length)
         try:
@@ -280,12 +276,10 @@ class Connection:
             if length > MAX_SKIPPED_BYTES:
                 raise
             self._skip(length, deadline_s)
-            return Received(message, [], task, s_to_ms(time.monotonic() - start_s), refusal=exc)
+            return Received(message, (), task, s_to_ms(time.monotonic() - start_s), exc)
         read_all(self._wire, memory, deadline_s)
-        buffers = split_body(memory, head.lengths)
-        tensors = list(map(unpack_tensor, specs, buffers))
-        values = list(map(flat_values, specs, buffers))
-        return Received(message, tensors, task, s_to_ms(time.monotonic() - start_s), specs, values)
+        arrays = tuple(map(unpack_array, specs, split_body(memory, head.lengths)))
+        return Received(message, arrays, task, s_to_ms(time.monotonic() - start_s))
 
     def send_state(self) -> SendState | None:
         """Return what may be sent before the peer is heard from; None where the system does not tell."""

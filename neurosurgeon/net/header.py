@@ -1,11 +1,11 @@
-"""The restricted pickle of a frame's header, and tensors beside it, out of band.
+"""The restricted pickle of a frame's header, and arrays beside it, out of band.
 
 A header is a protocol-5 pickle of a tuple of plain values: dict, list, tuple, str, bytes, int, float, bool, None. It
 is written without memo, so it is a tree; before it is loaded, every opcode must be on an allow-list that can make
 nothing else. No global is ever resolved, and memory stays proportional to the header's length.
 
 A tensor is described in the header (dtype, shape, memory format) and its bytes travel as a buffer of the frame:
-sent from the tensor's own memory, received into memory that becomes the tensor.
+sent from the array's own memory, received into memory that becomes the array (`graph.spec`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from neurosurgeon.utils.errors import ProtocolError
 
-if TYPE_CHECKING:  # the bandwidth monitor uses headers without tensors, and must start without torch
-    from numpy.typing import NDArray
-    from torch import Tensor
+if TYPE_CHECKING:  # the bandwidth monitor uses headers without arrays, and must start without numpy
+    from neurosurgeon.graph.spec import Array
 
 # Every allowed opcode, and how many bytes of argument follow it.
 _FIXED_ARGUMENTS = {
@@ -57,19 +56,7 @@ _TUPLES = {pickle.TUPLE[0], pickle.TUPLE1[0], pickle.TUPLE2[0], pickle.TUPLE3[0]
 _STOP = pickle.STOP[0]
 ALLOWED_OPCODES = frozenset({*_SKIP, *_COUNT, *_TUPLES, _STOP})
 MAX_TUPLES = 256  # a request has two, and two for each tensor
-TensorSpec = tuple[str, tuple[int, ...], bool]  # dtype, shape, channels-last
-_DTYPES = {  # by numpy's character for them
-    "f": "float32",
-    "e": "float16",
-    "d": "float64",
-    "B": "uint8",
-    "b": "int8",
-    "h": "int16",
-    "i": "int32",
-    "l": "int64",
-    "q": "int64",
-    "?": "bool",
-}
+WireSpec = tuple[str, tuple[int, ...], bool]  # dtype, shape, channels-last
 MAX_DIMENSIONS = 8
 MAX_SIZE = 2**40  # of one dimension; the buffer's length bounds their product
 ITEM_BYTES = {
@@ -149,43 +136,27 @@ def unpack_header(data: bytes) -> tuple[Any, ...]:
 # ---------------------------------------------------------------- tensors
 
 
-def pack_tensor(tensor: Tensor) -> tuple[TensorSpec, memoryview]:
-    """Return a tensor's description and a view of its bytes, without copying a dense tensor.
+def pack_array(array: Array) -> tuple[WireSpec, memoryview]:
+    """Return an array's description and a view of its bytes; only an array with gaps is copied.
 
-    A channels-last tensor (N, C, H, W) is sent in its own order and marked as such. A tensor on another device or
-    with gaps is copied once.
+    A channels-last array (N, C, H, W) is sent in the order of its memory and marked as such.
+
+    Raises: ProtocolError: arrays of this type cannot be sent.
     """
-    array: Any
-    try:
-        array = tensor.numpy()  # right behind a network nothing is in the caches: the fewer calls, the better
-    except (TypeError, RuntimeError):  # it is elsewhere, part of a computation with gradients, or no type of numpy's
-        array, dtype = _host_array(tensor)
-    else:
-        dtype = _DTYPES.get(array.dtype.char) or _refuse(array.dtype)
-    shape, channels_last = array.shape, False
+    from neurosurgeon.graph.spec import dtype_of
+
+    dtype = dtype_of(array)
+    if dtype not in ITEM_BYTES:
+        raise ProtocolError(f"tensors of {dtype} cannot be sent: expected one of {', '.join(ITEM_BYTES)}")
+    shape, is_channels_last = array.shape, False
     if array.size == 0:
         array = array.reshape(-1)  # else its view could not be cast
-    view = memoryview(array)
+    view = array.data
     if not view.c_contiguous:
         other = array.transpose(0, 2, 3, 1) if len(shape) == 4 else array
-        channels_last = other.flags.c_contiguous
-        view = memoryview(other if channels_last else array.copy())
-    return (dtype, shape, channels_last), view.cast("B")
-
-
-def _host_array(tensor: Tensor) -> tuple[Any, str]:
-    """Return a tensor's values as an array, and the name of its type."""
-    import torch
-
-    tensor = tensor.detach().cpu()
-    name = str(tensor.dtype).removeprefix("torch.")
-    if name not in ITEM_BYTES:
-        _refuse(name)
-    return (tensor.view(torch.int16) if name == "bfloat16" else tensor).numpy(), name  # the bytes are the same
-
-
-def _refuse(dtype: object) -> NoReturn:
-    raise ProtocolError(f"tensors of {dtype} cannot be sent")
+        is_channels_last = other.flags.c_contiguous
+        view = (other if is_channels_last else array.copy("C")).data
+    return (dtype, shape, is_channels_last), view.cast("B")
 
 
 def check_tensor_specs(specs: Any, lengths: Sequence[int]) -> None:
@@ -211,24 +182,13 @@ def check_tensor_specs(specs: Any, lengths: Sequence[int]) -> None:
             raise ProtocolError(f"tensor {dtype}{shape} does not fill its buffer of {length} bytes")
 
 
-def flat_values(spec: TensorSpec, buffer: memoryview) -> NDArray[Any]:
-    """Return the values of the tensor that lives in ``buffer``, in its order, (n,); of bfloat16 the bits, as uint16."""
+def unpack_array(spec: WireSpec, buffer: memoryview) -> Array:
+    """Return the array that lives in ``buffer``, which must be writable and outlive it; nothing is copied."""
     import numpy as np
 
-    return np.frombuffer(buffer, "uint16" if spec[0] == "bfloat16" else spec[0])
-
-
-def unpack_tensor(spec: TensorSpec, buffer: memoryview) -> Tensor:
-    """Return the tensor that lives in ``buffer``, which must be writable and outlive it; nothing is copied."""
-    import torch
-
-    name, shape, channels_last = spec
-    values: Any = flat_values(spec, buffer)
-    if channels_last:
+    dtype, shape, is_channels_last = spec
+    values = np.frombuffer(buffer, "uint16" if dtype == "bfloat16" else dtype)
+    if is_channels_last:
         n, c, h, w = shape
-        array = values.reshape(n, h, w, c).transpose(0, 3, 1, 2)
-    else:
-        array = values.reshape(shape)
-    if name == "bfloat16":
-        return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
-    return torch.from_numpy(array)  # half of the time of torch.frombuffer and view
+        return values.reshape(n, h, w, c).transpose(0, 3, 1, 2)
+    return values.reshape(shape)

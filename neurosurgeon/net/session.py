@@ -8,12 +8,12 @@ import secrets
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
+from neurosurgeon.graph.spec import Array
 from neurosurgeon.net.access import OPEN, Access
 from neurosurgeon.net.connection import SILENCE_S, Connection, Received
 from neurosurgeon.net.frames import DEFAULT_LIMITS, SMALL_LIMITS
-from neurosurgeon.net.header import TensorSpec
 from neurosurgeon.net.messages import (
     EDGE_ID_BYTES,
     AskLatencies,
@@ -33,9 +33,6 @@ from neurosurgeon.utils.errors import DeadlineError, NetworkError, ProtocolError
 from neurosurgeon.utils.link import LinkEstimate, LinkSource
 from neurosurgeon.utils.timing import StageTimes, now_ms
 from neurosurgeon.utils.units import mbit_per_s_to_bytes_per_s, s_to_ms
-
-if TYPE_CHECKING:  # an edge says hello, and hears that nobody is there, before it spends a second on torch
-    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +61,13 @@ def new_edge_id() -> bytes:
 class RemoteResult(NamedTuple):
     """The cloud's answer to one task, and where the time went, seen from the edge."""
 
-    tensors: list[Tensor]
+    arrays: tuple[Array, ...]
     transfer_ms: float  # round trip less what the cloud spent
     cloud_ms: float  # all that the cloud spent
     compute_ms: float  # of it, running the network
     receive_ms: float  # from the first byte of the request to its last, seen from the cloud
     load_queue_ms: float  # what tasks of all edges wait in the cloud of late
     sent_bytes: int
-    specs: tuple[TensorSpec, ...]  # of the tensors
 
 
 class SentTask(NamedTuple):
@@ -208,29 +204,29 @@ class EdgeSession:
     def infer(
         self,
         request: Request,
-        tensors: Sequence[Tensor],
+        arrays: Sequence[Array],
         on_sent: Callable[[], None] = lambda: None,
     ) -> RemoteResult:
-        """Send what crosses, and return what the cloud makes of it.
+        """Send the boundary tensors of a task, and return the reply. May block.
 
         Args:   on_sent: called when the last byte has been handed to the network.
         Raises: NetworkError, or what the cloud answered.
         """
         self._tasks += 1
-        sent = self.send_task(self._tasks, request, tensors)
+        sent = self.send_task(self._tasks, request, arrays)
         on_sent()
         received = self.receive_answer(REPLY_TIMEOUT_S)
         if received.task != self._tasks:
             raise ProtocolError(f"{self._connection.peer} answered another task")
         return self.result_of(received, sent)
 
-    def send_task(self, task: int, request: Request, tensors: Sequence[Tensor]) -> SentTask:
+    def send_task(self, task: int, request: Request, arrays: Sequence[Array]) -> SentTask:
         """Send a task without waiting for its answer.
 
         Raises: NetworkError.
         """
         sent_before, start_ms = self._connection.sent_bytes, now_ms()
-        self._connection.send(request, tensors, task)
+        self._connection.send(request, arrays, task)
         return SentTask(start_ms, self._connection.sent_bytes - sent_before)
 
     def receive_next(self) -> Received:
@@ -269,14 +265,13 @@ class EdgeSession:
         if not 0 <= reply.cloud_ms <= round_trip_ms:  # false for NaN, too
             raise ProtocolError(f"{peer} says that it took {reply.cloud_ms:g} ms of {round_trip_ms:g}")
         return RemoteResult(
-            tensors=received.tensors,
+            arrays=received.arrays,
             transfer_ms=round_trip_ms - reply.cloud_ms,
             cloud_ms=reply.cloud_ms,
             compute_ms=reply.compute_ms,
             receive_ms=reply.receive_ms,
             load_queue_ms=reply.load_queue_ms,
             sent_bytes=sent.size_bytes,
-            specs=received.specs,
         )
 
     def _expect(self, expected: type[Answer], wait_s: float) -> tuple[Answer, Received]:

@@ -20,6 +20,9 @@ class Interval(NamedTuple):
     high_ms: float
 
 
+MEASURED_ORIGIN = "layers of this network, measured on this machine"
+
+
 @dataclass(frozen=True, slots=True)
 class LayerLatencies:
     """Latencies of a chain's layers on one side, (L,), ms, each with its 90 % interval."""
@@ -37,6 +40,11 @@ class LayerLatencies:
         for low, latency, high in zip(self.low_ms, self.latency_ms, self.high_ms, strict=True):
             if not 0 <= low <= latency <= high < math.inf:  # false for NaN, too
                 raise PlanningError(f"{low:g}, {latency:g}, {high:g} ms are no latency inside its interval")
+
+    @classmethod
+    def measured(cls, latency_ms: Sequence[float], low_ms: Sequence[float], high_ms: Sequence[float]) -> LayerLatencies:
+        """Return latencies that were measured on this machine."""
+        return cls(latency_ms, low_ms, high_ms, "measured", origin=MEASURED_ORIGIN)
 
     def total(self, layers: slice = slice(None)) -> float:
         """Return the latency of some layers together, ms."""

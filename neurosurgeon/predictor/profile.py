@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neurosurgeon.engine.torch_engine import as_network_input
 from neurosurgeon.graph.layer_graph import LayerGraph
+from neurosurgeon.graph.spec import Array, synthetic_input
 from neurosurgeon.models.build import TracedGraph
 from neurosurgeon.models.partition import LayerStep, Values, layer_steps
-from neurosurgeon.models.zoo import Network
+from neurosurgeon.models.preprocess import as_network_input
 from neurosurgeon.predictor.latencies import COVERAGE, LayerFeature, LayerLatencies
 from neurosurgeon.utils.errors import NeurosurgeonError
 from neurosurgeon.utils.files import cache_directory, replace_file
@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 MIN_PASSES, MAX_PASSES = 9, 60
 BUDGET_S = 2.0
 PROFILE_VERSION = 1
-ORIGIN = "layers of this network, measured on this machine"
 
 
 class Profilable(Protocol):
@@ -50,18 +49,16 @@ class Profilable(Protocol):
     def device(self) -> str: ...
 
 
-def measured_latencies(network: Profilable, tensor: Tensor) -> LayerLatencies:
-    """Return the network's measured latencies on this device: kept ones, or measured now.
-
-    Args: tensor: an input, where and how the network computes.
-    """
+def measured_latencies(network: Profilable) -> LayerLatencies:
+    """Return the network's measured latencies on this device: kept ones, or measured now. May take seconds."""
     try:
         return read_profile(profile_path(network.graph, network.device), len(network.graph.layers))
     except OSError:
         log.info("measuring the layers of %s: this takes seconds, and is kept", network.graph.model)
     except (ValueError, KeyError, TypeError, NeurosurgeonError) as exc:
         log.warning("the kept profile of %s is damaged (%s); measuring again", network.graph.model, exc)
-    latencies = summarise(profile_passes(network, tensor))
+    tensor = torch.from_numpy(synthetic_input(network.graph.input))
+    latencies = summarise(profile_passes(network, as_network_input(tensor, network.device)))
     document = {"version": PROFILE_VERSION, **_columns(latencies)}
     try:
         replace_file(profile_path(network.graph, network.device), json.dumps(document) + "\n")
@@ -98,7 +95,7 @@ def summarise(passes: Sequence[Sequence[float]]) -> LayerLatencies:
     """Return medians and the middle 90 % of passes (passes, layers), ms."""
     tail = (1 - COVERAGE) / 2
     low, median, high = np.quantile(np.array(passes), [tail, 0.5, 1 - tail], axis=0).tolist()
-    return LayerLatencies(median, low, high, "measured", origin=ORIGIN)
+    return LayerLatencies.measured(median, low, high)
 
 
 def profile_path(graph: LayerGraph, device: str) -> Path:
@@ -120,7 +117,7 @@ def read_profile(path: Path, layers: int) -> LayerLatencies:
     if document["version"] != PROFILE_VERSION or len(document["latency_ms"]) != layers:
         raise ValueError("written for another version")
     latency, low, high = ([float(value) for value in document[name]] for name in ("latency_ms", "low_ms", "high_ms"))
-    return LayerLatencies(latency, low, high, "measured", origin=ORIGIN)
+    return LayerLatencies.measured(latency, low, high)
 
 
 def _columns(latencies: LayerLatencies) -> dict[str, list[float]]:
@@ -128,7 +125,7 @@ def _columns(latencies: LayerLatencies) -> dict[str, list[float]]:
 
 
 def show_features(
-    network: Network, tensor: Tensor, progress: Callable[[Sequence[LayerStep]], Sequence[LayerStep]] = lambda x: x
+    network: Profilable, array: Array, progress: Callable[[Sequence[LayerStep]], Sequence[LayerStep]] = lambda x: x
 ) -> list[LayerFeature]:
     """Return, layer by layer, the measured latency, output shape, transfer size and accumulated time of a network.
 
@@ -137,7 +134,7 @@ def show_features(
     """
     features: list[LayerFeature] = []
     accumulated_ms = 0.0
-    values = {network.graph.made_by[0][0]: as_network_input(tensor, network.device).clone()}
+    values = {network.graph.made_by[0][0]: as_network_input(torch.from_numpy(array), network.device).clone()}
     for step in progress(layer_steps(network.module, network.graph)):
         described = step.layer
         with torch.inference_mode():

@@ -9,22 +9,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from neurosurgeon.engine.torch_engine import as_network_input, random_input, run_half
+from neurosurgeon.engine.base import Side
 from neurosurgeon.graph.layer_graph import LayerGraph
-from neurosurgeon.graph.spec import LayerKind
+from neurosurgeon.graph.spec import LayerKind, TensorSpec, synthetic_input
 from neurosurgeon.models.build import fold_batch_norms, trace
-from neurosurgeon.models.partition import cut
+from neurosurgeon.models.names import USUAL_SIZE
+from neurosurgeon.models.partition import partition_module
+from neurosurgeon.models.preprocess import as_network_input
 from neurosurgeon.models.torchvision_compat import import_torchvision
-from neurosurgeon.models.zoo import INPUT_SHAPE
 from neurosurgeon.predictor.collect import BLOCK_LAYERS, config_names
 from neurosurgeon.predictor.get_datasets_func import csv_path, read_rows
 from neurosurgeon.predictor.machine_speed import built, one_pass
 from neurosurgeon.predictor.predictor_utils import LatencyPredictor
 from neurosurgeon.predictor.sampling import RECIPES, Config
-from neurosurgeon.utils.timing import now_ms
+from neurosurgeon.utils.timing import now_ms, synchronise
 
 NETWORKS = (
     "alexnet vgg11 vgg16 vgg16_bn resnet18 resnet34 resnet50 resnext50_32x4d wide_resnet50_2 densenet121 googlenet "
@@ -129,11 +130,11 @@ def prepared_networks(device: str) -> dict[str, tuple[LayerGraph, nn.Module]]:
     prepared: dict[str, tuple[LayerGraph, nn.Module]] = {}
     for name in tqdm(NETWORKS, desc="building", unit="network", disable=None):
         model = build_network(name)
-        graph = trace(model, name, INPUT_SHAPE)
+        graph = trace(model, name, (1, 3, USUAL_SIZE, USUAL_SIZE))
         model = fold_batch_norms(model, graph).to(device)
         if device == "cpu":
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        prepared[name] = (graph, cut(model, graph, [0])[1])
+        prepared[name] = (graph, partition_module(model, graph, [0], Side.CLOUD))
     return prepared
 
 
@@ -145,7 +146,7 @@ def measure_networks(
     In every round, networks and blocks of the data set's rows take their turns in random order.
     """
     times_ms: dict[str, list[float]] = {name: [] for name in networks}
-    tensor = as_network_input(random_input(), device)
+    tensor = as_network_input(torch.from_numpy(synthetic_input(TensorSpec((1, 3, USUAL_SIZE, USUAL_SIZE)))), device)
     turns: list[str | int] = [*networks, *range(len(again))]
     shuffle = np.random.default_rng(0).permutation
     for round_number in tqdm(range(rounds + 1), desc="measuring", unit="round", disable=None):
@@ -154,12 +155,18 @@ def measure_networks(
             if isinstance(turn, int):
                 again.measure(turn, counts)
                 continue
-            run_half(networks[turn], [tensor.clone()], device)
+            _run(networks[turn], tensor, device)
             start_ms = now_ms()
-            run_half(networks[turn], [tensor.clone()], device)
+            _run(networks[turn], tensor, device)
             if counts:
                 times_ms[turn].append(now_ms() - start_ms)
     return times_ms
+
+
+def _run(network: nn.Module, tensor: Tensor, device: str) -> None:
+    with torch.inference_mode():
+        network(tensor.clone())[0].cpu()
+    synchronise(device)
 
 
 def score_network(graph: LayerGraph, times_ms: Sequence[float], predictors: Sequence[LatencyPredictor]) -> NetworkScore:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TextIO
@@ -12,9 +12,18 @@ from typing import TextIO
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from neurosurgeon.edge.records import QueuedTask, TaskResult
-from neurosurgeon.edge.summary import ALL, GroupSummary, QueueSummary, cuts_text, printable
-from neurosurgeon.reports.text import RULE, EdgeReport, bandwidth_line, best_line, graph_cut_lines, origin_lines
+from neurosurgeon.edge.records import Progress, QueuedTask, QueueEvent, QueueStarted, TaskDone, TaskPlanned, TaskResult
+from neurosurgeon.reports.summary import ALL, GroupSummary, QueueSummary, cuts_text
+from neurosurgeon.reports.text import (
+    RULE,
+    EdgeReport,
+    ProgressBar,
+    bandwidth_line,
+    best_line,
+    graph_cut_lines,
+    origin_lines,
+)
+from neurosurgeon.utils.logs import printable
 from neurosurgeon.utils.units import bytes_per_s_to_mb_per_s
 
 START = "===================== start inference tasks ===================== "  # ends in a blank, as in the contract
@@ -74,40 +83,53 @@ def _answer_line(result: TaskResult, count: int) -> str:
 
 
 class QueueReport:
-    """The lines of a queue, on stdout, or on stderr where stdout is kept for JSON, and a bar on a terminal's stderr.
+    """An observer of a queue: its lines, on stdout, or on stderr if stdout is kept for JSON, and a bar on a terminal.
 
-    A context: the bar is there from entry to exit. Any thread may call it; tqdm's lock keeps each block in one
-    piece, and the bar out of it.
+    A context: the bar ends with it. Any thread may call it; tqdm's lock keeps each block in one piece.
+
+    Args: on_start: called before the first task.
     """
 
-    def __init__(self, tasks: Sequence[QueuedTask], stream: TextIO | None = None) -> None:
-        self._tasks = tasks
+    def __init__(self, stream: TextIO | None = None, on_start: Callable[[], None] = lambda: None) -> None:
         self._stream = stream or sys.stdout
+        self._on_start = on_start
         self._exit = ExitStack()
+        self._models = ProgressBar("model")
 
     def __enter__(self) -> QueueReport:
-        self._bar = self._exit.enter_context(
-            tqdm(total=len(self._tasks), desc="queue", unit="task", dynamic_ncols=True, disable=None)
-        )
-        if not self._bar.disable:
-            self._exit.enter_context(logging_redirect_tqdm())  # log lines would tear the bar, too
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._exit.close()
 
-    def start(self) -> None:
-        """Say which tasks there are, and that they start."""
-        self._write(f"tasks list info : {[task.model for task in self._tasks]}\n{START}\n")
+    def __call__(self, event: QueueEvent) -> None:
+        match event:
+            case Progress():
+                self._models.show(event)
+            case QueueStarted(tasks):
+                self._start(tasks)
+            case TaskPlanned(rate_bytes_per_s, queue_ms):
+                self._show_state(rate_bytes_per_s, queue_ms)
+            case TaskDone(result):
+                self._task_done(result)
 
-    def task_done(self, result: TaskResult) -> None:
-        """Say what became of a task."""
-        block = task_block(result, len(self._tasks))
+    def _start(self, tasks: Sequence[QueuedTask]) -> None:
+        self._count = len(tasks)
+        self._bar = self._exit.enter_context(
+            tqdm(total=self._count, desc="queue", unit="task", dynamic_ncols=True, disable=None)
+        )
+        if not self._bar.disable:
+            self._exit.enter_context(logging_redirect_tqdm())  # log lines would tear the bar, too
+        self._write(f"tasks list info : {[task.model for task in tasks]}\n{START}\n")
+        self._on_start()
+
+    def _task_done(self, result: TaskResult) -> None:
+        block = task_block(result, self._count)
         with tqdm.get_lock():
             self._write(block)
             self._bar.update()
 
-    def show_state(self, rate_bytes_per_s: float, cloud_queue_ms: float | None = None) -> None:
+    def _show_state(self, rate_bytes_per_s: float, cloud_queue_ms: float | None) -> None:
         """Show the rate of the uplink beside the bar, and how long tasks wait in the cloud."""
         if self._bar.disable:
             return

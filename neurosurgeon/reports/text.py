@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
+from tqdm import tqdm
+
 from neurosurgeon.edge.records import (
     Answered,
     EdgeComputed,
@@ -18,6 +20,7 @@ from neurosurgeon.edge.records import (
     LinkReused,
     Planned,
     Prepared,
+    Progress,
     Replied,
     Sent,
     TaskEvent,
@@ -91,11 +94,29 @@ def _tensor_text(tensor: Json) -> str:
     return f"{tensor['name']} , {shape} {tensor['dtype']} , {readable_bytes(tensor['bytes'])}"
 
 
+class ProgressBar:
+    """A bar on stderr, if that is a terminal, for the `Progress` events of long work."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._bar: tqdm[Any] | None = None
+
+    def show(self, event: Progress) -> None:
+        """Show the progress; the bar ends with the last event."""
+        if self._bar is None:
+            self._bar = tqdm(total=event.total, desc=event.name, unit=self._unit, leave=False, disable=None)
+        self._bar.update(event.done - self._bar.n)
+        if event.done == event.total:
+            self._bar.close()
+            self._bar = None
+
+
 class EdgeReport:
     """The edge's lines of one task, on stdout, or on stderr where stdout is kept for JSON."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
+        self._repeats = ProgressBar("run")
 
     def __call__(self, event: TaskEvent) -> None:
         """Print the lines of an event of one task."""
@@ -114,6 +135,8 @@ class EdgeReport:
                 self.edge_done(model, edge_ms)
             case Replied(model, times):
                 self.cloud_done(model, times)
+            case Progress():
+                self._repeats.show(event)
             case Answered():
                 self.answered(event)
 

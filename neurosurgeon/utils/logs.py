@@ -71,3 +71,8 @@ class JsonLine(logging.Formatter):
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=True, default=str)
+
+
+def printable(text: str) -> str:
+    """Return the text on one line, without characters that a terminal would obey or Excel refuse."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

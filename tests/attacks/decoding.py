@@ -1,4 +1,4 @@
-"""What a receiver makes of bytes, without sockets: for frames that were mutated, and for a fuzzer."""
+"""A receiver of bytes without sockets: for frames that were mutated, and for a fuzzer."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
+from neurosurgeon.graph.spec import Array
 from neurosurgeon.net.connection import Connection, Received, pack_message
 from neurosurgeon.net.frames import HEAD_UNIT, Buffer, Limits
 from neurosurgeon.net.header import ALLOWED_OPCODES, unpack_header
@@ -34,14 +35,18 @@ EXPECTED = (ProtocolError, PeerGoneError, AccessError)  # all that bytes of what
 CORPUS = Path(__file__).parent / "corpus.zip"
 LIMITS = Limits(max_body_bytes=1_048_576)
 PLAIN = (dict, list, tuple, str, bytes, int, float, bool, type(None))
-SAMPLES: tuple[tuple[Message, list[torch.Tensor]], ...] = (
+RANDOM = np.random.default_rng(0)
+SAMPLES: tuple[tuple[Message, list[Array]], ...] = (
     (Hello.of(device="cpu", threads=2, edge=bytes(16)), []),
     (AskLatencies("le_net", "0" * 32), []),
     (Latencies("le_net", "forest", [1.0, 2.5], [0.5, 2.0], [2.0, 3.0], ["features.0"], "data of A"), []),
     (Prepare("le_net", b"\7", "0" * 32), []),
     (Ready("le_net", "0" * 32), []),
-    (Request("le_net", b"\7", "0" * 32, "1" * 32), [torch.rand(1, 3, 4, 5), torch.arange(7, dtype=torch.uint8)]),
-    (Reply(12.5, 10.0, 1.0, 0.5, 3.0, 2.0), [torch.rand(1, 10)]),
+    (
+        Request("le_net", b"\7", "0" * 32, "1" * 32),
+        [RANDOM.random((1, 3, 4, 5), np.float32), np.arange(7, dtype=np.uint8)],
+    ),
+    (Reply(12.5, 10.0, 1.0, 0.5, 3.0, 2.0), [RANDOM.random((1, 10), np.float32)]),
     (ErrorReply("busy", "the cloud is busy", 20.0), []),
     (Ping(3), []),
     (Pong(3, 1.0, 2.0), []),
@@ -65,7 +70,7 @@ class BytesWire:
         return count
 
     def send(self, pieces: Sequence[Buffer], deadline_s: float) -> None:
-        """Nobody listens."""
+        """Drop it."""
 
 
 class BytesConnection(Connection):
@@ -78,12 +83,12 @@ class BytesConnection(Connection):
 
 def frames() -> list[bytes]:
     """Return a valid frame of every kind of message."""
-    return [frame_of(message, tensors) for message, tensors in SAMPLES]
+    return [frame_of(message, arrays) for message, arrays in SAMPLES]
 
 
-def frame_of(message: Message, tensors: Sequence[torch.Tensor]) -> bytes:
+def frame_of(message: Message, arrays: Sequence[Array]) -> bytes:
     """Return the bytes of a message."""
-    return b"".join(pack_message(message, tensors))
+    return b"".join(pack_message(message, arrays))
 
 
 def decode(data: bytes) -> Received | None:
@@ -93,11 +98,11 @@ def decode(data: bytes) -> Received | None:
     except EXPECTED:
         return None
     check_plain(tuple(received.message))
-    again = BytesConnection(frame_of(received.message, received.tensors)).receive(1.0)
+    again = BytesConnection(frame_of(received.message, received.arrays)).receive(1.0)
     assert repr(again.message) == repr(received.message)  # NaN is equal to nothing
-    for one, other in zip(received.tensors, again.tensors, strict=True):
+    for one, other in zip(received.arrays, again.arrays, strict=True):
         assert (one.shape, one.dtype) == (other.shape, other.dtype)
-        assert one.contiguous().reshape(-1).view(torch.uint8).equal(other.contiguous().reshape(-1).view(torch.uint8))
+        assert one.tobytes() == other.tobytes()
     return received
 
 

@@ -11,8 +11,6 @@ import struct
 import sys
 import time
 
-import torch
-
 from neurosurgeon.net.frames import FIXED_START, PREFIX
 from tests.attacks.decoding import decode, decode_header, frames
 
@@ -78,7 +76,6 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=100_000, help="how many (default: 100000)")
     parser.add_argument("--seed", type=int, default=0, help="of the mutations (default: 0)")
     args = parser.parse_args()
-    torch.set_num_threads(1)
     start_s = time.monotonic()
     accepted, refused = run(args.frames, args.seed)
     print(

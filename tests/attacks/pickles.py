@@ -106,7 +106,7 @@ def attack_naive(victim: Victim, data: bytes) -> None:
 
 
 def attack_cloud(victim: Victim, data: bytes) -> None:
-    """Send a pickle to a cloud: bare, as a hello, and as the header of a request behind a good hello."""
+    """Send a pickle to a cloud: bare, as a hello, and as the header of a request after a good hello."""
     for attempt in (data, b"".join(pack_frame(Kind.HELLO, data)), HELLO + b"".join(pack_frame(Kind.REQUEST, data))):
         with victim.connect() as sock, contextlib.suppress(ConnectionError):
             sock.sendall(attempt)

@@ -1,4 +1,4 @@
-"""A thousand strangers who say nothing, and a thousand who say a byte at a time; an honest edge goes on meanwhile.
+"""A thousand unauthenticated peers that send nothing, and a thousand that send a byte at a time, beside an honest edge.
 
     python -m tests.attacks.strangers
 
@@ -17,12 +17,11 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection as Pipe
 
-from neurosurgeon.engine.torch_engine import random_input
-from neurosurgeon.models.zoo import load_network
 from neurosurgeon.net.session import EdgeSession
 from neurosurgeon.utils.errors import NetworkError
 from tests.attacks.victims import HELLO, Victim, cloud, naive
-from tests.net.clouds import crossing, request_at
+from tests.net.clouds import boundary_tensors, request_at
+from tests.networks import load_network, random_input
 
 CROWD, NAIVE_CROWD = 1000, 200  # the naive server's address space has no room for the threads of more
 PATIENCE_S = 8.0
@@ -77,15 +76,15 @@ def invade(address: tuple[str, int], count: int, drips: bool, meanwhile: Callabl
 
 
 class Honest:
-    """An edge that runs one small task after the other, and another that connects anew each time."""
+    """An edge that runs one small task after the other, and another that connects again each time."""
 
     def __init__(self, victim: Victim) -> None:
         self._address = victim.address
         network = load_network("le_net")
-        self._request, self._tensors = request_at(network, 0), crossing(network, 0, random_input())
+        self._request, self._arrays = request_at(network, 0), boundary_tensors(network, 0, random_input())
         self._session = EdgeSession.open(*victim.address)
         self._session.ask_to_prepare(self._request.preparation)
-        self._session.wait_until_ready(network.weights_digest)
+        self._session.wait_until_ready(network.ref.weights_digest)
         self.tasks_ms: list[float] = []
         self.connects_ms: list[float] = []
         self.refused = 0
@@ -93,7 +92,7 @@ class Honest:
     def once(self) -> None:
         """Run one task, and open one more conversation."""
         start_s = time.perf_counter()
-        self._session.infer(self._request, self._tensors)
+        self._session.infer(self._request, self._arrays)
         self.tasks_ms.append((time.perf_counter() - start_s) * 1e3)
         start_s = time.perf_counter()
         try:
@@ -103,10 +102,10 @@ class Honest:
         self.connects_ms.append((time.perf_counter() - start_s) * 1e3)
 
     def report(self) -> tuple[float, float, int, int]:
-        """Return the median task, the median connect (ms), how many there were, how many failed; and begin anew."""
-        told = statistics.median(self.tasks_ms), statistics.median(self.connects_ms), len(self.tasks_ms), self.refused
+        """Return the median task, the median connect (ms), how many there were, how many failed; and start again."""
+        report = statistics.median(self.tasks_ms), statistics.median(self.connects_ms), len(self.tasks_ms), self.refused
         self.tasks_ms, self.connects_ms, self.refused = [], [], 0
-        return told
+        return report
 
     def close(self) -> None:
         """End the conversation."""

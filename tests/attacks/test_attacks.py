@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neurosurgeon.cli.process import ServiceProcess
-from neurosurgeon.models.zoo import Network, load_network
 from neurosurgeon.net.frames import FIXED_START, PREFIX
 from neurosurgeon.net.session import EdgeSession
 from tests.attacks import claims, mutate
@@ -21,6 +20,7 @@ from tests.attacks.naive import LENGTH
 from tests.attacks.pickles import ALLOWED_BYTES, ATTACKS, HARM_S, attack_cloud, attack_naive, harm
 from tests.attacks.victims import Victim, naive, wait_until_closed
 from tests.net.clouds import assert_answers
+from tests.networks import Network, load_network
 
 MUTATED = 3000
 CROWD = 150  # more than may be unauthenticated
@@ -76,7 +76,7 @@ def test_a_hundred_claims_take_no_memory_of_ours(ours: Victim) -> None:
 
 
 @pytest.mark.parametrize("data", KNOCKS.values(), ids=KNOCKS)
-def test_a_stranger_is_shut_out_in_one_line(data: bytes, ours: Victim) -> None:
+def test_an_unauthenticated_peer_is_shut_out_in_one_line(data: bytes, ours: Victim) -> None:
     before = len(ours.lines())
     with ours.connect() as sock:
         sock.sendall(data)
@@ -87,22 +87,22 @@ def test_a_stranger_is_shut_out_in_one_line(data: bytes, ours: Victim) -> None:
     assert sum("WARNING" in line for line in ours.lines()[before:]) <= 2
 
 
-def test_the_naive_server_waits_for_a_stranger_for_ever() -> None:
+def test_the_naive_server_waits_for_an_unauthenticated_peer_for_ever() -> None:
     with naive() as victim, victim.connect(0.2) as sock:
         sock.sendall(LENGTH.pack(8)[:4])
         with pytest.raises(TimeoutError):
             sock.recv(1)
 
 
-def test_a_crowd_of_strangers_has_few_places(ours: Victim, network: Network) -> None:
+def test_a_crowd_of_unauthenticated_peers_has_few_places(ours: Victim, network: Network) -> None:
     crowd = [ours.connect() for _ in range(CROWD)]
     try:
         with EdgeSession.open(*ours.address) as edge:
             assert_answers(edge, network)
-        assert [wait_until_closed(stranger) for stranger in crowd[: CROWD // 2]] == [b""] * (CROWD // 2)
+        assert [wait_until_closed(peer) for peer in crowd[: CROWD // 2]] == [b""] * (CROWD // 2)
     finally:
-        for stranger in crowd:
-            stranger.close()
+        for peer in crowd:
+            peer.close()
 
 
 # ---------------------------------------------------------------- mutations
@@ -113,7 +113,7 @@ def test_mutated_frames_are_refused_with_a_typed_error_or_consistent() -> None:
     assert refused > accepted > 0
 
 
-def test_what_a_fuzzer_found_is_still_refused_or_consistent() -> None:
+def test_a_frame_that_a_fuzzer_found_is_still_refused_or_consistent() -> None:
     with ZipFile(CORPUS) as kept:
         for name in kept.namelist():
             decode_input(kept.read(name))

@@ -46,7 +46,7 @@ class Victim:
         return self._status("Threads", 1)
 
     def forget_peak(self) -> None:
-        """Let the peak begin anew at what is resident now."""
+        """Let the peak start again at the memory that is resident now."""
         Path(f"/proc/{self.process.process.pid}/clear_refs").write_text("5")
 
     def is_alive(self) -> bool:

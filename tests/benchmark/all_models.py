@@ -1,4 +1,4 @@
-"""Every classification network of torchvision: traced, its best cut found, and its halves compared with the whole.
+"""Every classification network of torchvision: traced, its best cut found, and its partitions compared with the whole.
 
 Networks beyond `MOST_GIGAFLOPS` run on meta tensors only: shapes are compared, bits are not.
 
@@ -16,27 +16,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neurosurgeon.engine.torch_engine import run_whole, stand_in, use_threads
+from neurosurgeon.engine.torch_engine import as_tensor, use_threads
 from neurosurgeon.graph.layer_graph import LayerGraph
-from neurosurgeon.models.build import trace
-from neurosurgeon.models.names import canonical_name, input_size, torchvision_names
-from neurosurgeon.models.partition import cut
+from neurosurgeon.models.build import TracedGraph, trace
+from neurosurgeon.models.names import Catalogue, input_size, torchvision_names
 from neurosurgeon.models.tracing import meta_copy
-from neurosurgeon.models.zoo import build_network, skeleton
 from neurosurgeon.planner.dag_search import DagCosts, DagSearch
 from neurosurgeon.predictor.predictor_utils import find_predictor
 from neurosurgeon.utils.timing import now_ms
 from neurosurgeon.utils.units import s_to_ms
 from tests.benchmark.common import save
 from tests.equality import are_equal
-from tests.models.cuts_of import random_cuts, split_output
+from tests.models.cuts_of import cut_module, random_cuts, split_output
+from tests.networks import ENGINE, pixels, run_whole, skeleton
 
 MOST_GIGAFLOPS = 200.0  # 100 giga multiply-adds; beyond are ViT-H/14 at 518 pixels and RegNet-Y-128GF at 384
 RANDOM_CUTS = 5
 RATE_BYTES_PER_S, RTT_MS, SLOWER_EDGE = 5e6, 10.0, 8.0  # 40 Mbit/s, and a small edge: most best cuts lie inside
 SEARCHES = 30
 HEAD = (
-    f"{'network':<20}{'size':>5}{'traced':>8}{'trace s':>9}{'nodes':>7}{'blocks':>8}{'search ms':>11}{'halves ms':>11}"
+    f"{'network':<20}{'size':>5}{'traced':>8}{'trace s':>9}{'nodes':>7}{'blocks':>8}{'search ms':>11}{'cutting ms':>12}"
     f"{'on edge':>9}{'cross':>7}{'edge MB':>9}{'cloud MB':>10}  same output"
 )
 
@@ -63,22 +62,22 @@ def line(name: str, row: dict[str, Any]) -> str:
     outcome = f"{row['equal_cuts']}/{row['cuts']} cuts{', shapes on meta tensors only' if row['meta_only'] else ''}"
     return (
         f"{name:<20}{row['size']:>5}{row['traced_by']:>8}{row['trace_s']:>9.2f}{row['nodes']:>7}{row['blocks']:>8}"
-        f"{row['search_ms']:>11.2f}{row['halves_ms']:>11.0f}{row['edge_nodes']:>9}{row['crossing']:>7}"
+        f"{row['search_ms']:>11.2f}{row['cutting_ms']:>12.0f}{row['edge_nodes']:>9}{row['crossing']:>7}"
         f"{row['edge_parameter_mb']:>9.1f}{row['cloud_parameter_mb']:>10.1f}  {outcome}"
     )
 
 
 def examine(name: str) -> dict[str, Any]:
-    """Return what is to be known of one network."""
-    name = canonical_name(name)
+    """Return the row of one network."""
+    name = Catalogue().canonical_name(name)
     architecture = skeleton(name)
     start_ms = now_ms()
     graph = trace(architecture, name, (1, 3, input_size(name), input_size(name)))
     trace_ms = now_ms() - start_ms
     edge_nodes, search_ms = best_cut(graph)
     start_ms = now_ms()
-    cut(meta_copy(architecture), graph, edge_nodes)
-    halves_ms = now_ms() - start_ms
+    cut_module(meta_copy(architecture), graph, edge_nodes)
+    cutting_ms = now_ms() - start_ms
     meta_only = sum(node.flops for node in graph.nodes) / 1e9 > MOST_GIGAFLOPS
     cuts = [edge_nodes, *random_cuts(graph, RANDOM_CUTS)]
     equal = same_shapes(architecture, graph, cuts) if meta_only else same_bits(name, cuts)
@@ -91,7 +90,7 @@ def examine(name: str) -> dict[str, Any]:
         "nodes": len(graph.nodes),
         "blocks": len(graph.block_points),
         "search_ms": search_ms,
-        "halves_ms": halves_ms,
+        "cutting_ms": cutting_ms,
         "edge_nodes": len(edge_nodes),
         "crossing": len(graph.crossing(edge_nodes)) if edge_nodes != everything else 0,
         "edge_parameter_mb": graph.parameter_bytes(edge_nodes) / 1e6,
@@ -116,22 +115,22 @@ def best_cut(graph: LayerGraph) -> tuple[frozenset[int], float]:
 
 
 def same_bits(name: str, cuts: Iterable[frozenset[int]]) -> Iterator[bool]:
-    """Yield for each cut whether its halves compute what the whole network computes, bit for bit."""
-    network = build_network(name)
-    images = stand_in(network.graph.input.shape)
+    """Yield for each cut whether its partitions give the output of the whole network, bit for bit."""
+    network = ENGINE.open(name)
+    images = pixels(network.graph.input.shape)
     whole = run_whole(network, images)
     for edge_nodes in cuts:
-        output = split_output(network.module, network.graph, edge_nodes, images)
-        yield are_equal(output, whole, same_setup=True) and bool(whole.isfinite().all())
+        output = split_output(network.module, network.graph, edge_nodes, as_tensor(images))
+        yield are_equal(output, whole, same_setup=True) and bool(np.isfinite(whole).all())
 
 
-def same_shapes(model: nn.Module, graph: LayerGraph, cuts: Iterable[frozenset[int]]) -> Iterator[bool]:
-    """Yield for each cut whether its halves fit together, and make an output of the whole's shape; without data."""
+def same_shapes(model: nn.Module, graph: TracedGraph, cuts: Iterable[frozenset[int]]) -> Iterator[bool]:
+    """Yield for each cut whether its partitions fit together, and give an output of the whole's shape; without data."""
     empty = meta_copy(model)
     for edge_nodes in cuts:
-        edge, cloud = cut(empty, graph, edge_nodes)
-        crossing: tuple[Tensor, ...] = edge(torch.empty(graph.input.shape, device="meta"))
-        yield tuple(cloud(*crossing)[0].shape) == graph.output.shape
+        edge, cloud = cut_module(empty, graph, edge_nodes)
+        boundary: tuple[Tensor, ...] = edge(torch.empty(graph.input.shape, device="meta"))
+        yield tuple(cloud(*boundary)[0].shape) == graph.output.shape
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Does batching pay? Whole networks and second halves in batches of 1 to 8, on the CPU, ms per task.
+"""Is batching worth it? Whole networks and cloud partitions in batches of 1 to 8, on the CPU, ms per task.
 
 python -m tests.benchmark.batching
 """
@@ -7,33 +7,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from neurosurgeon.engine.torch_engine import random_input, run_half
-from neurosurgeon.models.zoo import ZOO, Network, load_network
+from neurosurgeon.graph.spec import Array
+from neurosurgeon.models.names import ZOO
 from tests.benchmark.common import interleaved_medians, save
+from tests.networks import Network, cut, load_network, random_input, run
 
 ROUNDS = 11
 SIZES = (1, 2, 4, 8)
 
 
-def runner(network: Network, point: int, crossing: Sequence[Tensor], size: int) -> Callable[[], None]:
-    """Return the function that does what the engine does with a batch: join, run, part."""
-    cloud = network.cut(point).cloud
+def runner(network: Network, point: int, boundary: Sequence[Array], size: int) -> Callable[[], None]:
+    """Return the function that runs a batch as the executor does: join, run, split."""
+    cloud = cut(network, point).cloud
 
-    def run() -> None:
-        inputs = [torch.cat([tensor] * size) for tensor in crossing] if size > 1 else crossing
-        for output in run_half(cloud, inputs).tensors:
-            output.chunk(size)
+    def run_one_batch() -> None:
+        inputs = [np.concatenate([array] * size) for array in boundary] if size > 1 else boundary
+        result = cloud.run(inputs)
+        assert result is not None
+        for output in result.arrays:
+            np.split(output, size)
 
-    return run
+    return run_one_batch
 
 
-def measure_half(network: Network, point: int) -> dict[int, float]:
+def measure_partition(network: Network, point: int) -> dict[int, float]:
     """Return the median time (ms) per task for every size of batch."""
-    crossing = run_half(network.cut(point).edge, [random_input()]).tensors
-    contenders = {str(size): runner(network, point, crossing, size) for size in SIZES}
+    boundary = run(cut(network, point).edge, [random_input()]).arrays
+    contenders = {str(size): runner(network, point, boundary, size) for size in SIZES}
     medians = interleaved_medians(contenders, ROUNDS)
     return {size: medians[str(size)] / size for size in SIZES}
 
@@ -48,7 +51,7 @@ def main() -> None:
             network = load_network(name)
             for point in (0, len(network.graph.layers) // 2):
                 label = f"{name} at {point}, {threads}"
-                results[label] = medians = measure_half(network, point)
+                results[label] = medians = measure_partition(network, point)
                 cells = [f"{value:.3f} ({medians[1] / value:.2f})" for value in medians.values()]
                 print(f"{label:<28}" + "".join(f"{cell:>18}" for cell in cells), flush=True)
     save("batching", {"ms_per_task": results})

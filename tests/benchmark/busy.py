@@ -93,19 +93,18 @@ def serve(threads: int, models: Sequence[str]) -> None:
     """Run the networks that stdin names, a turn each; write the times of each turn as a line."""
     import torch  # only here: OpenMP reads the environment of this process
 
-    from neurosurgeon.engine.torch_engine import run_half, stand_in
-    from neurosurgeon.models.zoo import load_network
+    from tests.networks import cut, load_network, pixels, run
 
     torch.set_num_threads(threads)
     networks = {name: load_network(name) for name in models}
-    halves = {name: network.cut(0).cloud for name, network in networks.items()}
-    inputs = {name: [stand_in(network.graph.input.shape)] for name, network in networks.items()}
+    partitions = {name: cut(network, 0).cloud for name, network in networks.items()}
+    inputs = {name: [pixels(network.graph.input.shape)] for name, network in networks.items()}
     for line in sys.stdin:
         name = line.strip()
         times_ms: list[float] = []
         start_ms = now_ms()
         while not times_ms or now_ms() - start_ms < TURN_MS:
-            times_ms.append(run_half(halves[name], inputs[name]).latency_ms)
+            times_ms.append(run(partitions[name], inputs[name]).compute_ms)
         print(json.dumps(times_ms[1:] or times_ms), flush=True)  # the first of several finds another's data cached
 
 

@@ -1,7 +1,8 @@
 """Cuts of a network, planned as `edge_api.py` plans and run for real with a cloud behind an emulated link.
 
 A run is a task of `edge_api.py` on a connection of its own, so that none finds the window that another one left:
-connect, let the cloud prepare, compute the edge's half, send what crosses, wait for the answer. The last three count.
+connect, let the cloud prepare, run the edge partition, send the boundary tensors, wait for the reply. The last three
+count.
 The edge computes with one thread. This machine is no small device, so latencies are given for a slower edge, too: of
 the same runs, the part of the edge counts as often as that edge is slower, and the planner is told so.
 """
@@ -17,10 +18,9 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from neurosurgeon.edge.settings import TaskSettings
-from neurosurgeon.edge.task import plan_task, predicted_stages, request_of
-from neurosurgeon.engine.torch_engine import run_half, stand_in
+from neurosurgeon.edge.stages import cloud_latencies, edge_latencies, plan_task, stages_of
+from neurosurgeon.edge.task import request_of
 from neurosurgeon.graph.layer_graph import LayerGraph
-from neurosurgeon.models.zoo import Network
 from neurosurgeon.net.session import EdgeSession
 from neurosurgeon.planner.plan import SplitPlan
 from neurosurgeon.predictor.correction import MIN_SAMPLES, Corrections, Residuals
@@ -28,6 +28,7 @@ from neurosurgeon.utils.link import LinkEstimate
 from neurosurgeon.utils.timing import now_ms
 from neurosurgeon.utils.units import mbit_per_s_to_bytes_per_s, s_to_ms
 from tests.benchmark.links import CLOUD_IP
+from tests.networks import ENGINE, Network, pixels, run, split
 
 SLOWDOWNS = (1.0, 8.0)  # of the edge: this machine, and about a small board
 MIN_ROUNDS = 4  # of every cut: two to find the best one by, and two to tell what it takes
@@ -67,27 +68,29 @@ Runs = Mapping[Cut, Sequence[Taken]]
 
 def plan_for(task: TaskSettings, port: int, link: LinkEstimate, slowdown: float) -> SplitPlan:
     """Return the plan for a task, of an edge that knows from use that it takes so many times as long as predicted."""
+    graph = ENGINE.graph(task.model)
     with EdgeSession.open(CLOUD_IP, port) as session:
-        stages = predicted_stages(task, session, link, is_warm=False)
+        latencies = edge_latencies(task, ENGINE, graph), cloud_latencies(task, session, graph)
+        stages = stages_of(task, session, link, *latencies, is_warm=False)
         residual = math.log(slowdown)
         known = Corrections({stages.keys.edge: Residuals(residual, residual * residual, MIN_SAMPLES)})
-        plan, _ = plan_task(task, session, link, known, stages)
+        plan, _ = plan_task(task, graph, session, link, known, stages)
     return plan
 
 
 def describe(graph: LayerGraph, cut: Cut) -> Json:
-    """Return what tells a cut from others."""
-    crossing = graph.crossing(cut) if len(cut) < len(graph.nodes) else ()
+    """Return a cut's nodes and boundary tensors, by which it differs from others."""
+    boundary = graph.crossing(cut) if len(cut) < len(graph.nodes) else ()
     return {
         "edge_nodes": len(cut),
         "nodes": len(graph.nodes),
-        "crossing": [node.name for node in crossing],
+        "crossing": [node.name for node in boundary],
         "crossing_bytes": crossing_bytes(graph, cut),
     }
 
 
 def crossing_bytes(graph: LayerGraph, cut: Cut) -> int:
-    """Return the bytes that cross; none where the whole network is on the edge."""
+    """Return the bytes of the boundary tensors; none where the whole network is on the edge."""
     return sum(node.sent_bytes for node in graph.crossing(cut)) if len(cut) < len(graph.nodes) else 0
 
 
@@ -95,30 +98,30 @@ def crossing_bytes(graph: LayerGraph, cut: Cut) -> int:
 
 
 class Runner:
-    """Runs cuts of one network with the cloud, and tells how long each took."""
+    """Runs cuts of one network with the cloud, and times each."""
 
     def __init__(self, network: Network, port: int) -> None:
         self.network, self.port = network, port
-        self.tensor = stand_in(network.graph.input.shape)
+        self.image = pixels(network.graph.input.shape)
 
     def run(self, cut: Cut) -> Taken:
         """Run one task."""
-        edge = self.network.split(cut).edge
+        edge = split(self.network, cut).edge
         if len(cut) == len(self.network.graph.nodes):
-            return Taken(run_half(edge, [self.tensor]).latency_ms, 0.0)
-        request = request_of(self.network, cut)
+            return Taken(run(edge, [self.image]).compute_ms, 0.0)
+        request = request_of(self.network.ref, cut)
         with EdgeSession.open(CLOUD_IP, self.port) as session:
             session.ask_to_prepare(request.preparation)
-            session.wait_until_ready(self.network.weights_digest)
-            half = run_half(edge, [self.tensor])
+            session.wait_until_ready(self.network.ref.weights_digest)
+            result = run(edge, [self.image])
             start_ms = now_ms()
-            session.infer(request, half.tensors)
-            return Taken(half.latency_ms, now_ms() - start_ms)
+            session.infer(request, result.arrays)
+            return Taken(result.compute_ms, now_ms() - start_ms)
 
     def run_chosen_and_rivals(
         self, chosen: Iterable[Cut], link: Link, *, every: bool = False
     ) -> dict[Cut, list[Taken]]:
-        """Run what was chosen, and all cuts at which a single tensor crosses, again and again.
+        """Run what was chosen, and all cuts with a single boundary tensor, again and again.
 
         Left out are those that cannot win: their bytes and a round trip alone take longer than the fastest run of a
         chosen cut as a whole.
@@ -149,7 +152,7 @@ class Runner:
         for number in range(max(rounds.values())):
             due = [cut for cut, wanted in rounds.items() if number < wanted]
             turns += random.sample(due, len(due))  # each is as often the first after a long wait
-        for cut in tqdm(turns, desc=self.network.name, unit="run", leave=False, disable=None):
+        for cut in tqdm(turns, desc=self.network.ref.name, unit="run", leave=False, disable=None):
             taken[cut].append(self.run(cut))
 
 

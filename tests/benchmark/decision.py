@@ -16,8 +16,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from neurosurgeon.graph.layer_graph import LayerGraph
-from neurosurgeon.models.names import torchvision_names
-from neurosurgeon.models.zoo import ZOO, model_graph
+from neurosurgeon.models.names import ZOO, torchvision_names
 from neurosurgeon.planner.chain_search import Objective
 from neurosurgeon.planner.dag_search import DagSearch
 from neurosurgeon.planner.heavy_load import shortest_bottleneck
@@ -27,6 +26,7 @@ from neurosurgeon.predictor.latencies import LayerLatencies
 from neurosurgeon.predictor.predictor_utils import SIDES, find_predictor
 from neurosurgeon.utils.timing import now_ms
 from tests.benchmark.common import save
+from tests.networks import model_graph
 from tests.planner.dags import closed_sets, random_case, stages_of
 
 ROUNDS = 5  # of every link and slowdown

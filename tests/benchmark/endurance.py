@@ -13,8 +13,9 @@ import time
 from tqdm import tqdm
 
 from neurosurgeon.cli.process import ROOT, ServiceProcess
-from neurosurgeon.models.zoo import ZOO, model_graph
+from neurosurgeon.models.names import ZOO
 from tests.benchmark.common import save
+from tests.networks import model_graph
 
 DEFAULT_RUNS = 200
 HANG_S = 60.0

@@ -6,14 +6,17 @@ python -m tests.benchmark.execution
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from neurosurgeon.engine.torch_engine import random_input
+from neurosurgeon.engine.torch_engine import as_tensor
 from neurosurgeon.models.build import fold_batch_norms
-from neurosurgeon.models.zoo import ZOO, model_graph, seeded_state, skeleton
+from neurosurgeon.models.names import ZOO
+from neurosurgeon.models.weights import seeded_state
 from tests.benchmark.common import interleaved_medians, save
+from tests.networks import model_graph, random_input, skeleton
 
 ROUNDS = 15
 
@@ -34,8 +37,8 @@ def variants(name: str) -> dict[str, tuple[nn.Module, torch.memory_format]]:
 def measure_model(name: str) -> dict[str, float]:
     """Return the median time (ms) of every variant."""
 
-    def runner(model: nn.Module, memory_format: torch.memory_format):
-        value = random_input().contiguous(memory_format=memory_format)
+    def runner(model: nn.Module, memory_format: torch.memory_format) -> Callable[[], None]:
+        value = as_tensor(random_input()).contiguous(memory_format=memory_format)
 
         def run() -> None:
             with torch.inference_mode():

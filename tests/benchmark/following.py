@@ -13,9 +13,9 @@ factor of two. Compared are
     once a task   a full measurement before each task, which then waits for it
     at the start  the plan of the first second, for ever
 
-Hedged are tasks that were stuck on their way, and whose rest the edge computed; in vain, if the cloud was first all the
-same. What such a task sent still crosses, before what comes later. Begun anew were tasks whose long edge half was left
-for another cut, because the link was back. The shipped traces were there when the project was tuned; --unseen replays
+Hedged are tasks that were stalled on their way, and whose rest the edge computed; in vain, if the cloud was first. What
+such a task sent still crosses, before what comes later. Begun again were tasks whose long edge partition was left for
+another cut, because the link was back. The shipped traces were there when the project was tuned; --unseen replays
 variations of the same shapes: other seeds, times, speeds, rates and round trips.
 
 Reaction: from a change that makes another cut pay to the start of the first task with a cut within 5 % of the best;
@@ -41,9 +41,8 @@ from typing import Any
 from unittest import mock
 
 from neurosurgeon.cli.process import ROOT, ServiceProcess
-from neurosurgeon.edge.cuts import Choice, Chooser, replan_whole_task
-from neurosurgeon.edge.queue import LONG_HALF_MS, LOOK_MS
-from neurosurgeon.models.zoo import ZOO, model_graph
+from neurosurgeon.edge.queue import LONG_PARTITION_MS, REPLAN_MS
+from neurosurgeon.models.names import ZOO
 from neurosurgeon.net import link_watch
 from neurosurgeon.net.bandwidth import Echo
 from neurosurgeon.net.link_watch import LinkWatch
@@ -52,11 +51,13 @@ from neurosurgeon.planner.chain_search import Objective
 from neurosurgeon.planner.flow_shop import Pipeline
 from neurosurgeon.planner.hedge import Hedging, OnItsWay
 from neurosurgeon.planner.plan import SplitPlan, plan_split
+from neurosurgeon.planner.queue import Choice, Chooser, replan_whole_task
 from neurosurgeon.planner.transfer import frame_bytes
 from neurosurgeon.predictor.predictor_utils import find_predictor
 from neurosurgeon.utils.link import LinkEstimate
 from neurosurgeon.utils.units import mbit_per_s_to_bytes_per_s
 from tests.benchmark.common import save
+from tests.networks import model_graph
 
 LENGTH_S, PERIOD_S, POLL_S = 30.0, 0.25, 0.01
 PROBE_BYTES, QUICK_BYTES, PROBE_RTTS = 150_000, 25_000, 14
@@ -168,7 +169,7 @@ class Follower:
         self.draw = random.Random(7)
         self.time_s = 0.0
         self.sent: list[Sent] = []
-        self.sent_bytes = self.hedged = self.in_vain = self.anew = 0
+        self.sent_bytes = self.hedged = self.in_vain = self.begun_again = 0
         self.next_tick_s = link_watch.INTERVAL_S
         self.refresh_s: float | None = None  # when the measurement that runs will end
         self.was_sending_bytes = 0  # when it began
@@ -221,17 +222,17 @@ class Follower:
         return Pipeline(link_ms=max(waits_ms, default=0.0))
 
     def compute(self, chosen: Choice) -> Choice:
-        """Compute an edge half, layer by layer; return what was chosen for good, as `edge.queue` does."""
+        """Compute an edge partition, layer by layer; return what was chosen for good, as `edge.queue` does."""
         start_s, looked_s, edge_s = self.time_s, self.time_s, chosen.candidate.busy.edge_ms / 1e3
         ends_ms = list(itertools.accumulate(self.world.edge.latency_ms[: chosen.candidate.point]))
-        for end_ms in ends_ms[:-1] if self.hedges and edge_s > LONG_HALF_MS / 1e3 else ():  # between two layers
+        for end_ms in ends_ms[:-1] if self.hedges and edge_s > LONG_PARTITION_MS / 1e3 else ():  # between two layers
             self.advance(start_s + end_ms / 1e3)
-            if self.time_s - looked_s < LOOK_MS / 1e3:
+            if self.time_s - looked_s < REPLAN_MS / 1e3:
                 continue
             looked_s = self.time_s
             better = replan_whole_task(chosen, (self.time_s - start_s) * 1e3, self.plan(), self.under_way())
             if better:
-                self.anew += 1
+                self.begun_again += 1
                 self.advance(self.time_s + better.candidate.busy.edge_ms / 1e3)
                 return better
         self.advance(start_s + edge_s)
@@ -387,7 +388,7 @@ def compare(name: str, trace: Trace, model: str, slowdown: float, *, hedges: boo
         "reactions_s": reactions,
         "hedged": follower.hedged,
         "hedged_in_vain": follower.in_vain,
-        "begun_anew": follower.anew,
+        "begun_again": follower.begun_again,
     }
     slowest = max((reaction for reaction, _ in reactions), default=0.0)
     in_time = sum(reaction <= limit for reaction, limit in reactions)
@@ -395,7 +396,7 @@ def compare(name: str, trace: Trace, model: str, slowdown: float, *, hedges: boo
         f"{name:<14}{model:<12}{means['clairvoyant']:>9.1f}{means['following']:>9.1f}{row['to_clairvoyant']:>8.3f}{row['to_present']:>8.3f}"
         f"{row['task_to_clairvoyant']:>9.2f}{row['start_to_clairvoyant']:>9.2f}{row['changes']:>9}"
         f"{row['clairvoyant_changes']:>6}{slowest:>9.2f}{in_time:>5} of {len(reactions)}"
-        f"{follower.hedged:>6}{follower.in_vain:>9}{follower.anew:>6}",
+        f"{follower.hedged:>6}{follower.in_vain:>9}{follower.begun_again:>6}",
         flush=True,
     )
     return row
@@ -422,7 +423,7 @@ def run_for_real(path: Path, model: str, *, hedges: bool) -> None:
     tasks = json.loads(done.stdout)["tasks"]
     world = World(read_trace(path), model)
     starts_s = [task["spans_ms"]["edge"][0] / 1e3 for task in tasks]
-    changed = set(map(int, re.findall(r"task (\d+) (?:is stuck|begins anew|is sent again)", done.stderr)))
+    changed = set(map(int, re.findall(r"task (\d+) (?:is stalled|starts again|is sent again)", done.stderr)))
     is_hedged = [task["id"] in changed for task in tasks]
     virtual = [
         task["measured"]["total_ms"] / 1e3 if hedged else world.total_s(start, task["partition_point"])
@@ -456,7 +457,7 @@ def main() -> None:
     print(
         f"{'':<26}{'mean latency, ms':>18}{'to the clairvoyant (now)':>34}{'changes':>9}{'':>6}{'reaction, s':>20}\n"
         f"{'trace':<14}{'model':<12}{'clairv.':>9}{'follow':>9}{'follow':>8}{'(now)':>8}{'task':>9}{'start':>9}{'follow':>9}"
-        f"{'clairv.':>8}{'slowest':>9}{'in time':>10}{'hedged':>8}{'in vain':>8}{'anew':>6}"
+        f"{'clairv.':>8}{'slowest':>9}{'in time':>10}{'hedged':>8}{'in vain':>8}{'again':>6}"
     )
     traces = unseen(args.unseen) if args.unseen else ((path.stem, read_trace(path)) for path in files)
     rows = [

@@ -1,11 +1,11 @@
-"""From task to task on loopback: what a queue adds to edge half, cloud half and a raw transfer of the same bytes.
+"""From task to task on loopback: the time that a queue adds to both partitions and a raw transfer of the same bytes.
 
     python -m tests.benchmark.gap [--cloud-threads N]
 
 Queues of one network that stays on the edge, or goes to the cloud whole, three rounds in turn; medians. The period is
 the time from one start to the next; of many in flight, which come in bursts, all is given as means. The raw transfer is
-what a plain socket takes that sends what crosses, to a server that only reads, computes the same half and sends its
-output, beyond that half: right behind a network nothing is in the caches. One after the other, the gap is what the
+the time of a plain socket that sends the same bytes to a server that only reads, runs the same partition and sends its
+output, beyond that partition: right after a network nothing is in the caches. One after the other, the gap is what the
 period has beyond the sum of the parts; in flight, beyond the longest of them.
 
 On two cores a cloud of two threads computes where the edge is to plan, send and read, and an OpenMP thread waits there
@@ -32,13 +32,13 @@ from tqdm import trange
 
 from neurosurgeon.cli.parser import DEFAULT_IP
 from neurosurgeon.cli.process import ROOT, ServiceProcess
-from neurosurgeon.engine.torch_engine import run_half, stand_in, use_threads
-from neurosurgeon.models.zoo import load_network, model_graph
+from neurosurgeon.engine.torch_engine import use_threads
 from neurosurgeon.predictor.predictor_utils import dataset_threads
 from neurosurgeon.utils.timing import now_ms
 from tests.benchmark.common import save
 from tests.benchmark.transport import receive_exactly
 from tests.faults import write_slow_edge
+from tests.networks import cut, load_network, model_graph, pixels
 
 TASKS = 200
 WARMUP = 50
@@ -53,18 +53,18 @@ CASES = [*itertools.product(("le_net", "mobile_net"), PLACES, IN_FLIGHT)]
 
 
 def compute_bare(listener: socket.socket, model: str, threads: int) -> None:
-    """Read a network's input, answer what computing took (ms) and its output, until the peer leaves."""
+    """Read a network's input, reply with its compute time (ms) and its output, until the peer leaves."""
     use_threads(threads)
     network = load_network(model)
-    tensor = stand_in(network.graph.input.shape)
-    in_order = tensor if tensor.is_contiguous() else tensor.permute(0, 2, 3, 1)  # channels last: a view, no copy
-    memory = memoryview(in_order.numpy().reshape(-1)).cast("B")
-    half = network.cut(0).cloud
+    image = pixels(network.graph.input.shape)
+    memory = image.transpose(0, 2, 3, 1).reshape(-1).data  # channels-last: a view, no copy
+    partition = cut(network, 0).cloud
     sock, _ = listener.accept()
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     while receive_exactly(sock, memory):
-        result = run_half(half, [tensor])
-        sock.sendall(TOOK_MS.pack(result.latency_ms) + result.tensors[0].numpy().tobytes())
+        result = partition.run([image])
+        assert result is not None
+        sock.sendall(TOOK_MS.pack(result.compute_ms) + result.arrays[0].tobytes())
 
 
 def raw_transfer_ms(model: str, threads: int) -> float:
@@ -74,7 +74,7 @@ def raw_transfer_ms(model: str, threads: int) -> float:
     peer = multiprocessing.get_context("spawn").Process(target=compute_bare, args=(listener, model, threads))
     peer.start()
     data, answer = bytes(graph.crossing_bytes[0]), memoryview(bytearray(TOOK_MS.size + graph.output.size_bytes))
-    found_ms = []
+    found_ms: list[float] = []
     with socket.create_connection(listener.getsockname()) as raw:
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for _ in range(TASKS):
@@ -91,7 +91,8 @@ def run_queue(arguments: Sequence[str]) -> list[dict[str, Any]]:
     """Return the tasks of a queue once all is warm, as the edge tells them."""
     command = [sys.executable, "tasks_edge_api.py", *FLAGS, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)["tasks"][WARMUP:]
+    tasks: list[dict[str, Any]] = json.loads(done.stdout)["tasks"]
+    return tasks[WARMUP:]
 
 
 def gap(tasks: Sequence[dict[str, Any]], raw_ms: float, *, is_alone: bool) -> dict[str, float]:
@@ -101,7 +102,7 @@ def gap(tasks: Sequence[dict[str, Any]], raw_ms: float, *, is_alone: bool) -> di
     """
     starts = [task["spans_ms"]["edge"][0] for task in tasks]
     middle = statistics.median if is_alone else statistics.mean
-    period_ms = middle(after - before for before, after in itertools.pairwise(starts))
+    period_ms: float = middle(after - before for before, after in itertools.pairwise(starts))
     edge_ms = middle(task["measured"]["edge_ms"] for task in tasks)
     clouds = [task["spans_ms"].get("cloud", [0.0, 0.0]) for task in tasks]
     cloud_ms = middle(end - start for start, end in clouds)

@@ -1,8 +1,8 @@
-"""What the chosen cut costs beyond the best one, by measured halves: four networks, ten bandwidths.
+"""What the chosen cut costs beyond the best one, by measured partitions: four networks, ten bandwidths.
 
     python -m tests.benchmark.halves_regret
 
-Both halves of every partition point are measured, each side in a process of its own with the threads of its
+Both partitions of every partition point are measured, each side in a process of its own with the threads of its
 predictors, all points in turn, in rounds; a latency is the lower quartile of the rounds, as in the data sets. The
 predictors are those of the scripts: data of another machine is scaled to this one. The link's share is the same formula
 for all. Regret is cost(chosen) / cost(best) - 1.
@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from neurosurgeon.cli.process import ROOT
-from neurosurgeon.engine.torch_engine import random_input, run_half, stand_in
-from neurosurgeon.models.zoo import ZOO, load_network, model_graph
+from neurosurgeon.engine.torch_engine import as_tensor
+from neurosurgeon.models.names import ZOO
 from neurosurgeon.planner.plan import plan_split
 from neurosurgeon.planner.transfer import transfer_time_ms
 from neurosurgeon.predictor.latencies import LayerLatencies
@@ -29,6 +29,7 @@ from neurosurgeon.predictor.profile import profile_passes, summarise
 from neurosurgeon.utils.timing import now_ms
 from tests.benchmark.common import save
 from tests.benchmark.predictors import used_and_found
+from tests.networks import cut, load_network, model_graph, pixels, random_input, run
 
 ROUNDS = 9
 RATES_MB_PER_S = [float(rate) for rate in np.geomspace(0.1, 100, 10)]
@@ -38,28 +39,27 @@ SOURCES = (*PREDICTORS, "measured")
 
 
 def measure_side(side: str) -> dict[str, dict[str, Any]]:
-    """Return for every network the latencies (ms) of its halves on one side, by point, and what each source says."""
+    """Return for every network the latencies (ms) of its partitions on one side, by point, and of its layers."""
     predictors = [used_and_found(side, source)[0] for source in PREDICTORS]
     result: dict[str, dict[str, Any]] = {}
     for name in ZOO:
         network = load_network(name)
         sources = [predictor.predict(network.graph) for predictor in predictors]
-        sources.append(summarise(profile_passes(network, random_input())))
+        sources.append(summarise(profile_passes(network, as_tensor(random_input()))))
         points = range(len(network.graph.layers) + 1)
-        cuts = [network.cut(point) for point in points]
-        inputs = [run_half(cut.edge, [stand_in()]).tensors for cut in cuts]
+        cuts = [cut(network, point) for point in points]
+        inputs = [run(edge, [pixels()]).arrays for edge, _ in cuts]
         times: list[list[float]] = [[] for _ in points]
         for _ in range(ROUNDS):
             for point in points:
-                half, tensors = (
-                    (cuts[point].edge, [stand_in()]) if side == "edge" else (cuts[point].cloud, inputs[point])
-                )
+                edge, cloud = cuts[point]
+                partition, arrays = (edge, (pixels(),)) if side == "edge" else (cloud, inputs[point])
                 start_ms = now_ms()
-                run_half(half, tensors)
+                partition.run(arrays)
                 times[point].append(now_ms() - start_ms)
-        halves = [float(np.quantile(values, 0.25)) for values in times]
-        halves[0 if side == "edge" else -1] = 0.0  # the empty half
-        result[name] = {"halves": halves}
+        partitions = [float(np.quantile(values, 0.25)) for values in times]
+        partitions[0 if side == "edge" else -1] = 0.0  # the empty partition
+        result[name] = {"partitions": partitions}
         for known in sources:
             result[name][known.source] = [list(known.latency_ms), list(known.low_ms), list(known.high_ms)]
     return result
@@ -74,12 +74,12 @@ def regrets(measured: Measured, source: str) -> list[dict[str, object]]:
     for name in ZOO:
         graph = model_graph(name)
         edge, cloud = (LayerLatencies(*measured[side][name][source], source) for side in SIDES)
-        halves = {side: measured[side][name]["halves"] for side in SIDES}
+        partitions = {side: measured[side][name]["partitions"] for side in SIDES}
         for rate in RATES_MB_PER_S:
             costs = [
-                edge_ms + transfer_time_ms(crossing, graph.output.size_bytes, rate * 1e6, RTT_MS) + cloud_ms
-                for edge_ms, crossing, cloud_ms in zip(
-                    halves["edge"], graph.crossing_bytes, halves["cloud"], strict=True
+                edge_ms + transfer_time_ms(sent_bytes, graph.output.size_bytes, rate * 1e6, RTT_MS) + cloud_ms
+                for edge_ms, sent_bytes, cloud_ms in zip(
+                    partitions["edge"], graph.crossing_bytes, partitions["cloud"], strict=True
                 )
             ]
             chosen = plan_split(graph, edge, cloud, rate * 1e6, RTT_MS).best.point

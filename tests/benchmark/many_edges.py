@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from neurosurgeon.cli.process import ROOT, ServiceProcess
-from neurosurgeon.engine.torch_engine import random_input, run_whole
-from neurosurgeon.models.zoo import ZOO, load_network
+from neurosurgeon.models.names import ZOO
 from tests.benchmark.common import save
+from tests.networks import load_network, random_input, run_whole
 
 TASKS = 40
 CUTS = ["--bandwidth", "1000", "--rtt", "0.1"]  # as if the link were perfect: the cloud gets as much as it can take

@@ -16,12 +16,13 @@ import statistics
 from neurosurgeon.cli.parser import DEFAULT_IP
 from neurosurgeon.cli.process import ServiceProcess
 from neurosurgeon.edge.task import request_of
-from neurosurgeon.engine.torch_engine import run_half, stand_in, use_threads
-from neurosurgeon.models.zoo import ZOO, load_network
+from neurosurgeon.engine.torch_engine import use_threads
+from neurosurgeon.models.names import ZOO
 from neurosurgeon.net.session import EdgeSession
 from neurosurgeon.utils.timing import now_ms
 from tests.benchmark.common import save
 from tests.benchmark.transport import receive_exactly
+from tests.networks import cut, load_network, pixels
 
 ROUNDS = 30
 WARMUP = 3
@@ -40,9 +41,9 @@ def echo_size(listener: socket.socket, request_bytes: int, reply_bytes: int) -> 
 def measure_point(session: EdgeSession, model: str, point: int) -> dict[str, float]:
     """Return medians (ms) of the whole task and of its parts."""
     network = load_network(model)
-    request = request_of(network, network.graph.edge_nodes(point))
+    request = request_of(network.ref, network.graph.edge_nodes(point))
     session.ask_to_prepare(request.preparation)
-    session.wait_until_ready(network.weights_digest)
+    session.wait_until_ready(network.ref.weights_digest)
     request_bytes, reply_bytes = network.graph.crossing_bytes[point], network.graph.output.size_bytes
     listener = socket.create_server((DEFAULT_IP, 0))
     peer = multiprocessing.get_context("fork").Process(target=echo_size, args=(listener, request_bytes, reply_bytes))
@@ -50,19 +51,20 @@ def measure_point(session: EdgeSession, model: str, point: int) -> dict[str, flo
     raw = socket.create_connection(listener.getsockname())
     raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     data, answer = bytes(request_bytes), memoryview(bytearray(reply_bytes))
-    tensor = stand_in()
+    edge, image = cut(network, point).edge, pixels()
     rows = []
     for _ in range(WARMUP + ROUNDS):
         start_ms = now_ms()
-        half = run_half(network.cut(point).edge, [tensor])
-        remote = session.infer(request, half.tensors)
+        result = edge.run([image])
+        assert result is not None
+        remote = session.infer(request, result.arrays)
         total_ms = now_ms() - start_ms
-        run_half(network.cut(point).edge, [tensor])
+        edge.run([image])
         start_ms = now_ms()
         raw.sendall(data)
         receive_exactly(raw, answer)
         raw_ms = now_ms() - start_ms
-        rows.append((total_ms, half.latency_ms, remote.compute_ms, raw_ms))
+        rows.append((total_ms, result.compute_ms, remote.compute_ms, raw_ms))
     raw.close()
     peer.join()
     listener.close()

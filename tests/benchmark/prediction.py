@@ -33,14 +33,14 @@ from typing import Any
 import torch
 
 from neurosurgeon.cli.process import ROOT
-from neurosurgeon.engine.torch_engine import run_half, stand_in
 from neurosurgeon.graph.layer_graph import LayerGraph
-from neurosurgeon.models.zoo import ZOO, Network, load_network, model_graph
+from neurosurgeon.models.names import ZOO
 from neurosurgeon.predictor.predictor_utils import PREDICTORS, SIDES, default_directory, read_provenance
 from neurosurgeon.utils.machine import device_name
 from neurosurgeon.utils.units import s_to_ms
 from tests.benchmark.common import percentile, save
 from tests.benchmark.predictors import used_and_found
+from tests.networks import Network, cut, load_network, model_graph, pixels, run
 
 ROUNDS = 15
 MODELS = (*ZOO, "resnet18", "googlenet", "densenet121", "efficientnet_b0", "vit_b_16", "swin_t")
@@ -68,15 +68,15 @@ def predictions(side: str, name: str, source: str, graphs: Mapping[str, LayerGra
 
 def measure(networks: Mapping[str, Network], threads: int) -> dict[str, Json]:
     """Return what every network takes, ms, and whether other programs spoiled it."""
-    halves = {name: network.cut(0).cloud for name, network in networks.items()}
-    inputs = {name: [stand_in(network.graph.input.shape)] for name, network in networks.items()}
+    partitions = {name: cut(network, 0).cloud for name, network in networks.items()}
+    inputs = {name: [pixels(network.graph.input.shape)] for name, network in networks.items()}
     wall_ms: dict[str, list[float]] = {name: [] for name in networks}
     cpu_ms: dict[str, list[float]] = {name: [] for name in networks}
     for _ in range(ROUNDS):
         for name in random.sample(list(networks), len(networks)):
-            run_half(halves[name], inputs[name])  # after another network; in the first round, builds kernels, too
+            run(partitions[name], inputs[name])  # after another network; in the first round, builds kernels, too
             start_s = time.process_time()
-            wall_ms[name].append(run_half(halves[name], inputs[name]).latency_ms)
+            wall_ms[name].append(run(partitions[name], inputs[name]).compute_ms)
             cpu_ms[name].append(s_to_ms(time.process_time() - start_s))
     return {name: measured(wall_ms[name], cpu_ms[name], threads) for name in networks}
 

@@ -40,7 +40,6 @@ from tqdm import tqdm
 from neurosurgeon.edge.settings import TaskSettings
 from neurosurgeon.engine.base import WeightsSource
 from neurosurgeon.engine.torch_engine import use_threads
-from neurosurgeon.models.zoo import load_network
 from neurosurgeon.net.monitor_client import estimate_link
 from neurosurgeon.reports.excel import save_tables
 from neurosurgeon.utils.link import LinkEstimate
@@ -49,6 +48,7 @@ from tests.benchmark.common import RESULTS, kept_rows, save
 from tests.benchmark.cut_runs import SLOWDOWNS, Cut, Json, Link, Runner, Taken, describe, plan_for, score
 from tests.benchmark.links import CLOUD_IP, emulated_link, on_cloud_side, on_edge_side, why_not
 from tests.benchmark.reference import reference_point
+from tests.networks import load_network
 
 MODELS = ("alex_net", "vgg_net", "le_net", "mobile_net", "resnet18", "googlenet")
 LINKS = {
@@ -263,7 +263,7 @@ def main() -> None:
         run_edge(sys.argv[2], sys.argv[3:])
         return
     parser = argparse.ArgumentParser()
-    parser.add_argument("--link", nargs="+", choices=LINKS, default=[], help="measure these, anew (default: all)")
+    parser.add_argument("--link", nargs="+", choices=LINKS, default=[], help="measure these again (default: all)")
     parser.add_argument("-t", "--type", nargs="+", choices=MODELS, default=[], help="networks (default: all)")
     args = parser.parse_args()
     if reason := why_not():

@@ -17,11 +17,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from neurosurgeon.cli.certs import make_ca, make_certificate
 from neurosurgeon.cli.parser import DEFAULT_IP
-from neurosurgeon.engine.torch_engine import is_finite
+from neurosurgeon.cloud.conversation import is_finite
+from neurosurgeon.graph.spec import Array
 from neurosurgeon.net.access import OPEN, Access
 from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.frames import DEFAULT_LIMITS
@@ -64,11 +65,11 @@ def serve(listener: socket.socket, access: Access) -> None:
             return
 
 
-def exchange(connection: Connection, tensor: torch.Tensor) -> Callable[[], object]:
+def exchange(connection: Connection, array: Array) -> Callable[[], object]:
     """Return the call that sends a tensor and waits for its acknowledgement."""
 
     def once() -> None:
-        connection.send(Request("alex_net", b"\1", "0" * 32, "0" * 32), [tensor])
+        connection.send(Request("alex_net", b"\1", "0" * 32, "0" * 32), [array])
         connection.receive(WAIT_S)
 
     return once
@@ -88,8 +89,8 @@ def measure_modes(modes: dict[str, tuple[Access, Access]]) -> dict[int, dict[str
         listener.close()
     medians = {}
     for size_bytes, rounds in ROUNDS.items():
-        tensor = torch.rand(size_bytes // 4)
-        calls = {name: exchange(connection, tensor) for name, connection in connections.items()}
+        array = np.random.default_rng(0).random(size_bytes // 4, dtype=np.float32)
+        calls = {name: exchange(connection, array) for name, connection in connections.items()}
         medians[size_bytes] = interleaved_medians(calls, rounds, calls=CALLS_A_TURN)
     for connection in connections.values():
         connection.close()
@@ -100,13 +101,12 @@ def measure_modes(modes: dict[str, tuple[Access, Access]]) -> dict[int, dict[str
 
 def measure_passes(size_bytes: int) -> dict[str, float]:
     """Return what one pass over so many bytes takes (ms)."""
-    data, tensor = bytes(size_bytes), torch.rand(size_bytes // 4).numpy()
+    data, array = bytes(size_bytes), np.random.default_rng(0).random(size_bytes // 4, dtype=np.float32)
     calls: dict[str, Callable[[], object]] = {name: lambda h=h: h(data) for name, h in HASHES.items()}  # type: ignore[misc]
-    return interleaved_medians({**calls, "is_finite": lambda: is_finite(tensor)}, 30)
+    return interleaved_medians({**calls, "is_finite": lambda: is_finite(array)}, 30)
 
 
 def main() -> None:
-    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory:
         modes = measure_modes(sides(Path(directory)))
     passes = {size_bytes: measure_passes(size_bytes) for size_bytes in ROUNDS}

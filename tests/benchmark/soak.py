@@ -4,7 +4,7 @@
 
 The edge is taken to be so slow that every task is sent; flags, such as --in-flight 1, are the edge's. With a rate, such
 as 0.01, a proxy delays, cuts, resets, trickles, repeats or changes so many of the pieces that pass. An answer is right
-if it has the bits of both halves run here, with the threads of edge and cloud, or of the edge alone.
+if it has the bits of both partitions run here, with the threads of edge and cloud, or of the edge alone.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from typing import Any
 from tqdm import tqdm
 
 from neurosurgeon.cli.process import ROOT, ServiceProcess
-from neurosurgeon.engine.torch_engine import output_digest, run_half, stand_in, use_threads
-from neurosurgeon.models.zoo import load_network
+from neurosurgeon.edge.outcome import output_digest
+from neurosurgeon.engine.torch_engine import use_threads
 from neurosurgeon.predictor.predictor_utils import SIDES, dataset_threads
 from tests.benchmark.common import save
 from tests.benchmark.many_edges import resident_mb
 from tests.faults import Fault, write_slow_edge
+from tests.networks import cut, load_network, pixels, run
 
 DEFAULT_MINUTES = 15.0
 SETTLED_S = 45.0  # networks are loaded, every cut has run
@@ -54,7 +55,7 @@ def resources(pid: int) -> dict[str, float]:
 def cloud_and_port(fault_rate: float, key: Path) -> Iterator[tuple[ServiceProcess, int]]:
     """Yield a cloud, and the port by which edges reach it: with faults, that of a proxy. Both sides hold a key.
 
-    Without a key, nobody can tell that bytes were changed on the way.
+    Without a key, neither side can detect that bytes were changed on the way.
     """
     key.write_text(secrets.token_hex(32))
     key.chmod(0o600)
@@ -72,13 +73,14 @@ def cloud_and_port(fault_rate: float, key: Path) -> Iterator[tuple[ServiceProces
 @cache
 def right_digests(model: str, point: int) -> set[str]:
     """Return those of a model's answer at a partition point, computed on both sides, and on the edge alone."""
-    cut, found = load_network(model).cut(point), set()
+    edge, cloud = cut(load_network(model), point)
+    found: set[str] = set()
     edge_threads, cloud_threads = (dataset_threads(side, "cpu") for side in SIDES)
     for threads in (cloud_threads, edge_threads):
         use_threads(edge_threads)
-        crossing = run_half(cut.edge, [stand_in()]).tensors
+        boundary = run(edge, [pixels()]).arrays
         use_threads(threads)
-        found.add(output_digest(run_half(cut.cloud, crossing).tensors[0]))
+        found.add(output_digest(run(cloud, boundary).arrays[0]))
     return found
 
 

@@ -25,13 +25,13 @@ from neurosurgeon.edge.settings import TaskSettings
 from neurosurgeon.engine.base import WeightsSource
 from neurosurgeon.engine.torch_engine import use_threads
 from neurosurgeon.graph.layer_graph import LayerGraph
-from neurosurgeon.models.zoo import load_network
 from neurosurgeon.net.monitor_client import estimate_link
 from neurosurgeon.planner.plan import SplitPlan
 from neurosurgeon.planner.strategies import Strategy
 from tests.benchmark.common import RESULTS, kept_rows, save
 from tests.benchmark.cut_runs import SLOWDOWNS, Json, Link, Runner, Runs, describe, plan_for, score
 from tests.benchmark.links import CLOUD_IP, emulated_link, on_cloud_side, on_edge_side, why_not
+from tests.networks import load_network
 
 MODELS = ("resnet18", "googlenet", "densenet121", "inception_v3")
 RATES_MBIT = (1.0, 5.0, 20.0, 100.0)

@@ -25,13 +25,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from tqdm import tqdm
 
 from neurosurgeon.cli.process import ROOT, ServiceProcess
-from neurosurgeon.engine.torch_engine import output_digest, random_input, run_whole, use_threads
+from neurosurgeon.edge.outcome import output_digest
+from neurosurgeon.engine.torch_engine import use_threads
 from neurosurgeon.graph.cut import pack_nodes
-from neurosurgeon.models.zoo import Network, load_network
+from neurosurgeon.graph.spec import Array
 from neurosurgeon.net.connection import SILENCE_S, Connection
 from neurosurgeon.net.messages import Hello, Reply, Request
 from neurosurgeon.net.session import EdgeSession, new_edge_id
@@ -45,6 +45,7 @@ from tests.benchmark.soak import resources
 from tests.equality import are_equal
 from tests.faults import write_slow_edge
 from tests.net.test_connection import frame_of
+from tests.networks import Network, load_network, random_input, run_whole
 
 MODEL = "alex_net"
 KILLS, EDGE_KILLS, SILENCES = 100, 200, 10
@@ -229,7 +230,7 @@ def kill_edges(kills: int) -> dict[str, Any]:
 def request_of(network: Network) -> Request:
     """Return the message that asks the cloud for the whole network."""
     graph = network.graph
-    return Request(network.name, pack_nodes(graph, graph.edge_nodes(0)), graph.digest, network.weights_digest)
+    return Request(network.ref.name, pack_nodes(graph, graph.edge_nodes(0)), graph.digest, network.ref.weights_digest)
 
 
 def stop_with_tasks(edges: int = 2, tasks: int = 10) -> dict[str, Any]:
@@ -241,7 +242,7 @@ def stop_with_tasks(edges: int = 2, tasks: int = 10) -> dict[str, Any]:
         for connection in connections:
             session = EdgeSession(connection)
             session.ask_to_prepare(request_of(network).preparation)
-            session.wait_until_ready(network.weights_digest)
+            session.wait_until_ready(network.ref.weights_digest)
         for connection in connections:
             for task in range(1, tasks + 1):
                 connection.send(request_of(network), [random_input()], task)
@@ -266,18 +267,18 @@ def stop_with_tasks(edges: int = 2, tasks: int = 10) -> dict[str, Any]:
     }
 
 
-def answers_of(connection: Connection, count: int) -> list[Tensor]:
+def answers_of(connection: Connection, count: int) -> list[Array]:
     """Return the outputs of so many tasks, or of fewer where the cloud ends before."""
-    outputs: list[Tensor] = []
+    outputs: list[Array] = []
     with contextlib.suppress(NetworkError):
         while len(outputs) < count:
             received = connection.receive(20.0)
-            outputs += [received.tensors[0].clone()] if isinstance(received.message, Reply) else []
+            outputs += [received.arrays[0].copy()] if isinstance(received.message, Reply) else []
     return outputs
 
 
 def accepts(port: int) -> bool:
-    """Return whether somebody accepts connections."""
+    """Return whether the port accepts connections."""
     try:
         socket.create_connection(("127.0.0.1", port), 1.0).close()
     except OSError:

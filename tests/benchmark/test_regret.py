@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from neurosurgeon.models.zoo import model_graph
 from tests.benchmark.cut_runs import Link, Taken, near_best, score
 from tests.benchmark.reference import predicted_ms, reference_point
 from tests.benchmark.regret import regrets, summary
+from tests.networks import model_graph
 
 STEADY, LUCKY = frozenset([0]), frozenset([0, 1])
 

@@ -20,8 +20,9 @@ import time
 from functools import partial
 from typing import Any
 
-import torch
+import numpy as np
 
+from neurosurgeon.graph.spec import Array
 from neurosurgeon.net.access import Access
 from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.messages import Hello, Message, Prepare, Ready, Reply, Request
@@ -45,14 +46,14 @@ REPEATS = ((0.05, 15), (0.2, 5), (2.0, 3), (LONGEST_S, 1))
 
 def serve() -> None:
     """Answer requests, one connection after the other, on the far side of the link."""
-    reply_tensor = torch.zeros(1, CLASSES)
+    output = np.zeros((1, CLASSES), np.float32)
     for sock, _ in accepted(listen(CLOUD_IP, PORT, Access(insecure=True))):
         with Connection(sock) as connection:
-            while answer(connection, reply_tensor):
+            while answer(connection, output):
                 pass
 
 
-def answer(connection: Connection, tensor: torch.Tensor) -> bool:
+def answer(connection: Connection, output: Array) -> bool:
     try:
         received = connection.receive(WAIT_S)
         arrived_ms = now_ms()
@@ -61,7 +62,7 @@ def answer(connection: Connection, tensor: torch.Tensor) -> bool:
         elif isinstance(received.message, Prepare):
             connection.send(Ready(received.message.model, ""))
         else:
-            connection.send(Reply(now_ms() - arrived_ms, 0.0, 0.0, received.receive_ms), [tensor])
+            connection.send(Reply(now_ms() - arrived_ms, 0.0, 0.0, received.receive_ms), [output])
     except Exception:
         return False
     return True
@@ -75,9 +76,9 @@ def asked_ms(connection: Connection, message: Message) -> float:
     return now_ms() - start_ms
 
 
-def transfer_ms(connection: Connection, tensor: torch.Tensor) -> float:
+def transfer_ms(connection: Connection, array: Array) -> float:
     start_ms = now_ms()
-    connection.send(REQUEST, [tensor])
+    connection.send(REQUEST, [array])
     received = connection.receive(WAIT_S)
     assert isinstance(received.message, Reply)
     return now_ms() - start_ms - received.message.cloud_ms
@@ -102,17 +103,17 @@ def ping_ms(rate: float) -> float:
 
 def figures_of(size: int, rate: float) -> list[float]:
     """Return predicted and measured time of an idle connection, and of a warm one, ms."""
-    tensor, figures, rtt_ms = torch.zeros(size // 4), [], ping_ms(rate)
+    array, figures, rtt_ms = np.zeros(size // 4, np.float32), list[float](), ping_ms(rate)
     with connect(CLOUD_IP, PORT) as connection:
         connection.send_at_most(PACE * rate)
         asked_ms(connection, Hello.of())
-        asked_ms(connection, Prepare(str(len(tensor)), b"", ""))
+        asked_ms(connection, Prepare(str(len(array)), b"", ""))
         for warmup in (0, 1):  # the idle transfer itself is the first that warms the connection
             for _ in range(warmup):
-                transfer_ms(connection, tensor)
+                transfer_ms(connection, array)
             state = connection.send_state()
             sender = Sender(*state) if state else IDLE
-            figures += [transfer_time_ms(size, 4 * CLASSES, rate, rtt_ms, sender), transfer_ms(connection, tensor)]
+            figures += [transfer_time_ms(size, 4 * CLASSES, rate, rtt_ms, sender), transfer_ms(connection, array)]
             connection.send_at_most(math.inf)
     return figures
 

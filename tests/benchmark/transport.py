@@ -22,9 +22,10 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
-import torch
+import numpy as np
 
 from neurosurgeon.cli.parser import DEFAULT_IP
+from neurosurgeon.graph.spec import Array
 from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.messages import Hello, Reply, Request
 from neurosurgeon.net.session import EdgeSession
@@ -72,15 +73,15 @@ def receive_exactly(sock: socket.socket, view: memoryview) -> bool:
 
 
 def serve_raw(listener: socket.socket, size_bytes: int) -> None:
-    memory, output = torch.empty(size_bytes, dtype=torch.uint8), bytes(OUTPUT_BYTES)
+    memory, output = bytearray(size_bytes), bytes(OUTPUT_BYTES)
     with _accept(listener) as sock:
-        while receive_exactly(sock, memoryview(memory.numpy())):
-            memory.view(torch.float32)
+        while receive_exactly(sock, memoryview(memory)):
+            np.frombuffer(memory, np.float32)
             sock.sendall(output)
 
 
 def serve_ours(listener: socket.socket, size_bytes: int) -> None:
-    output = torch.zeros(1, CLASSES)
+    output = np.zeros((1, CLASSES), np.float32)
     with Connection(_accept(listener)) as connection, suppress(NetworkError):
         connection.receive(WAIT_S)
         connection.send(Hello.of(device="cpu", threads=1))
@@ -93,7 +94,7 @@ def serve_multiprocessing(listener: socket.socket, size_bytes: int) -> None:
     output = bytes(OUTPUT_BYTES)
     with multiprocessing.connection.Connection(_accept(listener).detach()) as connection, suppress(EOFError):
         while True:
-            torch.frombuffer(bytearray(connection.recv_bytes()), dtype=torch.float32)
+            np.frombuffer(bytearray(connection.recv_bytes()), np.float32)
             connection.send_bytes(output)
 
 
@@ -106,7 +107,7 @@ def serve_zmq(listener: socket.socket, size_bytes: int) -> None:
     socket_.bind(f"tcp://{DEFAULT_IP}:{port}")
     output = bytes(OUTPUT_BYTES)
     while True:
-        torch.frombuffer(socket_.recv(copy=False).buffer, dtype=torch.float32)
+        np.frombuffer(socket_.recv(copy=False).buffer, np.float32)
         socket_.send(output)
 
 
@@ -119,9 +120,9 @@ def _connect(port: int) -> socket.socket:
     return sock
 
 
-def raw_client(port: int, tensor: torch.Tensor, stack: ExitStack) -> Callable[[], object]:
-    sock, output = stack.enter_context(_connect(port)), torch.empty(1, CLASSES)
-    data, view = memoryview(tensor.view(torch.uint8).numpy()), memoryview(output.view(torch.uint8).numpy()).cast("B")
+def raw_client(port: int, array: Array, stack: ExitStack) -> Callable[[], object]:
+    sock, output = stack.enter_context(_connect(port)), np.empty((1, CLASSES), np.float32)
+    data, view = array.data.cast("B"), output.data.cast("B")
 
     def once() -> None:
         sock.sendall(data)
@@ -130,27 +131,27 @@ def raw_client(port: int, tensor: torch.Tensor, stack: ExitStack) -> Callable[[]
     return once
 
 
-def our_client(port: int, tensor: torch.Tensor, stack: ExitStack) -> Callable[[], object]:
+def our_client(port: int, array: Array, stack: ExitStack) -> Callable[[], object]:
     session = stack.enter_context(EdgeSession.open(DEFAULT_IP, port))
 
     def once() -> None:
-        (output,) = session.infer(REQUEST, [tensor]).tensors
+        (output,) = session.infer(REQUEST, [array]).arrays
         assert output.shape == (1, CLASSES)
 
     return once
 
 
-def multiprocessing_client(port: int, tensor: torch.Tensor, stack: ExitStack) -> Callable[[], object]:
+def multiprocessing_client(port: int, array: Array, stack: ExitStack) -> Callable[[], object]:
     connection = stack.enter_context(multiprocessing.connection.Connection(_connect(port).detach()))
 
     def once() -> None:
-        connection.send_bytes(tensor.view(torch.uint8).numpy())
-        torch.frombuffer(bytearray(connection.recv_bytes()), dtype=torch.float32)
+        connection.send_bytes(array.data.cast("B"))
+        np.frombuffer(bytearray(connection.recv_bytes()), np.float32)
 
     return once
 
 
-def zmq_client(port: int, tensor: torch.Tensor, stack: ExitStack) -> Callable[[], object]:
+def zmq_client(port: int, array: Array, stack: ExitStack) -> Callable[[], object]:
     import zmq
 
     socket_ = stack.enter_context(stack.enter_context(zmq.Context()).socket(zmq.REQ))
@@ -158,14 +159,14 @@ def zmq_client(port: int, tensor: torch.Tensor, stack: ExitStack) -> Callable[[]
     socket_.connect(f"tcp://{DEFAULT_IP}:{port}")
 
     def once() -> None:
-        socket_.send(tensor.view(torch.uint8).numpy(), copy=False)
-        torch.frombuffer(socket_.recv(copy=False).buffer, dtype=torch.float32)
+        socket_.send(array.data, copy=False)
+        np.frombuffer(socket_.recv(copy=False).buffer, np.float32)
 
     return once
 
 
 Serve = Callable[[socket.socket, int], None]
-Client = Callable[[int, torch.Tensor, ExitStack], Callable[[], object]]
+Client = Callable[[int, Array, ExitStack], Callable[[], object]]
 RAW = "raw socket"
 CONTENDERS: Mapping[str, tuple[Serve, Client]] = {
     RAW: (serve_raw, raw_client),
@@ -213,7 +214,7 @@ class Exchange:
 def measure_size(size_bytes: int, rounds: int) -> dict[str, dict[str, float]]:
     """Return the figures of every contender, of rounds in turn."""
     context = multiprocessing.get_context("fork")
-    tensor = torch.rand(size_bytes // 4)
+    array = np.random.default_rng(0).random(size_bytes // 4, dtype=np.float32)
     exchanges: dict[str, Exchange] = {}
     with ExitStack() as stack:
         for name, (serve, client) in CONTENDERS.items():
@@ -224,7 +225,8 @@ def measure_size(size_bytes: int, rounds: int) -> dict[str, dict[str, float]]:
             stack.callback(process.terminate)
             port = listener.getsockname()[1]
             listener.close()  # the child has it
-            exchanges[name] = Exchange(client(port, tensor, stack), process.pid)
+            assert process.pid is not None
+            exchanges[name] = Exchange(client(port, array, stack), process.pid)
         for number in range(WARMUP + rounds):
             for name in random.sample(list(exchanges), len(exchanges)):
                 exchanges[name].take_turn(counts=number >= WARMUP)
@@ -235,7 +237,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmark.transport")
     parser.add_argument("--huge", action="store_true", help="100 MB, too (default: off)")
     rounds = ROUNDS | (HUGE_ROUNDS if parser.parse_args().huge else {})
-    torch.set_num_threads(1)
     results = {}
     print("transport: of a raw preallocated socket (1 = as fast); CPU of edge + cloud, ms an exchange")
     shown = [name for name in CONTENDERS if name != RAW]

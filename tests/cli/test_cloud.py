@@ -1,4 +1,4 @@
-"""What a cloud tells of itself, JSON logs and counters, of a process with real tasks; and which models it serves."""
+"""JSON logs and counters of a cloud process with real tasks; the models that it serves, and its latencies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -21,13 +21,18 @@ import tasks_cloud_api
 from neurosurgeon.cli import cloud as cloud_flags
 from neurosurgeon.cli import doctor
 from neurosurgeon.cli.process import ServiceProcess
-from neurosurgeon.cloud.executor import CloudEngine
+from neurosurgeon.cloud.executor import Executor
 from neurosurgeon.cloud.latencies import COMPARED_TASKS, CloudLatencies
+from neurosurgeon.cloud.store import NetworkStore
+from neurosurgeon.engine import torch_engine
 from neurosurgeon.graph.cut import pack_nodes
-from neurosurgeon.models.zoo import model_graph
+from neurosurgeon.models.build import TracedGraph
+from neurosurgeon.models.names import ZOO, Catalogue
 from neurosurgeon.predictor import machine_speed
 from neurosurgeon.predictor.machine_speed import MachineSpeed, reference_layers
 from neurosurgeon.predictor.predictor_utils import LatencyPredictor
+from tests.equality import THREADS
+from tests.networks import ENGINE, model_graph
 from tests.utils.test_metrics import scraped
 
 TASK = ["-t", "le_net", "--point", "0", "--bandwidth", "100"]
@@ -35,7 +40,7 @@ TASK = ["-t", "le_net", "--point", "0", "--bandwidth", "100"]
 
 @pytest.fixture(scope="module")
 def talkative() -> Iterator[ServiceProcess]:
-    """A cloud that logs every event as JSON, and counts where the library is there."""
+    """A cloud that logs every event as JSON, and counts if the library is installed."""
     command = ["cloud_api.py", "-p", "0", "--monitor-port", "0", "--log-json", "--log-level", "debug"]
     if importlib.util.find_spec("prometheus_client"):
         command += ["--metrics-port", "0"]
@@ -104,7 +109,7 @@ def test_a_busy_metrics_port_is_one_line(talkative: ServiceProcess, capsys: pyte
     assert len(error.strip().splitlines()) == 1
 
 
-# ---------------------------------------------------------------- which models it serves
+# ---------------------------------------------------------------- the models that it serves
 
 
 @pytest.mark.parametrize("script", [cloud_api, tasks_cloud_api])
@@ -117,7 +122,28 @@ def test_a_model_to_serve_that_does_not_exist_is_one_line(
     assert len(error.strip().splitlines()) == 1
 
 
-def test_a_cloud_serves_what_its_command_line_names(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("flags", "traced"), [([], list(ZOO)), (["--models", "lenet", "mobile_net@64"], ["le_net", "mobile_net@64"])]
+)
+def test_the_graphs_of_a_cloud_are_traced_before_it_serves(
+    flags: list[str], traced: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    graph = torch_engine.TorchEngine.graph
+
+    def noted(engine: torch_engine.TorchEngine, name: str) -> TracedGraph:
+        asked.append(name)
+        return graph(engine, name)
+
+    monkeypatch.setattr(torch_engine.TorchEngine, "graph", noted)
+    args = cloud_flags.cloud_parser("cloud_api.py").parse_args([*flags, "--threads", str(THREADS)])
+    service = cloud_flags.make_service(args, Catalogue(), lambda event, sock: None)
+    service.executor.close()
+    assert asked == traced
+    assert all(map(service.executor.engine.has_graph, traced))
+
+
+def test_a_cloud_serves_the_models_that_its_command_line_names(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["tasks_cloud_api.py", "-p", "0", "--monitor-port", "0", "--models", "lenet"]
     with ServiceProcess(command, services=2) as cloud:
         assert run_edge(cloud) == 0
@@ -130,20 +156,19 @@ def test_a_cloud_serves_what_its_command_line_names(capsys: pytest.CaptureFixtur
         assert lines["weights of le_net"].startswith("ok")
 
 
-# ---------------------------------------------------------------- what it predicts
+# ---------------------------------------------------------------- its latencies
 
 
-class _Engine:
-    """As much of an engine as tells which machine it computes on."""
-
-    device, threads = "cpu", 1
-
-
-def know_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have this machine's speed known, so that nothing is measured."""
+@pytest.fixture
+def latencies(monkeypatch: pytest.MonkeyPatch) -> Iterator[CloudLatencies]:
+    """The latencies of a cloud on a machine whose speed is known, so that nothing is measured."""
     layers_ms = (1.0,) * len(reference_layers())
     speed = MachineSpeed(layers_ms, datetime.datetime.now(datetime.UTC).isoformat(), 0.0, 1.0, False)
-    monkeypatch.setattr(machine_speed, "kept_machine_speed", lambda *_: speed)
+    for module in (machine_speed, torch_engine):
+        monkeypatch.setattr(module, "kept_machine_speed", lambda *_: speed)
+    executor = Executor(ENGINE)
+    yield CloudLatencies(NetworkStore(executor, {}), executor, "linear", None)
+    executor.close()
 
 
 @pytest.mark.parametrize(
@@ -152,23 +177,21 @@ def know_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     + [((9.0,) * (COMPARED_TASKS - 1) + (1.2,), False), ((9.0,) * (COMPARED_TASKS - 1), False)],
 )
 def test_tasks_that_contradict_a_prediction_have_the_machine_measured_again(
-    factors: Sequence[float], is_doubted: bool, monkeypatch: pytest.MonkeyPatch
+    factors: Sequence[float], is_doubted: bool, latencies: CloudLatencies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     doubted: list[tuple[str, int]] = []
-    monkeypatch.setattr(machine_speed, "doubt_machine_speed", lambda *machine: doubted.append(machine))
-    know_the_speed(monkeypatch)
-    latencies = CloudLatencies(cast(CloudEngine, _Engine()), "linear", None)
+    monkeypatch.setattr(torch_engine, "doubt_machine_speed", lambda *machine: doubted.append(machine))
     graph = model_graph("le_net")
-    predicted_ms = sum(latencies("le_net").latency_ms[3:])
+    predicted_ms = sum(latencies("le_net", graph).latency_ms[3:])
     for factor in factors:
         latencies.computed("le_net", pack_nodes(graph, graph.edge_nodes(3)), factor * predicted_ms)
-        latencies.computed("alex_net", b"", 1e6)  # nothing was predicted of it
+        latencies.computed("alex_net", b"", 1e6)  # of which nothing was predicted
     assert doubted == [("cpu", 1)] * is_doubted
 
 
-def test_edges_that_ask_at_once_have_a_predictor_fitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    know_the_speed(monkeypatch)
-    latencies = CloudLatencies(cast(CloudEngine, _Engine()), "linear", None)
+def test_edges_that_ask_at_once_have_a_predictor_fitted_once(
+    latencies: CloudLatencies, monkeypatch: pytest.MonkeyPatch
+) -> None:
     at_once = Counter[str]()
     predict = latencies._predictor
 
@@ -182,7 +205,8 @@ def test_edges_that_ask_at_once_have_a_predictor_fitted_once(monkeypatch: pytest
 
     monkeypatch.setattr(latencies, "_predictor", counted)
     with ThreadPoolExecutor(5) as edges:
-        assert len({tuple(said.latency_ms) for said in edges.map(latencies, ["le_net"] * 5)}) == 1
+        replies = edges.map(latencies, ["le_net"] * 5, [model_graph("le_net")] * 5)
+        assert len({tuple(reply.latency_ms) for reply in replies}) == 1
     assert at_once["most"] == 1
 
 

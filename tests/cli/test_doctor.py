@@ -33,7 +33,7 @@ def failures(lines: dict[str, str]) -> set[str]:
 
 @pytest.fixture
 def free_port() -> int:
-    """A port on which nobody listens."""
+    """A port on which no program listens."""
     with socket.create_server((LOOPBACK, 0)) as free:
         return int(free.getsockname()[1])
 

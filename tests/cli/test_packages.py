@@ -1,4 +1,4 @@
-"""A package that is missing is named in one line by every script; a module of ours that is missing is a defect."""
+"""A missing package is named in one line by every script; a missing module of ours is an internal error."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def test_without_any_package_a_script_names_one(script: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("script", ALONE)
-def test_what_needs_no_package_starts_without(script: str, tmp_path: Path) -> None:
+def test_a_script_that_needs_no_package_starts_without(script: str, tmp_path: Path) -> None:
     done = run_without(" ".join(PACKAGES), script, ["--help"], tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("hidden", ["torch", "numpy", "apscheduler"])
-def test_the_package_that_is_missing_is_the_one_that_is_named(hidden: str, tmp_path: Path) -> None:
-    done = run_without(hidden, "tasks_edge_api.py", [], tmp_path)
+def test_the_package_that_is_missing_is_the_one_that_is_named(hidden: str, address: list[str], tmp_path: Path) -> None:
+    done = run_without(hidden, "tasks_edge_api.py", address, tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith(f"tasks_edge_api.py: error: the package {hidden} is not installed")
 
@@ -80,8 +80,8 @@ def test_without_torchvision_other_networks_say_so(tmp_path: Path) -> None:
     assert re.fullmatch(r"deployment\.py: error: .*pip install torchvision\n", done.stderr)
 
 
-@pytest.mark.parametrize("hidden", ["neurosurgeon.models.zoo", "neurosurgeon.cli.process"])
-def test_a_module_of_ours_that_is_missing_stays_a_defect(hidden: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("hidden", ["neurosurgeon.models.names", "neurosurgeon.cli.process"])
+def test_a_module_of_ours_that_is_missing_stays_an_internal_error(hidden: str, tmp_path: Path) -> None:
     done = run_without(hidden, "edge_api.py", ["--help"], tmp_path)
     assert done.returncode == 1
     assert done.stderr.endswith(f"ModuleNotFoundError: No module named {hidden!r}\n")

@@ -1,4 +1,4 @@
-"""The tests of the cloud share what the tests of the network share."""
+"""The tests of the cloud share the fixtures of the tests of the network."""
 
 from tests.net.conftest import cloud, listener, network, no_thread_left, pair, service, start, wires
 

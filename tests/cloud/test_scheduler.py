@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from neurosurgeon.cloud.scheduler import FairQueue, QueueFullError
 
-Item = tuple[str, int]  # whose, and what
+Item = tuple[str, int]  # client, number
 
 
 def filled(*items: Item, max_items: int = 100, max_per_client: int = 100) -> FairQueue[Item]:
@@ -40,7 +40,7 @@ def test_a_newcomer_waits_one_round_at_most() -> None:
     assert drained(queue) == [("b", 3), ("a", 2), ("c", 5), ("b", 4)]
 
 
-def test_nobody_takes_all_the_places() -> None:
+def test_no_client_takes_all_the_places() -> None:
     queue = filled(("a", 1), ("a", 2), max_per_client=2)
     with pytest.raises(QueueFullError, match="2 tasks of this edge"):
         queue.put("a", ("a", 3))
@@ -55,6 +55,15 @@ def test_there_is_an_end_to_the_places() -> None:
     with pytest.raises(QueueFullError, match="2 tasks wait"):
         queue.put("c", ("c", 3))
     assert len(queue) == 2
+
+
+def test_an_item_without_limits_is_not_refused() -> None:
+    queue = filled(("a", 1), max_items=1, max_per_client=1)
+    queue.put("a", ("a", 2), is_limited=False)
+    queue.put("b", ("b", 3), is_limited=False)
+    with pytest.raises(QueueFullError):
+        queue.put("c", ("c", 4))
+    assert drained(queue) == [("a", 1), ("b", 3), ("a", 2)]
 
 
 def test_alike_items_are_taken_from_the_head_of_every_line() -> None:

@@ -1,4 +1,4 @@
-"""The cloud's side: it outlives every edge and stranger, keeps its edges apart, and stops cleanly."""
+"""The cloud's server: it outlives every edge and unauthenticated peer, keeps its edges apart, and stops cleanly."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
-from neurosurgeon.cloud import executor, server
+from neurosurgeon.cloud import conversation
+from neurosurgeon.cloud.conversation import Conversation, Rules, Service
 from neurosurgeon.cloud.events import CloudEvent
-from neurosurgeon.cloud.executor import CloudEngine, CloudResult
-from neurosurgeon.cloud.server import CloudServer, Rules
-from neurosurgeon.engine.torch_engine import random_input, run_whole
-from neurosurgeon.models.zoo import Cut, Network, load_network, model_graph
+from neurosurgeon.cloud.executor import CloudResult, Executor
+from neurosurgeon.cloud.server import CloudServer
+from neurosurgeon.cloud.store import NetworkStore
+from neurosurgeon.engine.base import Partition
+from neurosurgeon.graph.layer_graph import LayerGraph
+from neurosurgeon.graph.spec import Array
 from neurosurgeon.net import limits, wire
 from neurosurgeon.net.connection import Connection, Received
 from neurosurgeon.net.frames import HEAD_UNIT, WIRE_VERSION
@@ -50,16 +52,17 @@ from tests.net.clouds import (
     MODEL,
     OTHER_DIGEST,
     POINT,
-    BlockingEngine,
-    BrokenEngine,
+    BlockingExecutor,
+    BrokenExecutor,
     Cloud,
     assert_answers,
     assert_serves,
-    crossing,
+    boundary_tensors,
     request_at,
 )
 from tests.net.conftest import JOIN_S, wait_until
 from tests.net.test_connection import frame_of, reset
+from tests.networks import ENGINE, Network, load_network, model_graph, random_input, run_whole
 
 BAD_CUTS = {  # of a network of 13 nodes
     "too short": b"\1",
@@ -93,7 +96,7 @@ def test_events_come_in_the_order_of_the_conversation(cloud: Cloud, network: Net
 
 def test_a_refused_task_is_not_finished(cloud: Cloud, network: Network) -> None:
     with cloud.edge() as edge, pytest.raises(NeurosurgeonError):
-        edge.infer(request_at(network), [torch.ones(1)])
+        edge.infer(request_at(network), [np.ones(1)])
     cloud.stop()
     assert cloud.events == [CloudEvent.CONNECTED]
 
@@ -104,7 +107,7 @@ def test_a_refused_task_is_not_finished(cloud: Cloud, network: Network) -> None:
 def test_different_weights_are_named_before_any_tensor_is_sent(cloud: Cloud, network: Network) -> None:
     with cloud.edge() as edge:
         edge.ask_to_prepare(request_at(network).preparation)
-        with pytest.raises(WeightsError, match=f"edge {OTHER_DIGEST}, cloud {network.weights_digest}"):
+        with pytest.raises(WeightsError, match=f"edge {OTHER_DIGEST}, cloud {network.ref.weights_digest}"):
             edge.wait_until_ready(OTHER_DIGEST)
         assert CloudEvent.EDGE_OUTPUT not in cloud.events
         assert_answers(edge, network)
@@ -112,8 +115,10 @@ def test_different_weights_are_named_before_any_tensor_is_sent(cloud: Cloud, net
 
 def test_a_task_with_other_weights_is_refused(cloud: Cloud, network: Network) -> None:
     with cloud.edge() as edge:
-        with pytest.raises(WeightsError, match=f"{network.weights_digest} here, not {OTHER_DIGEST}"):
-            edge.infer(request_at(network, weights_digest=OTHER_DIGEST), crossing(network, POINT, random_input()))
+        with pytest.raises(WeightsError, match=f"{network.ref.weights_digest} here, not {OTHER_DIGEST}"):
+            edge.infer(
+                request_at(network, weights_digest=OTHER_DIGEST), boundary_tensors(network, POINT, random_input())
+            )
         assert_answers(edge, network)
 
 
@@ -122,17 +127,17 @@ def test_an_unknown_model_is_refused(cloud: Cloud, network: Network, model: str)
     with cloud.edge() as edge:
         edge.ask_to_prepare(request_at(network).preparation._replace(model=model))
         with pytest.raises(UnknownModelError, match="choose from alex_net"):
-            edge.wait_until_ready(network.weights_digest)
+            edge.wait_until_ready(network.ref.weights_digest)
         assert_answers(edge, network)
 
 
 @pytest.mark.parametrize("mask", BAD_CUTS.values(), ids=BAD_CUTS)
-def test_what_is_no_cut_of_the_network_is_refused(cloud: Cloud, network: Network, mask: bytes) -> None:
+def test_a_mask_that_is_no_cut_of_the_network_is_refused(cloud: Cloud, network: Network, mask: bytes) -> None:
     request = request_at(network)._replace(edge_nodes=mask)
     with cloud.edge() as edge:
         edge.ask_to_prepare(request.preparation)
         with pytest.raises(PartitionError, match=f"cut of {MODEL}"):
-            edge.wait_until_ready(network.weights_digest)
+            edge.wait_until_ready(network.ref.weights_digest)
         with pytest.raises(PartitionError):
             edge.infer(request, [random_input()])
         assert_answers(edge, network)
@@ -143,29 +148,31 @@ def test_another_network_of_the_same_name_is_refused_before_any_tensor_is_sent(c
     with cloud.edge() as edge:
         edge.ask_to_prepare(request.preparation)
         with pytest.raises(GraphError, match=f"different networks under the name {MODEL}: .*{OTHER_DIGEST}"):
-            edge.wait_until_ready(network.weights_digest)
+            edge.wait_until_ready(network.ref.weights_digest)
         with pytest.raises(GraphError):
-            edge.infer(request, crossing(network, POINT, random_input()))
+            edge.infer(request, boundary_tensors(network, POINT, random_input()))
         assert CloudEvent.EDGE_OUTPUT not in cloud.events
         assert_answers(edge, network)
 
 
 @pytest.mark.parametrize(
-    "tensors",
+    "arrays",
     [
         [],
-        [torch.ones(1)],
+        [np.ones(1)],
         [random_input()] * 2,
-        [random_input().double()],
+        [random_input().astype("float64")],
         [random_input()[:, :, 1:]],
-        [torch.empty(0, 3, 224, 224)],
+        [np.empty((0, 3, 224, 224), np.float32)],
     ],
     ids=["none", "shape", "two", "dtype", "a row less", "empty"],
 )
-def test_tensors_that_do_not_cross_there_are_refused(cloud: Cloud, network: Network, tensors: list[Tensor]) -> None:
+def test_arrays_that_are_no_boundary_tensors_of_the_cut_are_refused(
+    cloud: Cloud, network: Network, arrays: list[Array]
+) -> None:
     with cloud.edge() as edge:
-        with pytest.raises(RemoteError, match="crosses at this point, not"):
-            edge.infer(request_at(network, 0), tensors)
+        with pytest.raises(RemoteError, match=r"boundary tensors of this cut: expected .*, got \["):
+            edge.infer(request_at(network, 0), arrays)
         assert_answers(edge, network)
 
 
@@ -179,44 +186,46 @@ def test_a_message_that_has_no_place_is_refused(cloud: Cloud, network: Network) 
 
 
 def test_a_bug_of_the_cloud_is_an_error_without_its_secrets(
-    start: Callable[[CloudEngine], Cloud], network: Network, caplog: pytest.LogCaptureFixture
+    start: Callable[[Executor], Cloud], network: Network, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cloud = start(BrokenEngine("cpu", 1, {}))
+    cloud = start(BrokenExecutor(ENGINE))
     with cloud.edge() as edge:
         for _ in range(2):
             with pytest.raises(RemoteError, match="the task failed in the cloud") as caught:
-                edge.infer(request_at(network), crossing(network, POINT, random_input()))
+                edge.infer(request_at(network), boundary_tensors(network, POINT, random_input()))
             assert "secret" not in str(caught.value)
     failed = [record for record in caplog.records if record.exc_info]
     assert len(failed) == 2
     assert all(f"({MODEL}) of 127.0.0.1:" in record.getMessage() for record in failed)
 
 
-# ---------------------------------------------------------------- strangers, and edges that die
+# ---------------------------------------------------------------- unauthenticated peers, and edges that die
 
 
 HELLO = frame_of(Hello.of(), [])
-STRANGERS = {
+FIRST_BYTES = {
     "http": b"GET / HTTP/1.1\r\nHost: cloud\r\n\r\n" + b"x" * HEAD_UNIT,
     "random bytes": bytes(range(256)) * 4,
     "pickle": pickle.dumps({"model": bytes(1000)}),
     "nothing": b"",
-    "half a hello": HELLO[:100],
+    "part of a hello": HELLO[:100],
     "no hello": frame_of(Prepare(MODEL, b"\1\0", OTHER_DIGEST), []),
-    "tensors before hello": frame_of(Hello.of(), [torch.ones(3)]),
+    "tensors before hello": frame_of(Hello.of(), [np.ones(3)]),
     "hello, then http": HELLO + b"GET / HTTP/1.1\r\n".ljust(HEAD_UNIT),
     "hello, then an endless body": HELLO
     + struct.pack("!4sBBHIIQ", b"NSGN", WIRE_VERSION, 4, 1, 0, 0, 2**60).ljust(HEAD_UNIT),
 }
 
 
-@pytest.mark.parametrize("data", STRANGERS.values(), ids=STRANGERS)
-def test_a_stranger_is_sent_away_and_the_next_edge_served(cloud: Cloud, network: Network, data: bytes) -> None:
-    with socket.create_connection(cloud.address, JOIN_S) as stranger:
-        stranger.sendall(data)
+@pytest.mark.parametrize("data", FIRST_BYTES.values(), ids=FIRST_BYTES)
+def test_an_unauthenticated_peer_is_sent_away_and_the_next_edge_served(
+    cloud: Cloud, network: Network, data: bytes
+) -> None:
+    with socket.create_connection(cloud.address, JOIN_S) as peer:
+        peer.sendall(data)
         try:
-            stranger.shutdown(socket.SHUT_WR)
-            while stranger.recv(4096):  # at most the cloud's hello
+            peer.shutdown(socket.SHUT_WR)
+            while peer.recv(4096):  # at most the cloud's hello
                 pass
         except OSError:  # the cloud was faster, and reset the connection
             pass
@@ -224,17 +233,19 @@ def test_a_stranger_is_sent_away_and_the_next_edge_served(cloud: Cloud, network:
 
 
 def test_a_peer_of_another_wire_version_hears_ours(cloud: Cloud, network: Network) -> None:
-    with socket.create_connection(cloud.address, JOIN_S) as stranger:
-        stranger.sendall(HELLO[:4] + b"\x63" + HELLO[5:])
-        told = stranger.recv(HEAD_UNIT, socket.MSG_WAITALL)
-    assert told[:5] == HELLO[:5]
+    with socket.create_connection(cloud.address, JOIN_S) as peer:
+        peer.sendall(HELLO[:4] + b"\x63" + HELLO[5:])
+        received = peer.recv(HEAD_UNIT, socket.MSG_WAITALL)
+    assert received[:5] == HELLO[:5]
     assert_serves(cloud, network)
 
 
-def test_a_silent_stranger_is_sent_away(cloud: Cloud, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_unauthenticated_peer_is_sent_away(
+    cloud: Cloud, network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(limits, "INTRODUCTION_S", 0.02)
-    with socket.create_connection(cloud.address, JOIN_S) as stranger:
-        assert stranger.recv(1) == b""
+    with socket.create_connection(cloud.address, JOIN_S) as peer:
+        assert peer.recv(1) == b""
     monkeypatch.undo()
     assert_serves(cloud, network)
 
@@ -243,15 +254,15 @@ def test_an_edge_that_stops_in_the_middle_of_a_frame_is_sent_away(
     cloud: Cloud, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(wire, "HEAD_TIMEOUT_S", 0.02)
-    with socket.create_connection(cloud.address, JOIN_S) as stranger:
-        stranger.sendall(HELLO[:100])
-        assert stranger.recv(1) == b""
+    with socket.create_connection(cloud.address, JOIN_S) as peer:
+        peer.sendall(HELLO[:100])
+        assert peer.recv(1) == b""
     monkeypatch.undo()
     assert_serves(cloud, network)
 
 
 @pytest.mark.parametrize("end", [socket.socket.close, reset], ids=["closed", "reset"])
-def test_an_edge_that_dies_while_it_sends_harms_nobody(
+def test_an_edge_that_dies_while_it_sends_harms_no_other(
     cloud: Cloud, network: Network, end: Callable[[socket.socket], None]
 ) -> None:
     request = frame_of(request_at(network, 0), [random_input()])
@@ -263,23 +274,23 @@ def test_an_edge_that_dies_while_it_sends_harms_nobody(
     wait_until(lambda: cloud.events.count(CloudEvent.EDGE_OUTPUT) == 1)  # of the second edge
 
 
-def test_an_edge_that_does_not_wait_for_its_answer_harms_nobody(
-    start: Callable[[CloudEngine], Cloud], network: Network
+def test_an_edge_that_does_not_wait_for_its_reply_harms_no_other(
+    start: Callable[[Executor], Cloud], network: Network
 ) -> None:
-    engine = BlockingEngine()
-    cloud = start(engine)
+    executor = BlockingExecutor()
+    cloud = start(executor)
     request = request_at(network)
     with connect(*cloud.address) as connection:
         EdgeSession(connection)
-        connection.send(request, crossing(network, POINT, random_input()))
-        assert engine.running.wait(JOIN_S)
+        connection.send(request, boundary_tensors(network, POINT, random_input()))
+        assert executor.running.wait(JOIN_S)
         reset(connection.sock)
-    engine.may_go_on.set()
+    executor.may_go_on.set()
     assert_serves(cloud, network)
 
 
 def test_edges_beyond_the_limit_hear_that_the_cloud_is_busy(start: Callable[..., Cloud], network: Network) -> None:
-    cloud = start(CloudEngine("cpu", 1, {}), limiter=ConnectionLimiter(limits=ConnectionLimits(max_connections=1)))
+    cloud = start(Executor(ENGINE), limiter=ConnectionLimiter(limits=ConnectionLimits(max_connections=1)))
     with cloud.edge() as edge:
         with pytest.raises(BusyError):
             cloud.edge()
@@ -287,24 +298,24 @@ def test_edges_beyond_the_limit_hear_that_the_cloud_is_busy(start: Callable[...,
 
 
 def test_a_task_for_which_there_is_no_memory_is_refused_alone(start: Callable[..., Cloud], network: Network) -> None:
-    engine = BlockingEngine()
-    cloud = start(engine, limiter=ConnectionLimiter(memory=MemoryLimit(1_000_000, 1_000_000)))
+    executor = BlockingExecutor()
+    cloud = start(executor, limiter=ConnectionLimiter(memory=MemoryLimit(1_000_000, 1_000_000)))
     with connect(*cloud.address) as connection:
         tasks = ManyTasks(connection, network)
         tasks.send(1, point=0)
-        assert engine.running.wait(JOIN_S)
+        assert executor.running.wait(JOIN_S)
         tasks.send(2, point=0)
         (refused,) = tasks.receive(1)
         assert codes([refused]) == {2: ErrorCode.BUSY}
-        engine.may_go_on.set()
-        assert [answer.task for answer in tasks.receive(1)] == [1]
+        executor.may_go_on.set()
+        assert [reply.task for reply in tasks.receive(1)] == [1]
         tasks.send(3, point=0)
-        assert [answer.task for answer in tasks.receive(1)] == [3]
+        assert [reply.task for reply in tasks.receive(1)] == [3]
 
 
 def test_a_request_that_is_answered_takes_no_memory(start: Callable[..., Cloud], network: Network) -> None:
     memory = MemoryLimit(1_500_000, 1_500_000)
-    with connect(*start(CloudEngine("cpu", 1, {}), limiter=ConnectionLimiter(memory=memory)).address) as connection:
+    with connect(*start(Executor(ENGINE), limiter=ConnectionLimiter(memory=memory)).address) as connection:
         tasks = ManyTasks(connection, network)
         tasks.send(1, point=0)
         while not isinstance(connection.receive(JOIN_S).message, Reply):
@@ -312,58 +323,58 @@ def test_a_request_that_is_answered_takes_no_memory(start: Callable[..., Cloud],
         wait_until(lambda: not memory._used_bytes)
 
 
-def test_an_edge_hears_that_a_computing_cloud_lives(
-    start: Callable[[CloudEngine], Cloud], network: Network, monkeypatch: pytest.MonkeyPatch
+def test_a_computing_cloud_sends_heartbeats(
+    start: Callable[[Executor], Cloud], network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "HEARTBEAT_S", 0.01)
-    engine = BlockingEngine()
-    with connect(*start(engine).address) as connection:
+    monkeypatch.setattr(conversation, "HEARTBEAT_S", 0.01)
+    executor = BlockingExecutor()
+    with connect(*start(executor).address) as connection:
         ManyTasks(connection, network).send(1)
-        assert engine.running.wait(JOIN_S)
+        assert executor.running.wait(JOIN_S)
         for _ in range(3):
             assert isinstance(connection.receive(JOIN_S).message, Pong)
-        engine.may_go_on.set()
+        executor.may_go_on.set()
 
 
 def test_tasks_that_come_in_meanwhile_do_not_keep_the_cloud_silent(
-    start: Callable[[CloudEngine], Cloud], network: Network, monkeypatch: pytest.MonkeyPatch
+    start: Callable[[Executor], Cloud], network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(conversation, "HEARTBEAT_S", 0.1)
     most = 1_000  # tasks that none refuses
-    monkeypatch.setattr(server, "MAX_UNANSWERED", most)
-    monkeypatch.setattr(executor, "CLIENT_SHARE", most)
-    engine = BlockingEngine(max_queue=most)
-    with connect(*start(engine).address) as connection:
-        tasks, told = ManyTasks(connection, network), threading.Event()
+    monkeypatch.setattr(conversation, "MAX_UNANSWERED", most)
+    monkeypatch.setattr("neurosurgeon.cloud.executor.CLIENT_SHARE", most)
+    executor = BlockingExecutor(max_queue=most)
+    with connect(*start(executor).address) as connection:
+        tasks, has_heartbeat = ManyTasks(connection, network), threading.Event()
 
         def keep_sending() -> None:
             for _ in range(most):
                 tasks.send(1)
-                if told.wait(0.05):
+                if has_heartbeat.wait(0.05):
                     return
 
         with ThreadPoolExecutor(1) as pool:
             sending = pool.submit(keep_sending)
             assert isinstance(connection.receive(JOIN_S).message, Pong)
             assert not sending.done()
-            told.set()
-        engine.may_go_on.set()
+            has_heartbeat.set()
+        executor.may_go_on.set()
 
 
 # ---------------------------------------------------------------- the end
 
 
-def test_stop_lets_a_running_task_finish_and_answer(start: Callable[[CloudEngine], Cloud], network: Network) -> None:
-    engine = BlockingEngine()
-    cloud = start(engine)
+def test_stop_lets_a_running_task_finish_and_answer(start: Callable[[Executor], Cloud], network: Network) -> None:
+    executor = BlockingExecutor()
+    cloud = start(executor)
     with cloud.edge() as edge, ThreadPoolExecutor(2) as pool:
         task = pool.submit(assert_answers, edge, network)
-        assert engine.running.wait(JOIN_S)
+        assert executor.running.wait(JOIN_S)
         stopping = pool.submit(cloud.server.stop)
         cloud.serving.join(JOIN_S)  # no more edges are accepted: it is stopping
         with pytest.raises(ConnectError):
             cloud.edge()
-        engine.may_go_on.set()
+        executor.may_go_on.set()
         task.result(JOIN_S)
         stopping.result(JOIN_S)
 
@@ -386,39 +397,39 @@ def test_a_stopped_cloud_refuses_new_edges(cloud: Cloud) -> None:
 # ---------------------------------------------------------------- many tasks in flight
 
 
-LATE_POINT = 11  # a few KB cross, so that many requests fit into a socket
+LATE_POINT = 11  # boundary tensors of a few KB, so that many requests fit into a socket
 
 
 class ManyTasks:
-    """An edge that sends task after task, and reads answers when it likes."""
+    """An edge that sends task after task, and reads the replies when it likes."""
 
     def __init__(self, connection: Connection, network: Network, edge_id: bytes | None = None) -> None:
         self.connection, self.network = connection, network
         EdgeSession(connection, edge_id)  # says hello
 
     def send(self, task: int, point: int = LATE_POINT, digest: str | None = None) -> None:
-        """Send a task whose input its number tells."""
-        tensors = crossing(self.network, point, random_input() + task)
-        self.connection.send(request_at(self.network, point, digest), tensors, task)
+        """Send a task whose input depends on its number."""
+        arrays = boundary_tensors(self.network, point, random_input() + task)
+        self.connection.send(request_at(self.network, point, digest), arrays, task)
 
     def receive(self, count: int) -> list[Received]:
-        """Return the next answers; their outputs must be those of their tasks."""
-        answers: list[Received] = []
-        while len(answers) < count:
+        """Return the next replies; their outputs must be those of their tasks."""
+        replies: list[Received] = []
+        while len(replies) < count:
             received = self.connection.receive(JOIN_S)
             if not isinstance(received.message, Pong):  # a busy machine is slow
-                answers.append(received)
-        for answer in answers:
-            if isinstance(answer.message, Reply):
-                (output,) = answer.tensors
-                whole = run_whole(self.network, random_input() + answer.task)
-                assert_equal(output, whole, same_setup=True, what=f"task {answer.task}")
-        return answers
+                replies.append(received)
+        for reply in replies:
+            if isinstance(reply.message, Reply):
+                (output,) = reply.arrays
+                whole = run_whole(self.network, random_input() + reply.task)
+                assert_equal(output, whole, same_setup=True, what=f"task {reply.task}")
+        return replies
 
 
-def codes(answers: Sequence[Received]) -> dict[int, str]:
-    """Return {task: error code} of the refusals among answers."""
-    return {answer.task: answer.message.code for answer in answers if isinstance(answer.message, ErrorReply)}
+def codes(replies: Sequence[Received]) -> dict[int, str]:
+    """Return {task: error code} of the refusals among replies."""
+    return {reply.task: reply.message.code for reply in replies if isinstance(reply.message, ErrorReply)}
 
 
 def test_tasks_in_flight_on_one_connection_are_all_answered(cloud: Cloud, network: Network) -> None:
@@ -426,17 +437,17 @@ def test_tasks_in_flight_on_one_connection_are_all_answered(cloud: Cloud, networ
         edge = ManyTasks(connection, network)
         for task in range(1, 13):
             edge.send(task, point=LATE_POINT - task % 3)
-        answers = edge.receive(12)
-    assert [answer.task for answer in answers] == list(range(1, 13))  # one worker keeps the order of an edge
-    assert all(isinstance(answer.message, Reply) for answer in answers)
+        replies = edge.receive(12)
+    assert [reply.task for reply in replies] == list(range(1, 13))  # one worker keeps the order of an edge
+    assert all(isinstance(reply.message, Reply) for reply in replies)
 
 
-class ReversingEngine(CloudEngine):
-    """An engine that delivers every three results in reverse."""
+class ReversingExecutor(Executor):
+    """An executor that delivers every three results in reverse."""
 
     held: list[tuple[Future[CloudResult], CloudResult]] = []
 
-    def submit(self, client: Hashable, cut: Cut, tensors: Sequence[Tensor]) -> Future[CloudResult]:
+    def submit(self, client: Hashable, partition: Partition, arrays: Sequence[Array]) -> Future[CloudResult]:
         later: Future[CloudResult] = Future()
 
         def hold(done: Future[CloudResult]) -> None:
@@ -446,18 +457,18 @@ class ReversingEngine(CloudEngine):
                     waiting.set_result(result)
                 self.held = []
 
-        super().submit(client, cut, tensors).add_done_callback(hold)
+        super().submit(client, partition, arrays).add_done_callback(hold)
         return later
 
 
-def test_answers_leave_in_the_order_of_doing_each_with_its_number(
-    start: Callable[[CloudEngine], Cloud], network: Network
+def test_replies_leave_in_the_order_of_the_results_each_with_its_number(
+    start: Callable[[Executor], Cloud], network: Network
 ) -> None:
-    with connect(*start(ReversingEngine("cpu", 1, {})).address) as connection:
+    with connect(*start(ReversingExecutor(ENGINE)).address) as connection:
         edge = ManyTasks(connection, network)
         for task in range(1, 7):
             edge.send(task)
-        assert [answer.task for answer in edge.receive(6)] == [3, 2, 1, 6, 5, 4]
+        assert [reply.task for reply in edge.receive(6)] == [3, 2, 1, 6, 5, 4]
 
 
 def test_refusals_among_tasks_carry_their_numbers(cloud: Cloud, network: Network) -> None:
@@ -469,83 +480,83 @@ def test_refusals_among_tasks_carry_their_numbers(cloud: Cloud, network: Network
         request = request_at(network, 1)
         connection.send(request._replace(model="no_net"), [], 5)
         connection.send(request._replace(edge_nodes=b"\2\0"), [], 6)
-        connection.send(request, [torch.ones(1)], 7)
+        connection.send(request, [np.ones(1)], 7)
         connection.send(request._replace(graph_digest=OTHER_DIGEST), [], 8)
         edge.send(9)
-        answers = edge.receive(9)
-    assert codes(answers) == {4: "weights", 5: "unknown_model", 6: "partition", 7: "bad_request", 8: "graph"}
-    assert sorted(answer.task for answer in answers) == list(range(1, 10))
+        replies = edge.receive(9)
+    assert codes(replies) == {4: "weights", 5: "unknown_model", 6: "partition", 7: "bad_request", 8: "graph"}
+    assert sorted(reply.task for reply in replies) == list(range(1, 10))
 
 
 def test_an_edge_that_asks_for_too_much_hears_when_to_ask_again(
-    start: Callable[[CloudEngine], Cloud], network: Network
+    start: Callable[[Executor], Cloud], network: Network
 ) -> None:
-    engine = BlockingEngine(max_queue=1)
-    with connect(*start(engine).address) as connection:
+    executor = BlockingExecutor(max_queue=1)
+    with connect(*start(executor).address) as connection:
         edge = ManyTasks(connection, network)
         edge.send(1)
-        assert engine.running.wait(JOIN_S)
+        assert executor.running.wait(JOIN_S)
         for task in (2, 3, 4):
             edge.send(task)
         refused = edge.receive(2)
         assert codes(refused) == {3: "busy", 4: "busy"}
-        assert all(isinstance(answer.message, ErrorReply) and answer.message.retry_ms > 0 for answer in refused)
-        engine.may_go_on.set()
-        assert [answer.task for answer in edge.receive(2)] == [1, 2]
+        assert all(isinstance(reply.message, ErrorReply) and reply.message.retry_ms > 0 for reply in refused)
+        executor.may_go_on.set()
+        assert [reply.task for reply in edge.receive(2)] == [1, 2]
         edge.send(5)
         assert codes(edge.receive(1)) == {}
 
 
-def test_a_reply_tells_the_load(cloud: Cloud, network: Network) -> None:
+def test_a_reply_carries_the_load(cloud: Cloud, network: Network) -> None:
     with connect(*cloud.address) as connection:
         edge = ManyTasks(connection, network)
         edge.send(1)
         edge.send(2)
-        _, answer = edge.receive(2)  # the first one may not be counted yet when it is answered
-    assert isinstance(answer.message, Reply)
-    assert answer.message.load_service_ms > 0
-    assert answer.message.load_queue_ms >= 0
+        _, reply = edge.receive(2)  # the first one may not be counted yet when it is answered
+    assert isinstance(reply.message, Reply)
+    assert reply.message.load_service_ms > 0
+    assert reply.message.load_queue_ms >= 0
 
 
-def test_the_lines_of_tasks_in_flight_stay_together(start: Callable[[CloudEngine], Cloud], network: Network) -> None:
-    engine = BlockingEngine()
-    cloud = start(engine)
+def test_the_lines_of_tasks_in_flight_stay_together(start: Callable[[Executor], Cloud], network: Network) -> None:
+    executor = BlockingExecutor()
+    cloud = start(executor)
     with connect(*cloud.address) as connection:
         edge = ManyTasks(connection, network)
         for task, point in enumerate((9, 9, 10, 10, 9), start=1):
             edge.send(task, point)
         connection.send(request_at(network).preparation)
         assert isinstance(connection.receive(JOIN_S).message, Ready)  # so all tasks have arrived
-        engine.may_go_on.set()
+        executor.may_go_on.set()
         edge.receive(5)
     cloud.stop()
     named = [*PREPARE_EVENTS, *TASK_EVENTS]
     assert cloud.events == [CloudEvent.CONNECTED, *named, *TASK_EVENTS, *named, *TASK_EVENTS, *named]
 
 
-def test_what_waits_for_an_edge_that_left_is_not_computed(
-    start: Callable[[CloudEngine], Cloud], network: Network
+def test_the_waiting_tasks_of_an_edge_that_left_are_not_computed(
+    start: Callable[[Executor], Cloud], network: Network
 ) -> None:
-    engine = BlockingEngine()
-    cloud = start(engine)
+    executor = BlockingExecutor()
+    cloud = start(executor)
     with connect(*cloud.address) as connection:
         edge = ManyTasks(connection, network)
         for task in range(1, 6):
             edge.send(task)
-        assert engine.running.wait(JOIN_S)
-    assert engine.dropped.wait(JOIN_S)  # while its first task still runs
-    engine.may_go_on.set()
+        assert executor.running.wait(JOIN_S)
+    assert executor.dropped.wait(JOIN_S)  # while its first task still runs
+    executor.may_go_on.set()
     assert_serves(cloud, network)
 
 
-class LongAnswerEngine(CloudEngine):
-    """An engine whose answers to its first client fit into no socket."""
+class LongReplyExecutor(Executor):
+    """An executor whose results for its first client fit into no socket."""
 
     first: Hashable = None
 
-    def submit(self, client: Hashable, cut: Cut, tensors: Sequence[Tensor]) -> Future[CloudResult]:
+    def submit(self, client: Hashable, partition: Partition, arrays: Sequence[Array]) -> Future[CloudResult]:
         self.first = self.first or client
-        future = super().submit(client, cut, tensors)
+        future = super().submit(client, partition, arrays)
         if client is not self.first:
             return future
         long: Future[CloudResult] = Future()
@@ -554,17 +565,17 @@ class LongAnswerEngine(CloudEngine):
             if done.cancelled():
                 long.cancel()
             else:
-                long.set_result(done.result()._replace(tensors=(torch.zeros(32_000_000, dtype=torch.uint8),)))
+                long.set_result(done.result()._replace(arrays=(np.zeros(32_000_000, np.uint8),)))
 
         future.add_done_callback(lengthen)
         return long
 
 
-@pytest.mark.parametrize("error", [DeadlineError("half a frame is out"), RuntimeError("half a frame is out")])
-def test_an_answer_that_is_sent_in_part_ends_the_conversation(
-    start: Callable[[CloudEngine], Cloud], network: Network, monkeypatch: pytest.MonkeyPatch, error: Exception
+@pytest.mark.parametrize("error", [DeadlineError("a part of a frame is out"), RuntimeError("a part of a frame is out")])
+def test_a_reply_that_is_sent_in_part_ends_the_conversation(
+    start: Callable[[Executor], Cloud], network: Network, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    cloud = start(CloudEngine("cpu", 1, {}))
+    cloud = start(Executor(ENGINE))
     send = Connection.send
 
     def lose(connection: Connection, message: Any, *arguments: Any, **named: Any) -> None:
@@ -580,7 +591,7 @@ def test_an_answer_that_is_sent_in_part_ends_the_conversation(
     assert_serves(cloud, network)
 
 
-def test_an_answer_that_cannot_be_packed_is_an_error_of_its_task(
+def test_a_reply_that_cannot_be_packed_is_an_error_of_its_task(
     cloud: Cloud, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     send = Connection.send
@@ -616,27 +627,27 @@ def test_a_cloud_without_a_thread_for_an_edge_serves_the_next(
     assert_serves(cloud, network)
 
 
-def test_an_edge_that_reads_no_answers_holds_up_nobody(
-    start: Callable[[CloudEngine], Cloud], network: Network, monkeypatch: pytest.MonkeyPatch
+def test_an_edge_that_reads_no_replies_holds_up_no_other(
+    start: Callable[[Executor], Cloud], network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "MAX_UNANSWERED", 2)
-    cloud = start(LongAnswerEngine("cpu", 1, {}))
+    monkeypatch.setattr(conversation, "MAX_UNANSWERED", 2)
+    cloud = start(LongReplyExecutor(ENGINE))
     with connect(*cloud.address) as connection:
         silent = ManyTasks(connection, network)
         for task in range(1, 6):
             silent.send(task)
-        received = connection.receive(JOIN_S)  # its first answer; the others fill the socket, and its two places
-        assert received.tensors[0].nbytes == 32_000_000
+        received = connection.receive(JOIN_S)  # its first reply; the others fill the socket, and its two places
+        assert received.arrays[0].nbytes == 32_000_000
         for _ in range(3):
             assert_serves(cloud, network)
     assert_serves(cloud, network)
 
 
-def test_an_edge_that_reads_no_answers_is_sent_away_in_time(
-    start: Callable[[CloudEngine], Cloud], network: Network, monkeypatch: pytest.MonkeyPatch
+def test_an_edge_that_reads_no_replies_is_sent_away_in_time(
+    start: Callable[[Executor], Cloud], network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "MAX_UNANSWERED", 1)
-    cloud = start(LongAnswerEngine("cpu", 1, {}))
+    monkeypatch.setattr(conversation, "MAX_UNANSWERED", 1)
+    cloud = start(LongReplyExecutor(ENGINE))
     with connect(*cloud.address) as connection:
         silent = ManyTasks(connection, network)
         monkeypatch.setattr("neurosurgeon.net.connection.BODY_BASE_S", 0.02)
@@ -650,69 +661,69 @@ def test_an_edge_that_reads_no_answers_is_sent_away_in_time(
     assert_serves(cloud, network)
 
 
-def test_stop_answers_all_that_has_arrived(start: Callable[[CloudEngine], Cloud], network: Network) -> None:
-    engine = BlockingEngine()
-    cloud = start(engine)
+def test_stop_answers_all_tasks_that_have_arrived(start: Callable[[Executor], Cloud], network: Network) -> None:
+    executor = BlockingExecutor()
+    cloud = start(executor)
     with connect(*cloud.address) as connection, ThreadPoolExecutor(1) as pool:
         edge = ManyTasks(connection, network)
         for task in range(1, 6):
             edge.send(task)
-        assert engine.running.wait(JOIN_S)
+        assert executor.running.wait(JOIN_S)
         stopping = pool.submit(cloud.server.stop)
         cloud.serving.join(JOIN_S)
-        engine.may_go_on.set()
-        assert [answer.task for answer in edge.receive(5)] == [1, 2, 3, 4, 5]
+        executor.may_go_on.set()
+        assert [reply.task for reply in edge.receive(5)] == [1, 2, 3, 4, 5]
         with pytest.raises(PeerGoneError):
             connection.receive(JOIN_S)
         stopping.result(JOIN_S)
 
 
-def test_stop_ends_when_its_grace_is_over(start: Callable[[CloudEngine], Cloud], network: Network) -> None:
-    engine = BlockingEngine()
-    cloud = start(engine)
+def test_stop_ends_when_its_grace_is_over(start: Callable[[Executor], Cloud], network: Network) -> None:
+    executor = BlockingExecutor()
+    cloud = start(executor)
     with connect(*cloud.address) as connection:
         edge = ManyTasks(connection, network)
         edge.send(1)
-        assert engine.running.wait(JOIN_S)
+        assert executor.running.wait(JOIN_S)
         cloud.stop(grace_s=0.01)
         with pytest.raises(PeerGoneError):
             connection.receive(JOIN_S)
-    engine.may_go_on.set()
+    executor.may_go_on.set()
 
 
 def test_stop_ends_beside_a_conversation_that_ends_by_itself(
-    start: Callable[[CloudEngine], Cloud], network: Network, monkeypatch: pytest.MonkeyPatch
+    start: Callable[[Executor], Cloud], network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = BlockingEngine()
-    cloud = start(engine)
+    executor = BlockingExecutor()
+    cloud = start(executor)
     with connect(*cloud.address) as connection:
         edge = ManyTasks(connection, network)
         edge.send(1)
-        assert engine.running.wait(JOIN_S)
-        break_off, is_left = server.Conversation.break_off, []
+        assert executor.running.wait(JOIN_S)
+        break_off, is_left = Conversation.break_off, []
 
-        def late(conversation: server.Conversation) -> None:
+        def late(ending: Conversation) -> None:
             is_left.append(threading.current_thread().name)
             if len(is_left) == 1:  # the server's: the conversation's own thread goes first
-                conversation.connection.break_off()
-                conversation._writer.join(JOIN_S)
+                ending.connection.break_off()
+                ending._writer.join(JOIN_S)
                 for thread in list(cloud.server._threads):
                     thread.join(JOIN_S)
-            break_off(conversation)
+            break_off(ending)
 
-        monkeypatch.setattr(server.Conversation, "break_off", late)
+        monkeypatch.setattr(Conversation, "break_off", late)
         with ThreadPoolExecutor(1) as pool:
             pool.submit(cloud.server.stop, 0.01).result(3 * JOIN_S)
         assert len(is_left) == 2
-    engine.may_go_on.set()
+    executor.may_go_on.set()
     cloud.serving.join(JOIN_S)
 
 
 # ---------------------------------------------------------------- tasks that come again
 
 
-class CountingEngine(CloudEngine):
-    """An engine that counts what it computes."""
+class CountingExecutor(Executor):
+    """An executor that counts its tasks."""
 
     submitted = 0
 
@@ -725,10 +736,10 @@ EDGE_ID = bytes(range(12))
 
 
 def test_a_task_sent_again_over_another_connection_is_not_computed_again(
-    start: Callable[[CloudEngine], Cloud], network: Network
+    start: Callable[[Executor], Cloud], network: Network
 ) -> None:
-    engine = CountingEngine("cpu", 1, {})
-    cloud = start(engine)
+    executor = CountingExecutor(ENGINE)
+    cloud = start(executor)
     for attempt in range(3):
         with connect(*cloud.address) as connection:
             edge = ManyTasks(connection, network, EDGE_ID)
@@ -737,14 +748,14 @@ def test_a_task_sent_again_over_another_connection_is_not_computed_again(
                 edge.send(7)
                 edge.receive(1)
             edge.receive(1)
-    assert engine.submitted == 1
+    assert executor.submitted == 1
 
 
-def test_answers_of_a_connection_that_breaks_the_protocol_are_not_kept(
-    start: Callable[[CloudEngine], Cloud], network: Network
+def test_replies_to_a_connection_that_breaks_the_protocol_are_not_kept(
+    start: Callable[[Executor], Cloud], network: Network
 ) -> None:
-    engine = CountingEngine("cpu", 1, {})
-    cloud = start(engine)
+    executor = CountingExecutor(ENGINE)
+    cloud = start(executor)
     for _ in range(2):
         with connect(*cloud.address) as connection:
             edge = ManyTasks(connection, network, EDGE_ID)
@@ -753,58 +764,60 @@ def test_answers_of_a_connection_that_breaks_the_protocol_are_not_kept(
             connection.send_raw(bytes(HEAD_UNIT))
             with pytest.raises(PeerGoneError):
                 connection.receive(JOIN_S)
-    assert engine.submitted == 2
+    assert executor.submitted == 2
 
 
-def test_edges_have_tasks_of_their_own(start: Callable[[CloudEngine], Cloud], network: Network) -> None:
-    engine = CountingEngine("cpu", 1, {})
-    cloud = start(engine)
+def test_edges_have_tasks_of_their_own(start: Callable[[Executor], Cloud], network: Network) -> None:
+    executor = CountingExecutor(ENGINE)
+    cloud = start(executor)
     for edge_id in (EDGE_ID, EDGE_ID[::-1], b"too short", None):
         with connect(*cloud.address) as connection:
             edge = ManyTasks(connection, network, edge_id)
             edge.send(7)
             edge.receive(1)
-    assert engine.submitted == 4
+    assert executor.submitted == 4
 
 
 def test_a_task_dropped_with_its_edge_is_computed_for_the_connection_that_sent_it_again(
-    start: Callable[[CloudEngine], Cloud], network: Network
+    start: Callable[[Executor], Cloud], network: Network
 ) -> None:
-    engine = BlockingEngine()
-    cloud = start(engine)
+    executor = BlockingExecutor()
+    cloud = start(executor)
     with connect(*cloud.address) as connection:
         with connect(*cloud.address) as lost:
             first = ManyTasks(lost, network, EDGE_ID)
             for task in (1, 2):
                 first.send(task)
-            assert engine.running.wait(JOIN_S)  # the first task; the second waits
+            assert executor.running.wait(JOIN_S)  # the first task; the second waits
             again = ManyTasks(connection, network, EDGE_ID)
             for task in (1, 2, 3):
                 again.send(task)
-        assert engine.dropped.wait(JOIN_S)
-        engine.may_go_on.set()
-        assert sorted(answer.task for answer in again.receive(3)) == [1, 2, 3]
+        assert executor.dropped.wait(JOIN_S)
+        executor.may_go_on.set()
+        assert sorted(reply.task for reply in again.receive(3)) == [1, 2, 3]
 
 
 # ---------------------------------------------------------------- the cloud's latencies
 
 
 class _Source:
-    """The latencies of a cloud, and the tasks that it was told of."""
+    """The latencies of a cloud, and the tasks whose times it got."""
 
     def __init__(self) -> None:
         self.computed_tasks: SimpleQueue[tuple[str, bytes, float]] = SimpleQueue()
 
-    def __call__(self, model: str) -> Latencies:
+    def __call__(self, model: str, graph: LayerGraph) -> Latencies:
+        assert graph.model == model
         return LATENCIES._replace(model=model)
 
     def computed(self, model: str, cut: bytes, compute_ms: float) -> None:
         self.computed_tasks.put((model, cut, compute_ms))
 
 
-def test_an_edge_learns_what_layers_take_in_the_cloud(listener: socket.socket) -> None:
+def test_an_edge_learns_the_latencies_of_layers_in_the_cloud(listener: socket.socket) -> None:
     source = _Source()
-    server = CloudServer(listener, CloudEngine("cpu", 1, {}), latencies=source)
+    executor = Executor(ENGINE)
+    server = CloudServer(listener, Service(executor, NetworkStore(executor, {}), latencies=source))
     thread = threading.Thread(target=server.serve, daemon=True)
     thread.start()
     with EdgeSession.open(*listener.getsockname()) as edge:
@@ -814,7 +827,7 @@ def test_an_edge_learns_what_layers_take_in_the_cloud(listener: socket.socket) -
             edge.ask_latencies("alex_net", OTHER_DIGEST)
         network = load_network(MODEL)
         request = request_at(network)
-        remote = edge.infer(request, crossing(network, POINT, random_input()))
+        remote = edge.infer(request, boundary_tensors(network, POINT, random_input()))
         assert source.computed_tasks.get(timeout=JOIN_S) == (MODEL, request.edge_nodes, remote.compute_ms)
     server.stop()
     thread.join()
@@ -836,7 +849,7 @@ def test_a_tensor_with_nan_is_refused_and_the_conversation_goes_on(cloud: Cloud,
 
 
 def test_a_tensor_with_nan_is_computed_where_that_is_allowed(start: Callable[..., Cloud], network: Network) -> None:
-    cloud = start(CloudEngine("cpu", 1, {}), rules=Rules(allows_nonfinite=True))
+    cloud = start(Executor(ENGINE), rules=Rules(allows_nonfinite=True))
     with cloud.edge() as edge:
         result = edge.infer(request_at(network, 0), [random_input() * float("nan")])
-        assert result.tensors[0].isnan().any()
+        assert np.isnan(result.arrays[0]).any()

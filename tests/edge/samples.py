@@ -6,8 +6,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-from neurosurgeon.edge.records import QueuedTask, Span, TaskResult, draw_tasks
-from neurosurgeon.models.zoo import ZOO
+from neurosurgeon.edge.inputs import draw_tasks
+from neurosurgeon.edge.records import QueuedTask, Span, TaskResult
+from neurosurgeon.models.names import ZOO
 from neurosurgeon.utils.timing import StageTimes
 
 
@@ -39,7 +40,7 @@ def queue_of(count: int) -> list[TaskResult]:
     draw = random.Random(1)
     free_ms = [0.0, 0.0, 0.0]
     results = []
-    for task in draw_tasks(count, seed=1):
+    for task in draw_tasks(count, 1, list(ZOO)):
         is_slow = task.id > count // 2
         layers = ZOO[task.model].layers
         point = layers if is_slow and task.id % 3 else draw.choice([0, layers // 3])

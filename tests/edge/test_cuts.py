@@ -6,28 +6,20 @@ from typing import Any
 
 import pytest
 
-from neurosurgeon.edge.cuts import (
-    Chooser,
-    Forecast,
-    QueueModel,
-    QueueSettings,
-    choice,
-    cut_for_deadline,
-    plan_resend,
-    replan_whole_task,
-    share_cores,
-)
+from neurosurgeon.edge.cuts import Forecast, QueueModel, share_cores
 from neurosurgeon.edge.records import QueuedTask
-from neurosurgeon.edge.task import StageKeys
-from neurosurgeon.models.zoo import load_network, model_graph
+from neurosurgeon.edge.settings import QueueSettings
+from neurosurgeon.edge.stages import StageKeys
 from neurosurgeon.net.link_watch import LinkNow
 from neurosurgeon.planner.chain_search import Objective
 from neurosurgeon.planner.flow_shop import IDLE, Pipeline, Schedule, makespan_ms
 from neurosurgeon.planner.plan import SplitPlan, plan_split
+from neurosurgeon.planner.queue import Chooser, choice, cut_for_deadline, plan_resend, replan_whole_task
 from neurosurgeon.predictor.correction import Corrections
 from neurosurgeon.predictor.latencies import LayerLatencies
 from neurosurgeon.utils.link import LinkEstimate, LinkSource
 from neurosurgeon.utils.timing import StageTimes
+from tests.networks import load_network, model_graph
 
 MODEL = "le_net"
 LAYERS = len(model_graph(MODEL).layers)

@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from neurosurgeon.edge.inputs import read_image
-from neurosurgeon.engine.torch_engine import load_image
+from neurosurgeon.edge.inputs import load_image, read_image
 from neurosurgeon.models.preprocess import as_values
 from neurosurgeon.models.torchvision_compat import import_torchvision
 from neurosurgeon.utils.errors import InputError
@@ -46,7 +45,7 @@ def reference() -> Callable[[Path], NDArray[np.float32]]:
 
 def values(path: Path) -> NDArray[np.float32]:
     """Return what a network computes on, (224, 224, 3)."""
-    return as_values(load_image(path))[0].permute(1, 2, 0).numpy()
+    return as_values(torch.from_numpy(load_image(path)))[0].permute(1, 2, 0).numpy()
 
 
 def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:

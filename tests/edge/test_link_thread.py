@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
-import torch
 
 from neurosurgeon.edge import link_thread
 from neurosurgeon.edge.link_thread import (
@@ -24,6 +24,7 @@ from neurosurgeon.edge.link_thread import (
     Wait,
     next_action,
 )
+from neurosurgeon.graph.spec import Array
 from neurosurgeon.net.connection import Connection, Received
 from neurosurgeon.net.messages import ErrorReply, Hello, Pong, Prepare, Ready, Reply, Request
 from neurosurgeon.net.session import EdgeSession, SentTask
@@ -48,7 +49,7 @@ Script = Callable[[Connection, Received], None]
 
 def reply_to(connection: Connection, received: Received) -> None:
     """Answer a task with the double of its tensor."""
-    connection.send(Reply(0.0, 0.0, 0.0, 0.0), [received.tensors[0] * 2], received.task)
+    connection.send(Reply(0.0, 0.0, 0.0, 0.0), [received.arrays[0] * 2], received.task)
 
 
 class ScriptedCloud:
@@ -107,7 +108,7 @@ def streaming(listener: socket.socket, *scripts: Script, **options: Any) -> Iter
         server.join()
 
 
-def submit_one(stream: TaskStream, task: int, tensor: torch.Tensor, request: Request = REQUEST) -> Future[Answered]:
+def submit_one(stream: TaskStream, task: int, array: Array, request: Request = REQUEST) -> Future[Answered]:
     answer: Future[Answered] = Future()
 
     def take(outcome: Answered | NeurosurgeonError) -> None:
@@ -116,16 +117,16 @@ def submit_one(stream: TaskStream, task: int, tensor: torch.Tensor, request: Req
         else:
             answer.set_result(outcome)
 
-    stream.submit(task, request, [tensor], take)
+    stream.submit(task, request, [array], take)
     return answer
 
 
 def submit(stream: TaskStream, *tasks: int, request: Request = REQUEST) -> list[Any]:
-    return [submit_one(stream, task, torch.tensor([float(task)]), request) for task in tasks]
+    return [submit_one(stream, task, np.array([float(task)], np.float32), request) for task in tasks]
 
 
 def values(answers: list[Any]) -> list[float]:
-    return [answer.result(WAIT_S).result.tensors[0].item() for answer in answers]
+    return [answer.result(WAIT_S).result.arrays[0].item() for answer in answers]
 
 
 # ---------------------------------------------------------------- what the sender does next
@@ -206,7 +207,7 @@ def test_answers_in_any_order_find_their_tasks(listener: socket.socket) -> None:
     waiting: list[Received] = []
 
     def reversed_order(connection: Connection, received: Received) -> None:
-        waiting.append(received._replace(tensors=[tensor.clone() for tensor in received.tensors]))
+        waiting.append(received._replace(arrays=tuple(array.copy() for array in received.arrays)))
         if len(waiting) == 3:
             for one in reversed(waiting):
                 reply_to(connection, one)
@@ -234,7 +235,7 @@ def test_a_busy_cloud_is_asked_again(listener: socket.socket) -> None:
 
 def test_an_answer_that_cannot_be_true_is_a_lost_connection(listener: socket.socket) -> None:
     def lie(connection: Connection, received: Received) -> None:
-        connection.send(Reply(1e9, 0.0, 0.0, 0.0), [received.tensors[0]], received.task)
+        connection.send(Reply(1e9, 0.0, 0.0, 0.0), [received.arrays[0]], received.task)
 
     with streaming(listener, lie, reply_to) as (stream, cloud):
         assert values(submit(stream, 1)) == [2.0]
@@ -447,7 +448,7 @@ def test_a_task_that_takes_the_cloud_down_costs_no_other_its_answer(
 
 def test_a_tensor_that_cannot_be_sent_costs_no_connection(listener: socket.socket) -> None:
     with streaming(listener, reply_to) as (stream, cloud):
-        first = submit_one(stream, 1, torch.zeros(1, dtype=torch.complex64))
+        first = submit_one(stream, 1, np.zeros(1, np.complex64))
         with pytest.raises(ProtocolError):
             first.result(WAIT_S)
         assert values(submit(stream, 2)) == [4.0]
@@ -540,7 +541,7 @@ def test_the_stream_tells_how_far_its_tensors_are(listener: socket.socket) -> No
     with streaming(listener, read_later) as (stream, _):
         if stream.crossing() is None:
             pytest.skip("this system does not tell what was acknowledged")
-        large = torch.zeros(8_000_000)
+        large = np.zeros(8_000_000, np.float32)
         answers = [submit_one(stream, task, large) for task in (1, 2)]
         crossing = stream.crossing()
         assert crossing is not None

@@ -5,23 +5,25 @@ from __future__ import annotations
 import io
 import itertools
 import threading
+from concurrent.futures import CancelledError
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
-from torch import Tensor
 
 from neurosurgeon.cli.process import ServiceProcess
 from neurosurgeon.edge import queue as edge_queue
-from neurosurgeon.edge.cuts import QueueModel, QueueSettings
+from neurosurgeon.edge.cuts import QueueModel
 from neurosurgeon.edge.link_thread import Answered, OnAnswer, TaskStream
 from neurosurgeon.edge.queue import QueueRun
 from neurosurgeon.edge.records import QueuedTask
-from neurosurgeon.edge.task import StageKeys
+from neurosurgeon.edge.settings import QueueSettings
+from neurosurgeon.edge.stages import StageKeys
+from neurosurgeon.engine.torch_engine import TorchPartition
 from neurosurgeon.graph.cut import pack_nodes
-from neurosurgeon.models.zoo import load_network, model_graph
+from neurosurgeon.graph.spec import Array
 from neurosurgeon.net.link_watch import LinkNow, LinkWatch
 from neurosurgeon.net.messages import Prepare, Request
 from neurosurgeon.net.session import EdgeSession, OnCloudLoss, RemoteResult
@@ -35,6 +37,7 @@ from neurosurgeon.utils.timing import now_ms
 from tests.edge.test_cuts import FASTER, LATENCIES, LINK, MODEL, queue_model
 from tests.equality import whole_digest
 from tests.faults import FaultProxy
+from tests.networks import load_network, model_graph
 
 
 class FailingStream:
@@ -62,7 +65,7 @@ def run_queue(stream: Any, count: int, in_flight: int = 2, **how: Any) -> tuple[
     tasks = [QueuedTask(number, MODEL) for number in range(1, count + 1)]
     settings = QueueSettings({}, learns=False, in_flight=in_flight, **how)
     out = io.StringIO()
-    with QueueReport(tasks, out) as report:
+    with QueueReport(out) as report:
         watch = LinkWatch("nowhere", 1, LINK)
         results = QueueRun(settings, {MODEL: queue_model()}, stream, watch, report).run(tasks)
     return results, out.getvalue()
@@ -108,7 +111,6 @@ def test_a_task_that_the_cloud_refuses_fails_alone() -> None:
 
 
 OUTPUT_SHAPE = model_graph(MODEL).output.shape
-OUTPUT_SPEC = ("float32", OUTPUT_SHAPE, False)
 
 
 class LateCloud:
@@ -136,13 +138,12 @@ class LateCloud:
             self.waiting.pop(0)(self.answered())
 
     def answered(self) -> Answered:
-        result = RemoteResult(
-            [torch.zeros(OUTPUT_SHAPE)], 1.0, self.compute_ms, self.compute_ms, 0.1, 0.0, 1_000, (OUTPUT_SPEC,)
-        )
+        output = np.zeros(OUTPUT_SHAPE, np.float32)
+        result = RemoteResult((output,), 1.0, self.compute_ms, self.compute_ms, 0.1, 0.0, 1_000)
         return Answered(result, now_ms(), now_ms(), 0)
 
 
-class StuckStream(LateCloud):
+class StalledStream(LateCloud):
     """Stands in for a stream whose task is answered when it is told to."""
 
     def __init__(self) -> None:
@@ -165,7 +166,7 @@ def test_a_late_answer_teaches_what_its_own_prediction_missed(tmp_path: Path, mo
     tasks = [QueuedTask(number, MODEL) for number in range(1, 41)]
     predicted_ms = sum(FASTER.latency_ms)
     settings = QueueSettings({}, in_flight=8, hedges=False)
-    with QueueReport(tasks, io.StringIO()) as report:
+    with QueueReport(io.StringIO()) as report:
         stream: Any = LateCloud(1.5 * predicted_ms, len(tasks))
         results = QueueRun(settings, {MODEL: model}, stream, LinkWatch("nowhere", 1, LINK), report).run(tasks)
     assert {result.where for result in results} == {"cloud"}
@@ -178,14 +179,14 @@ def test_a_late_answer_teaches_what_its_own_prediction_missed(tmp_path: Path, mo
 def test_a_task_on_which_the_network_breaks_fails_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run_half, calls = edge_queue.run_half, itertools.count(1)
+    run, calls = TorchPartition.run, itertools.count(1)
 
-    def breaking(*what: Any) -> Any:
+    def breaking(*arguments: Any) -> Any:
         if next(calls) == 1:  # task 1 goes to the cloud as it is
             raise ZeroDivisionError("of this image")
-        return run_half(*what)
+        return run(*arguments)
 
-    monkeypatch.setattr(edge_queue, "run_half", breaking)
+    monkeypatch.setattr(TorchPartition, "run", breaking)
     results, out = run_queue(FailingStream(RemoteError("refused")), 3, in_flight=1)
     error = "internal error: ZeroDivisionError: of this image"
     assert [result.error for result in results] == ["refused", error, None]
@@ -194,11 +195,11 @@ def test_a_task_on_which_the_network_breaks_fails_alone(
     assert logged.getMessage() == f"task 2 ({MODEL}) failed: {error}"
 
 
-def test_a_report_that_nobody_reads_ends_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    def gone(*what: Any) -> None:
+def test_a_closed_output_ends_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*arguments: Any) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr(QueueReport, "task_done", gone)
+    monkeypatch.setattr(QueueReport, "_task_done", gone)
     stream = FailingStream(*[RemoteError("refused")] * 1_000)
     with pytest.raises(BrokenPipeError):
         run_queue(stream, 1_000, in_flight=1)
@@ -214,15 +215,16 @@ SLOW_EDGE = LATENCIES.scaled(20.0)  # as predicted: a cloud that is late for oth
 def test_a_task_that_is_stuck_is_finished_here_and_the_next_ones_wait_for_no_link(
     in_flight: int, cloud: ServiceProcess
 ) -> None:
-    model = QueueModel(load_network(MODEL), SLOW_EDGE, FASTER, StageKeys("edge", "transfer", "cloud"))
+    network = load_network(MODEL)
+    model = QueueModel(network, SLOW_EDGE, FASTER, StageKeys("edge", "transfer", "cloud"))
     tasks = [QueuedTask(number, MODEL) for number in range(1, 1_001)]
     settings = QueueSettings({}, learns=False, in_flight=in_flight)
     begun = itertools.count(1)
     with FaultProxy(cloud.ports[0]) as proxy:
-        session, graph = EdgeSession.open("127.0.0.1", proxy.port), model.network.graph
+        session, graph = EdgeSession.open("127.0.0.1", proxy.port), network.graph
         session.ask_to_prepare(Prepare(MODEL, pack_nodes(graph, graph.edge_nodes(0)), graph.digest))
-        session.wait_until_ready(model.network.weights_digest)
-        with TaskStream(session, pytest.fail) as stream, QueueReport(tasks, io.StringIO()) as report:
+        session.wait_until_ready(network.ref.weights_digest)
+        with TaskStream(session, pytest.fail) as stream, QueueReport(io.StringIO()) as report:
 
             def wait_for_the_cloud() -> None:
                 while stream.sending_bytes:
@@ -275,15 +277,15 @@ class RestoredLink:
         (True, Objective.THROUGHPUT, False),  # there the cuts of all tasks belong together
     ],
 )
-def test_a_long_edge_half_is_left_for_another_cut_when_the_link_is_back(
+def test_a_long_edge_partition_is_left_when_the_link_recovers(
     hedges: bool, objective: Objective, is_left: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(edge_queue, "LOOK_MS", 0.0)
+    monkeypatch.setattr(edge_queue, "REPLAN_MS", 0.0)
     model = QueueModel(load_network(MODEL), LATENCIES.scaled(1_000.0), FASTER, StageKeys("edge", "transfer", "cloud"))
     stream: Any = LateCloud(1.0, 1)
     watch: Any = RestoredLink()
     settings = QueueSettings({}, learns=False, in_flight=1, hedges=hedges, objective=objective)
-    with QueueReport([QueuedTask(1, MODEL)], io.StringIO()) as report:
+    with QueueReport(io.StringIO()) as report:
         (result,) = QueueRun(settings, {MODEL: model}, stream, watch, report).run([QueuedTask(1, MODEL)])
     assert (result.where, result.point) == (("cloud", 0) if is_left else ("edge", len(LATENCIES.latency_ms)))
     assert result.rate_bytes_per_s == (LINK.rate_bytes_per_s if is_left else 1.0)
@@ -318,40 +320,40 @@ class LosingStream(LateCloud):
 def test_a_lost_task_is_sent_again_once_when_the_cloud_is_back_before_the_edge_has_computed_it(
     errors: list[NeurosurgeonError], hedges: bool, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(edge_queue, "LOOK_MS", 0.0)
+    monkeypatch.setattr(edge_queue, "REPLAN_MS", 0.0)
     model = QueueModel(load_network(MODEL), LATENCIES.scaled(1_000.0), FASTER, StageKeys("edge", "transfer", "cloud"))
     stream: Any = LosingStream(errors)
     settings = QueueSettings({}, learns=False, in_flight=1, hedges=hedges)
     watch = LinkWatch("nowhere", 1, LINK)
-    with QueueReport([QueuedTask(1, MODEL)], io.StringIO()) as report:
+    with QueueReport(io.StringIO()) as report:
         results = QueueRun(settings, {MODEL: model}, stream, watch, report).run([QueuedTask(1, MODEL)])
     assert [(result.where, result.error) for result in results] == [(where, None)]
     assert stream.losses == list(range(1 + hedges))  # as told to the stream
 
 
-def where_a_stuck_task_is_answered(stream: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def where_a_stalled_task_is_answered(stream: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Run one task that is sent, and taken over at once."""
     monkeypatch.setattr(Hedging, "pays", lambda *what: True)
     model = QueueModel(load_network(MODEL), SLOW_EDGE, FASTER, StageKeys("edge", "transfer", "cloud"))
     settings = QueueSettings({}, learns=False, in_flight=1)
     watch = LinkWatch("nowhere", 1, LINK)
-    with QueueReport([QueuedTask(1, MODEL)], io.StringIO()) as report:
+    with QueueReport(io.StringIO()) as report:
         results = QueueRun(settings, {MODEL: model}, stream, watch, report).run([QueuedTask(1, MODEL)])
     return [str(result.where) for result in results]
 
 
-def test_what_the_cloud_has_answered_is_no_longer_computed_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    run_half, ended = edge_queue.run_half, []
-    stream: Any = StuckStream()
+def test_a_task_with_a_reply_is_no_longer_computed_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, ended = TorchPartition.run, []
+    stream: Any = StalledStream()
 
-    def answered_meanwhile(*what: Any) -> Any:
+    def answered_meanwhile(*arguments: Any) -> Any:
         stream.answer()
-        result = run_half(*what)
+        result = run(*arguments)
         ended.append(result)
         return result
 
-    monkeypatch.setattr(edge_queue, "run_half", answered_meanwhile)
-    assert where_a_stuck_task_is_answered(stream, monkeypatch) == ["cloud"]
+    monkeypatch.setattr(TorchPartition, "run", answered_meanwhile)
+    assert where_a_stalled_task_is_answered(stream, monkeypatch) == ["cloud"]
     assert ended == [None]
 
 
@@ -361,37 +363,37 @@ def test_what_the_cloud_has_answered_is_no_longer_computed_here(monkeypatch: pyt
 def test_images_are_read_ahead_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     read: SimpleQueue[Path] = SimpleQueue()
 
-    def load(path: Path, size: int) -> Tensor:
+    def load(path: Path, size: int) -> Array:
         read.put(path)
-        return torch.full((1,), int(path.name))
+        return np.full(1, int(path.name))
 
     monkeypatch.setattr(edge_queue, "load_image", load)
     tasks = [QueuedTask(number, MODEL, Path(str(number)) if number % 3 else None) for number in range(1, 13)]
-    ahead = edge_queue.images_ahead(tasks)
-    first, image = next(ahead)
+    ahead = edge_queue.images_ahead(tasks, {MODEL: queue_model()})
+    first, read_input = next(ahead)
     seen = [read.get(timeout=10).name for _ in range(4)]  # of tasks 1 to 5, of which the third has none
-    assert (first.id, image is not None and image.result().item(), seen) == (1, 1, ["1", "2", "4", "5"])
+    assert (first.id, read_input().item(), seen) == (1, 1, ["1", "2", "4", "5"])
     assert read.empty()
-    rest = [(task.id, image and int(image.result())) for task, image in ahead]
-    assert rest == [(number, number if number % 3 else None) for number in range(2, 13)]
+    rest = [(task.id, read_input().size == 1 and read_input().item()) for task, read_input in ahead]
+    assert rest == [(number, number if number % 3 else False) for number in range(2, 13)]
 
 
-def test_who_stops_early_waits_for_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_queue_that_stops_early_waits_for_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
     gate, asked = threading.Event(), threading.Event()
 
-    def load(path: Path, size: int) -> Tensor:
+    def load(path: Path, size: int) -> Array:
         asked.set()
         gate.wait(10)
-        return torch.zeros(1)
+        return np.zeros(1)
 
     monkeypatch.setattr(edge_queue, "load_image", load)
-    ahead = edge_queue.images_ahead([QueuedTask(number, MODEL, Path("x")) for number in range(1, 9)])
+    tasks = [QueuedTask(number, MODEL, Path("x")) for number in range(1, 9)]
+    ahead = edge_queue.images_ahead(tasks, {MODEL: queue_model()})
     _, first = next(ahead)
     _, second = next(ahead)
     assert asked.wait(10)
     ahead.close()  # type: ignore[attr-defined]
     gate.set()
-    assert first is not None
-    assert first.result(10).item() == 0
-    assert second is not None
-    assert second.cancelled()
+    assert first().item() == 0
+    with pytest.raises(CancelledError):
+        second()

@@ -11,17 +11,19 @@ from typing import Any, cast
 
 import pytest
 
-from neurosurgeon.edge import task as task_module
+from neurosurgeon.edge.outcome import Outcome
 from neurosurgeon.edge.settings import TaskSettings
-from neurosurgeon.edge.task import FindLink, Outcome, StageKeys, predicted_stages, run_task
+from neurosurgeon.edge.stages import StageKeys, cloud_latencies, edge_latencies, stages_of
+from neurosurgeon.edge.task import FindLink, run_task
 from neurosurgeon.engine.base import WeightsSource
-from neurosurgeon.models.zoo import Network, model_graph
+from neurosurgeon.engine.torch_engine import TorchEngine
 from neurosurgeon.net.messages import Latencies
 from neurosurgeon.net.session import EdgeSession
 from neurosurgeon.planner.strategies import Strategy
 from neurosurgeon.reports.text import EdgeReport
 from neurosurgeon.utils.link import LinkEstimate
 from tests.faults import write_slow_edge
+from tests.networks import ENGINE, Network, model_graph
 
 LINK = LinkEstimate(1e6, 10.0)
 IDEAL = LinkEstimate(math.inf, 10.0)
@@ -50,14 +52,16 @@ class Cloud:
 
 def keys_of(config: Path, layer_ms: float) -> StageKeys:
     task = TaskSettings("le_net", WeightsSource(), threads=1, predictor="linear", edge_config=config)
-    return predicted_stages(task, cast(EdgeSession, Cloud(layer_ms)), LINK, is_warm=True).keys
+    graph, session = model_graph("le_net"), cast(EdgeSession, Cloud(layer_ms))
+    latencies = edge_latencies(task, ENGINE, graph), cloud_latencies(task, session, graph)
+    return stages_of(task, session, LINK, *latencies, is_warm=True).keys
 
 
-def test_what_was_learnt_of_one_prediction_corrects_no_other(tmp_path: Path) -> None:
+def test_a_correction_belongs_to_one_prediction(tmp_path: Path) -> None:
     config = write_slow_edge(tmp_path / "edge.json", 2.0)
     before = keys_of(config, 1.0)
     assert keys_of(config, 1.0) == before
-    write_slow_edge(config, 4.0)  # as if it had been collected anew
+    write_slow_edge(config, 4.0)  # as if it had been collected again
     after = keys_of(config, 1.0)
     assert after.edge != before.edge
     assert after[1:] == before[1:]
@@ -76,7 +80,7 @@ def run_le_net(
     lines = io.StringIO()
     task = task or TaskSettings("le_net", WeightsSource(), threads=1, predictor="linear")
     session = cast(EdgeSession, Cloud(cloud_layer_ms))
-    return run_task(task, session, find_link, EdgeReport(lines), None, ideal), lines.getvalue()
+    return run_task(task, ENGINE, session, find_link, EdgeReport(lines), None, ideal), lines.getvalue()
 
 
 def not_asked() -> LinkEstimate:
@@ -85,11 +89,11 @@ def not_asked() -> LinkEstimate:
 
 def test_the_network_loads_and_the_cloud_is_asked_before_the_link_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     loading, asked = threading.Event(), threading.Event()
-    build, ask = task_module._build, Cloud.ask_latencies
+    open_network, ask = TorchEngine.open, Cloud.ask_latencies
 
-    def build_and_say(task: TaskSettings) -> Network:
+    def open_and_say(engine: TorchEngine, name: str, weights: WeightsSource) -> Network:
         loading.set()
-        return build(task)
+        return open_network(engine, name, weights)
 
     def ask_and_say(cloud: Cloud, model: str, graph_digest: str) -> Latencies:
         asked.set()
@@ -99,7 +103,7 @@ def test_the_network_loads_and_the_cloud_is_asked_before_the_link_is_known(monke
         assert loading.wait(WAIT_S) and asked.wait(WAIT_S)
         return SLOW_LINK
 
-    monkeypatch.setattr(task_module, "_build", build_and_say)
+    monkeypatch.setattr(TorchEngine, "open", open_and_say)
     monkeypatch.setattr(Cloud, "ask_latencies", ask_and_say)
     outcome, _ = run_le_net(1.0, find_link)
     assert (outcome.where, outcome.link) == ("edge", SLOW_LINK)

@@ -1,53 +1,50 @@
-"""Running halves: fixed inputs, devices that are not there, guesses and the layer study."""
+"""The torch engine: fixed inputs, devices that are not there, partitions, guesses and the layer study."""
 
 from __future__ import annotations
 
 import hashlib
+import linecache
+import weakref
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from neurosurgeon.edge.inputs import read_image
-from neurosurgeon.engine.torch_engine import (
-    check_device,
-    check_finite,
-    load_image,
-    random_input,
-    stand_in,
-    top_class,
-    top_guesses,
-    use_threads,
-)
+from neurosurgeon.cloud.conversation import check_finite
+from neurosurgeon.edge.inputs import load_image, read_image
+from neurosurgeon.edge.outcome import top_class, top_guesses
+from neurosurgeon.engine.torch_engine import as_array, check_device, use_threads
+from neurosurgeon.graph.spec import Array
 from neurosurgeon.models.preprocess import MEAN, STD
-from neurosurgeon.models.zoo import load_network
-from neurosurgeon.net.header import flat_values, pack_tensor
+from neurosurgeon.net.header import pack_array, unpack_array
 from neurosurgeon.predictor.profile import show_features
-from neurosurgeon.utils.errors import DeviceError, NonFiniteError
+from neurosurgeon.utils.errors import DeviceError, NonFiniteError, PartitionError
 from tests.equality import assert_equal
+from tests.networks import cut, load_network, pixels, random_input, split
 
-# Two machines compare answers to the same stand-in for an image.
-STAND_IN_SHA256 = "79fb03f5c6e6c468e23318a4389a150c153d0dac0e15037e74ec5a9feca49a6c"
+# Two machines compare outputs for the same synthetic image.
+SYNTHETIC_SHA256 = "79fb03f5c6e6c468e23318a4389a150c153d0dac0e15037e74ec5a9feca49a6c"
 
 
 # ---------------------------------------------------------------- inputs and devices
 
 
 def test_the_random_input_is_the_same_for_ever() -> None:
-    pixels, values = stand_in(), random_input()
-    assert (tuple(pixels.shape), pixels.dtype) == ((1, 3, 224, 224), torch.uint8)
-    assert hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest() == STAND_IN_SHA256
-    mean, std = (torch.tensor(constant, dtype=torch.float64).view(3, 1, 1) for constant in (MEAN, STD))
-    assert_equal(values, ((pixels / 255 - mean) / std).float(), same_setup=False)  # processors round in other ways
+    image, values = pixels(), random_input()
+    assert (image.shape, str(image.dtype)) == ((1, 3, 224, 224), "uint8")
+    assert hashlib.sha256(image.tobytes()).hexdigest() == SYNTHETIC_SHA256
+    mean, std = (np.array(constant).reshape(3, 1, 1) for constant in (MEAN, STD))
+    assert_equal(
+        values, ((image / 255 - mean) / std).astype(np.float32), same_setup=False
+    )  # processors round in other ways
 
 
 def test_a_photo_becomes_a_batch_of_one(photo: Path) -> None:
-    tensor = load_image(photo)
-    assert tuple(tensor.shape) == (1, 3, 224, 224)
-    assert tensor.is_contiguous(memory_format=torch.channels_last)
-    np.testing.assert_array_equal(tensor[0].permute(1, 2, 0).numpy(), read_image(photo))
+    array = load_image(photo)
+    assert array.shape == (1, 3, 224, 224)
+    assert array.transpose(0, 2, 3, 1).flags.c_contiguous
+    np.testing.assert_array_equal(array[0].transpose(1, 2, 0), read_image(photo))
 
 
 def test_every_machine_has_a_cpu() -> None:
@@ -66,18 +63,44 @@ def test_there_are_never_more_threads_than_cores(monkeypatch: pytest.MonkeyPatch
     assert use_threads(1) == torch.get_num_threads() == 1
 
 
-# ---------------------------------------------------------------- answers
+# ---------------------------------------------------------------- partitions
+
+
+def test_partitions_of_one_cut_share_their_weights() -> None:
+    network = load_network("le_net")
+    one, other = (cut(network, 3).cloud for _ in range(2))
+    assert one is not other
+    pairs = list(zip(one.module.parameters(), other.module.parameters(), strict=True))
+    assert pairs
+    assert all(first is second for first, second in pairs)
+
+
+def test_a_set_of_nodes_that_is_no_cut_has_no_partition() -> None:
+    with pytest.raises(PartitionError):
+        split(load_network("le_net"), frozenset({0, 2}))
+
+
+def test_a_dropped_partition_leaves_no_memory() -> None:
+    network = load_network("le_net")
+    cut(network, 1)
+    sources = len(linecache.cache)
+    modules = [weakref.ref(partition.module) for partition in cut(network, 2)]
+    assert [module() for module in modules] == [None, None]  # at once, without the collector
+    assert len(linecache.cache) == sources
+
+
+# ---------------------------------------------------------------- outputs
 
 
 def test_the_most_probable_classes_come_first() -> None:
-    guesses = top_guesses(torch.tensor([[0.0, 3.0, 1.0, 2.0]]), ["a", "b", "c", "d"], count=3)
+    guesses = top_guesses(np.array([[0.0, 3.0, 1.0, 2.0]], np.float32), ["a", "b", "c", "d"], count=3)
     assert [(guess.index, guess.label) for guess in guesses] == [(1, "b"), (3, "d"), (2, "c")]
-    expected = torch.tensor([3.0, 2.0, 1.0]).exp() / torch.tensor([0.0, 1.0, 2.0, 3.0]).exp().sum()
+    expected = np.exp([3.0, 2.0, 1.0]) / np.exp([0.0, 1.0, 2.0, 3.0]).sum()
     assert [guess.probability for guess in guesses] == pytest.approx(expected.tolist())
 
 
 def test_classes_have_no_labels_where_the_weights_know_none() -> None:
-    assert [guess.label for guess in top_guesses(torch.zeros(1, 10), None)] == [None] * 5
+    assert [guess.label for guess in top_guesses(np.zeros((1, 10), np.float32), None)] == [None] * 5
 
 
 # ---------------------------------------------------------------- the layer study
@@ -99,9 +122,10 @@ def test_the_layer_study_has_a_row_per_layer_that_adds_up() -> None:
 # ---------------------------------------------------------------- values that are no numbers
 
 
-def values_of(*tensors: torch.Tensor) -> list[Any]:
-    """Return what arrives of tensors."""
-    return [flat_values(spec, content) for spec, content in map(pack_tensor, tensors)]
+def received(*tensors: torch.Tensor) -> list[Array]:
+    """Return tensors as the other side gets them."""
+    packed = [pack_array(as_array(tensor)) for tensor in tensors]
+    return [unpack_array(spec, memoryview(bytearray(content))) for spec, content in packed]
 
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -112,31 +136,31 @@ FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 @pytest.mark.parametrize("place", [0, 77, 1023])
 def test_one_value_that_is_not_finite_is_found(dtype: torch.dtype, value: float, place: int) -> None:
     tensor = torch.rand(1, 4, 16, 16).to(dtype)
-    check_finite(values_of(tensor, torch.empty(0)))
+    check_finite(received(tensor, torch.empty(0)))
     tensor.view(-1)[place] = value
     with pytest.raises(NonFiniteError, match="tensor 1"):
-        check_finite(values_of(torch.zeros(3), tensor))
+        check_finite(received(torch.zeros(3), tensor))
 
 
 def test_infinities_of_both_signs_do_not_cancel_out() -> None:
     with pytest.raises(NonFiniteError):
-        check_finite(values_of(torch.tensor([float("inf"), float("-inf")])))
+        check_finite(received(torch.tensor([float("inf"), float("-inf")])))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_large_values_whose_sum_is_infinite_are_fine(dtype: torch.dtype) -> None:
-    check_finite(values_of(torch.full((1000,), torch.finfo(dtype).max, dtype=dtype)))
+    check_finite(received(torch.full((1000,), torch.finfo(dtype).max, dtype=dtype)))
 
 
 def test_whole_numbers_and_channels_last_are_fine() -> None:
-    check_finite(values_of(torch.arange(5), torch.rand(1, 8, 9, 9).contiguous(memory_format=torch.channels_last)))
+    check_finite(received(torch.arange(5), torch.rand(1, 8, 9, 9).contiguous(memory_format=torch.channels_last)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.int64])
 def test_the_top_class_of_any_type_is_known(dtype: torch.dtype) -> None:
-    assert top_class(torch.tensor([[0, 0, 1, 0]]).to(dtype)) == 2
+    assert top_class(as_array(torch.tensor([[0, 0, 1, 0]]).to(dtype))) == 2
 
 
 @pytest.mark.parametrize("output", [torch.zeros(1, 0), torch.zeros(1, 3, dtype=torch.complex64)])
 def test_some_outputs_have_no_top_class(output: torch.Tensor) -> None:
-    assert top_class(output) is None
+    assert top_class(as_array(output)) is None

@@ -1,9 +1,7 @@
-"""Cuts as they travel, and the digest of a graph: what two machines must agree on before a tensor is sent."""
+"""Cuts as they are sent, and the digest of a graph: two machines must agree on both before a tensor is sent."""
 
 from __future__ import annotations
 
-import linecache
-import weakref
 from collections.abc import Callable
 
 import pytest
@@ -12,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from neurosurgeon.graph.cut import check_cut, check_graph_digest, pack_nodes, unpack_nodes
+from neurosurgeon.graph.cut import check_cut, check_graph_digest, check_point, pack_nodes, unpack_nodes
 from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.models.build import trace
-from neurosurgeon.models.zoo import ZOO, build_network, model_graph
+from neurosurgeon.models.names import ZOO
 from neurosurgeon.utils.errors import GraphError, PartitionError
 from tests.models.test_graph_dag import SHAPE, Diamond, closed_sets
+from tests.networks import model_graph
 
 GRAPH = trace(Diamond(), "diamond", SHAPE)  # x, stem, left, act, right, add, cat
 CUTS = list(closed_sets(GRAPH))
@@ -57,48 +56,33 @@ def test_every_partition_point_survives_the_wire(name: str) -> None:
         ({0, 1, 3}, "act on the edge reads what the cloud makes"),
     ],
 )
-def test_what_is_no_cut_is_refused(edge_nodes: set[int], why: str) -> None:
+def test_a_set_of_nodes_that_is_no_cut_is_refused(edge_nodes: set[int], why: str) -> None:
     with pytest.raises(PartitionError, match=why):
         check_cut(GRAPH, edge_nodes)
 
 
-def test_what_is_no_tensor_cannot_cross() -> None:
-    class Halves(nn.Module):
+@pytest.mark.parametrize("point", [0, 1, 12])
+def test_a_point_inside_the_network_passes(point: int) -> None:
+    check_point("le_net", point, 12)
+
+
+@pytest.mark.parametrize("point", [-1, 13, 10**9])
+def test_a_point_outside_the_network_is_refused_with_the_range(point: int) -> None:
+    with pytest.raises(PartitionError, match=f"{point} is outside le_net: choose 0 .* to 12"):
+        check_point("le_net", point, 12)
+
+
+def test_parts_of_a_tensor_are_boundary_tensors() -> None:
+    class Parts(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             first, second = x.chunk(2, dim=1)
             return first + second
 
-    graph = trace(Halves(), "halves", SHAPE)
+    graph = trace(Parts(), "parts", SHAPE)
     assert [node.name for node in graph.nodes] == ["x", "getitem", "getitem#2", "add"]
     assert [node.name for node in graph.crossing({0, 1})] == ["x", "getitem"]
     for edge_nodes in closed_sets(graph):
         check_cut(graph, edge_nodes)
-
-
-def test_a_network_keeps_halves_but_not_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = build_network("le_net")
-    monkeypatch.setattr("neurosurgeon.models.zoo.MAX_CUTS", 2)
-    first = network.cut(1)
-    network.cut(2)
-    assert network.cut(1) is first
-    network.cut(3)
-    assert network.cut(1) is first
-    network.cut(4)
-    network.cut(5)
-    assert network.cut(1) is not first
-    with pytest.raises(PartitionError):
-        network.split(frozenset({0, 2}))
-
-
-def test_a_cut_that_is_dropped_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = build_network("le_net")
-    monkeypatch.setattr("neurosurgeon.models.zoo.MAX_CUTS", 1)
-    network.cut(1)
-    sources = len(linecache.cache)
-    halves = [weakref.ref(half) for half in network.cut(2)[:2]]
-    network.cut(3)
-    assert [half() for half in halves] == [None, None]  # at once, without the collector
-    assert len(linecache.cache) == sources
 
 
 # ---------------------------------------------------------------- digests

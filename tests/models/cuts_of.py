@@ -1,16 +1,20 @@
-"""Cuts of any graph at random, and tensors as a wire hands them over."""
+"""Cuts of any graph, at random, their partitions, and tensors as they arrive over a wire."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from neurosurgeon.engine.base import Side
+from neurosurgeon.engine.torch_engine import as_array, as_tensor
 from neurosurgeon.graph.layer_graph import LayerGraph
-from neurosurgeon.models.partition import cut
-from neurosurgeon.net.header import pack_tensor, unpack_tensor
+from neurosurgeon.models.build import TracedGraph
+from neurosurgeon.models.partition import PartitionModule, partition_module
+from neurosurgeon.net.header import pack_array, unpack_array
 
 
 def with_inputs(graph: LayerGraph, nodes: Iterable[int]) -> frozenset[int]:
@@ -25,7 +29,7 @@ def with_inputs(graph: LayerGraph, nodes: Iterable[int]) -> frozenset[int]:
 
 
 def random_cuts(graph: LayerGraph, count: int, seed: int = 0) -> Iterator[frozenset[int]]:
-    """Yield valid cuts, each of some random nodes and all that they need."""
+    """Yield valid cuts, each of some random nodes and all that they read."""
     draw = random.Random(seed)
     for _ in range(count):
         yield with_inputs(graph, draw.choices(range(len(graph.nodes)), k=draw.randint(1, 8)))
@@ -33,17 +37,29 @@ def random_cuts(graph: LayerGraph, count: int, seed: int = 0) -> Iterator[frozen
 
 def over_the_wire(tensor: Tensor) -> Tensor:
     """Return a tensor as the other side gets it, in memory of its own."""
-    spec, content = pack_tensor(tensor)
-    return unpack_tensor(spec, memoryview(bytearray(content)))
+    spec, content = pack_array(as_array(tensor))
+    return as_tensor(unpack_array(spec, memoryview(bytearray(content))))
 
 
-def split_output(model: nn.Module, graph: LayerGraph, edge_nodes: frozenset[int], tensor: Tensor) -> Tensor:
-    """Return what both halves of a cut compute together."""
-    edge, cloud = cut(model, graph, edge_nodes)
+class ModuleCut(NamedTuple):
+    """The two partitions of a cut, as modules."""
+
+    edge: PartitionModule
+    cloud: PartitionModule
+
+
+def cut_module(model: nn.Module, graph: TracedGraph, edge_nodes: Collection[int]) -> ModuleCut:
+    """Return the partitions of any cut of any module."""
+    return ModuleCut(*(partition_module(model, graph, edge_nodes, side) for side in Side))
+
+
+def split_output(model: nn.Module, graph: TracedGraph, edge_nodes: frozenset[int], tensor: Tensor) -> Tensor:
+    """Return the output of both partitions of a cut, one after the other."""
+    edge, cloud = cut_module(model, graph, edge_nodes)
     with torch.inference_mode():
-        crossing = [over_the_wire(made) for made in edge(tensor.clone())]
-        assert [made.shape for made in crossing] == [
+        boundary = [over_the_wire(made) for made in edge(tensor.clone())]
+        assert [made.shape for made in boundary] == [
             output.shape for node in graph.crossing(edge_nodes) for output in node.outputs
         ]
-        output: Tensor = cloud(*crossing)[0]
+        output: Tensor = cloud(*boundary)[0]
     return output

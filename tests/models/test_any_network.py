@@ -1,18 +1,17 @@
-"""Networks of every sort that torchvision has: any cut computes what the whole computes, with what it needs."""
+"""Networks of every sort that torchvision has: the partitions of any cut compute the output of the whole."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from neurosurgeon.engine.torch_engine import random_input, run_whole
+from neurosurgeon.engine.torch_engine import as_tensor
 from neurosurgeon.graph.spec import LayerKind
-from neurosurgeon.models.halves import parameter_bytes
 from neurosurgeon.models.names import torchvision_names
-from neurosurgeon.models.partition import cut
-from neurosurgeon.models.zoo import Network, load_network, model_graph
 from tests.equality import assert_equal
 from tests.models.cuts_of import over_the_wire, random_cuts, split_output
+from tests.networks import Network, load_network, model_graph, random_input, run_whole, split
 
 NETWORKS = (
     "resnet18@64 googlenet@64 densenet121@64 mobilenet_v3_small@64 efficientnet_b0@64 shufflenet_v2_x0_5@64 "
@@ -25,25 +24,25 @@ def network(request: pytest.FixtureRequest) -> Network:
     return load_network.__wrapped__(request.param)  # and not kept: they are many
 
 
-def test_any_cut_computes_what_the_whole_computes(network: Network) -> None:
+def test_the_partitions_of_any_cut_compute_the_output_of_the_whole(network: Network) -> None:
     images = random_input(network.graph.input.shape)
     whole = run_whole(network, images)
-    assert whole.isfinite().all()
+    assert np.isfinite(whole).all()
     blocks = [network.graph.edge_nodes(point) for point in network.graph.block_points[::4]]
     most_tensors = 0
     for edge_nodes in (*random_cuts(network.graph, 6), *blocks):
         most_tensors = max(most_tensors, len(network.graph.crossing(edge_nodes)))
-        output = split_output(network.module, network.graph, edge_nodes, images)
+        output = split_output(network.module, network.graph, edge_nodes, as_tensor(images))
         assert_equal(output, whole, same_setup=True, what=sorted(edge_nodes))
     assert most_tensors > 1
 
 
-def test_halves_hold_what_the_graph_says_they_need(network: Network) -> None:
+def test_partitions_hold_the_parameters_that_the_graph_counts(network: Network) -> None:
     everything = frozenset(range(len(network.graph.nodes)))
     for edge_nodes in random_cuts(network.graph, 4, seed=1):
-        edge, cloud = cut(network.module, network.graph, edge_nodes)
-        assert network.graph.parameter_bytes(edge_nodes) == parameter_bytes(edge)
-        assert network.graph.parameter_bytes(everything - edge_nodes) == parameter_bytes(cloud)
+        edge, cloud = split(network, edge_nodes)
+        assert network.graph.parameter_bytes(edge_nodes) == edge.parameter_bytes
+        assert network.graph.parameter_bytes(everything - edge_nodes) == cloud.parameter_bytes
 
 
 def test_only_operations_that_make_something_are_nodes(network: Network) -> None:
@@ -57,7 +56,7 @@ def test_only_operations_that_make_something_are_nodes(network: Network) -> None
     assert len(set(names)) == len(names)
 
 
-def test_one_tensor_crosses_between_blocks(network: Network) -> None:
+def test_between_blocks_there_is_one_boundary_tensor(network: Network) -> None:
     graph = network.graph
     assert graph.block_points[0] == 0
     assert graph.block_points[-1] == len(graph.layers)

@@ -10,8 +10,10 @@ from torch import nn
 
 from neurosurgeon.models.chain import ChainNetwork
 from neurosurgeon.models.LeNet import LeNet
+from neurosurgeon.models.names import ZOO
 from neurosurgeon.models.torchvision_compat import import_torchvision
-from neurosurgeon.models.zoo import ZOO, seeded_state, skeleton
+from neurosurgeon.models.weights import seeded_state
+from tests.networks import skeleton
 
 WITH_CHECKPOINTS = [name for name, entry in ZOO.items() if entry.torchvision_name]
 

@@ -1,22 +1,25 @@
-"""The layer graph of the four models: shapes and costs without data, and halves that compute what the whole does."""
+"""The layer graph of the four models: shapes and costs without data, partitions that give the output of the whole."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from neurosurgeon.engine.torch_engine import random_input, run_half, run_whole
+from neurosurgeon.engine.torch_engine import as_tensor
 from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.models.build import fold_batch_norms, trace
 from neurosurgeon.models.LeNet import LeNet
+from neurosurgeon.models.names import ZOO
 from neurosurgeon.models.partition import MAX_BLOCKS
-from neurosurgeon.models.zoo import INPUT_SHAPE, ZOO, Network, load_network, model_graph, seeded_state, skeleton
+from neurosurgeon.models.weights import seeded_state
 from tests.equality import assert_equal
+from tests.networks import INPUT_SHAPE, Network, cut, load_network, model_graph, random_input, run, run_whole, skeleton
 
 
 @pytest.fixture(scope="module", params=ZOO)
@@ -30,55 +33,54 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-# ---------------------------------------------------------------- halves
+# ---------------------------------------------------------------- partitions
 
 
-def test_both_halves_compute_what_the_whole_computes_at_every_point(network: Network) -> None:
+def test_the_partitions_compute_the_output_of_the_whole_at_every_point(network: Network) -> None:
     images = random_input()
     whole = run_whole(network, images)
     for point in range(len(network.graph.layers) + 1):
-        halves = network.cut(point)
-        crossing = run_half(halves.edge, [images]).tensors
-        output = run_half(halves.cloud, crossing).tensors
+        edge, cloud = cut(network, point)
+        output = run(cloud, run(edge, [images]).arrays).arrays
         assert len(output) == 1
         assert_equal(output[0], whole, same_setup=True, what=f"point {point}")
 
 
-def test_a_half_that_runs_in_blocks_computes_the_same_and_may_be_stopped(network: Network) -> None:
-    images, asked = random_input(), []
-    whole = network.cut(len(network.graph.layers)).edge
+def test_a_partition_that_runs_in_blocks_computes_the_same_and_may_be_stopped(network: Network) -> None:
+    images, asked = random_input(), list[int]()
+    whole = cut(network, len(network.graph.layers)).edge
 
     def keep_going() -> bool:
         asked.append(1)
         return len(asked) != 3
 
-    assert run_half(whole, [images], "cpu", keep_going) is None
+    assert whole.run([images.copy("K")], keep_going) is None
     assert len(asked) == 3
-    result = run_half(whole, [images], "cpu", keep_going)
+    result = whole.run([images.copy("K")], keep_going)
     assert result is not None
-    assert_equal(result.tensors[0], run_whole(network, images), same_setup=True)
+    assert_equal(result.arrays[0], run_whole(network, images), same_setup=True)
     assert min(len(network.graph.layers), MAX_BLOCKS) / 2 < len(asked) - 3 <= MAX_BLOCKS
-    assert_equal(run_half(whole, [images]).tensors[0], result.tensors[0], same_setup=True)
+    assert_equal(run(whole, [images]).arrays[0], result.arrays[0], same_setup=True)
 
 
-def test_halves_hold_only_the_parameters_they_need(network: Network) -> None:
+def test_partitions_hold_only_the_parameters_that_they_need(network: Network) -> None:
     for point in range(len(network.graph.layers) + 1):
-        halves = network.cut(point)
-        assert count(halves.edge) + count(halves.cloud) == count(network.module), f"point {point}"
-    assert count(network.cut(0).edge) == 0
-    assert count(network.cut(len(network.graph.layers)).cloud) == 0
+        edge, cloud = cut(network, point)
+        assert count(edge.module) + count(cloud.module) == count(network.module), f"point {point}"
+    assert count(cut(network, 0).edge.module) == 0
+    assert count(cut(network, len(network.graph.layers)).cloud.module) == 0
 
 
-def test_the_cloud_half_behind_the_last_layer_returns_what_it_gets(network: Network) -> None:
-    logits = torch.arange(1000.0)[None]
-    assert torch.equal(run_half(network.cut(len(network.graph.layers)).cloud, [logits]).tensors[0], logits)
+def test_the_cloud_partition_after_the_last_layer_returns_its_input(network: Network) -> None:
+    logits = np.arange(1000.0, dtype=np.float32)[None]
+    assert np.array_equal(run(cut(network, len(network.graph.layers)).cloud, [logits]).arrays[0], logits)
 
 
-def test_the_tensors_that_cross_are_those_of_the_graph(network: Network) -> None:
+def test_the_boundary_tensors_are_those_of_the_graph(network: Network) -> None:
     for point in (0, 1, len(network.graph.layers) // 2, len(network.graph.layers)):
-        halves = network.cut(point)
-        tensors = run_half(halves.edge, [random_input()]).tensors
-        assert [tuple(tensor.shape) for tensor in tensors] == [spec.shape for spec in halves.crossing]
+        edge, cloud = cut(network, point)
+        tensors = run(edge, [random_input()]).arrays
+        assert [tensor.shape for tensor in tensors] == [spec.shape for spec in cloud.inputs]
 
 
 @pytest.mark.parametrize("name", ["vgg_net", "mobile_net"])
@@ -86,7 +88,7 @@ def test_folding_changes_the_outputs_by_rounding_only(name: str) -> None:
     model = skeleton(name)
     model.load_state_dict(seeded_state(name, model), assign=True)
     with torch.inference_mode():
-        unfolded = model(random_input())
+        unfolded = model(as_tensor(random_input()))
     folded = run_whole(load_network(name), random_input())
     assert_equal(folded, unfolded, same_setup=False)
 
@@ -98,11 +100,11 @@ def test_folding_leaves_identities_where_the_norms_were() -> None:
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
 
 
-# ---------------------------------------------------------------- what crosses
+# ---------------------------------------------------------------- boundary tensors
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_crossing_bytes_are_those_of_the_crossing_tensors(name: str) -> None:
+def test_crossing_bytes_are_those_of_the_boundary_tensors(name: str) -> None:
     graph = model_graph(name)
     last = len(graph.layers)
     for point in range(last):
@@ -114,7 +116,7 @@ def test_crossing_bytes_are_those_of_the_crossing_tensors(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_exactly_one_tensor_crosses_between_two_layers_of_a_chain(name: str) -> None:
+def test_a_cut_of_a_chain_has_exactly_one_boundary_tensor(name: str) -> None:
     graph = model_graph(name)
     for point, layer in enumerate(graph.layers, start=1):
         assert graph.crossing(graph.edge_nodes(point)) == (layer.nodes[-1],)

@@ -1,4 +1,4 @@
-"""The layer graph of a network that is no chain: branches, shared tensors, and cuts that several tensors cross."""
+"""The layer graph of a network that is no chain: branches, shared tensors, and cuts with several boundary tensors."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.graph.spec import LayerKind
-from neurosurgeon.models.build import fold_batch_norms, trace
-from neurosurgeon.models.partition import cut
+from neurosurgeon.models.build import TracedGraph, fold_batch_norms, trace
 from tests.equality import assert_equal
+from tests.models.cuts_of import cut_module
 
 SHAPE = (1, 4, 8, 8)
 
@@ -41,11 +40,11 @@ def model() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def graph(model: nn.Module) -> LayerGraph:
+def graph(model: nn.Module) -> TracedGraph:
     return trace(model, "diamond", SHAPE)
 
 
-def closed_sets(graph: LayerGraph) -> Iterator[frozenset[int]]:
+def closed_sets(graph: TracedGraph) -> Iterator[frozenset[int]]:
     """Yield every set of nodes that contains the input and the inputs of its members."""
     others = range(1, len(graph.nodes))
     for size in range(len(graph.nodes)):
@@ -55,45 +54,45 @@ def closed_sets(graph: LayerGraph) -> Iterator[frozenset[int]]:
                 yield edge
 
 
-def test_the_halves_of_every_closed_set_compute_what_the_whole_computes(model: nn.Module, graph: LayerGraph) -> None:
+def test_every_cut_computes_the_output_of_the_whole(model: nn.Module, graph: TracedGraph) -> None:
     images = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
     whole = model(images)
     most_tensors = 0
     for edge_nodes in closed_sets(graph):
-        edge, cloud = cut(model, graph, edge_nodes)
-        crossing = edge(images)
-        most_tensors = max(most_tensors, len(crossing))
-        assert_equal(cloud(*crossing)[0], whole, same_setup=True, what=sorted(edge_nodes))
+        edge, cloud = cut_module(model, graph, edge_nodes)
+        boundary = edge(images)
+        most_tensors = max(most_tensors, len(boundary))
+        assert_equal(cloud(*boundary)[0], whole, same_setup=True, what=sorted(edge_nodes))
     assert most_tensors >= 2
 
 
-def test_several_tensors_cross_in_the_order_of_the_graph(model: nn.Module, graph: LayerGraph) -> None:
+def test_boundary_tensors_have_the_order_of_the_graph(model: nn.Module, graph: TracedGraph) -> None:
     names = {node.name: node.index for node in graph.nodes}
     edge_nodes = {names[name] for name in ("x", "stem", "left", "act")}
     assert [node.name for node in graph.crossing(edge_nodes)] == ["stem", "act"]
-    edge, _ = cut(model, graph, edge_nodes)
+    edge, _ = cut_module(model, graph, edge_nodes)
     assert len(edge(torch.zeros(SHAPE))) == 2
 
 
-def test_a_tensor_read_twice_crosses_once(graph: LayerGraph) -> None:
+def test_a_tensor_read_twice_is_one_boundary_tensor(graph: TracedGraph) -> None:
     assert [node.name for node in graph.crossing({0, 1})] == ["stem"]
 
 
-def test_every_node_is_a_layer_of_its_own(graph: LayerGraph) -> None:
+def test_every_node_is_a_layer_of_its_own(graph: TracedGraph) -> None:
     assert len(graph.layers) == len(graph.nodes) - 1
     assert [layer.nodes for layer in graph.layers] == [(node,) for node in graph.nodes[1:]]
 
 
-def test_every_partition_point_of_the_execution_order_works(model: nn.Module, graph: LayerGraph) -> None:
+def test_every_partition_point_of_the_execution_order_works(model: nn.Module, graph: TracedGraph) -> None:
     images = torch.ones(SHAPE)
     for point in range(len(graph.layers)):
-        edge, cloud = cut(model, graph, graph.edge_nodes(point))
+        edge, cloud = cut_module(model, graph, graph.edge_nodes(point))
         assert_equal(cloud(*edge(images))[0], model(images), same_setup=True, what=f"point {point}")
-        crossing = graph.crossing(graph.edge_nodes(point))
-        assert graph.crossing_bytes[point] == sum(node.sent_bytes for node in crossing)
+        boundary = graph.crossing(graph.edge_nodes(point))
+        assert graph.crossing_bytes[point] == sum(node.sent_bytes for node in boundary)
 
 
-def test_sums_and_concatenations_have_kinds(graph: LayerGraph) -> None:
+def test_sums_and_concatenations_have_kinds(graph: TracedGraph) -> None:
     kinds = {node.name: node.kind for node in graph.nodes}
     assert kinds["add"] is LayerKind.ADD
     assert kinds["cat"] is LayerKind.CONCAT
@@ -123,6 +122,6 @@ class _DeadCode(nn.Module):
         return y
 
 
-def test_what_nobody_reads_is_not_taken_for_the_output() -> None:
+def test_an_unread_result_is_not_taken_for_the_output() -> None:
     graph = trace(_DeadCode(), "dead", (1, 2, 3, 3))
     assert graph.output.shape == (1, 2, 3, 3)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from neurosurgeon.engine.torch_engine import random_input, run_whole
-from neurosurgeon.models import own_models
-from neurosurgeon.models.names import canonical_name, input_size, torchvision_names
-from neurosurgeon.models.own_models import build_own, own_names, register_files
-from neurosurgeon.models.sources import chosen_model
-from neurosurgeon.models.zoo import build_network, load_network, model_graph, skeleton
+from neurosurgeon.engine.torch_engine import TorchEngine
+from neurosurgeon.models.names import Catalogue, input_size, torchvision_names
+from neurosurgeon.models.own_models import OwnModels
 from neurosurgeon.utils.errors import InputSizeError, UnknownModelError, UsageError
 from tests.equality import assert_equal
+from tests.networks import cut, load_network, model_graph, random_input, run, run_whole
 
 SOURCE = """
 import torch
@@ -52,14 +49,6 @@ def raises():
 """
 
 
-@pytest.fixture(autouse=True)
-def empty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A process that has run no model file."""
-    monkeypatch.setattr(own_models, "_functions", {})
-    monkeypatch.setattr(own_models, "_files", {})
-    return
-
-
 @pytest.fixture
 def nets(tmp_path: Path) -> Path:
     path = tmp_path / "nets.py"
@@ -68,41 +57,40 @@ def nets(tmp_path: Path) -> Path:
 
 
 def test_functions_and_modules_without_arguments_have_names(nets: Path) -> None:
-    register_files([nets])
-    assert own_names() == ["nets:Residual", "nets:small", "nets:no_module", "nets:raises"]
+    assert OwnModels([nets]).names == ["nets:Residual", "nets:small", "nets:no_module", "nets:raises"]
 
 
 @pytest.mark.parametrize("name", ["nets:small", "nets.py:small", "small"])
 def test_a_function_is_known_by_file_and_name_or_by_name(nets: Path, name: str) -> None:
-    assert chosen_model(name, [nets], None) == "nets:small"
+    assert Catalogue([nets]).choose(name, None) == "nets:small"
 
 
 def test_an_own_network_is_split_like_any_other(nets: Path) -> None:
-    name = chosen_model("nets:small", [nets], 32)
-    network = build_network(name)
+    catalogue = Catalogue([nets])
+    network = TorchEngine(catalogue).open(catalogue.choose("nets:small", 32))
     assert network.graph.input.shape == (1, 3, 32, 32)
     images = random_input(network.graph.input.shape)
     whole = run_whole(network, images)
     for point in range(len(network.graph.layers)):
-        halves = network.cut(point)
-        with torch.inference_mode():
-            assert_equal(halves.cloud(*halves.edge(images))[0], whole, same_setup=True, what=f"point {point}")
-    assert not network.knows_imagenet
+        edge, cloud = cut(network, point)
+        output = run(cloud, run(edge, [images]).arrays).arrays[0]
+        assert_equal(output, whole, same_setup=True, what=f"point {point}")
+    assert network.ref.labels is None
 
 
 def test_a_function_keeps_its_weights_and_draws_the_same_every_time(nets: Path) -> None:
-    register_files([nets])
-    assert build_network("nets:small").weights_digest == build_network("nets:small").weights_digest
-    own, drawn = build_own("nets:small").state_dict(), build_network("nets:small")
+    networks = [TorchEngine(Catalogue([nets])).open("nets:small") for _ in range(2)]
+    assert networks[0].ref.weights_digest == networks[1].ref.weights_digest
+    own, drawn = OwnModels([nets]).build("nets:small").state_dict(), networks[0]
     assert torch.equal(own["head.weight"], drawn.module.get_parameter("head.weight"))
 
 
 def test_building_leaves_the_random_numbers_of_the_process_alone(nets: Path) -> None:
-    register_files([nets])
+    catalogue = Catalogue([nets])
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    skeleton("nets:small")
+    catalogue.build_module("nets:small")
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -111,40 +99,41 @@ def test_a_file_is_run_once(tmp_path: Path) -> None:
     path.write_text(
         "with open(__file__ + '.runs', 'a') as f: f.write('x')\nfrom torch import nn\ndef net(): return nn.ReLU()\n"
     )
-    register_files([path])
-    register_files([path, path])
+    catalogue = Catalogue([path, path])
+    for _ in range(2):
+        catalogue.build_module(catalogue.canonical_name("net"))
     assert (tmp_path / "once.py.runs").read_text() == "x"
 
 
 @pytest.mark.parametrize("name", ["os:getcwd", "nets:needs", "nets:_hidden", "nets:imported", "sys.py:exit", "x:y:z"])
 def test_a_name_never_reaches_an_import(nets: Path, name: str) -> None:
-    register_files([nets])
+    catalogue = Catalogue([nets])
     before = set(sys.modules)
     with pytest.raises(UnknownModelError, match="unknown model .*nets:small.*--model-file"):
-        canonical_name(name)
+        catalogue.canonical_name(name)
     assert set(sys.modules) == before
 
 
 def test_without_files_the_flag_is_named() -> None:
     with pytest.raises(UnknownModelError, match=r"no model file was given \(--model-file FILE.py, on both sides\)"):
-        canonical_name("nets:small")
+        Catalogue().canonical_name("nets:small")
 
 
 def test_a_name_that_is_also_torchvisions_must_say_which(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text("from torch import nn\ndef resnet18(): return nn.Linear(224, 2)\n")
-    register_files([path])
+    catalogue = Catalogue([path])
     with pytest.raises(UsageError, match="resnet18 is in a model file and torchvision's, too: write mine:resnet18"):
-        canonical_name("resnet18")
-    assert canonical_name("mine:resnet18") == "mine:resnet18"
+        catalogue.canonical_name("resnet18")
+    assert catalogue.canonical_name("mine:resnet18") == "mine:resnet18"
 
 
 def test_a_name_in_two_files_must_say_which(tmp_path: Path) -> None:
     for stem in ("one", "two"):
         (tmp_path / f"{stem}.py").write_text("from torch import nn\ndef net(): return nn.ReLU()\n")
-    register_files([tmp_path / "one.py", tmp_path / "two.py"])
+    catalogue = Catalogue([tmp_path / "one.py", tmp_path / "two.py"])
     with pytest.raises(UsageError, match="one:net or two:net"):
-        canonical_name("net")
+        catalogue.canonical_name("net")
 
 
 @pytest.mark.parametrize(
@@ -157,11 +146,11 @@ def test_a_name_in_two_files_must_say_which(tmp_path: Path) -> None:
         ("x = 3\n", r"bad\.py defines no function"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_told_in_one_line(tmp_path: Path, source: str, said: str) -> None:
+def test_a_file_that_cannot_be_used_is_refused_in_one_line(tmp_path: Path, source: str, said: str) -> None:
     path = tmp_path / "bad.py"
     path.write_text(source)
     with pytest.raises(UsageError, match=said) as caught:
-        register_files([path])
+        Catalogue([path])
     assert "\n" not in str(caught.value)
 
 
@@ -169,15 +158,15 @@ def test_a_file_that_cannot_be_used_is_told_in_one_line(tmp_path: Path, source: 
     ("name", "said"),
     [("no_module", "nets:no_module returns a int"), ("raises", r"nets\.py, line \d+: RuntimeError: no such thing")],
 )
-def test_a_function_that_makes_no_module_is_told_in_one_line(nets: Path, name: str, said: str) -> None:
-    register_files([nets])
+def test_a_function_that_makes_no_module_is_refused_in_one_line(nets: Path, name: str, said: str) -> None:
+    engine = TorchEngine(Catalogue([nets]))
     with pytest.raises(UsageError, match=said):
-        model_graph(f"nets:{name}")
+        engine.graph(f"nets:{name}")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none\.py does not exist"):
-        register_files([tmp_path / "none.py"])
+        Catalogue([tmp_path / "none.py"])
 
 
 # ---------------------------------------------------------------- torchvision's names, and sizes
@@ -185,14 +174,14 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_torchvision_names_are_names() -> None:
     assert {"resnet50", "vit_h_14", "swin_v2_b", "regnet_y_128gf"} <= set(torchvision_names())
-    assert canonical_name("resnet50") == "resnet50"
-    assert canonical_name("alexnet") == "alex_net"  # the classic one
+    assert Catalogue().canonical_name("resnet50") == "resnet50"
+    assert Catalogue().canonical_name("alexnet") == "alex_net"  # the classic one
 
 
 @pytest.mark.parametrize("name", ["fasterrcnn_resnet50_fpn", "deeplabv3_resnet50", "r3d_18", "raft_small"])
-def test_other_networks_of_torchvision_are_told_apart(name: str) -> None:
+def test_other_networks_of_torchvision_are_refused(name: str) -> None:
     with pytest.raises(UnknownModelError, match=f"{name} is no classification network.*one tensor"):
-        canonical_name(name)
+        Catalogue().canonical_name(name)
 
 
 @pytest.mark.parametrize(
@@ -200,20 +189,21 @@ def test_other_networks_of_torchvision_are_told_apart(name: str) -> None:
 )
 def test_the_usual_size_is_that_of_the_weights(name: str, size: int) -> None:
     assert input_size(name) == size
-    assert canonical_name(f"{name}@{size}") == name
-    assert chosen_model(name, [], 96) == canonical_name(f"{name}@96") == f"{name}@96"
+    catalogue = Catalogue()
+    assert catalogue.canonical_name(f"{name}@{size}") == name
+    assert catalogue.choose(name, 96) == catalogue.canonical_name(f"{name}@96") == f"{name}@96"
     assert input_size(f"{name}@96") == 96
 
 
 @pytest.mark.parametrize("size", ["", "0", "-3", "x", "1e3", "99999", "2049"])
 def test_a_size_that_is_none_is_refused(size: str) -> None:
     with pytest.raises(InputSizeError, match="no size of an image's side: choose 1 to 2048"):
-        canonical_name(f"resnet18@{size}")
+        Catalogue().canonical_name(f"resnet18@{size}")
 
 
 def test_two_sizes_are_refused() -> None:
     with pytest.raises(UsageError, match="names a size already"):
-        chosen_model("resnet18@64", [], 96)
+        Catalogue().choose("resnet18@64", 96)
 
 
 @pytest.mark.parametrize(
@@ -225,10 +215,10 @@ def test_two_sizes_are_refused() -> None:
         ("alex_net@16", "alex_net@16 cannot take an input of 16x16: features"),
     ],
 )
-def test_a_size_that_a_network_cannot_take_is_told(name: str, said: str) -> None:
+def test_a_size_that_a_network_cannot_take_is_refused(name: str, said: str) -> None:
     with pytest.raises(InputSizeError, match=said):
         model_graph(name)
 
 
 def test_another_size_has_the_same_weights() -> None:
-    assert load_network("mobile_net@96").weights_digest == load_network("mobile_net").weights_digest
+    assert load_network("mobile_net@96").ref.weights_digest == load_network("mobile_net").ref.weights_digest

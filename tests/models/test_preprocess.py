@@ -1,4 +1,4 @@
-"""Images as pixels: what they become, and that both halves of every cut make the same of them."""
+"""Images as pixels: what they become, and that both partitions of every cut get the same values from them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from neurosurgeon.engine.torch_engine import random_input, run_half, run_whole, stand_in
+from neurosurgeon.engine.torch_engine import as_tensor
 from neurosurgeon.graph.spec import TensorSpec, takes_images
 from neurosurgeon.models.build import trace
-from neurosurgeon.models.partition import cut
 from neurosurgeon.models.preprocess import MEAN, STD, as_values
-from neurosurgeon.models.zoo import load_network
 from tests.equality import assert_equal
+from tests.models.cuts_of import cut_module
+from tests.networks import cut, load_network, pixels, random_input, run, run_whole
 
 
 @given(st.integers(1, 3), st.integers(2, 40), st.integers(2, 40), st.booleans(), st.integers(0, 2**32))
@@ -50,32 +50,34 @@ def test_images_have_three_colours(spec: TensorSpec, takes: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18@64", "googlenet@64", "alex_net", "vgg_net@64", "le_net", "mobile_net"])
-def test_pixels_and_values_make_the_same_answer_at_every_third_point(name: str) -> None:
+def test_pixels_and_values_give_the_same_output_at_every_third_point(name: str) -> None:
     network = load_network(name)
     shape = network.graph.input.shape
     whole = run_whole(network, random_input(shape))
-    assert_equal(run_whole(network, stand_in(shape)), whole, same_setup=True)
+    assert_equal(run_whole(network, pixels(shape)), whole, same_setup=True)
     for point in range(0, len(network.graph.layers) + 1, 3):
-        halves = network.cut(point)
-        for image in (stand_in(shape), random_input(shape)):
-            crossing = run_half(halves.edge, [image]).tensors
-            answer = run_half(halves.cloud, crossing).tensors if point < len(network.graph.layers) else crossing
-            assert_equal(answer[0], whole, same_setup=True, what=f"point {point}, {image.dtype}")
+        edge, cloud = cut(network, point)
+        for image in (pixels(shape), random_input(shape)):
+            boundary = run(edge, [image]).arrays
+            output = run(cloud, boundary).arrays if point < len(network.graph.layers) else boundary
+            assert_equal(output[0], whole, same_setup=True, what=f"point {point}, {image.dtype}")
 
 
 @pytest.mark.parametrize("point", [0, 1])
-def test_an_image_crosses_as_it_was_given(point: int) -> None:
+def test_an_image_is_sent_as_it_was_given(point: int) -> None:
     network = load_network("resnet18")
-    halves = network.cut(point)
-    for image in (stand_in(), random_input()):
-        crossing = run_half(halves.edge, [image]).tensors
-        assert (crossing[0] is image) is (point == 0)
-    sent = [(spec.dtype, spec.shape) for spec in halves.crossing]
+    edge, cloud = cut(network, point)
+    for image in (pixels(), random_input()):
+        result = edge.run([image])
+        assert result is not None
+        assert np.may_share_memory(result.arrays[0], image) is (point == 0)
+        assert (result.arrays[0].dtype == image.dtype) is (point == 0 or image.dtype == np.float32)
+    sent = [(spec.dtype, spec.shape) for spec in cloud.inputs]
     assert (sent == [("uint8", (1, 3, 224, 224))]) is (point == 0)
 
 
 class UsesItsInputTwice(nn.Module):
-    """A network whose input may cross beside another tensor."""
+    """A network whose input may be transferred beside another tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,17 +88,17 @@ class UsesItsInputTwice(nn.Module):
         return self.second(self.first(x)) + x
 
 
-def test_an_image_may_cross_beside_what_was_made_of_it() -> None:
+def test_an_image_may_be_sent_beside_a_layers_output() -> None:
     model = UsesItsInputTwice().eval()
     graph = trace(model, "twice", (1, 3, 8, 8))
-    pixels = stand_in((1, 3, 8, 8))
-    edge, cloud = cut(model, graph, {0, 1})
-    crossing = run_half(edge, [pixels]).tensors
-    assert [tensor.dtype for tensor in crossing] == [torch.uint8, torch.float32]
+    image = as_tensor(pixels((1, 3, 8, 8)))
+    edge, cloud = cut_module(model, graph, {0, 1})
     with torch.inference_mode():
-        assert_equal(run_half(cloud, crossing).tensors[0], model(as_values(pixels)), same_setup=True)
-    assert graph.crossing_bytes[1] == sum(tensor.nbytes for tensor in crossing)
+        boundary = edge(image)
+        assert [tensor.dtype for tensor in boundary] == [torch.uint8, torch.float32]
+        assert graph.crossing_bytes[1] == sum(tensor.nbytes for tensor in boundary)
+        assert_equal(cloud(*boundary)[0], model(as_values(image)), same_setup=True)
 
 
 def test_a_network_without_three_colours_is_given_values() -> None:
-    assert stand_in((1, 1, 28, 28)).dtype == torch.float32
+    assert pixels((1, 1, 28, 28)).dtype == np.float32

@@ -6,15 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from neurosurgeon.engine.torch_engine import random_input
+from neurosurgeon.engine.torch_engine import as_tensor
 from neurosurgeon.models.build import trace
-from neurosurgeon.models.zoo import ZOO, load_network
+from neurosurgeon.models.names import ZOO
+from tests.networks import load_network, random_input
 
 
 @pytest.mark.parametrize("name", list(ZOO))
 def test_every_layer_of_a_network_has_the_shape_of_its_real_output(name: str) -> None:
     network = load_network(name)
-    value = random_input()
+    value = as_tensor(random_input())
     with torch.inference_mode():
         for module, layer in zip(network.module, network.graph.layers, strict=True):  # type: ignore[call-overload]
             value = module(value)

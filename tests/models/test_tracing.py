@@ -10,20 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.graph.spec import LayerKind
-from neurosurgeon.models.build import fold_batch_norms, trace
-from neurosurgeon.models.halves import parameter_bytes
-from neurosurgeon.models.partition import cut
+from neurosurgeon.models.build import TracedGraph, fold_batch_norms, trace
 from neurosurgeon.utils.errors import InputSizeError, TraceError
 from tests.equality import assert_equal
-from tests.models.cuts_of import split_output
+from tests.models.cuts_of import cut_module, split_output
 
 SHAPE = (1, 4, 8, 8)
 INPUT = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
 
 
-def closed_sets(graph: LayerGraph) -> Iterator[frozenset[int]]:
+def closed_sets(graph: TracedGraph) -> Iterator[frozenset[int]]:
     """Yield every cut."""
     others = range(1, len(graph.nodes))
     for chosen in itertools.chain.from_iterable(
@@ -34,8 +31,8 @@ def closed_sets(graph: LayerGraph) -> Iterator[frozenset[int]]:
             yield edge
 
 
-def traced(model: nn.Module) -> LayerGraph:
-    """Return the graph of a module, all of whose cuts compute what the whole computes."""
+def traced(model: nn.Module) -> TracedGraph:
+    """Return the graph of a module, all of whose cuts compute the output of the whole."""
     torch.manual_seed(0)
     model.eval().requires_grad_(False)
     graph = trace(model, "own", SHAPE)
@@ -47,7 +44,12 @@ def traced(model: nn.Module) -> LayerGraph:
     return graph
 
 
-def kinds(graph: LayerGraph) -> list[str]:
+def parameter_bytes(module: nn.Module) -> int:
+    """Return the bytes of a module's parameters and buffers; shared ones count once."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
+def kinds(graph: TracedGraph) -> list[str]:
     return [node.kind.value for node in graph.nodes[1:]]
 
 
@@ -64,7 +66,7 @@ def test_a_module_called_twice_is_two_nodes_with_one_set_of_weights() -> None:
     graph = traced(CalledTwice())
     assert [node.name for node in graph.nodes] == ["x", "conv", "conv#2", "norm", "add"]
     assert graph.parameter_bytes([1]) == graph.parameter_bytes([1, 2]) == 4 * (4 * 4 * 9 + 4)
-    edge, cloud = cut(CalledTwice(), graph, {0, 1})
+    edge, cloud = cut_module(CalledTwice(), graph, {0, 1})
     assert parameter_bytes(edge) == graph.parameter_bytes({0, 1})
     assert parameter_bytes(cloud) == graph.parameter_bytes({2, 3, 4})
 
@@ -88,7 +90,7 @@ def test_a_module_with_two_names_is_not_folded() -> None:
     images = torch.randn(SHAPE)
     graph = trace(model, "own", SHAPE)
     whole = fold_batch_norms(model, graph)(images)
-    assert_equal(cut(model, graph, {0})[1](images)[0], whole, same_setup=True)
+    assert_equal(cut_module(model, graph, {0}).cloud(images)[0], whole, same_setup=True)
 
 
 def test_functions_are_nodes_with_kinds() -> None:
@@ -113,7 +115,7 @@ def test_functions_are_nodes_with_kinds() -> None:
     assert graph.nodes[4].flops == 2 * 64 * 8 * 64
 
 
-def test_sizes_never_cross() -> None:
+def test_sizes_are_never_transferred() -> None:
     class Sizes(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             batch, channels, height, width = x.shape
@@ -126,7 +128,7 @@ def test_sizes_never_cross() -> None:
     assert [node.name for node in graph.crossing({0, relu.index})] == ["relu"]
 
 
-def test_parts_of_a_tensor_cross_by_themselves() -> None:
+def test_parts_of_a_tensor_are_transferred_by_themselves() -> None:
     class Parts(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             first, second = x.chunk(2, dim=1)
@@ -153,7 +155,7 @@ def test_several_tensors_of_one_operation_stay_together() -> None:
     assert lstm.kind is LayerKind.WEIGHTED
 
 
-def test_what_depends_on_no_input_is_computed_once() -> None:
+def test_values_that_depend_on_no_input_are_computed_once() -> None:
     class Fixed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -196,7 +198,7 @@ def test_a_decision_that_depends_on_a_shape_is_followed() -> None:
 # ---------------------------------------------------------------- in place
 
 
-def test_who_reads_later_reads_what_was_changed() -> None:
+def test_a_later_reader_gets_the_changed_values() -> None:
     class Later(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             y = torch.tanh(x)
@@ -206,7 +208,7 @@ def test_who_reads_later_reads_what_was_changed() -> None:
     traced(Later())
 
 
-def test_who_reads_before_reads_what_was_there() -> None:
+def test_an_earlier_reader_gets_the_values_before_the_change() -> None:
     class Before(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -236,7 +238,7 @@ def test_the_input_is_left_as_it_is() -> None:
             return functional.relu(x, inplace=True) + 1
 
     model = First()
-    edge, _ = cut(model, trace(model, "own", SHAPE), {0, 1, 2, 3})
+    edge, _ = cut_module(model, trace(model, "own", SHAPE), {0, 1, 2, 3})
     images = INPUT.clone()
     edge(images)
     assert torch.equal(images, INPUT)
@@ -263,7 +265,7 @@ class Decides(nn.Module):
         return x
 
 
-def test_a_decision_that_depends_on_data_is_told_with_its_line(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_decision_that_depends_on_data_is_refused_with_its_line(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(TraceError) as caught:
         trace(Decides(), "own", SHAPE)
     said = str(caught.value)
@@ -275,7 +277,7 @@ def test_a_decision_that_depends_on_data_is_told_with_its_line(capfd: pytest.Cap
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_shape_that_depends_on_data_is_told_with_its_operation() -> None:
+def test_a_shape_that_depends_on_data_is_refused_with_its_operation() -> None:
     class Counts(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x[x > 0].sum()
@@ -311,6 +313,6 @@ def test_a_module_of_two_inputs_is_refused() -> None:
         nn.Sequential(nn.Flatten(), nn.Linear(7, 2)),
     ],
 )
-def test_an_input_of_no_size_for_it_is_told_with_the_layer(model: nn.Module) -> None:
+def test_an_input_of_a_wrong_size_is_refused_with_the_layer(model: nn.Module) -> None:
     with pytest.raises(InputSizeError, match="own cannot take an input of 8x8: 1: "):
         trace(model, "own", SHAPE)

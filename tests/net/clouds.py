@@ -1,4 +1,4 @@
-"""Clouds in threads of the test's process, engines that misbehave, and edges that check their answers."""
+"""Clouds in threads of the test's process, executors that misbehave, and edges that check their results."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ from collections.abc import Hashable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from torch import Tensor
+import numpy as np
 
+from neurosurgeon.cloud.conversation import LatencySource, Rules, Service
 from neurosurgeon.cloud.events import CloudEvent
-from neurosurgeon.cloud.executor import CloudEngine, CloudResult, EngineLimits
+from neurosurgeon.cloud.executor import CloudResult, Executor, ExecutorLimits
 from neurosurgeon.cloud.server import CloudServer
-from neurosurgeon.engine.torch_engine import random_input, run_half, run_whole
+from neurosurgeon.cloud.store import NetworkStore
+from neurosurgeon.engine.base import Partition
 from neurosurgeon.graph.cut import pack_nodes
-from neurosurgeon.models.zoo import Cut, Network
+from neurosurgeon.graph.spec import Array
+from neurosurgeon.net.limits import ConnectionLimiter
 from neurosurgeon.net.messages import Latencies, Request
 from neurosurgeon.net.session import EdgeSession
 from neurosurgeon.net.sockets import listen
 from tests.equality import assert_equal
 from tests.net.conftest import JOIN_S, LOOPBACK
+from tests.networks import ENGINE, Network, cut, random_input, run, run_whole
 
 MODEL = "le_net"
 POINT = 3
@@ -28,15 +32,26 @@ LATENCIES = Latencies(MODEL, "forest", [1.0, 2.0], [0.5, 1.5], [2.0, 3.0], ["fea
 
 
 class Cloud:
-    """A server in threads of this process, and what it observed."""
+    """A server in threads of this process, and the events that it reported."""
 
-    def __init__(self, engine: CloudEngine, **options: Any) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        *,
+        latencies: LatencySource | None = None,
+        rules: Rules | None = None,
+        limiter: ConnectionLimiter | None = None,
+    ) -> None:
         self.events: list[CloudEvent] = []
         self.listener = listen(LOOPBACK, 0)
         self.address: tuple[str, int] = self.listener.getsockname()
-        self.server = CloudServer(self.listener, engine, lambda event, sock: self.events.append(event), **options)
+        service = Service(executor, NetworkStore(executor, {}), self._observe, latencies, rules or Rules())
+        self.server = CloudServer(self.listener, service, limiter)
         self.serving = threading.Thread(target=self.server.serve, daemon=True)
         self.serving.start()
+
+    def _observe(self, event: CloudEvent, sock: object) -> None:
+        self.events.append(event)
 
     def edge(self) -> EdgeSession:
         """Return a new conversation."""
@@ -49,15 +64,15 @@ class Cloud:
         self.serving.join(JOIN_S)
 
 
-class BlockingEngine(CloudEngine):
-    """An engine whose tasks are computed, and then hold their worker until they may go on."""
+class BlockingExecutor(Executor):
+    """An executor whose tasks are computed, and then hold their worker until they may go on."""
 
     def __init__(self, **limits: int) -> None:
-        super().__init__("cpu", 1, {}, EngineLimits(**limits))
+        super().__init__(ENGINE, ExecutorLimits(**limits))
         self.running, self.may_go_on, self.dropped = threading.Event(), threading.Event(), threading.Event()
 
-    def _computed(self, batch: Sequence[Any]) -> list[CloudResult | Exception]:
-        results = super()._computed(batch)
+    def _run_batch(self, batch: Sequence[Any]) -> list[CloudResult | Exception]:
+        results = super()._run_batch(batch)
         self.running.set()
         assert self.may_go_on.wait(JOIN_S)
         return results
@@ -69,35 +84,35 @@ class BlockingEngine(CloudEngine):
         return count
 
 
-class BrokenEngine(CloudEngine):
-    """An engine with a bug."""
+class BrokenExecutor(Executor):
+    """An executor with a bug."""
 
-    def submit(self, client: Hashable, cut: Cut, tensors: Sequence[Tensor]) -> Future[CloudResult]:
+    def submit(self, client: Hashable, partition: Partition, arrays: Sequence[Array]) -> Future[CloudResult]:
         raise ZeroDivisionError("a secret of the cloud")
 
 
 def request_at(network: Network, point: int = POINT, weights_digest: str | None = None) -> Request:
-    """Return what asks the cloud for its half at a partition point."""
+    """Return the request for the cloud partition at a partition point."""
     graph = network.graph
     mask = pack_nodes(graph, graph.edge_nodes(point))
-    return Request(network.name, mask, graph.digest, weights_digest or network.weights_digest)
+    return Request(network.ref.name, mask, graph.digest, weights_digest or network.ref.weights_digest)
 
 
-def crossing(network: Network, point: int, tensor: Tensor) -> tuple[Tensor, ...]:
-    """Return what the edge half makes of an input."""
-    return run_half(network.cut(point).edge, [tensor]).tensors
+def boundary_tensors(network: Network, point: int, array: Array) -> tuple[Array, ...]:
+    """Return the outputs of the edge partition for an input."""
+    return run(cut(network, point).edge, [array]).arrays
 
 
 def assert_answers(edge: EdgeSession, network: Network, point: int = POINT, seed: int = 0) -> None:
-    """Run one task, and compare its answer with the unsplit network's: bit for bit, for the cloud has one thread."""
-    tensor = random_input() + seed
+    """Run one task, and compare its output with the unsplit network's: bit for bit, for the cloud has one thread."""
+    array = random_input() + seed
     request = request_at(network, point)
     edge.ask_to_prepare(request.preparation)
-    edge.wait_until_ready(network.weights_digest)
-    result = edge.infer(request, crossing(network, point, tensor))
-    (output,) = result.tensors
-    assert_equal(output, run_whole(network, tensor), same_setup=True)
-    assert output.isfinite().all()
+    edge.wait_until_ready(network.ref.weights_digest)
+    result = edge.infer(request, boundary_tensors(network, point, array))
+    (output,) = result.arrays
+    assert_equal(output, run_whole(network, array), same_setup=True)
+    assert np.isfinite(output).all()
 
 
 def assert_serves(cloud: Cloud, network: Network) -> None:

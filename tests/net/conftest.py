@@ -1,4 +1,4 @@
-"""What the tests of the network share: connected pairs on loopback, and a check that nothing is left behind."""
+"""Fixtures of the tests of the network: connected pairs on loopback, and a check that no thread is left running."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from neurosurgeon.cloud.executor import CloudEngine
-from neurosurgeon.models.zoo import Network, load_network
+from neurosurgeon.cloud.executor import Executor
 from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.monitor_server import MonitorServer
 from neurosurgeon.net.sockets import listen
+from tests.networks import ENGINE, Network, load_network
 
 if TYPE_CHECKING:
     from tests.net.clouds import Cloud
@@ -38,14 +38,14 @@ def wait_until(is_so: Callable[[], bool]) -> None:
 
 @pytest.fixture(autouse=True)
 def no_thread_left() -> Iterator[None]:
-    """Fail a test that leaves a thread behind."""
+    """Fail a test that leaves a thread running."""
     before = set(threading.enumerate())
     yield
     for thread in set(threading.enumerate()) - before:
         if thread.name == "tqdm_monitor":  # a library's, one for the whole process
             continue
         thread.join(JOIN_S)
-        assert not thread.is_alive(), f"{thread.name} was left behind"
+        assert not thread.is_alive(), f"{thread.name} still runs"
 
 
 @pytest.fixture
@@ -85,8 +85,8 @@ def start() -> Iterator[Callable[..., Cloud]]:
 
     clouds: list[Cloud] = []
 
-    def start_one(engine: CloudEngine, **options: Any) -> Cloud:
-        clouds.append(Cloud(engine, **options))
+    def start_one(executor: Executor, **options: Any) -> Cloud:
+        clouds.append(Cloud(executor, **options))
         return clouds[-1]
 
     yield start_one
@@ -95,9 +95,9 @@ def start() -> Iterator[Callable[..., Cloud]]:
 
 
 @pytest.fixture
-def cloud(start: Callable[[CloudEngine], Cloud]) -> Cloud:
+def cloud(start: Callable[[Executor], Cloud]) -> Cloud:
     """A running cloud."""
-    return start(CloudEngine("cpu", 1, {}))
+    return start(Executor(ENGINE))
 
 
 @pytest.fixture(scope="session")

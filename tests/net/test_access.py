@@ -11,8 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 
 from neurosurgeon.cli.certs import make_ca, make_certificate
 from neurosurgeon.cli.parser import access_of_cloud, access_of_edge
@@ -76,7 +76,7 @@ def serve(listener: socket.socket, access: Access) -> None:
         connection.send(Hello.of())
         while True:
             received = connection.receive(JOIN_S)
-            connection.send(received.message, received.tensors, received.task)
+            connection.send(received.message, received.arrays, received.task)
 
 
 def meet(listener: socket.socket, cloud: Access, edge: Access, host: str = LOOPBACK) -> tuple[str, str]:
@@ -100,17 +100,17 @@ def meet(listener: socket.socket, cloud: Access, edge: Access, host: str = LOOPB
 @pytest.mark.parametrize("count", [0, 1, 100, 1_000_003])
 def test_messages_arrive_in_every_mode(mode: str, count: int, sides: dict[str, Sides], listener: socket.socket) -> None:
     cloud, edge = sides[mode]
-    tensors = [torch.rand(count), torch.arange(7)]
+    arrays = [np.random.default_rng(0).random(count), np.arange(7)]
     with ThreadPoolExecutor(1) as pool:
         serving = pool.submit(serve, listener, cloud)
         with connect(*listener.getsockname(), access=edge) as connection:
             connection.send(Hello.of())
             connection.receive(JOIN_S)
             for task in (1, 2):
-                connection.send(REQUEST, tensors, task)
+                connection.send(REQUEST, arrays, task)
                 received = connection.receive(JOIN_S)
                 assert (received.message, received.task) == (REQUEST, task)
-                assert all(map(torch.equal, received.tensors, tensors))
+                assert len(received.arrays) == 2 and all(map(np.array_equal, received.arrays, arrays))
         assert isinstance(serving.exception(JOIN_S), NetworkError)
 
 
@@ -237,7 +237,7 @@ def test_a_key_is_never_shown() -> None:
     assert "k" * 8 not in repr(Access(KEY))
 
 
-# ---------------------------------------------------------------- strangers, by their first bytes
+# ---------------------------------------------------------------- unauthenticated peers, by their first bytes
 
 
 @pytest.mark.parametrize(

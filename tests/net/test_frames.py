@@ -123,7 +123,7 @@ def test_any_frame_round_trips(kind: Kind, header: bytes, buffers: list[bytes], 
 def test_every_buffer_starts_on_a_cache_line(header: bytes, buffers: list[bytes]) -> None:
     pieces = pack_frame(Kind.REQUEST, header, list(map(bytearray, buffers)))
     ends = list(itertools.accumulate(map(len, pieces)))
-    located = list(zip(pieces, ends, strict=True))[1:]  # behind the head
+    located = list(zip(pieces, ends, strict=True))[1:]  # after the head
     starts = [end - len(piece) for piece, end in located if isinstance(piece, bytearray)]
     assert len(starts) == len(buffers)
     assert all(start % ALIGNMENT == 0 for start in [*starts, ends[-1]])
@@ -155,7 +155,7 @@ def test_split_body_shares_memory_with_the_body() -> None:
     assert (first[0], second[0]) == (7, 8)
 
 
-# ---------------------------------------------------------------- strangers
+# ---------------------------------------------------------------- unauthenticated peers
 
 
 @pytest.mark.parametrize(

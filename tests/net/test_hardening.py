@@ -1,4 +1,4 @@
-"""What a hostile or unlucky peer must not achieve; each was once possible."""
+"""Harm that a hostile or unlucky peer must not do; each was once possible."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import pytest
 
 from neurosurgeon.cli.process import ROOT
-from neurosurgeon.cloud.executor import CloudEngine
+from neurosurgeon.cloud.conversation import Service
+from neurosurgeon.cloud.executor import Executor
 from neurosurgeon.cloud.server import CloudServer
-from neurosurgeon.engine.torch_engine import random_input
-from neurosurgeon.models.zoo import load_network
+from neurosurgeon.cloud.store import NetworkStore
 from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.frames import Kind, pack_frame
 from neurosurgeon.net.header import MAX_TUPLES, check_tensor_specs, unpack_header
@@ -27,14 +27,15 @@ from neurosurgeon.net.session import EdgeSession
 from neurosurgeon.net.sockets import accepted, connect, stop_accepting
 from neurosurgeon.utils.errors import NetworkError, NeurosurgeonError, ProtocolError
 from tests.net.clouds import request_at
+from tests.networks import ENGINE, cut, load_network, random_input
 
 
 @pytest.fixture
-def engine() -> Iterator[CloudEngine]:
-    """A compute thread that ends with the test."""
-    engine = CloudEngine("cpu", 1, {})
-    yield engine
-    engine.close()
+def executor() -> Iterator[Executor]:
+    """A worker that ends with the test."""
+    one = Executor(ENGINE)
+    yield one
+    one.close()
 
 
 def test_a_peer_that_left_before_the_connection_was_made_is_a_typed_error(listener: socket.socket) -> None:
@@ -78,12 +79,12 @@ def test_a_deeply_nested_header_does_not_end_the_bandwidth_service(listener: soc
     server = threading.Thread(target=MonitorServer(listener).serve, daemon=True)
     server.start()
     hello = b"\x80\x05K\x01}\x8c\x01a" + b"]" * 1500 + b"a" * 1499 + b"s\x86]\x86."
-    with connect(*listener.getsockname()) as stranger:
-        stranger.send(Hello.of())
-        stranger.receive(5)
-        stranger.sock.sendall(b"".join(pack_frame(Kind.HELLO, hello)))
+    with connect(*listener.getsockname()) as peer:
+        peer.send(Hello.of())
+        peer.receive(5)
+        peer.sock.sendall(b"".join(pack_frame(Kind.HELLO, hello)))
         with pytest.raises(NetworkError):
-            stranger.receive(5)
+            peer.receive(5)
     assert measure_link(*listener.getsockname()).rate_bytes_per_s > 0
     stop_accepting(listener)
     server.join()
@@ -116,7 +117,7 @@ def test_a_failed_accept_does_not_end_a_server(monkeypatch: pytest.MonkeyPatch) 
     assert list(accepted(Listener())) == [("sock", "address")]  # type: ignore[arg-type]
 
 
-def test_a_stranger_with_a_short_answer_is_told_at_once(listener: socket.socket) -> None:
+def test_a_server_with_a_short_answer_is_refused_at_once(listener: socket.socket) -> None:
     def answer() -> None:
         with listener.accept()[0] as sock:
             sock.recv(4096)
@@ -129,33 +130,32 @@ def test_a_stranger_with_a_short_answer_is_told_at_once(listener: socket.socket)
     server.join()
 
 
-def test_stopping_twice_is_fine(listener: socket.socket, engine: CloudEngine) -> None:
-    server = CloudServer(listener, engine)
+def test_stopping_twice_is_fine(listener: socket.socket, executor: Executor) -> None:
+    server = CloudServer(listener, Service(executor, NetworkStore(executor, {})))
     server.stop()
     server.stop()
 
 
-def test_a_closed_engine_takes_no_task(engine: CloudEngine) -> None:
-    network = engine.network("le_net")
-    engine.close()
+def test_a_closed_executor_takes_no_task(executor: Executor) -> None:
+    executor.close()
     with pytest.raises(NeurosurgeonError, match="stopping"):
-        engine.submit("edge", network.cut(0), [random_input()])
+        executor.submit("edge", cut(load_network("le_net"), 0).cloud, [random_input()])
 
 
 def test_an_observer_whose_output_is_closed_does_not_disturb_the_conversation(
-    listener: socket.socket, engine: CloudEngine
+    listener: socket.socket, executor: Executor
 ) -> None:
     def closed(event: object, sock: object) -> None:
         raise BrokenPipeError
 
-    server = CloudServer(listener, engine, closed)
+    server = CloudServer(listener, Service(executor, NetworkStore(executor, {}), closed))
     thread = threading.Thread(target=server.serve, daemon=True)
     thread.start()
     network = load_network("le_net")
     with EdgeSession.open(*listener.getsockname()) as session:
         for _ in range(2):
             result = session.infer(request_at(network, 0), [random_input()])
-            assert result.tensors[0].shape == (1, 1000)
+            assert result.arrays[0].shape == (1, 1000)
     server.stop()
     thread.join()
 
@@ -179,15 +179,19 @@ def test_a_cloud_that_lies_about_its_time_is_refused(listener: socket.socket) ->
 def test_loading_a_model_does_not_disturb_a_running_task() -> None:
     script = (
         "import threading\n"
-        "from neurosurgeon.cloud.executor import CloudEngine\n"
-        "from neurosurgeon.engine.torch_engine import random_input\n"
-        "engine = CloudEngine('cpu', 1, {})\n"
-        "network = engine.network('le_net')\n"
-        "loader = threading.Thread(target=lambda: [engine.network(n) for n in ('mobile_net', 'alex_net')])\n"
+        "from neurosurgeon.cloud.executor import Executor\n"
+        "from neurosurgeon.cloud.store import NetworkStore\n"
+        "from neurosurgeon.engine.base import Side\n"
+        "from tests.networks import ENGINE, random_input\n"
+        "executor = Executor(ENGINE)\n"
+        "store = NetworkStore(executor, {})\n"
+        "network = store.network('le_net')\n"
+        "partition = network.partition(network.ref.graph.edge_nodes(0), Side.CLOUD)\n"
+        "loader = threading.Thread(target=lambda: [store.network(n) for n in ('mobile_net', 'alex_net')])\n"
         "loader.start()\n"
         "while loader.is_alive():\n"
-        "    engine.submit('edge', network.cut(0), [random_input()]).result()\n"
-        "engine.close()\n"
+        "    executor.submit('edge', partition, [random_input()]).result()\n"
+        "executor.close()\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -179,8 +179,8 @@ def test_the_cloud_tells_nothing_of_its_key_before_the_edge_has_proved_it(wires:
     with pytest.raises(AccessError):
         prove_to_edge(recorder, KEY, b"", soon_s())
     assert len(recorder.sent) == 1
-    told = recorder.sent[0][16:48]
-    assert told not in {hmac.digest(KEY, b"n" * 32, "sha256"), KEY}
+    proof = recorder.sent[0][16:48]
+    assert proof not in {hmac.digest(KEY, b"n" * 32, "sha256"), KEY}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The limits of connections: strangers are few and brief, a crowd pushes out itself, and who is inside stays."""
+"""The limits of connections: unauthenticated peers are few and brief, a crowd pushes out itself, and edges stay."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_crowd_pushes_out_itself_and_no_lonely_stranger(listener: socket.socke
     with ExitStack() as stack:
         lonely = stack.enter_context(knock(listener, "127.0.0.2"))
         crowd = [stack.enter_context(knock(listener)) for _ in range(6)]
-        assert [stranger.recv(1) for stranger in crowd[:4]] == [b""] * 4
+        assert [peer.recv(1) for peer in crowd[:4]] == [b""] * 4
         lonely.settimeout(0.02)
         with pytest.raises(TimeoutError):
             lonely.recv(1)
@@ -96,7 +96,7 @@ def test_who_is_inside_stays_whatever_crowd_comes(listener: socket.socket, opene
     opened(ConnectionLimits(max_strangers=2))
     with enter(listener) as inside, ExitStack() as stack:
         crowd = [stack.enter_context(knock(listener)) for _ in range(8)]
-        assert [stranger.recv(1) for stranger in crowd[:6]] == [b""] * 6
+        assert [peer.recv(1) for peer in crowd[:6]] == [b""] * 6
         inside.send(Hello.of())
         assert isinstance(inside.receive(JOIN_S).message, Hello)
 
@@ -107,9 +107,9 @@ def test_a_stranger_has_little_time_whatever_it_says(
 ) -> None:
     monkeypatch.setattr(limits, "INTRODUCTION_S", 0.02)
     opened(ConnectionLimits())
-    with knock(listener) as stranger:
-        stranger.sendall(says)
-        assert stranger.recv(1) == b""
+    with knock(listener) as peer:
+        peer.sendall(says)
+        assert peer.recv(1) == b""
 
 
 def test_who_finds_the_house_full_is_told_and_may_come_later(listener: socket.socket, opened: Opened) -> None:
@@ -125,10 +125,10 @@ def test_who_finds_the_house_full_is_told_and_may_come_later(listener: socket.so
 
 def test_strangers_can_be_sent_away_at_once(listener: socket.socket, opened: Opened) -> None:
     limiter = opened(ConnectionLimits())
-    with enter(listener) as inside, knock(listener) as stranger:
-        inside.send(Hello.of())  # by now the stranger, who came before it, is known to the limiter
+    with enter(listener) as inside, knock(listener) as peer:
+        inside.send(Hello.of())  # by now the peer, which came before it, is known to the limiter
         inside.receive(JOIN_S)
         while not limiter._strangers:
             pass
         limiter.send_strangers_away()
-        assert stranger.recv(1) == b""
+        assert peer.recv(1) == b""

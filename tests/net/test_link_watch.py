@@ -19,7 +19,7 @@ FIRST = LinkEstimate(1e6, 20.0)
 
 
 class Clock:
-    """A clock that only moves when told to."""
+    """A clock that only moves when a test says so."""
 
     def __init__(self) -> None:
         self.ms = 1000.0
@@ -121,7 +121,7 @@ def test_a_link_faster_than_udp_does_not_block_it(clock: Clock, monkeypatch: pyt
 
 
 def test_a_rise_is_believed_of_a_full_probe_alone(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A token bucket lets a short train pass at the rate of what is behind it."""
+    """A token bucket lets a short train pass at the rate of the link after it."""
     watch = LinkWatch("cloud", 1, FIRST)
     burst, rate = LinkEstimate(60 * FIRST.rate_bytes_per_s, 10.0), LinkEstimate(FIRST.rate_bytes_per_s, 10.0)
     asked = measures(monkeypatch, burst, rate, burst, rate)
@@ -221,7 +221,7 @@ def test_small_tensors_tell_no_rate_so_a_probe_follows_as_soon_as_none_crosses(
     watch.refresh()
     assert asked == ["ping"] * 2
     watch.saw_transfer(40_000, 50.0)
-    assert asked == ["ping"] * 2  # the next one crosses already
+    assert asked == ["ping"] * 2  # the next one is on its way already
     sending_bytes = 0
     watch.saw_transfer(40_000, 50.0)
     assert asked == ["ping", "ping", "probe"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 
+import numpy as np
 import pytest
-import torch
 
 from neurosurgeon.net import memory
 from neurosurgeon.net.frames import ALIGNMENT
@@ -40,15 +40,15 @@ def test_what_never_fits_is_not_to_be_asked_for_again() -> None:
             limit.allocate("one", 200_001)
 
 
-def test_a_body_counts_until_its_last_tensor_is_freed() -> None:
+def test_a_body_counts_until_its_last_array_is_freed() -> None:
     limit = MemoryLimit(200_000, 200_000)
     body = limit.allocate("one", 150_000)
-    tensors = [torch.frombuffer(body[:100], dtype=torch.uint8), torch.frombuffer(body[128:], dtype=torch.uint8)]
+    arrays = [np.frombuffer(body[:100], np.uint8), np.frombuffer(body[128:], np.uint8)]
     del body
-    tensors.pop()
+    arrays.pop()
     with pytest.raises(BusyError):
         limit.allocate("one", 150_000)
-    tensors.pop()
+    arrays.pop()
     assert len(limit.allocate("one", 150_000)) == 150_000
 
 

@@ -53,7 +53,7 @@ Address = tuple[str, int]
 
 
 @pytest.fixture
-def nobody(listener: socket.socket) -> Address:
+def missing_service(listener: socket.socket) -> Address:
     """An address at which no service listens any more."""
     address: Address = listener.getsockname()
     listener.close()
@@ -197,11 +197,11 @@ def test_a_message_that_it_does_not_serve_is_refused(service: Address, message: 
 @pytest.mark.parametrize(
     "data",
     [b"GET / HTTP/1.1\r\n".ljust(HEAD_UNIT), bytes(1000), pickle.dumps(bytes(1000)), b"NSGN", b""],
-    ids=["http", "zeros", "pickle", "half a frame", "nothing"],
+    ids=["http", "zeros", "pickle", "part of a frame", "nothing"],
 )
 def test_a_stranger_does_not_stop_the_service(service: Address, data: bytes) -> None:
-    with socket.create_connection(service, JOIN_S) as stranger:
-        stranger.sendall(data)
+    with socket.create_connection(service, JOIN_S) as peer:
+        peer.sendall(data)
     assert_measures(service)
 
 
@@ -282,9 +282,9 @@ def test_measurement_that_never_starts_is_no_process() -> None:
 # ---------------------------------------------------------------- a service that is away
 
 
-def test_a_missing_service_is_a_network_error(nobody: Address) -> None:
+def test_a_missing_service_is_a_network_error(missing_service: Address) -> None:
     with pytest.raises(ConnectError, match="no service at"):
-        measure_link(*nobody)
+        measure_link(*missing_service)
 
 
 def test_a_silent_service_is_a_network_error(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,21 +294,21 @@ def test_a_silent_service_is_a_network_error(listener: socket.socket, monkeypatc
 
 
 def test_a_missing_service_is_replaced_by_the_last_value(
-    nobody: Address, cache: Path, caplog: pytest.LogCaptureFixture
+    missing_service: Address, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache.parent.mkdir(parents=True)
-    host, port = nobody
+    host, port = missing_service
     cache.write_text(json.dumps({f"{host}:{port}": [1e6, 2.5, time.time() - 90]}))
-    link = estimate_link(*nobody)
+    link = estimate_link(*missing_service)
     assert (link.rate_bytes_per_s, link.rtt_ms, link.source) == (1e6, 2.5, LinkSource.LAST)
     assert link.age_s == pytest.approx(90, abs=30)
     assert "using the value of" in caplog.text
 
 
 @pytest.mark.usefixtures("cache")
-def test_a_missing_service_without_a_last_value_says_what_to_do(nobody: Address) -> None:
+def test_a_missing_service_without_a_last_value_says_what_to_do(missing_service: Address) -> None:
     with pytest.raises(ConnectError, match="pass --bandwidth"):
-        estimate_link(*nobody)
+        estimate_link(*missing_service)
 
 
 @pytest.mark.usefixtures("cache")
@@ -408,8 +408,12 @@ def test_the_client_prints_one_json_object(service: Address, capsys: pytest.Capt
     assert link["bandwidth_mb_per_s"] > 0 and link["rtt_ms"] > 0
 
 
-def test_the_client_reports_a_missing_service_in_one_line(nobody: Address, capsys: pytest.CaptureFixture[str]) -> None:
-    assert monitor.client(["-i", nobody[0], "--monitor-port", str(nobody[1])]) == NetworkError.exit_code
+def test_the_client_reports_a_missing_service_in_one_line(
+    missing_service: Address, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        monitor.client(["-i", missing_service[0], "--monitor-port", str(missing_service[1])]) == NetworkError.exit_code
+    )
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1 and "no service at" in captured.err

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 
 import pytest
 
-from neurosurgeon.engine.torch_engine import random_input, run_whole
-from neurosurgeon.models.zoo import Network
 from neurosurgeon.net import session
 from neurosurgeon.net.connection import SO_MAX_PACING_RATE, UNPACED, Connection
 from neurosurgeon.net.frames import HEAD_UNIT
@@ -22,8 +20,9 @@ from neurosurgeon.net.session import EdgeSession, stage_times
 from neurosurgeon.utils.errors import DeadlineError, ProtocolError
 from neurosurgeon.utils.link import LinkEstimate, LinkSource
 from tests.equality import assert_equal
-from tests.net.clouds import LATENCIES, MODEL, OTHER_DIGEST, POINT, Cloud, assert_answers, crossing, request_at
+from tests.net.clouds import LATENCIES, MODEL, OTHER_DIGEST, POINT, Cloud, assert_answers, boundary_tensors, request_at
 from tests.net.conftest import JOIN_S
+from tests.networks import Network, random_input, run_whole
 
 # ---------------------------------------------------------------- the answer
 
@@ -43,8 +42,8 @@ def test_many_tasks_follow_on_one_connection(cloud: Cloud, network: Network) -> 
 def test_answers_outlive_the_next_task(cloud: Cloud, network: Network) -> None:
     request = request_at(network)
     with cloud.edge() as edge:
-        first = edge.infer(request, crossing(network, POINT, random_input())).tensors[0]
-        edge.infer(request, crossing(network, POINT, random_input() + 1))
+        first = edge.infer(request, boundary_tensors(network, POINT, random_input())).arrays[0]
+        edge.infer(request, boundary_tensors(network, POINT, random_input() + 1))
     assert_equal(first, run_whole(network, random_input()), same_setup=True)
 
 
@@ -61,19 +60,19 @@ def test_many_edges_are_served_at_once(cloud: Cloud, network: Network) -> None:
         list(pool.map(one_edge, range(8)))
 
 
-def test_the_cloud_says_what_it_computes_with(cloud: Cloud) -> None:
+def test_the_cloud_names_its_device_and_threads(cloud: Cloud) -> None:
     with cloud.edge() as edge:
         assert edge.cloud == {"device": "cpu", "threads": 1}
         assert edge.rtt_ms > 0
 
 
-def test_a_result_tells_time_and_bytes(cloud: Cloud, network: Network) -> None:
-    tensors, called = crossing(network, POINT, random_input()), threading.Event()
+def test_a_result_has_its_times_and_bytes(cloud: Cloud, network: Network) -> None:
+    arrays, called = boundary_tensors(network, POINT, random_input()), threading.Event()
     with cloud.edge() as edge:
-        result = edge.infer(request_at(network), tensors, called.set)
+        result = edge.infer(request_at(network), arrays, called.set)
     assert called.is_set()
     assert result.transfer_ms > 0 and result.cloud_ms > 0
-    assert result.sent_bytes >= HEAD_UNIT + sum(tensor.nbytes for tensor in tensors)
+    assert result.sent_bytes >= HEAD_UNIT + sum(array.nbytes for array in arrays)
     assert stage_times(1.0, result).total_ms == pytest.approx(1.0 + result.transfer_ms + result.cloud_ms)
 
 
@@ -137,15 +136,15 @@ def _pace(edge: EdgeSession) -> int:
     return struct.unpack("@I", edge._connection.sock.getsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, 4))[0]
 
 
-def test_nothing_crosses_where_the_edge_did_all() -> None:
+def test_no_tensor_is_sent_where_the_edge_did_all() -> None:
     assert stage_times(2.0, None).as_dict() == {"edge_ms": 2.0, "transfer_ms": 0.0, "cloud_ms": 0.0, "total_ms": 2.0}
 
 
-# ---------------------------------------------------------------- an edge among strangers
+# ---------------------------------------------------------------- an edge and other servers
 
 
 def answer_once(listener: socket.socket, *messages: Message) -> threading.Thread:
-    """Play a cloud that says what it is told to, whatever it hears."""
+    """Play a cloud that sends these messages, whatever it receives."""
 
     def play() -> None:
         with Connection(listener.accept()[0]) as connection:
@@ -181,7 +180,7 @@ def test_a_server_of_another_protocol_is_refused(listener: socket.socket) -> Non
         EdgeSession.open(*listener.getsockname())
 
 
-def test_signs_of_life_are_no_answers(listener: socket.socket, network: Network) -> None:
+def test_heartbeats_are_no_replies(listener: socket.socket, network: Network) -> None:
     def play() -> None:
         with Connection(listener.accept()[0]) as connection:
             for messages in ([Hello.of()], [Pong(0), Pong(0), Ready(MODEL, OTHER_DIGEST), Pong(0)]):
@@ -196,7 +195,7 @@ def test_signs_of_life_are_no_answers(listener: socket.socket, network: Network)
     with EdgeSession.open(*listener.getsockname()) as edge:
         edge.ask_to_prepare(request_at(network).preparation)
         edge.wait_until_ready(OTHER_DIGEST)
-        assert edge.infer(request_at(network), []).tensors == []
+        assert edge.infer(request_at(network), []).arrays == ()
     thread.join()
 
 
@@ -220,7 +219,7 @@ def quiet_cloud(listener: socket.socket, *messages: Message) -> Iterator[None]:
     thread.join()
 
 
-def test_a_silent_cloud_is_told_of_long_before_an_answer_is_due(
+def test_a_silent_cloud_is_found_long_before_a_reply_is_due(
     listener: socket.socket, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with quiet_cloud(listener), EdgeSession.open(*listener.getsockname()) as edge:

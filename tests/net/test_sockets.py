@@ -33,7 +33,7 @@ def test_a_server_can_restart_at_once(listener: socket.socket) -> None:
 
 
 def test_nobody_there_is_named() -> None:
-    with socket.socket() as taken:  # bound, so that nobody else listens there; it does not listen either
+    with socket.socket() as taken:  # bound, so that no other program listens there; it does not listen either
         taken.bind((LOOPBACK, 0))
         port = taken.getsockname()[1]
         with pytest.raises(ConnectError, match=f"no service at {LOOPBACK}:{port}"):

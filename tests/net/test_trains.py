@@ -1,4 +1,4 @@
-"""UDP beside the monitor connection: trains arrive, and nobody gets more than he sent who has not proved himself."""
+"""UDP beside the monitor connection: trains arrive, and without a proof no address gets more than it sent."""
 
 from __future__ import annotations
 

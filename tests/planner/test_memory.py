@@ -1,4 +1,4 @@
-"""What an edge half has to hold: counted by hand, and the same whichever way it is counted."""
+"""The memory of an edge partition: counted by hand, and the same whichever way it is counted."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import pytest
 
 from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.models.build import trace
-from neurosurgeon.models.zoo import ZOO, model_graph
+from neurosurgeon.models.names import ZOO
 from neurosurgeon.planner.memory import EdgeMemory, edge_memory, memory_at_points
 from tests.models.test_graph_dag import SHAPE, Diamond
+from tests.networks import model_graph
 
 PLANE = 4 * 8 * 8 * 4  # bytes of a tensor of the diamond
 CONV = {"stem": (4 * 4 * 9 + 4) * 4, "left": (4 * 4 + 4) * 4, "right": (4 * 4 * 9 + 4) * 4}
@@ -27,9 +28,9 @@ def test_the_input_alone_has_no_parameters(diamond: LayerGraph) -> None:
     assert edge_memory(diamond, {0}) == EdgeMemory(0, PLANE)
 
 
-def test_what_crosses_is_kept_and_what_is_read_for_the_last_time_is_not(diamond: LayerGraph) -> None:
-    two_crossing = nodes_of(diamond, "stem", "left", "act")
-    assert edge_memory(diamond, two_crossing) == EdgeMemory(CONV["stem"] + CONV["left"], 3 * PLANE)
+def test_boundary_tensors_are_kept_and_others_end_at_their_last_reader(diamond: LayerGraph) -> None:
+    two_tensors = nodes_of(diamond, "stem", "left", "act")
+    assert edge_memory(diamond, two_tensors) == EdgeMemory(CONV["stem"] + CONV["left"], 3 * PLANE)
     assert edge_memory(diamond, nodes_of(diamond, "stem")) == EdgeMemory(CONV["stem"], 2 * PLANE)
 
 

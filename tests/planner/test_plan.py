@@ -16,7 +16,7 @@ from openpyxl import load_workbook
 from PIL import Image
 
 from neurosurgeon.cli import deployment, parser
-from neurosurgeon.models.zoo import ZOO, model_graph
+from neurosurgeon.models.names import ZOO
 from neurosurgeon.planner.chain_search import Objective
 from neurosurgeon.planner.compare import compare
 from neurosurgeon.planner.plan import SplitPlan, plan_split
@@ -26,6 +26,7 @@ from neurosurgeon.predictor.latencies import LayerLatencies
 from neurosurgeon.predictor.machine_speed import scaled_to_machine
 from neurosurgeon.predictor.predictor_utils import SIDES, LatencyPredictor, config_path, find_predictor
 from neurosurgeon.utils.errors import DataSetError, MissingPredictorError, PlanningError
+from tests.networks import model_graph
 
 MB = 1e6
 STAGES = ["edge_ms", "transfer_ms", "cloud_ms", "total_ms"]

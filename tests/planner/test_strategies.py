@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neurosurgeon.models.build import trace
-from neurosurgeon.models.zoo import model_graph
 from neurosurgeon.planner.chain_search import Objective
 from neurosurgeon.planner.dag_search import DagCosts
 from neurosurgeon.planner.memory import edge_memory, memory_at_points
 from neurosurgeon.planner.strategies import Strategy, inner_cuts, points_of, search_of
 from tests.models.test_graph_dag import SHAPE, Diamond, closed_sets
+from tests.networks import model_graph
 from tests.planner.dags import cost_of, costs_of
 
 DIAMOND = trace(Diamond(), "diamond", SHAPE)

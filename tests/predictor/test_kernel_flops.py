@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from neurosurgeon.graph.spec import LayerKind
-from neurosurgeon.models.zoo import ZOO, model_graph
+from neurosurgeon.models.names import ZOO
 from neurosurgeon.predictor.kernel_flops import Row, Work, node_work, output_width, row_work
 from neurosurgeon.utils.errors import MissingPredictorError
+from tests.networks import model_graph
 
 
 @pytest.mark.parametrize("name", ZOO)

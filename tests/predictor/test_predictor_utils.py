@@ -21,7 +21,7 @@ from neurosurgeon.cli import predictors
 from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.models.build import trace
-from neurosurgeon.models.zoo import ZOO, model_graph
+from neurosurgeon.models.names import ZOO
 from neurosurgeon.predictor import predictor_utils
 from neurosurgeon.predictor.features import FEATURE_NAMES, feature_matrix
 from neurosurgeon.predictor.get_datasets_func import COLUMNS, csv_path, load_dataset, read_rows
@@ -62,6 +62,7 @@ from neurosurgeon.predictor.predictor_utils import (
 from neurosurgeon.predictor.staging import COMPLETE, PARTIAL
 from neurosurgeon.utils.errors import DataSetError, MissingPredictorError
 from neurosurgeon.utils.files import cache_directory
+from tests.networks import model_graph
 
 RATES = np.array([0.01, 5.0, 0.1, 0.2, 0.05, 0.3, 0.0, 1.5])
 ONES = np.ones(len(FEATURE_NAMES))

@@ -12,10 +12,10 @@ import pytest
 
 from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.models.build import trace
-from neurosurgeon.models.zoo import model_graph
 from neurosurgeon.reports.drawing import boxes_of, dot_text, draw_cut
 from neurosurgeon.utils.errors import UsageError
 from tests.models.test_graph_dag import SHAPE, Diamond
+from tests.networks import model_graph
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 from neurosurgeon.edge.records import TaskResult
-from neurosurgeon.models.zoo import model_graph
 from neurosurgeon.planner.plan import SplitPlan, plan_split
 from neurosurgeon.predictor.predictor_utils import SIDES, find_predictor
 from neurosurgeon.reports.plots import plot_plan, plot_queue, plot_scatter
 from neurosurgeon.utils.errors import UsageError
 from tests.edge.samples import failed, finished, queue_of
+from tests.networks import model_graph
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from neurosurgeon.edge.records import QueuedTask, TaskResult
-from neurosurgeon.edge.summary import summarise
-from neurosurgeon.models.zoo import model_graph
+from neurosurgeon.edge.records import QueuedTask, QueueStarted, TaskDone, TaskPlanned, TaskResult
 from neurosurgeon.reports.queue_report import QueueReport, print_summary, task_block
+from neurosurgeon.reports.summary import summarise
 from neurosurgeon.reports.text import FINISHED, RULE
 from neurosurgeon.utils.timing import StageTimes
 from tests.edge.samples import failed, finished, queue_of
+from tests.networks import model_graph
 
 POINTS = {  # of resnet18: what crosses
     0: ["x , 1x3x224x224 uint8 , 150.5 KB"],
@@ -111,8 +111,8 @@ def test_a_failed_task_is_one_line() -> None:
 
 
 def test_a_queue_starts_with_its_models_in_order(capsys: pytest.CaptureFixture[str]) -> None:
-    with QueueReport([QueuedTask(1, "le_net"), QueuedTask(2, "mobile_net"), QueuedTask(3, "le_net")]) as report:
-        report.start()
+    with QueueReport() as report:
+        report(QueueStarted([QueuedTask(1, "le_net"), QueuedTask(2, "mobile_net"), QueuedTask(3, "le_net")]))
     captured = capsys.readouterr()
     assert captured.out == (
         "tasks list info : ['le_net', 'mobile_net', 'le_net']\n"
@@ -124,8 +124,11 @@ def test_a_queue_starts_with_its_models_in_order(capsys: pytest.CaptureFixture[s
 def test_blocks_of_many_threads_stay_whole() -> None:
     results = queue_of(200)
     stream = io.StringIO()
-    with QueueReport([result.task for result in results], stream) as report, ThreadPoolExecutor(8) as pool:
-        list(pool.map(report.task_done, results))
+    with QueueReport(stream) as report, ThreadPoolExecutor(8) as pool:
+        report(QueueStarted([result.task for result in results]))
+        stream.truncate(0)
+        stream.seek(0)
+        list(pool.map(report, [TaskDone(result, None) for result in results]))
     text = stream.getvalue()
     for result in results:
         block = task_block(result, 200)
@@ -135,18 +138,19 @@ def test_blocks_of_many_threads_stay_whole() -> None:
 
 
 def test_lines_go_to_stderr_where_stdout_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
-    with QueueReport([QueuedTask(1, "le_net")], sys.stderr) as report:
-        report.start()
-        report.task_done(finished(1))
+    with QueueReport(sys.stderr) as report:
+        report(QueueStarted([QueuedTask(1, "le_net")]))
+        report(TaskDone(finished(1), None))
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.endswith(FINISHED + "\n")
 
 
 def test_no_bar_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with QueueReport([QueuedTask(1, "le_net")], io.StringIO()) as report:
-        report.show_state(12.5e6, 3.0)
-        report.task_done(finished(1))
+    with QueueReport(io.StringIO()) as report:
+        report(QueueStarted([QueuedTask(1, "le_net")]))
+        report(TaskPlanned(12.5e6, 3.0))
+        report(TaskDone(finished(1), None))
     assert capsys.readouterr().err == ""
 
 
@@ -160,9 +164,10 @@ def in_terminal() -> Iterator[Terminal]:
 
 def test_a_bar_shows_progress_rate_and_load() -> None:
     tasks = [QueuedTask(1, "le_net"), QueuedTask(2, "le_net")]
-    with in_terminal() as terminal, QueueReport(tasks) as report:
-        report.task_done(finished(1))
-        report.show_state(12.5e6, 3.0)
+    with in_terminal() as terminal, QueueReport() as report:
+        report(QueueStarted(tasks))
+        report(TaskDone(finished(1), None))
+        report(TaskPlanned(12.5e6, 3.0))
     shown = terminal.getvalue()
     assert "queue" in shown
     assert "1/2" in shown
@@ -170,8 +175,9 @@ def test_a_bar_shows_progress_rate_and_load() -> None:
 
 
 def test_a_block_starts_on_a_line_without_the_bar() -> None:
-    with in_terminal() as terminal, QueueReport([QueuedTask(1, "le_net")]) as report:
-        report.task_done(finished(1))
+    with in_terminal() as terminal, QueueReport() as report:
+        report(QueueStarted([QueuedTask(1, "le_net")]))
+        report(TaskDone(finished(1), None))
     before = terminal.getvalue().partition("get bandwidth value")[0]
     assert before.endswith("\r")
     assert not before.split("\r")[-2].strip()
@@ -182,7 +188,8 @@ def test_log_lines_do_not_tear_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
         handler = logging.StreamHandler(terminal)
         handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
         monkeypatch.setattr(logging.root, "handlers", [handler])
-        with QueueReport([QueuedTask(1, "le_net")]):
+        with QueueReport() as report:
+            report(QueueStarted([QueuedTask(1, "le_net")]))
             logging.getLogger("net").warning("the link is slow")
         assert logging.root.handlers == [handler]
     assert "\rWARNING the link is slow\n" in terminal.getvalue()

@@ -17,21 +17,11 @@ from torch import Tensor
 
 from neurosurgeon.cli.process import ROOT
 from neurosurgeon.engine.base import WeightsSource
-from neurosurgeon.models.torchvision_compat import import_torchvision
-from neurosurgeon.models.zoo import (
-    ZOO,
-    canonical_name,
-    check_point,
-    imagenet_labels,
-    load_network,
-    model_graph,
-    model_of_weights,
-    read_weights_file,
-    seeded_state,
-    skeleton,
-    weights_digest,
-)
-from neurosurgeon.utils.errors import PartitionError, UnknownModelError, WeightsError
+from neurosurgeon.models.names import ZOO, Catalogue
+from neurosurgeon.models.torchvision_compat import imagenet_labels, import_torchvision
+from neurosurgeon.models.weights import model_of_weights, read_weights_file, seeded_state, weights_digest
+from neurosurgeon.utils.errors import UnknownModelError, WeightsError
+from tests.networks import load_network, model_graph, skeleton
 
 State = dict[str, Tensor]
 
@@ -57,7 +47,7 @@ def saved(path: Path, state: object) -> Path:
 
 def digest_of(path: Path, name: str = "le_net") -> str:
     """Return the digest of the network that a file makes."""
-    return load_network(name, WeightsSource(path)).weights_digest
+    return load_network(name, WeightsSource(path)).ref.weights_digest
 
 
 # ---------------------------------------------------------------- names
@@ -65,38 +55,20 @@ def digest_of(path: Path, name: str = "le_net") -> str:
 
 @pytest.mark.parametrize("alias", ["mobilenet", "mobile_net"])
 def test_both_spellings_of_mobile_net_work(alias: str) -> None:
-    assert canonical_name(alias) == "mobile_net"
+    assert Catalogue().canonical_name(alias) == "mobile_net"
 
 
 def test_an_unknown_name_is_answered_with_those_that_exist() -> None:
     with pytest.raises(UnknownModelError, match="'resnet'.*alex_net, vgg_net, le_net, mobile_net"):
-        canonical_name("resnet")
+        Catalogue().canonical_name("resnet")
 
 
-def test_a_model_is_traced_once_per_process() -> None:
+def test_an_engine_traces_a_model_once() -> None:
     assert model_graph("le_net") is model_graph("le_net")
 
 
-@pytest.mark.parametrize("point", [0, 1, 12])
-def test_a_point_inside_the_network_passes(point: int) -> None:
-    check_point("le_net", point)
-
-
-@pytest.mark.parametrize("point", [-1, 13, 10**9])
-def test_a_point_outside_the_network_is_refused_with_the_range(point: int) -> None:
-    with pytest.raises(PartitionError, match=f"{point} is outside le_net: choose 0 .* to 12"):
-        check_point("le_net", point)
-    with pytest.raises(PartitionError):
-        load_network("le_net").cut(point)
-
-
-def test_a_cut_is_made_once_and_kept() -> None:
-    network = load_network("le_net")
-    assert network.cut(3) is network.cut(3)
-
-
 def test_names_and_command_lines_do_not_wait_for_torch() -> None:
-    script = "import sys, neurosurgeon.models.zoo, neurosurgeon.cli.edge; sys.exit('torch' in sys.modules)"
+    script = "import sys, neurosurgeon.models.weights, neurosurgeon.cli.edge; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=60)
 
 
@@ -105,13 +77,13 @@ def test_names_and_command_lines_do_not_wait_for_torch() -> None:
 
 @pytest.mark.parametrize("name", PINNED_DIGESTS)
 def test_seeded_weights_never_change(name: str) -> None:
-    assert load_network(name).weights_digest == PINNED_DIGESTS[name]
+    assert load_network(name).ref.weights_digest == PINNED_DIGESTS[name]
 
 
 def test_seeded_weights_are_the_same_in_every_process() -> None:
     script = (
-        "from neurosurgeon.models.zoo import load_network\n"
-        f"print(*(load_network(name).weights_digest for name in {list(PINNED_DIGESTS)}))"
+        "from neurosurgeon.engine.torch_engine import TorchEngine\n"
+        f"print(*(TorchEngine().open(name).ref.weights_digest for name in {list(PINNED_DIGESTS)}))"
     )
     other = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, check=True, timeout=120, capture_output=True, text=True
@@ -135,7 +107,7 @@ def test_one_other_weight_makes_another_digest(state: State) -> None:
     assert weights_digest(state) != before
 
 
-def test_the_digest_tells_equal_bytes_of_another_shape_apart() -> None:
+def test_equal_bytes_of_another_shape_make_another_digest() -> None:
     assert weights_digest({"a": torch.zeros(2, 3)}) != weights_digest({"a": torch.zeros(3, 2)})
 
 
@@ -179,7 +151,7 @@ def test_a_safetensors_file_gives_its_weights(tmp_path: Path, state: State) -> N
 def test_other_float_types_are_computed_as_float32(tmp_path: Path, state: State, dtype: torch.dtype) -> None:
     path = saved(tmp_path / "le_net.pt", {key: value.to(dtype) for key, value in state.items()})
     network = load_network("le_net", WeightsSource(path))
-    assert network.weights_digest == weights_digest({key: v.to(dtype).float() for key, v in state.items()})
+    assert network.ref.weights_digest == weights_digest({key: v.to(dtype).float() for key, v in state.items()})
     assert {parameter.dtype for parameter in network.module.parameters()} == {torch.float32}
 
 
@@ -258,12 +230,12 @@ def test_the_bomb_of_the_test_above_does_go_off(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["le_net", "mobile_net"])
 def test_the_model_of_a_weights_file_is_found(tmp_path: Path, name: str) -> None:
-    assert model_of_weights(saved(tmp_path / "some.pt", seeded_state(name, skeleton(name)))) == name
+    assert model_of_weights(Catalogue(), saved(tmp_path / "some.pt", seeded_state(name, skeleton(name)))) == name
 
 
 def test_weights_of_no_model_are_refused_with_those_that_exist(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"other\.pt fits none of alex_net, vgg_net, le_net, mobile_net"):
-        model_of_weights(saved(tmp_path / "other.pt", {"w": torch.zeros(3)}))
+        model_of_weights(Catalogue(), saved(tmp_path / "other.pt", {"w": torch.zeros(3)}))
 
 
 # ---------------------------------------------------------------- torchvision's checkpoints
@@ -271,7 +243,7 @@ def test_weights_of_no_model_are_refused_with_those_that_exist(tmp_path: Path) -
 
 @pytest.fixture
 def mobile_state() -> State:
-    """A state that stands in for torchvision's checkpoint."""
+    """A state in place of torchvision's checkpoint."""
     state = seeded_state("mobile_net", skeleton("mobile_net"))
     state["classifier.1.bias"] = torch.zeros(1000)
     return state
@@ -279,7 +251,7 @@ def mobile_state() -> State:
 
 @pytest.fixture
 def downloads(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], State]], None]:
-    """Replace what torchvision downloads; it gives nothing to who does not check its hash."""
+    """Replace torchvision's download; it gives nothing to a caller that does not check its hash."""
 
     def replace(get: Callable[[], State]) -> None:
         enum = import_torchvision().MobileNet_V2_Weights
@@ -296,8 +268,8 @@ def test_pretrained_weights_are_those_of_torchvision(
 ) -> None:
     downloads(lambda: mobile_state)
     network = load_network.__wrapped__("mobile_net", PRETRAINED)  # not from the cache, and not into it
-    assert network.weights_digest == weights_digest(mobile_state) != PINNED_DIGESTS["mobile_net"]
-    assert network.knows_imagenet
+    assert network.ref.weights_digest == weights_digest(mobile_state) != PINNED_DIGESTS["mobile_net"]
+    assert network.ref.labels == imagenet_labels()
 
 
 @pytest.mark.parametrize("error", [OSError("no route to host"), RuntimeError("invalid hash value")])
@@ -324,22 +296,22 @@ def official_name(path: Path, stem: str) -> Path:
 
 def test_a_checkpoint_of_torchvision_is_known_by_the_hash_in_its_name(tmp_path: Path, mobile_state: State) -> None:
     path = official_name(saved(tmp_path / "download", mobile_state), "mobilenet_v2")
-    assert load_network("mobile_net", WeightsSource(path)).knows_imagenet
+    assert load_network("mobile_net", WeightsSource(path)).ref.labels == imagenet_labels()
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2-00000000.pth", "mobilenet_v2.pth", "mine.pt"])
 def test_any_other_checkpoint_does_not_pretend_to_know_imagenet(tmp_path: Path, mobile_state: State, name: str) -> None:
     path = saved(tmp_path / name, mobile_state)
-    assert not load_network("mobile_net", WeightsSource(path)).knows_imagenet
+    assert load_network("mobile_net", WeightsSource(path)).ref.labels is None
 
 
 def test_the_hash_alone_does_not_make_a_checkpoint_official(tmp_path: Path, mobile_state: State) -> None:
     path = official_name(saved(tmp_path / "download", mobile_state), "resnet50")
-    assert not load_network("mobile_net", WeightsSource(path)).knows_imagenet
+    assert load_network("mobile_net", WeightsSource(path)).ref.labels is None
 
 
 def test_seeded_weights_do_not_pretend_to_know_imagenet() -> None:
-    assert not any(load_network(name).knows_imagenet for name in ("le_net", "mobile_net"))
+    assert all(load_network(name).ref.labels is None for name in ("le_net", "mobile_net"))
 
 
 def test_there_are_a_thousand_classes() -> None:

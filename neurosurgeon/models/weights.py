@@ -1,171 +1,31 @@
-"""Names to models and their weights: which networks exist, and how each gets its parameters.
+"""The weights of networks: from a file that the user names, torchvision's checkpoints, or a fixed seed.
 
-Weights come from a file the user names, from torchvision's pretrained checkpoints, or from a fixed seed that gives
-the same bits on every machine. A digest of the weights, not their origin, tells whether two machines hold the same.
+The seed gives the same bits on every machine. A digest of the weights, not their origin, shows whether two machines
+hold the same.
 """
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import math
 import re
-import threading
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from neurosurgeon.engine.base import SEEDED, WeightsSource
-from neurosurgeon.models.names import ZOO as ZOO
-from neurosurgeon.models.names import build_module, is_own, torchvision_name, torchvision_weights
-from neurosurgeon.models.names import canonical_name as canonical_name
-from neurosurgeon.models.names import input_size as input_size
-from neurosurgeon.utils.errors import PartitionError, WeightsError
+from neurosurgeon.engine.base import WeightsSource
+from neurosurgeon.models.names import ZOO, Catalogue, is_own, torchvision_name, torchvision_weights
+from neurosurgeon.utils.errors import UsageError, WeightsError
 
 if TYPE_CHECKING:  # torch takes a second to import; names and spelling checks must not wait for it
     from torch import Tensor, nn
 
-    from neurosurgeon.graph.spec import TensorSpec
-    from neurosurgeon.models.build import TracedGraph
-
-INPUT_SHAPE = (1, 3, 224, 224)
-MAX_CUTS = 64  # that a network keeps: its own list is the only one
 TRAINING_HEADS = {"aux1", "aux2", "AuxLogits"}  # of GoogLeNet and Inception, in their checkpoints
 DIGEST_HEX_CHARS = 32  # 128 bits: enough to tell weights apart, short enough to read
-MAX_GRAPHS = 256  # kept; a peer can ask for every network in every size
 
 
-def model_graph(name: str) -> TracedGraph:
-    """Return the layer graph of a model, traced once per process and without weights.
-
-    Raises: UnknownModelError; TraceError: it cannot become a graph; InputSizeError: it takes no such images.
-    """
-    return _model_graph(canonical_name(name))
-
-
-@lru_cache(MAX_GRAPHS)
-def _model_graph(name: str) -> TracedGraph:
-    from neurosurgeon.models.build import trace
-
-    size = input_size(name)
-    return trace(skeleton(name), name, (1, 3, size, size))
-
-
-def skeleton(name: str) -> nn.Module:
-    """Build the architecture, its parameters on the meta device: shapes without memory; the user's own in full."""
-    return build_module(canonical_name(name))
-
-
-# ---------------------------------------------------------------- networks ready to run
-
-
-class Cut(NamedTuple):
-    """A network cut in two, and what crosses between its halves."""
-
-    edge: nn.Module  # input -> crossing tensors
-    cloud: nn.Module  # crossing tensors -> (output,)
-    crossing: tuple[TensorSpec, ...]  # of an image the pixels
-    values: tuple[TensorSpec, ...]  # of an image the values, which may cross in their place
-
-
-@dataclass(frozen=True, eq=False)
-class Network:
-    """A model with its weights, optimised for inference on one device, and its graph."""
-
-    name: str
-    module: nn.Module
-    graph: TracedGraph
-    weights_digest: str
-    device: str
-    source: WeightsSource
-    knows_imagenet: bool  # its outputs are the 1000 classes of torchvision's checkpoints
-    _cuts: OrderedDict[frozenset[int], Cut] = field(default_factory=OrderedDict, repr=False)  # the last used is last
-    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
-
-    def cut(self, point: int) -> Cut:
-        """Return the two halves at a partition point.
-
-        Raises: PartitionError: the point is outside 0 ... number of layers.
-        """
-        check_point(self.name, point)
-        return self.split(self.graph.edge_nodes(point))
-
-    def split(self, edge_nodes: frozenset[int]) -> Cut:
-        """Return the two halves of any cut; the last `MAX_CUTS` that were asked for are kept.
-
-        They share the network's weights: each has 0.1 KB of code a node.
-
-        Raises: PartitionError: these nodes are no cut.
-        """
-        with self._lock:
-            if edge_nodes in self._cuts:
-                self._cuts.move_to_end(edge_nodes)
-                return self._cuts[edge_nodes]
-        made = self._make_cut(edge_nodes)
-        with self._lock:
-            made = self._cuts.setdefault(edge_nodes, made)  # tasks of one cut share its halves
-            while len(self._cuts) > MAX_CUTS:
-                self._cuts.popitem(last=False)
-        return made
-
-    def _make_cut(self, edge_nodes: frozenset[int]) -> Cut:
-        from neurosurgeon.models.partition import cut
-
-        nodes = self.graph.crossing(edge_nodes)
-        crossing = tuple(sent for node in nodes for sent in node.sent)
-        values = tuple(output for node in nodes for output in node.outputs)
-        made = Cut(*cut(self.module, self.graph, edge_nodes), crossing, values)
-        gc.collect(1)  # the programs of both halves are cycles: young now, they would wait long for the collector
-        return made
-
-
-def check_point(name: str, point: int) -> None:
-    """Refuse a partition point that the model does not have.
-
-    Raises: PartitionError.
-    """
-    name = canonical_name(name)
-    layers = ZOO[name].layers if name in ZOO else len(model_graph(name).layers)
-    if not 0 <= point <= layers:
-        raise PartitionError(f"partition point {point} is outside {name}: choose 0 (all in the cloud) to {layers}")
-
-
-@cache
-def load_network(name: str, source: WeightsSource = SEEDED, device: str = "cpu") -> Network:
-    """Return a network ready to run; built once per process for each source and device, and kept; see below."""
-    return build_network(name, source, device)
-
-
-def build_network(name: str, source: WeightsSource = SEEDED, device: str = "cpu") -> Network:
-    """Return a network ready to run, built anew.
-
-    Batch norms are folded and, on the CPU, tensors are channels-last: both measured faster for these models
-    (``make bench``). The digest is taken from the weights as given, before folding.
-
-    Raises: UnknownModelError, WeightsError: the file is unreadable or does not fit.
-    """
-    import torch
-
-    from neurosurgeon.models.build import fold_batch_norms
-
-    name = canonical_name(name)
-    graph = model_graph(name)
-    model = skeleton(name)
-    state, knows_imagenet = _load_state(name, model, source)
-    model.load_state_dict(_of_this_version(state, model), assign=True)
-    model.requires_grad_(False)
-    digest = weights_digest({**graph.attributes(model), **state})
-    with torch.inference_mode():
-        model = fold_batch_norms(model, graph).to(device)
-        if device == "cpu":
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Network(name, model.eval(), graph, digest, device, source, knows_imagenet)
-
-
-def _of_this_version(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def of_this_version(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """Return parameters that say of which version of their modules they are, as a module expects of its own."""
     stamped = OrderedDict(state)
     stamped._metadata = getattr(state, "_metadata", model.state_dict()._metadata)  # type: ignore[attr-defined]
@@ -185,10 +45,10 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
     return total.hexdigest()[:DIGEST_HEX_CHARS]
 
 
-# ---------------------------------------------------------------- sources of weights
+# ---------------------------------------------------------------- sources
 
 
-def _load_state(name: str, model: nn.Module, source: WeightsSource) -> tuple[dict[str, Tensor], bool]:
+def load_state(name: str, model: nn.Module, source: WeightsSource) -> tuple[dict[str, Tensor], bool]:
     """Return the parameters, and whether they are torchvision's."""
     if source.file is not None:
         state = _without_training_heads(read_weights_file(source.file), model)
@@ -271,12 +131,12 @@ def _describe(tensor: Tensor) -> str:
     return f"{layout}{tensor.dtype}"
 
 
-def check_weights_file(name: str, path: Path) -> None:
+def check_weights_file(catalogue: Catalogue, name: str, path: Path) -> None:
     """Refuse a file that is no set of weights of a model.
 
     Raises: WeightsError.
     """
-    model = skeleton(name)
+    model = catalogue.build_module(name)
     check_fit(model, _without_training_heads(read_weights_file(path), model), f"{path} does not fit {name}")
 
 
@@ -290,7 +150,7 @@ def check_pretrained(name: str) -> None:
         raise WeightsError(f"torchvision has no pretrained weights for {name}; it has them for {trained} and its own")
 
 
-def model_of_weights(path: Path) -> str:
+def model_of_weights(catalogue: Catalogue, path: Path) -> str:
     """Return the name of the model that a weights file fits.
 
     Raises: WeightsError: it fits none.
@@ -298,7 +158,7 @@ def model_of_weights(path: Path) -> str:
     state = read_weights_file(path)
     for name in ZOO:
         try:
-            check_fit(skeleton(name), state, "")
+            check_fit(catalogue.build_module(name), state, "")
         except WeightsError:
             continue
         return name
@@ -390,10 +250,46 @@ def _uniform(stream: str, shape: tuple[int, ...], centre: float, half_width: flo
     return torch.from_numpy(draws).reshape(shape)
 
 
-def imagenet_labels() -> list[str]:
-    """Return the names of ImageNet's 1000 classes, in torchvision's order."""
-    from neurosurgeon.models.torchvision_compat import import_torchvision
+# ---------------------------------------------------------------- of a command line
 
-    import_torchvision()
-    labels: list[str] = import_torchvision("torchvision.models._meta")._IMAGENET_CATEGORIES
-    return labels
+
+class WeightsSources(Mapping[str, WeightsSource]):
+    """Where the weights of every model come from: files for some; for all others torchvision, or the seed."""
+
+    def __init__(self, files: Mapping[str, Path], pretrained: bool) -> None:
+        self._files = files
+        self._pretrained = pretrained
+
+    def __getitem__(self, name: str) -> WeightsSource:
+        """Return the source of a model's weights; those for its usual size serve every other."""
+        file = self._files.get(name) or self._files.get(name.partition("@")[0])
+        has_trained = self._pretrained and not file and torchvision_name(name) is not None
+        return WeightsSource(file, has_trained)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+def parse_weights(catalogue: Catalogue, texts: Sequence[str], pretrained: bool) -> WeightsSources:
+    """Return the source of every model's weights; a bare file goes to the model that it fits.
+
+    Raises: UsageError: a file is missing, does not fit, or two are given for one model.
+    """
+    files: dict[str, Path] = {}
+    for text in texts:
+        named = re.fullmatch(r"([\w:.@]+)=(.+)", text)
+        path = Path(named[2] if named else text)
+        if not path.is_file():
+            raise WeightsError(f"weights file {path} does not exist")
+        if named:
+            model = catalogue.canonical_name(named[1])
+            check_weights_file(catalogue, model, path)
+        else:
+            model = model_of_weights(catalogue, path)
+        if model in files:
+            raise UsageError(f"two weights files for {model}: {files[model]} and {path}")
+        files[model] = path
+    return WeightsSources(files, pretrained)

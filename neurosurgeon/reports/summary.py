@@ -12,6 +12,7 @@ import numpy as np
 
 from neurosurgeon.edge.records import TaskResult
 from neurosurgeon.planner.plan import tensor_documents
+from neurosurgeon.utils.logs import printable
 from neurosurgeon.utils.timing import STAGE_NAMES
 from neurosurgeon.utils.units import bytes_per_s_to_mb_per_s, ms_to_s
 
@@ -19,7 +20,6 @@ PLACES = ("edge", "split", "cloud")  # where a task's layers ran
 ALL = "all"  # the name of the line over all models; no model has it
 TAIL_PERCENTILE = 95
 SPAN_NAMES = ("edge", "transfer", "cloud")
-UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
 
 Json = dict[str, Any]
 
@@ -244,8 +244,3 @@ def _group_row(name: str, group: GroupSummary, summary: QueueSummary) -> Json:
 def cuts_text(cuts: Mapping[int, int]) -> str:
     """Return partition points and how often each was chosen: ``0:5 12:3``."""
     return " ".join(f"{point}:{count}" for point, count in cuts.items())
-
-
-def printable(text: str) -> str:
-    """Return the text on one line, without what a terminal would obey or Excel refuse."""
-    return "".join(character if character.isprintable() else UNPRINTABLE for character in text)

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from openpyxl import load_workbook
 
 from neurosurgeon.edge.records import QueuedTask, TaskResult
-from neurosurgeon.edge.summary import QueueSummary, cuts_text, printable, queue_document, queue_sheets, summarise
-from neurosurgeon.models.zoo import model_graph
 from neurosurgeon.reports.excel import save_tables
+from neurosurgeon.reports.summary import QueueSummary, cuts_text, queue_document, queue_sheets, summarise
+from neurosurgeon.utils.logs import printable
 from neurosurgeon.utils.timing import STAGE_NAMES, StageTimes
 from tests.edge.samples import failed, finished, queue_of
+from tests.networks import model_graph
 
 TASK_KEYS = [
     "id", "model", "image", "partition_point", "partition_layer", "edge_nodes", "crossing", "bandwidth_mb_per_s",

@@ -1,0 +1,388 @@
+"""One conversation with an edge: the messages that it sends, and the replies.
+
+Threads. Each conversation has two:
+
+    reader   receives the edge's messages, and submits its tasks to the workers
+    writer   sends everything after the hello: replies, errors, and a heartbeat after a second without a reply
+
+The workers of the `Executor` compute. They never send: a future's done callback puts the reply into the outbox.
+
+    reader -- submit --> workers -- done callback --> outbox -- writer --> edge
+       +---- refusals, replies that need no worker ---^
+
+The outbox is a queue of two kinds of item: an `Outgoing` is one reply, and None stops the writer.
+
+A message takes a slot before it is read, and its reply gives the slot back. An edge that does not read its replies
+fills its socket, then `MAX_UNANSWERED` slots, and is then not read any more: that is the backpressure.
+
+Who owns what. The reader alone receives, and the writer alone sends. The memory of a request belongs to its task until
+the result is there, which shares no memory with it; the writer releases it before it sends the reply. What is left is
+released when the connection is closed. A future is shared by all connections that ask for the same task (`ReplyCache`);
+if the connection whose task it was ends before it is computed, the future is cancelled, and the others submit it again.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from neurosurgeon.cloud.events import Observer, TaskLines
+from neurosurgeon.cloud.executor import CloudResult, Executor
+from neurosurgeon.cloud.reply_cache import ReplyCache
+from neurosurgeon.cloud.store import NetworkStore
+from neurosurgeon.graph.layer_graph import LayerGraph
+from neurosurgeon.graph.spec import Array
+from neurosurgeon.net.connection import Connection, Received
+from neurosurgeon.net.frames import DEFAULT_LIMITS, Limits
+from neurosurgeon.net.messages import (
+    AskLatencies,
+    ErrorCode,
+    ErrorReply,
+    Hello,
+    Latencies,
+    Message,
+    Pong,
+    Prepare,
+    Ready,
+    Reply,
+    Request,
+    reply_of,
+    task_id,
+)
+from neurosurgeon.utils.errors import BusyError, NeurosurgeonError, NonFiniteError, PeerGoneError, ProtocolError
+from neurosurgeon.utils.logs import internal_error
+from neurosurgeon.utils.timing import now_ms
+
+log = logging.getLogger(__name__)
+
+IDLE_TIMEOUT_S = 600.0
+MAX_UNANSWERED = 32  # messages of one edge; more than may wait in the executor, so that an edge hears that it is busy
+HEARTBEAT_S = 1.0  # a heartbeat is sent after so long without a reply
+DELIVERY_S = 1.0  # the last replies reach the edge over any link within this time, or it is gone
+
+
+class LatencySource(Protocol):
+    """The latencies of the layers of models in this cloud."""
+
+    def __call__(self, model: str, graph: LayerGraph) -> Latencies:
+        """Return the latencies of a model's layers. May block for seconds."""
+
+    def computed(self, model: str, cut: bytes, compute_ms: float) -> None:
+        """Compare the compute time of a task with its prediction.
+
+        Args: cut: the bit mask of the nodes on the edge.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The limits of an authenticated edge."""
+
+    frames: Limits = DEFAULT_LIMITS
+    allows_nonfinite: bool = False  # tensors with NaN or infinite values
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """All that conversations share."""
+
+    executor: Executor
+    store: NetworkStore
+    observe: Observer = lambda event, sock: None
+    latencies: LatencySource | None = None
+    rules: Rules = Rules()
+    replies: ReplyCache = field(default_factory=ReplyCache)
+
+
+class Outgoing(NamedTuple):
+    """The reply to a message."""
+
+    received: Received
+    content: Message | Exception | CloudResult
+    arrived_ms: float
+
+
+class Conversation:
+    """One edge: the thread that calls `hold` reads and submits, a second one sends (see the top of this module)."""
+
+    def __init__(self, connection: Connection, hello: Hello, service: Service) -> None:
+        self.connection = connection
+        self._service = service
+        self._hello = hello
+        self._recent: deque[bytes] = deque(maxlen=MAX_UNANSWERED)  # ids of tasks
+        self._counted = (0, 0)  # bytes received and sent, as added to the metrics
+        self._lines = TaskLines(service.observe, connection.sock)
+        self._outbox: SimpleQueue[Outgoing | None] = SimpleQueue()
+        self._slots: SimpleQueue[None] = SimpleQueue()  # one for each message that may be read; its get waits in C
+        self._give_slots()
+        self._is_over = False  # set by the writer: no reply can be sent any more
+        self._writer = threading.Thread(target=self._write, name=f"write {connection.peer}", daemon=True)
+
+    def hold(self, stopping: threading.Event) -> None:
+        """Serve an edge that was let in until it leaves, or we stop reading; all that has arrived is answered first.
+
+        Raises: NetworkError: how it ended.
+        """
+        executor = self._service.executor
+        self._lines.connected()
+        self.connection.limits = self._service.rules.frames
+        self.connection.send(Hello.of(device=executor.engine.device, threads=executor.threads))
+        self._writer.start()
+        try:
+            while self._has_slot():
+                self._handle(self.connection.receive(IDLE_TIMEOUT_S), now_ms())
+        except PeerGoneError:
+            if stopping.is_set():
+                self._slots.put(None)  # of the message that did not come
+                self._deliver_all()
+            raise
+        except ProtocolError:
+            self._service.replies.forget(self._recent)  # their bytes may have been mixed up, too
+            raise
+        except NeurosurgeonError:
+            raise
+        except Exception as exc:  # an internal error, with a message read in part: nothing after it can be read
+            self._outbox.put(Outgoing(Received(self._hello, (), self.connection.reading, 0.0), exc, now_ms()))
+            self._deliver_all()
+        finally:
+            self.break_off()
+            self._writer.join()
+            executor.drop(self)  # after `_is_over` is set: what is cancelled is not submitted again
+
+    def break_off(self) -> None:
+        """End at once, from any thread."""
+        self.connection.break_off()
+        self._outbox.put(None)
+
+    def _has_slot(self) -> bool:
+        """Wait until one more message may be read; return whether it can be answered."""
+        self._slots.get()
+        return not self._is_over
+
+    def _give_slots(self) -> None:
+        for _ in range(MAX_UNANSWERED):
+            self._slots.put(None)
+
+    def _deliver_all(self) -> None:
+        """Wait until all that was read is answered, and the replies have arrived."""
+        for _ in range(MAX_UNANSWERED):
+            self._slots.get()
+        self.connection.wait_until_delivered(DELIVERY_S)
+
+    # ---------------------------------------------------------------- reading
+
+    def _handle(self, received: Received, arrived_ms: float) -> None:
+        """Answer one message, or submit its task; a message that cannot be served gets a typed error."""
+        try:
+            if received.refusal:
+                raise received.refusal
+            match received.message:
+                case Request() as request:
+                    self._submit(request, received, arrived_ms)
+                case Prepare() as prepare:
+                    self._outbox.put(Outgoing(received, self._prepare(prepare), arrived_ms))
+                case AskLatencies(model, digest) if latencies := self._service.latencies:
+                    graph = self._service.store.graph(model, digest)
+                    self._outbox.put(Outgoing(received, latencies(model, graph), arrived_ms))
+                case other:
+                    raise ProtocolError(f"a {type(other).__name__} has no place here")
+        except Exception as exc:
+            self._outbox.put(Outgoing(received, exc, arrived_ms))
+
+    def _prepare(self, message: Prepare) -> Ready:
+        return Ready(message.model, self._service.store.prepare(message))
+
+    def _submit(self, request: Request, received: Received, arrived_ms: float) -> None:
+        service = self._service
+        partition = service.store.partition(request, received.arrays)
+        if not service.rules.allows_nonfinite:
+            check_finite(received.arrays)
+        self._guard(received, partial(self._lines.arrived, received.task, request))
+        compute = partial(service.executor.submit, self, partition, received.arrays)
+        if self._hello.edge_id and received.task:
+            key = task_id(self._hello.edge_id, received.task)
+            self._recent.append(key)
+            future = service.replies.get_or_compute(key, request, compute)
+        else:  # a task without an id of its own
+            future = compute()
+        future.add_done_callback(partial(self._put_result, received, arrived_ms))
+
+    def _put_result(self, received: Received, arrived_ms: float, future: Future[CloudResult]) -> None:
+        """Put a task's reply into the outbox. Called on the worker that computed it, or a thread that drops tasks."""
+        if not future.cancelled():
+            answered = received._replace(arrays=())  # its memory is free as soon as no worker computes on it
+            error = future.exception()
+            content = error if isinstance(error, Exception) else future.result()
+            self._outbox.put(Outgoing(answered, content, arrived_ms))
+        elif not self._is_over:  # the connection whose task this was is over, and this one is not
+            self._handle(received, arrived_ms)
+
+    # ---------------------------------------------------------------- writing
+
+    def _write(self) -> None:
+        outgoing: Outgoing | None = None
+        try:
+            while outgoing := self._next_reply():
+                self._send_and_release_slot(outgoing)
+                outgoing = None  # no reply is kept while the edge is silent
+        except Exception as exc:
+            log_end(self.connection.peer, exc, self._title(outgoing.received) if outgoing else "")
+        finally:
+            self._is_over = True
+            self.connection.break_off()
+            self._give_slots()  # so that the reader sees that it is over
+
+    def _next_reply(self) -> Outgoing | None:
+        """Return the next reply, or None to stop; send a heartbeat with the load for every second without one."""
+        while True:
+            try:
+                return self._outbox.get(timeout=HEARTBEAT_S)
+            except Empty:
+                load = self._service.executor.load
+                self.connection.send(Pong(0, load.queue_ms, load.service_ms))
+
+    def _send_and_release_slot(self, outgoing: Outgoing) -> None:
+        received = outgoing.received
+        sent = self._send(outgoing)
+        self._slots.put(None)
+        self._guard(received, partial(self._record, received, sent))
+
+    def _send(self, outgoing: Outgoing) -> Message:
+        """Send a reply, or the error that prevents it; return what was sent."""
+        received = outgoing.received
+        try:
+            return self._send_content(outgoing)
+        except Exception as exc:
+            if self.connection.is_mid_frame:  # the edge is gone, or would read another frame as the rest of this one
+                raise
+            refusal = self._refusal(exc, received)
+            self.connection.send(refusal, task=received.task)
+            return refusal
+
+    def _send_content(self, outgoing: Outgoing) -> Message:
+        """Send a reply; return its message.
+
+        Raises: the error of the task. NetworkError.
+        """
+        received, content = outgoing.received, outgoing.content
+        if isinstance(content, Exception):
+            raise content
+        if not isinstance(content, CloudResult):
+            self.connection.send(content, task=received.task)
+            return content
+        result, load = content, self._service.executor.load
+        reply = Reply(
+            cloud_ms=now_ms() - outgoing.arrived_ms,
+            compute_ms=result.compute_ms,
+            queue_ms=result.queue_ms,
+            receive_ms=received.receive_ms,
+            load_queue_ms=load.queue_ms,
+            load_service_ms=load.service_ms,
+        )
+        self.connection.send(reply, result.arrays, received.task)
+        return reply
+
+    def _guard(self, received: Received, show: Callable[[], None]) -> None:
+        """Show something of a message; an error in it is logged, and does not end the conversation."""
+        try:
+            show()
+        except Exception as exc:
+            peer = self.connection.peer
+            internal_error(log, exc, f"{self._title(received)} of {peer} could not be shown", peer=peer)
+
+    def _record(self, received: Received, sent: Message) -> None:
+        """Count and show a reply that was sent."""
+        self._count_bytes()
+        match received.message, sent:
+            case Request() as request, Reply() as reply:
+                self._lines.ended(received.task, request, is_answered=True)
+                self._record_task(received, request, reply)
+            case Request() as request, _:
+                self._lines.ended(received.task, request, is_answered=False)
+            case Prepare() as prepare, Ready():
+                self._lines.prepared(prepare)
+
+    def _record_task(self, received: Received, request: Request, reply: Reply) -> None:
+        self._service.executor.metrics.answered(
+            request.model,
+            receive_ms=reply.receive_ms,
+            queue_ms=reply.queue_ms,
+            compute_ms=reply.compute_ms,
+            cloud_ms=reply.cloud_ms,
+        )
+        if self._service.latencies:
+            self._service.latencies.computed(request.model, request.edge_nodes, reply.compute_ms)
+        if log.isEnabledFor(logging.DEBUG):
+            fields = {"model": request.model, "duration_ms": round(reply.cloud_ms, 3)}
+            peer, name = self.connection.peer, self._name_of(received.task)
+            log.debug("answered task %s of %s", name, peer, extra={"peer": peer, "task": name, **fields})
+
+    def _name_of(self, task: int) -> str:
+        """Return the name of a task in the log: unique, without its secret id."""
+        edge_id = self._hello.edge_id
+        return f"{edge_id[:4].hex()}/{task}" if edge_id else str(task)
+
+    def _count_bytes(self) -> None:
+        now = (self.connection.received_bytes, self.connection.sent_bytes)
+        self._service.executor.metrics.transferred(now[0] - self._counted[0], now[1] - self._counted[1])
+        self._counted = now
+
+    def _title(self, received: Received) -> str:
+        """Return the name of a message in the log: its task and network."""
+        model = getattr(received.message, "model", None)
+        name = f"task {self._name_of(received.task)}" if received.task else type(received.message).__name__
+        return f"{name} ({model})" if model else name
+
+    def _refusal(self, exc: Exception, received: Received) -> ErrorReply:
+        """Return the reply for an error; of an internal one it says no more than that it is internal."""
+        self._service.executor.metrics.failed(type(exc).__name__)
+        peer, task = self.connection.peer, self._name_of(received.task)
+        if isinstance(exc, NeurosurgeonError):
+            level = logging.DEBUG if isinstance(exc, BusyError) else logging.WARNING  # busy: the edge asks again
+            log.log(level, "refused %s: %s", peer, exc, extra={"peer": peer, "error": type(exc).__name__, "task": task})
+            return reply_of(exc)
+        internal_error(log, exc, f"{self._title(received)} of {peer} failed", peer=peer, task=task)
+        return ErrorReply(str(ErrorCode.INTERNAL), "internal error: the task failed in the cloud; its log says why")
+
+
+def log_end(peer: str, exc: Exception, answering: str = "") -> None:
+    """Log why a connection ends: one line, or the traceback of an internal error."""
+    if isinstance(exc, PeerGoneError):
+        log.debug("%s left: %s", peer, exc, extra={"peer": peer})
+    elif isinstance(exc, NeurosurgeonError):
+        log.warning("closed the connection of %s: %s", peer, exc, extra={"peer": peer, "error": type(exc).__name__})
+    else:
+        when = f" while answering {answering}" if answering else ""
+        internal_error(log, exc, f"closed the connection of {peer}{when}", peer=peer)
+
+
+def check_finite(arrays: Sequence[Array]) -> None:
+    """Refuse arrays with NaN or infinite values, at the cost of two passes over them.
+
+    Raises: NonFiniteError.
+    """
+    for number, array in enumerate(arrays):
+        if not is_finite(array.ravel("K")):  # a view in the order of its memory
+            raise NonFiniteError(
+                f"tensor {number} holds NaN or infinite values: check the input and the weights, or start the cloud "
+                "with --allow-nonfinite"
+            )
+
+
+def is_finite(values: Array) -> bool:
+    """Return whether no value, (n,), is NaN or infinite: such a one is the largest or the smallest."""
+    if values.dtype == np.uint16:  # the bits of bfloat16: those values have an exponent of all ones
+        return not ((values & 0x7F80) == 0x7F80).any()
+    if values.dtype.kind != "f" or not values.size:
+        return True
+    return math.isfinite(np.maximum.reduce(values)) and math.isfinite(np.minimum.reduce(values))
