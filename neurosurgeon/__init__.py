@@ -117,7 +117,7 @@ def latencies(model: Model, side: str, *, predictor: str = "forest", config: Pat
     import os
 
     from neurosurgeon.predictor.machine_speed import scaled_to_machine
-    from neurosurgeon.predictor.predictor_utils import find_predictor
+    from neurosurgeon.predictor.store import find_predictor
 
     found = find_predictor(side, name=predictor, path=config)
     if config is None:

@@ -65,6 +65,7 @@ def cache_of_shared_clouds(tmp_path_factory: pytest.TempPathFactory, shared_cach
     """Keep the clouds that several tests share, which start before `own_cache`, out of the user's cache, too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(make_cache(tmp_path_factory.mktemp("clouds"), shared_cache)))
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))  # no collection of the user's is read
         yield
 
 

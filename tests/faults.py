@@ -28,7 +28,7 @@ from neurosurgeon.cli.parser import address_parser, port_number
 from neurosurgeon.cli.process import end_with_parent, listening_line, run_main, stop_event
 from neurosurgeon.net.net_utils import format_address
 from neurosurgeon.net.sockets import accepted, listen, stop_accepting
-from neurosurgeon.predictor.predictor_utils import config_path
+from neurosurgeon.predictor.places import config_path
 
 log = logging.getLogger(__name__)
 

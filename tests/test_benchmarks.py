@@ -18,7 +18,9 @@ from neurosurgeon.cli.process import ROOT
 from neurosurgeon.net.connection import Connection, Received
 from neurosurgeon.net.messages import Reply, Request
 from neurosurgeon.planner.transfer import frame_bytes
-from neurosurgeon.predictor.predictor_utils import SIDES, default_directory, read_provenance
+from neurosurgeon.predictor.get_datasets_func import read_provenance
+from neurosurgeon.predictor.places import default_directory
+from neurosurgeon.predictor.predictor_utils import SIDES
 from tests.benchmark import __main__ as benchmarks
 from tests.benchmark import busy, common, machine_speed, prediction, queue, transport
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from neurosurgeon.models.zoo import _model_graph, build_network
+from neurosurgeon.models.zoo import _model_graph
 
 import edge_api
 import tasks_edge_api
@@ -18,6 +18,7 @@ from neurosurgeon.edge.task import request_of
 from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.models.own_models import register_files
 from neurosurgeon.net.session import EdgeSession
+from neurosurgeon.predictor.whole_networks import build_network
 from tests.equality import assert_equal
 from tests.networks import Network, random_input, run, run_whole, split
 

@@ -187,7 +187,7 @@ def make_service(args: argparse.Namespace, catalogue: Catalogue, observe: Observ
     from neurosurgeon.cloud.latencies import CloudLatencies
     from neurosurgeon.cloud.store import NetworkStore
     from neurosurgeon.engine.base import find_engine
-    from neurosurgeon.predictor.predictor_utils import dataset_threads
+    from neurosurgeon.predictor.store import dataset_threads
 
     served = tuple(dict.fromkeys(map(catalogue.canonical_name, args.models))) if args.models else None
     weights = parse_weights(catalogue, args.weights, args.pretrained)

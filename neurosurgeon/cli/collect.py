@@ -26,17 +26,13 @@ from neurosurgeon.predictor.collect import (
     begin,
     collect,
     earlier_collections,
-    provenance,
+    new_provenance,
 )
-from neurosurgeon.predictor.predictor_utils import (
-    SIDES,
-    default_directory,
-    fit_and_save,
-    name_to_collect,
-    parameter_file,
-)
+from neurosurgeon.predictor.places import collection_name, default_directory, parameter_file, root_for_new_data
+from neurosurgeon.predictor.predictor_utils import SIDES
 from neurosurgeon.predictor.sampling import RECIPES
-from neurosurgeon.predictor.staging import put_into_effect
+from neurosurgeon.predictor.staging import activate
+from neurosurgeon.predictor.store import fit_and_save
 from neurosurgeon.reports.text import print_scores
 from neurosurgeon.utils.errors import writing
 
@@ -47,8 +43,13 @@ def main(argv: Sequence[str] | None = None, prog: str = "collect.py") -> int:
     parser = base_parser(prog, __doc__)
     parser.add_argument("--side", choices=SIDES, required=True, help="which side of the split this device is")
     add_device(parser)
-    parser.add_argument("--output", type=Path, help="directory of the CSV files (default: in predictor/dataset/SIDE)")
-    parser.add_argument("--config", type=Path, help="parameter file to write (default: in predictor/config/SIDE)")
+    where = "predictor of a checkout, else in ~/.local/share/neurosurgeon"
+    parser.add_argument(
+        "--output", type=Path, help=f"directory of the CSV files (default: dataset/SIDE/own-NAME in {where})"
+    )
+    parser.add_argument(
+        "--config", type=Path, help=f"parameter file to write (default: config/SIDE/own-NAME.json in {where})"
+    )
     parser.add_argument(
         "--fresh",
         action="store_true",
@@ -76,14 +77,14 @@ def main(argv: Sequence[str] | None = None, prog: str = "collect.py") -> int:
 def _run(args: argparse.Namespace) -> int:
     check_device(args.device)
     threads = use_threads(args.threads or {"edge": 1, "cloud": os.cpu_count() or 1}[args.side])
-    name = name_to_collect(args.device)
-    directory = args.output or default_directory(args.side, name)
-    about = provenance(args.side, args.device, threads)
+    name, root = collection_name(args.device), root_for_new_data()
+    directory = args.output or default_directory(args.side, name, root)
+    provenance = new_provenance(args.side, args.device, threads)
     with writing(directory):
-        partial = begin(directory, about, args.kinds, fresh=args.fresh)
+        partial = begin(directory, provenance, args.kinds, fresh=args.fresh)
         try:
-            collect(partial, args.device, args.minutes, about, args.kinds)
-            print_scores(fit_and_save(partial, args.config or parameter_file(args.side, name)))
+            collect(partial, args.device, args.minutes, provenance, args.kinds)
+            print_scores(fit_and_save(partial, args.config or parameter_file(args.side, name, root)))
         except KeyboardInterrupt:
             log.warning(
                 "interrupted: %.0f of %.0f s are measured and kept in %s, and not in effect yet; to go on: %s",
@@ -93,7 +94,7 @@ def _run(args: argparse.Namespace) -> int:
                 command_to_go_on(args),
             )
             raise
-        put_into_effect(directory, FILES)
+        activate(directory, FILES)
     how = f": --{args.side}-config {directory} uses it" if args.output else " is in effect"
     log.info("the data in %s%s", directory, how)
     return 0

@@ -18,8 +18,9 @@ from neurosurgeon.edge.inputs import load_image
 from neurosurgeon.engine.torch_engine import TorchEngine
 from neurosurgeon.graph.spec import synthetic_input
 from neurosurgeon.models.names import Catalogue, input_size
-from neurosurgeon.predictor.predictor_utils import config_path, load_predictor
+from neurosurgeon.predictor.places import config_path
 from neurosurgeon.predictor.profile import show_features
+from neurosurgeon.predictor.store import load_predictor
 from neurosurgeon.reports import text
 from neurosurgeon.reports.excel import save_tables
 

@@ -11,13 +11,9 @@ from pathlib import Path
 
 from neurosurgeon.cli.parser import base_parser
 from neurosurgeon.cli.process import run_main
-from neurosurgeon.predictor.predictor_utils import (
-    SIDES,
-    dataset_directory,
-    default_directory,
-    fit_and_save,
-    parameter_file,
-)
+from neurosurgeon.predictor.places import dataset_directory, default_directory, parameter_file, root_for_new_data
+from neurosurgeon.predictor.predictor_utils import SIDES
+from neurosurgeon.predictor.store import fit_and_save
 from neurosurgeon.reports.text import print_scores
 
 
@@ -25,12 +21,13 @@ def main(argv: Sequence[str] | None = None, prog: str = "predictor_utils.py") ->
     parser = base_parser(prog, __doc__)
     parser.add_argument("--side", choices=SIDES, required=True, help="which side's data sets to fit")
     parser.add_argument("--dataset", type=Path, help="directory of CSV files (default: what is in use)")
-    parser.add_argument("--output", type=Path, help="parameter file to write (default: beside those in use)")
+    parser.add_argument("--output", type=Path, help="parameter file to write (default: that of the data sets in use)")
     return run_main(parser, argv, _run)
 
 
 def _run(args: argparse.Namespace) -> int:
     directory = dataset_directory(args.side, "cpu")
     name = "cpu" if args.dataset or directory == default_directory(args.side, "cpu") else directory.name
-    print_scores(fit_and_save(args.dataset or directory, args.output or parameter_file(args.side, name)))
+    path = args.output or parameter_file(args.side, name, root_for_new_data())
+    print_scores(fit_and_save(args.dataset or directory, path))
     return 0

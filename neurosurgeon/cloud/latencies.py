@@ -12,7 +12,8 @@ from neurosurgeon.graph.cut import unpack_nodes
 from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.net.messages import Latencies
 from neurosurgeon.predictor.latencies import LayerLatencies
-from neurosurgeon.predictor.predictor_utils import LatencyPredictor, find_predictor
+from neurosurgeon.predictor.predictor_utils import LatencyPredictor
+from neurosurgeon.predictor.store import find_predictor
 
 log = logging.getLogger(__name__)
 

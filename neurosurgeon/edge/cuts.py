@@ -25,7 +25,7 @@ from neurosurgeon.planner.queue import Choice, Chooser, choice, cut_for_deadline
 from neurosurgeon.planner.strategies import Strategy
 from neurosurgeon.predictor.correction import MIN_SAMPLES, Corrections
 from neurosurgeon.predictor.latencies import LayerLatencies
-from neurosurgeon.predictor.predictor_utils import dataset_threads
+from neurosurgeon.predictor.store import dataset_threads
 from neurosurgeon.utils.link import LinkEstimate
 from neurosurgeon.utils.timing import StageTimes, now_ms
 

@@ -16,7 +16,7 @@ from neurosurgeon.planner.strategies import Strategy
 from neurosurgeon.planner.transfer import IDLE, WARM, Sender
 from neurosurgeon.predictor.correction import Corrections
 from neurosurgeon.predictor.latencies import LayerLatencies
-from neurosurgeon.predictor.predictor_utils import dataset_threads, find_predictor
+from neurosurgeon.predictor.store import dataset_threads, find_predictor
 from neurosurgeon.utils.link import LinkEstimate
 from neurosurgeon.utils.logs import printable
 

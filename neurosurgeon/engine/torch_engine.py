@@ -21,7 +21,7 @@ from neurosurgeon.graph.spec import Array, TensorSpec, as_floats
 from neurosurgeon.models.build import TracedGraph, fold_batch_norms, trace
 from neurosurgeon.models.names import Catalogue, input_size
 from neurosurgeon.models.partition import PartitionModule, partition_module
-from neurosurgeon.models.preprocess import as_network_input
+from neurosurgeon.models.preprocess import as_network_input, synchronise
 from neurosurgeon.models.torchvision_compat import imagenet_labels
 from neurosurgeon.models.weights import load_state, of_this_version, weights_digest
 from neurosurgeon.predictor.machine_speed import (
@@ -33,7 +33,7 @@ from neurosurgeon.predictor.machine_speed import (
 from neurosurgeon.predictor.predictor_utils import LatencyPredictor
 from neurosurgeon.predictor.profile import measured_latencies
 from neurosurgeon.utils.errors import DeviceError
-from neurosurgeon.utils.timing import now_ms, synchronise
+from neurosurgeon.utils.timing import now_ms
 
 log = logging.getLogger(__name__)
 

@@ -37,6 +37,12 @@ def as_network_input(tensor: Tensor, device: str) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
+def synchronise(device: str) -> None:
+    """Wait until ``device`` has computed everything that it was given; a CPU always has."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
 @lru_cache(KEPT_ROWS)
 def _row(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the factors and the summands of a row of an image, (3 width,) each."""

@@ -1,1 +1,1 @@
-"""Latency prediction: data sets, features, fitted models, and the search for the best cut."""
+"""Predict the latency of layers: data sets, features, fitted models, measured profiles, online corrections."""

@@ -1,11 +1,12 @@
-"""The one definition of the features, used to fit and to predict.
+"""The features of a layer, used to fit and to predict.
 
-For the linear models a layer's time is a fixed cost, plus arithmetic, plus memory traffic, plus a cost per window:
-every coefficient is a physical rate, so none may be negative. Traffic that leaves the caches has a rate of its own;
-arithmetic runs over whole vectors of channels. Units keep the coefficients near ms: GFLOP, MB, millions of positions.
+For the linear models the latency of a layer is a fixed cost, plus arithmetic, plus memory traffic, plus a cost for each
+window. Every coefficient is a physical rate, so none may be negative. Traffic that leaves the caches has a rate of its
+own; arithmetic runs over whole vectors of channels. Units keep the coefficients near ms: GFLOP, MB, millions of
+positions.
 
-For the trees a layer is its columns and its work, as logarithms, and how evenly its channels divide: vector units
-like multiples of 16, caches dislike large powers of two.
+For the trees a layer is its columns and its work, as logarithms, and the divisibility of its channels: vector units
+are efficient at multiples of 16, caches are inefficient at large powers of two.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.predictor.kernel_flops import FLOAT_BYTES, Work
 from neurosurgeon.utils.units import bytes_to_mb
 
-FEATURES_VERSION = 3  # counts up whenever a feature changes its meaning: what was fitted before is of no more use
+FEATURES_VERSION = 3  # increases whenever a feature changes its meaning: earlier fits are then refused
 FEATURE_NAMES = (
     "calls",
     "vector_gflops",
@@ -32,11 +33,11 @@ FEATURE_NAMES = (
     "output_mpixels",
 )
 VECTOR_FLOATS = 16  # channels that one vector instruction handles (AVX-512; two NEON or AVX2 steps)
-NEAR_WEIGHT_MB = 16.0  # about what a shared last-level cache keeps of a layer's weights between two runs
-NEAR_ACTIVATION_MB = 1.0  # about a core's own cache
-MAX_POWER = 7  # of two, that divides a number of channels: beyond 128 nothing changes
+NEAR_WEIGHT_MB = 16.0  # about the part of a layer's weights that a shared last-level cache keeps between two runs
+NEAR_ACTIVATION_MB = 1.0  # about the size of a core's own cache
+MAX_POWER_OF_2 = 7  # exponent of the power of two that divides the channels: beyond 128 the latency stays the same
 
-# What the trees see of a kind's columns beside its work, and what a missing column means.
+# The columns of each kind that the trees use beside its work; a missing column has its value in DEFAULTS.
 CONV_COLUMNS = ("HW", "kernel", "stride", "padding", "Cin", "Cout", "groups", "bias", "unexplained")
 TREE_COLUMNS: Mapping[LayerKind, tuple[str, ...]] = {
     LayerKind.CONV: CONV_COLUMNS,
@@ -53,18 +54,10 @@ TREE_COLUMNS: Mapping[LayerKind, tuple[str, ...]] = {
     LayerKind.SOFTMAX: ("rows", "width"),
     LayerKind.ATTENTION: ("groups", "tokens", "width", "heads", "windowed"),
 }
-PLANE_COLUMNS = ("HW", "Cin")  # of every other kind
+PLANE_COLUMNS = ("HW", "Cin")  # of all other kinds
 DEFAULTS = {
-    "groups": 1.0,
-    "bias": 1.0,
-    "padding": 0.0,
-    "function": 0.0,
-    "inplace": 1.0,
-    "broadcast": 0.0,
-    "inputs": 2.0,
-    "unexplained": 0.0,
-    "linear": 1.0,
-    "windowed": 0.0,
+    **{"groups": 1.0, "bias": 1.0, "inplace": 1.0, "inputs": 2.0, "linear": 1.0},
+    **dict.fromkeys(("padding", "function", "broadcast", "unexplained", "windowed"), 0.0),
 }
 SMALLEST_MFLOPS = 1e-3
 
@@ -105,25 +98,24 @@ def tree_matrix(kind: LayerKind, columns: Sequence[Columns], works: Sequence[Wor
 def _tree_features(kind: LayerKind, names: Sequence[str], row: Columns, work: Work) -> list[float]:
     values = {name: _column(kind, row, name) for name in names}
     groups, kernel = values.get("groups", 1.0), values.get("kernel", 1.0)
-    inputs = _first(values, ("Cin", "in_features", "inner", "width"), 1.0) / groups
-    outputs = _first(values, ("Cout", "out_features", "columns"), work.output_channels) / groups
-    traffic_bytes = work.input_bytes + work.output_bytes + work.weight_bytes
+    inputs = _first_known(values, ("Cin", "in_features", "inner", "width"), 1.0) / groups
+    outputs = _first_known(values, ("Cout", "out_features", "columns"), work.output_channels) / groups
     return [
-        *(_scaled(name, value) for name, value in values.items()),
+        *(value if name == "unexplained" else math.log2(1 + value) for name, value in values.items()),
         math.log2(SMALLEST_MFLOPS + work.flops / 1e6),
-        *(math.log2(1 + size) for size in (work.input_bytes, work.output_bytes, work.weight_bytes, traffic_bytes)),
-        math.log2((1 + work.flops) / (1 + traffic_bytes)),  # arithmetic intensity
+        *(math.log2(1 + size) for size in (work.input_bytes, work.output_bytes, work.weight_bytes, work.traffic_bytes)),
+        math.log2((1 + work.flops) / (1 + work.traffic_bytes)),  # arithmetic intensity
         math.log2(1 + work.output_bytes / FLOAT_BYTES / max(work.output_channels, 1)),  # output positions
-        math.log2(1 + inputs * kernel * kernel),  # the three sizes of the matrix product are this, the one above,
-        math.log2(1 + outputs),  # and this
+        math.log2(1 + inputs * kernel * kernel),  # these two and the output positions: the sizes of the matrix product
+        math.log2(1 + outputs),
         inputs % VECTOR_FLOATS,
         outputs % VECTOR_FLOATS,
-        _power_of_2(inputs),
-        _power_of_2(outputs),
+        _exponent_of_2(inputs),
+        _exponent_of_2(outputs),
     ]
 
 
-def _first(values: Columns, names: Sequence[str], default: float) -> float:
+def _first_known(values: Columns, names: Sequence[str], default: float) -> float:
     return next((values[name] for name in names if name in values), default)
 
 
@@ -139,11 +131,7 @@ def _column(kind: LayerKind, row: Columns, name: str) -> float:
     return DEFAULTS[name]
 
 
-def _scaled(name: str, value: float) -> float:
-    return value if name == "unexplained" else math.log2(1 + value)
-
-
-def _power_of_2(channels: float) -> float:
-    """Return how often two divides a number of channels, at most ``MAX_POWER``."""
+def _exponent_of_2(channels: float) -> float:
+    """Return the exponent of the largest power of two that divides the channels, at most ``MAX_POWER_OF_2``."""
     whole = max(int(channels), 1)
-    return float(min((whole & -whole).bit_length() - 1, MAX_POWER))
+    return float(min((whole & -whole).bit_length() - 1, MAX_POWER_OF_2))

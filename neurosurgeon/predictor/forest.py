@@ -1,8 +1,8 @@
 """Boosted regression trees over the linear model, as plain arrays: fitted by scikit-learn, applied by numpy.
 
-The trees learn the logarithm of what the linear model of the kind leaves over, so they need not learn that twice the
-work takes twice the time, and beyond the data the linear model goes on where trees cannot. Fitted trees are numbers
-in arrays: they are stored without pickle, and a device that only predicts never imports scikit-learn.
+The trees predict the logarithm of measured / linear prediction. So they need not learn that twice the work takes twice
+the time, and outside the data the linear model extrapolates, which trees cannot. Fitted trees are numbers in arrays:
+they are stored without pickle, and a device that only predicts never imports scikit-learn.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from neurosurgeon.predictor.features import FloatArray
 
 ROUNDS, LEARNING_RATE = 300, 0.06  # of boosting; see `python -m predictor.evaluate --compare`
-FEW_ROWS = 3000  # have enough of
+FEW_ROWS = 3000  # up to this many rows are fitted in fewer, larger steps
 FEW_ROUNDS, FEW_RATE = 120, 0.12
 LEAVES = 31
 L2_PENALTY = 1.0
@@ -29,10 +29,10 @@ IntArray = NDArray[np.int32]
 
 @dataclass(frozen=True, eq=False)
 class Forest:
-    """Trees whose values add up. A leaf is its own child, so that all rows walk for the same number of steps."""
+    """Trees whose values are added. A leaf is its own child, so that all rows take the same number of steps."""
 
     feature: IntArray  # (nodes,) index of the compared feature
-    threshold: FloatArray  # (nodes,) left where the feature is at most this
+    threshold: FloatArray  # (nodes,) a row with at most this value goes left
     left: IntArray  # (nodes,)
     right: IntArray  # (nodes,)
     value: FloatArray  # (nodes,) of leaves; 0 elsewhere
@@ -51,7 +51,7 @@ class Forest:
 
     @cached_property
     def _depth(self) -> int:
-        """Steps from a root to its farthest leaf."""
+        """The number of steps from a root to its farthest leaf."""
         at, depth = self.roots, 0
         while True:
             inner = at[self.left[at] != at]
@@ -61,9 +61,9 @@ class Forest:
 
 
 def fit_forest(features: FloatArray, targets: FloatArray) -> Forest:
-    """Return boosted trees that take features (n, features) to targets (n,).
+    """Return boosted trees fitted to features (n, features) and targets (n,).
 
-    Source: histogram-based gradient boosting (LightGBM, NeurIPS'17), as scikit-learn has it.
+    Source: histogram-based gradient boosting (LightGBM, NeurIPS'17), as implemented in scikit-learn.
     """
     from sklearn.ensemble import HistGradientBoostingRegressor
     from threadpoolctl import threadpool_limits
@@ -78,7 +78,7 @@ def fit_forest(features: FloatArray, targets: FloatArray) -> Forest:
         early_stopping=False,
         random_state=TREE_SEED,
     )
-    with threadpool_limits(1, "openmp"):  # a second team of OpenMP threads beside torch's makes both wait: 70 s for 3
+    with threadpool_limits(1, "openmp"):  # a second team beside torch's makes both wait: 70 s instead of 3
         regressor.fit(features, targets)
     trees = [predictors[0].nodes for predictors in regressor._predictors]  # scikit-learn has no public view of them
     starts = np.cumsum([0, *map(len, trees)])

@@ -1,4 +1,4 @@
-"""What every source of latencies gives to the planner: a latency for each layer, and how far it is to be trusted."""
+"""The latencies of a network's layers as the planner reads them, each with its interval."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 from neurosurgeon.utils.errors import PlanningError
 
-COVERAGE = 0.9  # of the intervals
-COMMON_ERROR = 0.25  # share of its layers' errors that a network's layers have in common; the rest averages out
+COVERAGE = 0.9  # probability that the true value lies in the interval
+COMMON_ERROR = 0.25  # share of the errors that all layers of a network have in common; the rest averages out
 
 
 class Interval(NamedTuple):
-    """Where the true value lies, nine times in ten; ms."""
+    """The bounds of the true value, ms; it lies between them nine times in ten."""
 
     low_ms: float
     high_ms: float
@@ -25,14 +25,14 @@ MEASURED_ORIGIN = "layers of this network, measured on this machine"
 
 @dataclass(frozen=True, slots=True)
 class LayerLatencies:
-    """Latencies of a chain's layers on one side, (L,), ms, each with its 90 % interval."""
+    """Latencies of a network's layers on one side, (layers,), ms, each with its 90 % interval."""
 
     latency_ms: Sequence[float]
     low_ms: Sequence[float]
     high_ms: Sequence[float]
     source: str  # linear, forest or measured
-    extrapolated: Sequence[str] = ()  # layers unlike all that was measured: their intervals are too narrow
-    origin: str = ""  # whose data the predictions come from, for people
+    extrapolated: Sequence[str] = ()  # names of layers outside the measured range: their intervals are too narrow
+    origin: str = ""  # the machine of the data and its scaling, for people
 
     def __post_init__(self) -> None:
         if not len(self.latency_ms) == len(self.low_ms) == len(self.high_ms):
@@ -47,39 +47,39 @@ class LayerLatencies:
         return cls(latency_ms, low_ms, high_ms, "measured", origin=MEASURED_ORIGIN)
 
     def total(self, layers: slice = slice(None)) -> float:
-        """Return the latency of some layers together, ms."""
+        """Return the sum of the latencies of some layers, ms."""
         return sum(self.latency_ms[layers])
 
     def interval(self, layers: slice = slice(None)) -> Interval:
-        """Return the interval of some layers together.
+        """Return the interval of the sum of some layers, ms.
 
-        Errors of layers are partly their own, which add up in squares, and partly common to all, which simply add up.
+        Errors of single layers add up in squares; errors that the layers have in common add up linearly.
         """
         total = self.total(layers)
         below = [latency - low for latency, low in zip(self.latency_ms[layers], self.low_ms[layers], strict=True)]
         above = [high - latency for latency, high in zip(self.latency_ms[layers], self.high_ms[layers], strict=True)]
-        return Interval(max(0.0, total - _joined(below)), total + _joined(above))
+        return Interval(max(0.0, total - _combined_width(below)), total + _combined_width(above))
 
     def of(self, layers: Iterable[int]) -> LayerLatencies:
-        """Return the latencies of some layers."""
+        """Return the latencies of the layers with these indices."""
         chosen = list(layers)
         latency, low, high = ([v[layer] for layer in chosen] for v in (self.latency_ms, self.low_ms, self.high_ms))
         return LayerLatencies(latency, low, high, self.source, self.extrapolated, self.origin)
 
     def scaled(self, factor: float) -> LayerLatencies:
-        """Return the same latencies, all times ``factor``."""
+        """Return the latencies multiplied by a factor."""
         latency, low, high = ([value * factor for value in v] for v in (self.latency_ms, self.low_ms, self.high_ms))
         return LayerLatencies(latency, low, high, self.source, self.extrapolated, self.origin)
 
 
-def _joined(widths: Sequence[float]) -> float:
+def _combined_width(widths: Sequence[float]) -> float:
     own = math.sqrt((1 - COMMON_ERROR**2) * sum(width * width for width in widths))
     return math.hypot(own, COMMON_ERROR * sum(widths))
 
 
 @dataclass(frozen=True, slots=True)
 class LayerFeature:
-    """What the layer study measures of one layer."""
+    """One row of the layer study."""
 
     index: int
     name: str

@@ -1,11 +1,11 @@
-"""A directory of data sets changes as a whole: rows are measured aside, and take effect when all of them are there.
+"""Replace the data sets of a directory as a whole, so that readers see the old ones or the new ones.
 
-    DIR/.partial     being measured; no reader looks there; the next run goes on with it
+    DIR/.partial     being measured; no reader looks there; the next run continues it
     DIR/.complete    complete, and being copied into DIR; readers read it in place of DIR
-    DIR/.unused      being made, or being removed: of no use to anybody
+    DIR/.unused      being made or being removed; never read
 
-A rename takes the files from one state to the next, so a process that is killed at any moment leaves a whole profile
-in effect, the old one or the new one. Other files of DIR, and its subdirectories, stay as they are.
+A rename moves the files from one state to the next. A process that is killed at any moment therefore leaves a whole
+profile, the old one or the new one. Other files of DIR, and its subdirectories, stay as they are.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from neurosurgeon.utils.files import replace_file
 PARTIAL, COMPLETE, UNUSED = ".partial", ".complete", ".unused"
 
 
-def in_effect(directory: Path) -> Path:
-    """Return where the files of a directory are to be read."""
+def active_directory(directory: Path) -> Path:
+    """Return the directory from which readers read the files of ``directory``."""
     complete = directory / COMPLETE
     return complete if complete.is_dir() else directory
 
 
-def home_of(directory: Path) -> Path:
-    """Return the directory in which files are to take effect that are measured here."""
+def final_directory(directory: Path) -> Path:
+    """Return the directory for which files of ``directory`` are measured."""
     return directory.parent if directory.name in (PARTIAL, COMPLETE) else directory
 
 
@@ -43,17 +43,17 @@ def start_partial(directory: Path, contents: Mapping[str, bytes]) -> None:
     unused.rename(directory / PARTIAL)
 
 
-def put_into_effect(directory: Path, names: Iterable[str]) -> None:
-    """Let what was measured aside take the place of the files of these names, whether or not it has all of them.
+def activate(directory: Path, names: Iterable[str]) -> None:
+    """Replace the files of these names by the measured ones; remove those that were not measured.
 
     Raises: OSError.
     """
     (directory / PARTIAL).rename(directory / COMPLETE)
-    finish(directory, names)
+    finish_activation(directory, names)
 
 
-def finish(directory: Path, names: Iterable[str]) -> None:
-    """Copy complete files into place, where there are any; after a power cut, go on with that.
+def finish_activation(directory: Path, names: Iterable[str]) -> None:
+    """Copy complete files into place, if there are any; this also finishes an activation that was interrupted.
 
     Raises: OSError.
     """
@@ -69,7 +69,9 @@ def finish(directory: Path, names: Iterable[str]) -> None:
 
 
 def discard(directory: Path) -> None:
-    """Remove a directory, where there is one; what a power cut leaves of it has a name of its own.
+    """Remove a directory, if it exists.
+
+    It is renamed first, so that an interrupted removal leaves no directory that looks whole.
 
     Raises: OSError.
     """

@@ -1,4 +1,4 @@
-"""Whole networks, measured beside rows of the data set, and what the predictors say of them."""
+"""Measure whole networks in turn with rows of the data set, and compare the predictors with them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from neurosurgeon.graph.spec import LayerKind, TensorSpec, synthetic_input
 from neurosurgeon.models.build import fold_batch_norms, trace
 from neurosurgeon.models.names import USUAL_SIZE
 from neurosurgeon.models.partition import partition_module
-from neurosurgeon.models.preprocess import as_network_input
+from neurosurgeon.models.preprocess import as_network_input, synchronise
 from neurosurgeon.models.torchvision_compat import import_torchvision
 from neurosurgeon.predictor.collect import BLOCK_LAYERS, config_names
 from neurosurgeon.predictor.get_datasets_func import csv_path, read_rows
-from neurosurgeon.predictor.machine_speed import built, one_pass
+from neurosurgeon.predictor.layer_timing import build_layers, time_layers
 from neurosurgeon.predictor.predictor_utils import LatencyPredictor
 from neurosurgeon.predictor.sampling import RECIPES, Config
-from neurosurgeon.utils.timing import now_ms, synchronise
+from neurosurgeon.utils.timing import now_ms
 
 NETWORKS = (
     "alexnet vgg11 vgg16 vgg16_bn resnet18 resnet34 resnet50 resnext50_32x4d wide_resnet50_2 densenet121 googlenet "
@@ -34,62 +34,61 @@ NETWORKS = (
     "regnet_y_800mf"
 ).split()
 QUARTILE = 0.25  # of repeated times, as in the data sets
-AGAIN_LAYERS = 512  # of the data set, measured again
-SMALL_ROW_MS = 0.05  # shorter layers say more of the caches than of the machine's speed
+REMEASURED_LAYERS = 512  # of the data set
+SMALL_ROW_MS = 0.05  # the times of shorter layers depend more on the caches than on the machine's speed
 
 
-# ---------------------------------------------------------------- rows of the data set, again
+# ---------------------------------------------------------------- rows of the data set
 
 
 Rows = list[tuple[float, LayerKind, Config]]  # latency in the data set, ms, and the layer
 
 
 def sampled_rows(directory: Path) -> Rows:
-    """Return some rows of all kinds, in the order of their latencies; none of a file from elsewhere."""
+    """Return some rows of all kinds, sorted by latency; rows without the collector's columns are left out."""
     rows: Rows = []
     for kind in RECIPES:
         if csv_path(directory, kind).exists():
             names = config_names(kind)
             known = [row for row in read_rows(csv_path(directory, kind), kind) if all(name in row for name in names)]
             rows += [(row["latency"], kind, {name: int(row[name]) for name in names}) for row in known]
-    chosen = np.random.default_rng(0).permutation(len(rows))[:AGAIN_LAYERS]
+    chosen = np.random.default_rng(0).permutation(len(rows))[:REMEASURED_LAYERS]
     return sorted((rows[index] for index in chosen), key=lambda row: row[0])
 
 
-class Again:
-    """Rows of the data set, measured again in blocks of like size, as the collector does."""
+class RemeasuredRows:
+    """Rows of the data set, measured again in blocks of layers of similar size, as the collector measures them."""
 
     def __init__(self, rows: Rows, device: str) -> None:
         self._device = device
         self._rows = rows
-        starts = range(0, len(rows), BLOCK_LAYERS)
-        self._blocks = [[(kind, config) for _, kind, config in rows[at : at + BLOCK_LAYERS]] for at in starts]
-        self._samples = [built(block, device) for block in self._blocks]
-        self._times_ms: list[list[list[float]]] = [[] for _ in self._blocks]
+        blocks = [rows[start : start + BLOCK_LAYERS] for start in range(0, len(rows), BLOCK_LAYERS)]
+        self._layers = [build_layers([(kind, config) for _, kind, config in block], device) for block in blocks]
+        self._times_ms: list[list[list[float]]] = [[] for _ in blocks]
 
     def __len__(self) -> int:
-        return len(self._blocks)
+        return len(self._layers)
 
     def measure(self, block: int, counts: bool) -> None:
-        """Run a block twice; the second run counts, if any."""
-        one_pass(self._samples[block], self._device)
-        times_ms = one_pass(self._samples[block], self._device)
+        """Run a block twice; record the second run if it ``counts``."""
+        time_layers(self._layers[block], self._device)
+        times_ms = time_layers(self._layers[block], self._device)
         if counts:
             self._times_ms[block].append(times_ms)
 
     @property
     def drift(self) -> float:
-        """How long layers take now, as a share of what they took when the data set was collected: the median."""
+        """The median of latency now / latency in the data set; 1 if no row was measured again."""
         now_ms = self._quartiles(slice(None))
         ratios = [now / then for now, (then, _, _) in zip(now_ms, self._rows, strict=True) if then > SMALL_ROW_MS]
         return float(np.median(ratios)) if ratios else 1.0
 
     def noise(self) -> dict[str, float]:
-        """Return by kind how much two measurements of the same layers differ: mean of |first / second - 1|."""
+        """Return the noise of each kind: mean of |first / second - 1| of two measurements of the same layers."""
         ratios: dict[str, list[float]] = {}
-        halves = (self._quartiles(slice(half, None, 2)) for half in range(2))
-        for one, other, (_, kind, _) in zip(*halves, self._rows, strict=True):
-            ratios.setdefault(kind, []).append(abs(one / other - 1))
+        even_ms, odd_ms = (self._quartiles(slice(first, None, 2)) for first in range(2))  # of the rounds
+        for one_ms, other_ms, (_, kind, _) in zip(even_ms, odd_ms, self._rows, strict=True):
+            ratios.setdefault(kind, []).append(abs(one_ms / other_ms - 1))
         return {kind: float(np.mean(values)) for kind, values in ratios.items()}
 
     def _quartiles(self, rounds: slice) -> list[float]:
@@ -101,15 +100,15 @@ class Again:
 
 @dataclass(frozen=True, slots=True)
 class NetworkScore:
-    """One network: what it takes, what each predictor says, and how well it can be measured."""
+    """One network: its measured latency, the predictions, and the noise of the measurement."""
 
     network: str
-    measured_ms: float
+    measured_ms: float  # lower quartile of the rounds
     median_ms: float
-    noise: float  # |first half of the rounds / second half - 1|
+    noise: float  # |latency of the even rounds / of the odd rounds - 1|
     predicted_ms: Mapping[str, float]
-    covered: Mapping[str, bool]  # the truth lies in the 90 % interval
-    extrapolated: Mapping[str, int]  # layers beyond the data
+    covered: Mapping[str, bool]  # the measured latency lies in the 90 % interval
+    extrapolated: Mapping[str, int]  # number of layers outside the data
 
     def error(self, predictor: str) -> float:
         """Return predicted / measured - 1."""
@@ -126,7 +125,7 @@ def build_network(name: str) -> nn.Module:
 
 
 def prepared_networks(device: str) -> dict[str, tuple[LayerGraph, nn.Module]]:
-    """Return graph and runnable whole of every network, as a cloud with all its layers would run it."""
+    """Return the graph and the runnable module of every network, as a cloud that computes all layers runs it."""
     prepared: dict[str, tuple[LayerGraph, nn.Module]] = {}
     for name in tqdm(NETWORKS, desc="building", unit="network", disable=None):
         model = build_network(name)
@@ -139,21 +138,21 @@ def prepared_networks(device: str) -> dict[str, tuple[LayerGraph, nn.Module]]:
 
 
 def measure_networks(
-    networks: Mapping[str, nn.Module], again: Again, device: str, rounds: int
+    networks: Mapping[str, nn.Module], remeasured: RemeasuredRows, device: str, rounds: int
 ) -> dict[str, list[float]]:
-    """Return the second of two runs in every round, (rounds,), ms, for every network.
+    """Return the times of every network, (rounds,), ms: the second of two runs in each round.
 
-    In every round, networks and blocks of the data set's rows take their turns in random order.
+    In each round, the networks and the blocks of the data set's rows run in random order.
     """
     times_ms: dict[str, list[float]] = {name: [] for name in networks}
     tensor = as_network_input(torch.from_numpy(synthetic_input(TensorSpec((1, 3, USUAL_SIZE, USUAL_SIZE)))), device)
-    turns: list[str | int] = [*networks, *range(len(again))]
+    turns: list[str | int] = [*networks, *range(len(remeasured))]
     shuffle = np.random.default_rng(0).permutation
     for round_number in tqdm(range(rounds + 1), desc="measuring", unit="round", disable=None):
         counts = round_number > 0  # the first builds kernels
         for turn in (turns[index] for index in shuffle(len(turns))):
             if isinstance(turn, int):
-                again.measure(turn, counts)
+                remeasured.measure(turn, counts)
                 continue
             _run(networks[turn], tensor, device)
             start_ms = now_ms()
@@ -170,20 +169,17 @@ def _run(network: nn.Module, tensor: Tensor, device: str) -> None:
 
 
 def score_network(graph: LayerGraph, times_ms: Sequence[float], predictors: Sequence[LatencyPredictor]) -> NetworkScore:
-    """Compare one network's measurements with what the predictors say."""
+    """Return the comparison of one network's measured times (rounds,), ms, with the predictions."""
     measured = float(np.quantile(times_ms, QUARTILE))
-    halves = [float(np.quantile(half, QUARTILE)) for half in (times_ms[::2], times_ms[1::2])]
-    known = {predictor.name: predictor.predict(graph) for predictor in predictors}
+    even_ms, odd_ms = (float(np.quantile(times_ms[first::2], QUARTILE)) for first in range(2))
+    predicted = {predictor.name: predictor.predict(graph) for predictor in predictors}
+    intervals = {name: latencies.interval() for name, latencies in predicted.items()}
     return NetworkScore(
         network=graph.model,
         measured_ms=measured,
         median_ms=float(np.median(times_ms)),
-        noise=abs(halves[0] / halves[1] - 1),
-        predicted_ms={name: latencies.total() for name, latencies in known.items()},
-        covered={name: _covers(latencies.interval(), measured) for name, latencies in known.items()},
-        extrapolated={name: len(latencies.extrapolated) for name, latencies in known.items()},
+        noise=abs(even_ms / odd_ms - 1),
+        predicted_ms={name: latencies.total() for name, latencies in predicted.items()},
+        covered={name: low_ms <= measured <= high_ms for name, (low_ms, high_ms) in intervals.items()},
+        extrapolated={name: len(latencies.extrapolated) for name, latencies in predicted.items()},
     )
-
-
-def _covers(interval: tuple[float, float], value: float) -> bool:
-    return interval[0] <= value <= interval[1]

@@ -1,1 +1,1 @@
-"""Small shared parts: errors, units, timing, command lines, reports, running halves of networks."""
+"""Parts that every package may import: errors, units, timing, files, logs, metrics."""

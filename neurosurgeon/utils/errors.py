@@ -1,8 +1,8 @@
-"""Every error a user can meet, in one tree; the number is the exit code.
+"""The tree of all errors that a user can see; the number is the exit code.
 
 NeurosurgeonError                 1   something failed
 ├── UsageError                    2   the command, a file or a value is wrong
-│   ├── AddressError                  the host's name is not known
+│   ├── AddressError                  the host's name cannot be resolved
 │   ├── UnknownModelError             no such model
 │   ├── InputError                    the input image cannot be used
 │   ├── WeightsError                  a weights file does not fit, or the two sides differ
@@ -11,21 +11,21 @@ NeurosurgeonError                 1   something failed
 │   ├── NonFiniteError                a tensor holds NaN or infinite values
 │   ├── TraceError                    the module cannot become a graph
 │   ├── InputSizeError                the network cannot take an input of this size
-│   ├── DeviceError                   the device is not there
+│   ├── DeviceError                   the machine has no such device
 │   └── DataSetError                  a data set or predictor file is malformed
 ├── InternalError                 1   a defect of this program
 ├── PlanningError                 1   no plan can be made
 │   └── MissingPredictorError         a kind of layer has no predictor
 └── NetworkError                  3   the network or the peer
-    ├── ConnectError                  nobody answers there
-    ├── PortBusyError                 somebody else listens there
+    ├── ConnectError                  no connection could be made
+    ├── PortBusyError                 another program listens on the port
     ├── PeerGoneError                 the peer closed or reset the connection
-    ├── DeadlineError                 the peer was too slow
+    ├── DeadlineError                 the peer did not finish in time
     ├── ProtocolError                 the peer broke the protocol
-    │   └── VersionError              the peer speaks another version of it
-    ├── AccessError               4   not allowed in: key, TLS or certificate
-    └── RemoteError                   the peer reported an error of its own
-        └── BusyError                 the cloud has too many tasks: ask again later
+    │   └── VersionError              the peer has another version of the protocol
+    ├── AccessError               4   not authenticated: key, TLS or certificate
+    └── RemoteError                   the peer replied with an error
+        └── BusyError                 the cloud has too many tasks: retry later
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pathlib import Path
 
 
 class NeurosurgeonError(Exception):
-    """Base of the tree: one line that says what happened, to what, and what to do."""
+    """Base of the tree; the message is one line with the failure, its subject, and the remedy."""
 
     exit_code = 1
 
@@ -48,11 +48,11 @@ class UsageError(NeurosurgeonError):
 
 
 class AddressError(UsageError):
-    """Nobody knows the host's name, or not just now."""
+    """The host's name cannot be resolved, at all or at the moment."""
 
 
 class UnknownModelError(UsageError):
-    """The model does not exist; the message lists those that do."""
+    """The model does not exist; the message lists the known models."""
 
 
 class InputError(UsageError):
@@ -76,7 +76,7 @@ class NonFiniteError(UsageError):
 
 
 class TraceError(UsageError):
-    """The module cannot become a graph; the message names the operation and what to do."""
+    """The module cannot become a graph; the message names the operation and the remedy."""
 
 
 class InputSizeError(UsageError):
@@ -84,7 +84,7 @@ class InputSizeError(UsageError):
 
 
 class DeviceError(UsageError):
-    """The device asked for is not there."""
+    """This machine does not have the requested device."""
 
 
 class DataSetError(UsageError):
@@ -126,15 +126,15 @@ class DeadlineError(NetworkError):
 
 
 class ProtocolError(NetworkError):
-    """The peer sent something that the protocol does not allow."""
+    """The peer sent bytes that the protocol does not allow."""
 
 
 class VersionError(ProtocolError):
-    """The peer speaks another version of the protocol."""
+    """The peer has another version of the protocol."""
 
 
 class AccessError(NetworkError):
-    """One side does not let the other in; ``refusal`` is the byte that says why to the peer, 0 if it is not told."""
+    """One side does not authenticate the other; ``refusal`` is the code sent to the peer, 0 if none is sent."""
 
     exit_code = 4
 
@@ -144,11 +144,11 @@ class AccessError(NetworkError):
 
 
 class RemoteError(NetworkError):
-    """The peer answered with an error of its own."""
+    """The peer replied with an error."""
 
 
 class BusyError(RemoteError):
-    """The cloud has more tasks than it takes; it says when to ask again."""
+    """The cloud has too many tasks; ``retry_ms`` is the time after which to retry, ms."""
 
     def __init__(self, message: str, retry_ms: float = 0.0) -> None:
         super().__init__(message)
@@ -156,20 +156,20 @@ class BusyError(RemoteError):
 
 
 def is_connection_loss(exc: BaseException) -> bool:
-    """Return whether an error means that the peer, or the network to it, is gone, so that a new connection may help.
+    """Return whether an error means that the connection is lost, so that a new one may help.
 
-    This is the only definition. What the peer answers (RemoteError) is no loss. Every OSError of a socket is a
-    NetworkError by the time it leaves `net.connection`; any other exception is a defect of this program, or an error of
-    this machine, which a new connection would only meet again.
+    This is the only definition. A reply with an error (RemoteError) is no loss. `net.connection` turns every OSError of
+    a socket into a NetworkError; any other exception is a defect of this program or an error of this machine, which
+    would occur on a new connection again.
     """
     return isinstance(exc, NetworkError) and not isinstance(exc, RemoteError)
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a file that cannot be written into one line for the user.
+    """Turn an OSError of writing a file into a message for the user.
 
-    Raises: UsageError.
+    Raises: UsageError: the file cannot be written.
     """
     try:
         yield

@@ -1,24 +1,24 @@
-"""How loaded a cloud is: what tasks waited and took of late. Pure: every method is told the time."""
+"""The load of a cloud: the recent wait and service time of its tasks. Pure: every method takes the time."""
 
 from __future__ import annotations
 
 import math
 from typing import NamedTuple
 
-TIME_CONSTANT_MS = 1000.0  # what is this old counts e times less; an edge plans on what was a second ago
+TIME_CONSTANT_MS = 1000.0  # a task this old has 1 / e of the weight; an edge plans with a load of a second ago
 
 
 class Load(NamedTuple):
-    """What a task has to expect, ms."""
+    """The expected wait in the queue and service time of a task, ms."""
 
     queue_ms: float
     service_ms: float
 
 
 class LoadMeter:
-    """Takes in when tasks start and end; a task counts e times less with every time constant that passes.
+    """Average the wait and service time of tasks, with weights that decay exponentially.
 
-    While nothing runs, the wait decays: whoever comes next finds no queue.
+    The wait also decays while no task runs: the next task finds an empty queue. The caller serialises all calls.
     """
 
     def __init__(self, time_constant_ms: float = TIME_CONSTANT_MS) -> None:
@@ -28,11 +28,11 @@ class LoadMeter:
         self._last_ms = -math.inf  # when the last task ended
 
     def started(self, count: int = 1) -> None:
-        """So many tasks begin."""
+        """Record that tasks start to run."""
         self._running += count
 
     def ended(self, queue_ms: float, service_ms: float, time_ms: float) -> None:
-        """A task is done that waited and took so long; times do not run backwards."""
+        """Record the end of a task at ``time_ms``, which never decreases, with its wait and service time, ms."""
         kept = math.exp(min(0.0, self._last_ms - time_ms) / self._time_constant_ms)
         self._queue_sum = kept * self._queue_sum + queue_ms
         self._service_sum = kept * self._service_sum + service_ms
@@ -41,7 +41,7 @@ class LoadMeter:
         self._last_ms = max(time_ms, self._last_ms)
 
     def load(self, time_ms: float) -> Load:
-        """Return the load at that time."""
+        """Return the load at ``time_ms``."""
         if not self._weight:
             return Load(0.0, 0.0)
         idle_ms = 0.0 if self._running else max(0.0, time_ms - self._last_ms)
@@ -50,18 +50,18 @@ class LoadMeter:
 
 
 class CloudLoad(NamedTuple):
-    """What tasks wait and take in the cloud that this service belongs to, ms."""
+    """The load that a cloud reports to its bandwidth service, ms."""
 
     queue_ms: float = 0.0
     service_ms: float = 0.0
 
     def line(self) -> str:
-        """Return the line with which the cloud tells it to its bandwidth service."""
+        """Return the line of the report."""
         return f"load {self.queue_ms:.3f} {self.service_ms:.3f}"
 
     @classmethod
     def of_line(cls, line: str) -> CloudLoad | None:
-        """Return what a line tells; None where it tells no load."""
+        """Return the load that a line reports; None if it is no such line."""
         word, *numbers = line.split()[:4] or [""]
         try:
             load = cls(*map(float, numbers))

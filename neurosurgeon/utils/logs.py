@@ -1,4 +1,4 @@
-"""Log lines: one for each event, as text or as JSON; whatever a peer sends, it stays on its line."""
+"""Format log lines as text or JSON: one line for each event, also if a peer sends line breaks."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 from neurosurgeon.utils.errors import InternalError
 
 LEVELS = ("debug", "info", "warning", "error")
-FIELDS = ("peer", "task", "model", "error", "size_bytes", "duration_ms")  # what events may tell besides their message
+FIELDS = ("peer", "task", "model", "error", "size_bytes", "duration_ms")  # that an event may have besides its message
 NOISY_LIBRARIES = ("matplotlib", "PIL")
 
 
 def start_logging(level: str, *, as_json: bool) -> None:
-    """Write log lines to stderr from now on, as the command line says."""
+    """Write log lines of at least this level to stderr from now on, as text or JSON."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLine() if as_json else TextLine("%(levelname)s %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler])
@@ -25,39 +25,39 @@ def start_logging(level: str, *, as_json: bool) -> None:
 
 
 def is_warning(line: str) -> bool:
-    """Return whether a line that either formatter made tells of a warning or an error."""
+    """Return whether a line of either formatter is a warning or an error."""
     return line.startswith(("WARNING", "ERROR", '{"level": "WARNING"', '{"level": "ERROR"'))
 
 
 def is_entry(line: str) -> bool:
-    """Return whether a line begins what a formatter made; the others go on with it (a traceback)."""
+    """Return whether a line is the first of an event; others continue it (a traceback)."""
     return line.startswith(('{"level": ', *(level.upper() for level in LEVELS)))
 
 
-def internal_error(log: logging.Logger, exc: Exception, what: str, **fields: str) -> InternalError:
-    """Log an unexpected exception with its traceback, and return the error that stands for it from then on.
+def internal_error(log: logging.Logger, exc: Exception, failure: str, **fields: str) -> InternalError:
+    """Log an unexpected exception with its traceback; return the InternalError to raise in its place.
 
-    One that stands for another already was logged with that one.
+    An InternalError was logged before, and is returned as it is.
 
-    Args: what: what failed, and of which task, network and peer. fields: of `FIELDS`, for the line.
+    Args: failure: the operation that failed, with its task, network and peer. fields: of `FIELDS`, for the line.
     """
     if isinstance(exc, InternalError):
         return exc
     error = InternalError(f"internal error: {type(exc).__name__}: {exc}")
-    log.error("%s: %s", what, error, exc_info=exc, extra={**fields, "error": type(exc).__name__})
+    log.error("%s: %s", failure, error, exc_info=exc, extra={**fields, "error": type(exc).__name__})
     return error
 
 
 class TextLine(logging.Formatter):
-    """Level and message; only tracebacks, which are asked for, take lines of their own."""
+    """Format level and message on one line; only a traceback, if it was asked for, has further lines."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # the library's name
-        """Return the line without what would break it."""
+        """Return the line with escaped line breaks."""
         return super().formatMessage(record).replace("\n", "\\n").replace("\r", "\\r")
 
 
 class JsonLine(logging.Formatter):
-    """An object on one line: level, time, logger, message, and the fields that the event has."""
+    """Format an object on one line: level, time, logger, message, and the fields of the event."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""

@@ -1,4 +1,4 @@
-"""Counters of a cloud, as Prometheus reads them; without --metrics-port nothing is counted."""
+"""Count the events of a cloud for Prometheus; without --metrics-port nothing is counted."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ import errno
 from neurosurgeon.utils.errors import PortBusyError, UsageError
 from neurosurgeon.utils.units import ms_to_s
 
-HOST = "127.0.0.1"  # figures are for this machine; whoever exports them further decides to whom
-# From a LeNet on a fast machine to a VGG on a small one behind a full queue.
+HOST = "127.0.0.1"  # counters are for this machine; its user decides who else may read them
+# From a LeNet on a fast machine to a VGG on a small one with a full queue.
 BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-    """Counts nothing; the base of those who do. Any thread may call it."""
+    """Ignore all events; the base of classes that count. Called on any thread."""
 
     def connections(self, change: int) -> None:
-        """A connection came (1) or went (-1)."""
+        """Record that a connection opened (1) or closed (-1)."""
 
     def answered(self, model: str, *, receive_ms: float, queue_ms: float, compute_ms: float, cloud_ms: float) -> None:
-        """A task was answered that took so long."""
+        """Record a task with a reply, and the durations of its stages, ms."""
 
     def failed(self, error: str) -> None:
-        """A task was refused, or a connection ended, with an error of this type."""
+        """Record that a task or a connection failed with an error of this type."""
 
     def transferred(self, received_bytes: int, sent_bytes: int) -> None:
-        """So many bytes came and went."""
+        """Record bytes on the wire."""
 
     def batch(self, size: int) -> None:
-        """So many tasks ran as one."""
+        """Record a batch: the number of tasks that ran together."""
 
 
 class PrometheusMetrics(Metrics):
-    """Counts, and serves the counters on a port of loopback, in threads of the library.
+    """Count events, and serve the counters on a port of loopback, on threads of the library.
 
-    Args:   port: 0 takes a free one; see ``port``.
-    Raises: UsageError: prometheus_client is not installed. PortBusyError.
+    Args:   port: 0 for a free one; the attribute ``port`` is the one in use.
+    Raises: UsageError: prometheus_client is not installed, or the port cannot be used. PortBusyError.
     """
 
     def __init__(self, port: int) -> None:

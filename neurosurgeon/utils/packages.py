@@ -1,10 +1,10 @@
-"""One line and exit code 2 for a package that is not installed, in place of a traceback. Standard library only."""
+"""Report a package that is not installed with one line instead of a traceback. Imports the standard library only."""
 
 from __future__ import annotations
 
 import sys
 
-# By the names that they are imported by, those of requirements.txt; any other module that is missing is a defect.
+# The packages of requirements.txt, by the name of their import; another missing module is a defect of this program.
 PACKAGES = {
     "PIL": "pillow",
     "apscheduler": "apscheduler",
@@ -22,7 +22,7 @@ PACKAGES = {
 
 
 def missing_package(exc: BaseException) -> str | None:
-    """Return which package an import did not find, and what to do; None for any other error."""
+    """Return the message for an import that did not find a package; None for any other error."""
     if not isinstance(exc, ModuleNotFoundError) or exc.name not in PACKAGES:
         return None
     return (

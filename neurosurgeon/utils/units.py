@@ -1,4 +1,4 @@
-"""Unit conversions, all in one place. 1 MB is 10^6 bytes, 1 Mbit is 10^6 bits, everywhere."""
+"""Convert units, all in one place. 1 MB is 10^6 bytes, 1 Mbit is 10^6 bits."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def ms_to_s(duration_ms: float) -> float:
 
 
 def readable_bytes(size_bytes: int) -> str:
-    """Return a size for people: ``602112`` -> ``602.1 KB``."""
+    """Return a size as text: ``602112`` -> ``602.1 KB``."""
     if size_bytes < 1_000:
         return f"{size_bytes} B"
     if size_bytes < BYTES_PER_MB:

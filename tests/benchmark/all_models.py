@@ -22,7 +22,7 @@ from neurosurgeon.models.build import TracedGraph, trace
 from neurosurgeon.models.names import Catalogue, input_size, torchvision_names
 from neurosurgeon.models.tracing import meta_copy
 from neurosurgeon.planner.dag_search import DagCosts, DagSearch
-from neurosurgeon.predictor.predictor_utils import find_predictor
+from neurosurgeon.predictor.store import find_predictor
 from neurosurgeon.utils.timing import now_ms
 from neurosurgeon.utils.units import s_to_ms
 from tests.benchmark.common import save

@@ -23,7 +23,8 @@ from neurosurgeon.planner.heavy_load import shortest_bottleneck
 from neurosurgeon.planner.plan import plan_split
 from neurosurgeon.planner.strategies import search_of
 from neurosurgeon.predictor.latencies import LayerLatencies
-from neurosurgeon.predictor.predictor_utils import SIDES, find_predictor
+from neurosurgeon.predictor.predictor_utils import SIDES
+from neurosurgeon.predictor.store import find_predictor
 from neurosurgeon.utils.timing import now_ms
 from tests.benchmark.common import save
 from tests.networks import model_graph

@@ -53,7 +53,7 @@ from neurosurgeon.planner.hedge import Hedging, OnItsWay
 from neurosurgeon.planner.plan import SplitPlan, plan_split
 from neurosurgeon.planner.queue import Choice, Chooser, replan_whole_task
 from neurosurgeon.planner.transfer import frame_bytes
-from neurosurgeon.predictor.predictor_utils import find_predictor
+from neurosurgeon.predictor.store import find_predictor
 from neurosurgeon.utils.link import LinkEstimate
 from neurosurgeon.utils.units import mbit_per_s_to_bytes_per_s
 from tests.benchmark.common import save

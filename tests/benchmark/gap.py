@@ -33,7 +33,7 @@ from tqdm import trange
 from neurosurgeon.cli.parser import DEFAULT_IP
 from neurosurgeon.cli.process import ROOT, ServiceProcess
 from neurosurgeon.engine.torch_engine import use_threads
-from neurosurgeon.predictor.predictor_utils import dataset_threads
+from neurosurgeon.predictor.store import dataset_threads
 from neurosurgeon.utils.timing import now_ms
 from tests.benchmark.common import save
 from tests.benchmark.transport import receive_exactly

@@ -1,10 +1,10 @@
-"""How far a machine's measured speed can be believed: calibrations beside busy loops, and what they spread by.
+"""Measure the speed of this machine beside busy loops, and show the spread of the measurements.
 
     python -m tests.benchmark.machine_speed [--times 2] [--loads 0 1 2 3 4]
 
-Every calibration is a process of its own, as the first contact with a machine is, one after the other: in every round
-one beside each number of loops, on the edge's threads and on the cloud's. A factor is how much longer layers take than
-where the data comes from that is in use here. Spread: the largest factor over the smallest.
+Every measurement is a process of its own, as at the first contact with a machine. They run one after the other: in
+each round one beside each number of loops, with the edge's threads and with the cloud's. A factor is the latency of
+layers here / on the machine of the data in use. Spread is the largest factor / the smallest.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ TIMES, LOADS = 2, (0, 1, 2, 3, 4)
 Json = dict[str, Any]
 
 
-def calibrate(side: str, load: int) -> Json:
-    """Return the factors that a fresh process measures beside so many loops, and how long it took."""
+def measure_beside(side: str, load: int) -> Json:
+    """Return the factors that a new process measures beside ``load`` busy loops, and its duration."""
     command = [sys.executable, "-m", "tests.benchmark.machine_speed", "--side", side]
     with busy_loops(load):
         start_ms = now_ms()
@@ -39,12 +39,12 @@ def calibrate(side: str, load: int) -> Json:
 
 
 def spread(factors: Sequence[float]) -> float:
-    """Return the largest over the smallest."""
+    """Return the largest factor / the smallest."""
     return max(factors) / min(factors)
 
 
 def show(rows: Sequence[Json], loads: Sequence[int]) -> None:
-    """Print a line for each side and kind of factor: all calibrations by load, and the spread."""
+    """Print a line for each side and family of layers: all factors by load, and their spread."""
     print(f"{'':<24}" + "".join(f"{f'{load} loops':>18}" for load in loads) + f"{'spread':>9}")
     for side in SIDES:
         of_side = [row for row in rows if row["side"] == side]
@@ -53,12 +53,12 @@ def show(rows: Sequence[Json], loads: Sequence[int]) -> None:
             cells = [" ".join(f"{factor:.3g}" for factor in factors) for factors in by_load]
             every = [factor for factors in by_load for factor in factors]
             print(f"{side:<8}{name:<16}" + "".join(f"{cell:>18}" for cell in cells) + f"{spread(every):>9.2f}")
-    print(f"a calibration, with the start of its process: at most {max(row['took_s'] for row in rows):.1f} s")
+    print(f"a measurement, with the start of its process: at most {max(row['took_s'] for row in rows):.1f} s")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmark.machine_speed")
-    parser.add_argument("--times", type=int, default=TIMES, help="calibrations beside each number of loops")
+    parser.add_argument("--times", type=int, default=TIMES, help="measurements beside each number of loops")
     parser.add_argument("--loads", type=int, nargs="+", default=LOADS, metavar="LOOPS", help="(default: 0 1 2 3 4)")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -66,8 +66,8 @@ def main() -> None:
         print(json.dumps(measured_factors(args.side)))
         return
     turns = [(side, load) for _ in range(args.times) for load in args.loads for side in SIDES]
-    rows = [calibrate(side, load) for side, load in turns]
-    print("machine speed: factor of every calibration")
+    rows = [measure_beside(side, load) for side, load in turns]
+    print("machine speed: factor of every measurement")
     show(rows, args.loads)
     save("machine_speed", {"calibrations": rows})
 

@@ -1,18 +1,18 @@
-"""What users get: predicted against measured time of ten whole networks, on the edge and in the cloud.
+"""Compare predicted and measured latencies of ten whole networks, on the edge and in the cloud.
 
     python -m tests.benchmark.prediction [MODEL ...] [--empty-cache] [--foreign]
 
-Each side runs in a process of its own, with the threads of its predictors, as the scripts do: finds the predictor,
-scales data of another machine to this one, predicts, and only then measures. --empty-cache: the first contact, with
-nothing kept (a fresh XDG_CACHE_HOME). --foreign: with the shipped data of every other machine, as if there were none of
-this one; linear models are then fitted from that data.
+Each side runs in a process of its own, with the threads of its predictors, as the scripts do. It finds the predictor,
+scales data of another machine to this one, predicts, and only then measures. With --empty-cache nothing is kept (a
+fresh XDG_CACHE_HOME), as at the first contact. With --foreign the data is the shipped data of every other machine;
+linear models are then fitted from it.
 
-The networks run in turns, twice a turn: the second run counts. Other programs must not pass for an error of ours. So
-what one thread takes is its CPU time, which is the time of a machine that has nothing else to do: the lower quartile of
-the turns, as in the data sets. Of several threads, which wait for each other and spin, it is the minimum. Lower
-quartiles of wall time and CPU time of all threads stand beside; a row has an asterisk where the machine was so busy
-that even the best run is not to be trusted: with several threads, where they got less than 80 % of their cores.
-"Unscaled" is the error of the same data as it is. The common factor is the median of predicted / measured.
+The networks run in turns, twice a turn, and the second run counts. Other programs must not look like prediction errors.
+So the latency of one thread is its CPU time, which is the latency on an idle machine: the lower quartile of the turns,
+as in the data sets. Several threads wait for each other and spin; their latency is the minimum of the wall times. The
+lower quartiles of wall time and of CPU time of all threads are shown beside it. A row has an asterisk if the machine
+was too busy to trust even the fastest run: if several threads got less than 80 % of their cores. "Unscaled" is the
+error of the same data without scaling. The common factor is the median of predicted / measured.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ import torch
 from neurosurgeon.cli.process import ROOT
 from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.models.names import ZOO
-from neurosurgeon.predictor.predictor_utils import PREDICTORS, SIDES, default_directory, read_provenance
+from neurosurgeon.predictor.get_datasets_func import read_provenance
+from neurosurgeon.predictor.places import default_directory
+from neurosurgeon.predictor.predictor_utils import PREDICTORS, SIDES
 from neurosurgeon.utils.machine import device_name
 from neurosurgeon.utils.units import s_to_ms
 from tests.benchmark.common import percentile, save
@@ -44,7 +46,7 @@ from tests.networks import Network, cut, load_network, model_graph, pixels, run
 
 ROUNDS = 15
 MODELS = (*ZOO, "resnet18", "googlenet", "densenet121", "efficientnet_b0", "vit_b_16", "swin_t")
-BUSY_SHARE = 0.8  # of their cores that several threads get at least on a machine that has nothing else to do
+BUSY_SHARE = 0.8  # of their cores, which several threads get at least on an idle machine
 INSTALLED = "installed"  # the data that the scripts find here
 
 Json = dict[str, Any]
@@ -53,7 +55,7 @@ Json = dict[str, Any]
 
 
 def predictions(side: str, name: str, source: str, graphs: Mapping[str, LayerGraph]) -> Json:
-    """Return what a side's predictor says of every network, as the scripts use it here, and of what data.
+    """Return the predictions of a side for every network, as the scripts make them here, and the origin of the data.
 
     Args: source: a directory of data sets, or `INSTALLED`.
     """
@@ -67,7 +69,7 @@ def predictions(side: str, name: str, source: str, graphs: Mapping[str, LayerGra
 
 
 def measure(networks: Mapping[str, Network], threads: int) -> dict[str, Json]:
-    """Return what every network takes, ms, and whether other programs spoiled it."""
+    """Return the measured latencies of every network, and whether other programs disturbed them."""
     partitions = {name: cut(network, 0).cloud for name, network in networks.items()}
     inputs = {name: [pixels(network.graph.input.shape)] for name, network in networks.items()}
     wall_ms: dict[str, list[float]] = {name: [] for name in networks}
@@ -82,14 +84,14 @@ def measure(networks: Mapping[str, Network], threads: int) -> dict[str, Json]:
 
 
 def measured(wall_ms: Sequence[float], cpu_ms: Sequence[float], threads: int) -> Json:
-    """Return what a network takes by the times of its runs, as if the machine had nothing else to do, ms."""
+    """Return the latency of a network on an idle machine, from the times of its runs, ms."""
     wall, cpu = percentile(wall_ms, 25), percentile(cpu_ms, 25)
     true = cpu if threads == 1 else min(wall_ms)
     return {"ms": true, "wall": wall, "cpu": cpu, "is_spoiled": cpu < BUSY_SHARE * threads * true}
 
 
 def run_side(side: str, models: Sequence[str], sources: Sequence[str]) -> Json:
-    """Return what is predicted and measured on one side."""
+    """Return the predicted and the measured latencies of one side."""
     graphs = {name: model_graph(name) for name in models}
     predicted = [predictions(side, name, source, graphs) for source in sources for name in PREDICTORS]
     networks = {name: load_network(name) for name in models}
@@ -102,11 +104,11 @@ def foreign_sources(side: str) -> list[str]:
     return [str(path) for path in shipped if read_provenance(path).get("device_name") != device_name("cpu")]
 
 
-# ---------------------------------------------------------------- what it tells
+# ---------------------------------------------------------------- errors
 
 
 def summary(ratios: Sequence[float]) -> dict[str, float]:
-    """Return mean and worst error of predicted / measured, as they are and without their common factor."""
+    """Return the mean and worst error of predicted / measured, with and without their common factor."""
     common = statistics.median(ratios)
     errors, own = [abs(ratio - 1) for ratio in ratios], [abs(ratio / common - 1) for ratio in ratios]
     return {
@@ -119,15 +121,15 @@ def summary(ratios: Sequence[float]) -> dict[str, float]:
 
 
 def compared(predicted: Json, true: Mapping[str, Json]) -> Json:
-    """Return one predictor's errors: of every network, and together."""
+    """Return the errors of one predictor, for every network and together."""
     rows = {}
-    for name, said in predicted["networks"].items():
+    for name, prediction in predicted["networks"].items():
         true_ms = true[name]["ms"]
         rows[name] = {
-            **said,
-            "ratio": said["ms"] / true_ms,
-            "unscaled_ratio": said["unscaled_ms"] / true_ms,
-            "is_inside": said["low"] <= true_ms <= said["high"],
+            **prediction,
+            "ratio": prediction["ms"] / true_ms,
+            "unscaled_ratio": prediction["unscaled_ms"] / true_ms,
+            "is_inside": prediction["low"] <= true_ms <= prediction["high"],
         }
     ratios = [row["ratio"] for row in rows.values()]
     inside = statistics.fmean(row["is_inside"] for row in rows.values())

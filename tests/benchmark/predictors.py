@@ -1,4 +1,4 @@
-"""The predictors as the scripts use them on this machine: the one place of the benchmarks that knows how."""
+"""Find and scale predictors for all benchmarks, as the scripts do on this machine."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from pathlib import Path
 
 from neurosurgeon.engine.torch_engine import use_threads
 from neurosurgeon.predictor.machine_speed import measure_machine_speed, reference_layers, scaled_to_machine, scales_of
-from neurosurgeon.predictor.predictor_utils import LatencyPredictor, find_predictor
+from neurosurgeon.predictor.predictor_utils import LatencyPredictor
+from neurosurgeon.predictor.store import find_predictor
 
 
 def used_and_found(side: str, name: str, path: Path | None = None) -> tuple[LatencyPredictor, LatencyPredictor]:
-    """Return a side's predictor as it is used here, scaled to this machine, and as it was found.
+    """Return a side's predictor scaled to this machine, and the same predictor as it was found.
 
-    This process computes with the predictor's threads from then on; both sides in one process would mix them up.
+    Sets the number of threads of this process to the predictor's, so a process measures one side only.
 
     Args: path: a directory of data sets (default: what the scripts find).
     """
@@ -21,9 +22,9 @@ def used_and_found(side: str, name: str, path: Path | None = None) -> tuple[Late
 
 
 def measured_factors(side: str) -> dict[str, float]:
-    """Measure this machine's speed as the first contact does; return its factors, by what each is of.
+    """Return the measured speed factor of each family of layers, measured as at the first contact.
 
-    A factor is how much longer layers take here than where the data comes from that is in use.
+    A factor is the latency of layers here / on the machine of the data in use.
     """
     found = find_predictor(side)
     speed = measure_machine_speed("cpu", use_threads(found.threads))

@@ -19,7 +19,7 @@ from neurosurgeon.graph.layer_graph import LayerGraph, Node
 from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.planner.chain_search import best_point, chain_candidates
 from neurosurgeon.predictor.get_datasets_func import COLUMNS, csv_path, read_rows
-from neurosurgeon.predictor.predictor_utils import dataset_directory
+from neurosurgeon.predictor.places import dataset_directory
 from neurosurgeon.utils.units import s_to_ms
 
 KINDS = tuple(COLUMNS)[:6]  # of the contract

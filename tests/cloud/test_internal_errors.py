@@ -24,7 +24,7 @@ from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.frames import Kind
 from neurosurgeon.net.messages import Reply, Request
 from neurosurgeon.net.wire import SocketWire
-from neurosurgeon.predictor.predictor_utils import config_path
+from neurosurgeon.predictor.places import config_path
 from neurosurgeon.reports.queue_report import QueueReport
 from neurosurgeon.utils import load
 from neurosurgeon.utils.metrics import Metrics

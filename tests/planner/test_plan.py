@@ -24,7 +24,9 @@ from neurosurgeon.planner.strategies import Strategy
 from neurosurgeon.planner.transfer import TENSOR_MS, transfer_time_ms
 from neurosurgeon.predictor.latencies import LayerLatencies
 from neurosurgeon.predictor.machine_speed import scaled_to_machine
-from neurosurgeon.predictor.predictor_utils import SIDES, LatencyPredictor, config_path, find_predictor
+from neurosurgeon.predictor.places import config_path
+from neurosurgeon.predictor.predictor_utils import SIDES, LatencyPredictor
+from neurosurgeon.predictor.store import find_predictor
 from neurosurgeon.utils.errors import DataSetError, MissingPredictorError, PlanningError
 from tests.networks import model_graph
 

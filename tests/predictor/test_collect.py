@@ -1,4 +1,4 @@
-"""The collector: the same blocks every time, resumed where it stopped, and whole files at any moment."""
+"""Collect the same blocks every time, continue an interrupted run, and keep whole files at any moment."""
 
 from __future__ import annotations
 
@@ -31,19 +31,22 @@ from neurosurgeon.predictor.collect import (
     finished_configs,
     measure_block,
 )
-from neurosurgeon.predictor.get_datasets_func import COLUMNS, MIN_ROWS, csv_path, load_dataset
-from neurosurgeon.predictor.kernel_flops import row_work
-from neurosurgeon.predictor.kind_models import Score
-from neurosurgeon.predictor.machine_speed import SEED, Layer, built, pace_layers
-from neurosurgeon.predictor.predictor_utils import (
-    SIDES,
-    default_directory,
+from neurosurgeon.predictor.get_datasets_func import (
+    COLUMNS,
+    MIN_ROWS,
+    csv_path,
+    load_dataset,
     load_datasets,
-    load_predictor,
-    parameter_file,
     read_provenance,
 )
-from neurosurgeon.predictor.sampling import MAX_GFLOPS, MAX_TENSOR_BYTES, RECIPES, draw_layer, expected_ms
+from neurosurgeon.predictor.kernel_flops import row_work
+from neurosurgeon.predictor.kind_models import Score
+from neurosurgeon.predictor.layer_timing import BUILDERS, build_layers
+from neurosurgeon.predictor.machine_speed import SEED, control_layers
+from neurosurgeon.predictor.places import default_directory, parameter_file
+from neurosurgeon.predictor.predictor_utils import SIDES
+from neurosurgeon.predictor.sampling import MAX_GFLOPS, MAX_TENSOR_BYTES, RECIPES, Layer, draw_layer, expected_ms
+from neurosurgeon.predictor.store import load_predictor
 from neurosurgeon.utils.errors import DataSetError
 
 MEMORY = 1e9
@@ -51,13 +54,13 @@ ENOUGH = 60  # blocks, until even the rarest kind has enough rows to fit
 
 
 class FakeClock:
-    """Stands in for measure_block: made-up times that cost no budget, and Ctrl-C after a number of blocks."""
+    """A replacement of measure_block: made-up times at no cost, and Ctrl-C after a number of blocks."""
 
     def __init__(self, blocks: int | None = None) -> None:
         self.blocks = blocks
         self.measured: list[Sequence[Layer]] = []
 
-    def __call__(self, block: Sequence[Layer], device: str, pace: object) -> BlockTimes:
+    def __call__(self, block: Sequence[Layer], device: str, controls: object) -> BlockTimes:
         if len(self.measured) == self.blocks:
             raise KeyboardInterrupt
         self.measured.append(block)
@@ -95,7 +98,7 @@ def contents(directory: Path) -> dict[str, list[str]]:
     return {path.name: path.read_text().splitlines() for path in sorted(directory.glob("*.csv"))}
 
 
-# ---------------------------------------------------------------- what is measured
+# ---------------------------------------------------------------- blocks of layers
 
 
 def test_blocks_are_always_the_same() -> None:
@@ -109,7 +112,7 @@ def test_the_first_blocks_have_enough_rows_of_every_kind() -> None:
     assert sum(few.count(kind) >= MIN_ROWS for kind in RECIPES) >= len(RECIPES) / 2
 
 
-def test_blocks_behind_them_are_those_of_earlier_versions() -> None:
+def test_later_blocks_are_those_of_earlier_versions() -> None:
     rng = np.random.default_rng([SEED, 0])
     drawn = [draw_layer(rng, MEMORY) for _ in range(collect.BATCH_LAYERS)]
     per_batch = collect.BATCH_LAYERS // BLOCK_LAYERS
@@ -124,7 +127,7 @@ def test_layers_are_never_too_large_to_measure() -> None:
             assert work.flops <= MAX_GFLOPS * 1e9
 
 
-def test_layers_of_a_block_are_of_like_size_with_small_ones_between_them() -> None:
+def test_a_block_has_layers_of_similar_size_and_small_ones() -> None:
     for block in islice(blocks(MEMORY), 8):
         sizes_ms = sorted(expected_ms(*layer) for layer in block if expected_ms(*layer) > collect.SMALL_MS)
         if sizes_ms and sizes_ms[-1] < 1:  # the last block of a batch holds all that is larger
@@ -134,9 +137,7 @@ def test_layers_of_a_block_are_of_like_size_with_small_ones_between_them() -> No
 def test_a_block_fits_into_memory() -> None:
     limit = 20e6
     for block in islice(blocks(limit), 16):
-        works = [row_work(*layer) for layer in block]
-        used = sum(work.input_bytes + work.output_bytes + work.weight_bytes for work in works)
-        assert len(block) == 1 or used <= limit
+        assert len(block) == 1 or sum(row_work(*layer).traffic_bytes for layer in block) <= limit
 
 
 def test_all_kinds_are_drawn_and_all_parts_of_the_space() -> None:
@@ -160,9 +161,9 @@ def test_a_configuration_builds_the_layer_that_it_describes(kind: LayerKind) -> 
         config = RECIPES[kind].draw(rng)
         while not 0 < row_work(kind, config).output_bytes < 1e7:
             config = RECIPES[kind].draw(rng)
-        sample = RECIPES[kind].build(config)
+        layer = BUILDERS[kind](config)
         with torch.inference_mode():
-            output = sample.run(*sample.inputs)
+            output = layer.run(*layer.inputs)
         assert isinstance(output, torch.Tensor)
         expected = row_work(kind, config).output_bytes
         slack = 4 * config["HW"] ** 2 if kind is LayerKind.SHUFFLE else 0  # needs an even number of channels
@@ -170,11 +171,11 @@ def test_a_configuration_builds_the_layer_that_it_describes(kind: LayerKind) -> 
         assert set(config) == set(config_names(kind))
 
 
-def test_every_layer_of_a_block_is_timed_as_often() -> None:
+def test_measure_block_times_every_layer_equally_often() -> None:
     block = next(blocks(MEMORY))[:5]
-    times = measure_block(block, "cpu", built(pace_layers(), "cpu"))
+    times = measure_block(block, "cpu", build_layers(control_layers(), "cpu"))
     times_ms = times.layers_ms
-    assert times.pace_ms > 0
+    assert times.control_ms > 0
     assert len(times_ms) == 5
     assert {len(layer) for layer in times_ms} == {len(times_ms[0])}
     assert len(times_ms[0]) >= collect.MIN_PASSES
@@ -184,7 +185,7 @@ def test_every_layer_of_a_block_is_timed_as_often() -> None:
 # ---------------------------------------------------------------- collecting
 
 
-def test_a_run_writes_every_row_behind_the_columns_of_the_contract(tmp_path: Path, run: Collect) -> None:
+def test_collect_writes_the_columns_of_the_contract_first(tmp_path: Path, run: Collect) -> None:
     clock = run(tmp_path, ENOUGH)
     rows = {
         kind: len(lines) - 1 for kind, lines in ((p.stem, contents(tmp_path)[p.name]) for p in tmp_path.glob("*.csv"))
@@ -198,7 +199,7 @@ def test_a_run_writes_every_row_behind_the_columns_of_the_contract(tmp_path: Pat
 
 
 @pytest.mark.parametrize("blocks", [0, 1, 3])
-def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, run: Collect, blocks: int) -> None:
+def test_collect_continues_an_interrupted_run(tmp_path: Path, run: Collect, blocks: int) -> None:
     run(tmp_path / "whole")
     first = run(tmp_path / "parts", interrupt_after=blocks)
     second = run(tmp_path / "parts")
@@ -207,20 +208,20 @@ def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path: Path, run: Collec
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
-def test_a_finished_run_measures_nothing_again(tmp_path: Path, run: Collect) -> None:
+def test_collect_measures_no_block_of_a_finished_run_again(tmp_path: Path, run: Collect) -> None:
     run(tmp_path)
     assert run(tmp_path).measured == []
 
 
-def test_a_longer_run_goes_on(tmp_path: Path, run: Collect) -> None:
+def test_collect_extends_a_shorter_run(tmp_path: Path, run: Collect) -> None:
     run(tmp_path)
     assert len(run(tmp_path, 8).measured) == 3
 
 
-def test_a_run_without_data_to_borrow_goes_on_until_every_kind_has_enough(
+def test_collect_without_a_lender_runs_until_all_kinds_have_rows(
     tmp_path: Path, run: Collect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collect, "lender", lambda directory, provenance: None)
+    monkeypatch.setattr(collect, "lending_directory", lambda directory, provenance: None)
     assert len(run(tmp_path, 1).measured) == collect.BATCH_LAYERS // BLOCK_LAYERS
     assert all(len(load_dataset(tmp_path, kind)) >= MIN_ROWS for kind in RECIPES)
 
@@ -228,11 +229,11 @@ def test_a_run_without_data_to_borrow_goes_on_until_every_kind_has_enough(
 TOGETHER = (LayerKind.MATMUL, LayerKind.SOFTMAX)
 
 
-def test_kinds_that_are_added_later_are_a_collection_of_their_own(tmp_path: Path, run: Collect) -> None:
+def test_collect_of_other_kinds_is_a_separate_collection(tmp_path: Path, run: Collect) -> None:
     run(tmp_path, kinds=(LayerKind.CONV,))
     before = contents(tmp_path)
-    assert len(run(tmp_path, 3, kinds=TOGETHER).measured) == 3  # what was spent on others is not theirs
-    run(tmp_path, 4, kinds=TOGETHER[::-1])  # goes on
+    assert len(run(tmp_path, 3, kinds=TOGETHER).measured) == 3  # the time spent on other kinds does not count
+    run(tmp_path, 4, kinds=TOGETHER[::-1])  # continues
     provenance = read_provenance(tmp_path)
     assert provenance["collections"] == [
         {"kinds": ["conv"], "date": "today", "profiling_s": 30.0},
@@ -242,7 +243,7 @@ def test_kinds_that_are_added_later_are_a_collection_of_their_own(tmp_path: Path
     assert contents(tmp_path)["conv_lat.csv"] == before["conv_lat.csv"]
 
 
-def test_a_provenance_without_collections_is_of_one(tmp_path: Path, run: Collect) -> None:
+def test_a_provenance_without_collections_counts_as_one(tmp_path: Path, run: Collect) -> None:
     run(tmp_path, kinds=TOGETHER)
     (tmp_path / "provenance.json").write_text('{"side": "edge", "date": "long ago", "profiling_s": 30.0}')
     assert run(tmp_path, kinds=TOGETHER).measured == []
@@ -253,16 +254,25 @@ def test_a_provenance_without_collections_is_of_one(tmp_path: Path, run: Collect
     ]
 
 
-@pytest.mark.parametrize("damage", ["[3]", "[{}]", "3", '[{"kinds": ["conv"], "profiling_s": "x"}]'])
-def test_damaged_collections_are_told(tmp_path: Path, run: Collect, damage: str) -> None:
-    (tmp_path / "provenance.json").write_text(f'{{"collections": {damage}}}')
+@pytest.mark.parametrize(
+    "damage",
+    [
+        '{"collections": [3]}',
+        '{"collections": [{}]}',
+        '{"collections": 3}',
+        '{"collections": [{"kinds": ["conv"], "profiling_s": "x"}]}',
+        '{"profiling_s": "x"}',
+    ],
+)
+def test_damaged_collections_are_refused(tmp_path: Path, run: Collect, damage: str) -> None:
+    (tmp_path / "provenance.json").write_text(damage)
     with pytest.raises(DataSetError, match=r"provenance\.json has damaged collections: .*--fresh"):
         run(tmp_path, kinds=(LayerKind.CONV,))
 
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("name", ["cpu", "amd-epyc-avx2"])
-def test_the_shipped_data_tells_of_every_kind_when_it_was_collected(side: str, name: str) -> None:
+def test_the_shipped_provenance_has_a_date_for_every_kind(side: str, name: str) -> None:
     directory = default_directory(side, name)
     collections = read_provenance(directory)["collections"]
     assert sorted(kind for each in collections for kind in each["kinds"]) == sorted(load_datasets(directory))
@@ -276,7 +286,7 @@ def test_no_layer_is_written_twice(tmp_path: Path, run: Collect) -> None:
         assert len(finished_configs(path, kind)) == len(contents(tmp_path)[path.name]) - 1
 
 
-def test_a_line_cut_off_by_a_power_failure_is_measured_again(tmp_path: Path, run: Collect) -> None:
+def test_collect_measures_a_truncated_line_again(tmp_path: Path, run: Collect) -> None:
     run(tmp_path / "whole")
     run(tmp_path / "parts", interrupt_after=4)
     path = csv_path(tmp_path / "parts", LayerKind.CONV)
@@ -289,13 +299,13 @@ def test_a_line_cut_off_by_a_power_failure_is_measured_again(tmp_path: Path, run
     assert len(set(parts["conv_lat.csv"])) == len(parts["conv_lat.csv"])
 
 
-def test_a_header_cut_off_by_a_power_failure_is_written_again(tmp_path: Path, run: Collect) -> None:
+def test_collect_writes_a_truncated_header_again(tmp_path: Path, run: Collect) -> None:
     csv_path(tmp_path, LayerKind.CONV).write_text("HW,ker")
     run(tmp_path, 8)
     assert len(load_dataset(tmp_path, LayerKind.CONV)) >= 20
 
 
-def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path, run: Collect) -> None:
+def test_collect_never_changes_a_file_with_other_columns(tmp_path: Path, run: Collect) -> None:
     path = csv_path(tmp_path, LayerKind.CONV)
     path.write_text("HW,kernel,stride,Cin,Cout,FLOPs,latency\n8,3,1,4,4,1000,0.5\n")
     before = path.read_text()
@@ -316,16 +326,16 @@ def test_flops_are_written_as_whole_numbers(tmp_path: Path, run: Collect) -> Non
 
 def test_a_row_has_the_lower_quartile_and_the_spread(tmp_path: Path) -> None:
     config = {"HW": 4, "Cin": 8}
-    row = collect.row_of(LayerKind.BATCHNORM, config, [1.0, 2.0, 3.0, 4.0, 50.0], 0.7)
+    row = collect.csv_row(LayerKind.BATCHNORM, config, [1.0, 2.0, 3.0, 4.0, 50.0], 0.7)
     append_rows(csv_path(tmp_path, LayerKind.BATCHNORM), LayerKind.BATCHNORM, [row])
     expected = {"latency": 2.0, "median_ms": 3.0, "min_ms": 1.0, "iqr_ms": 2.0, "samples": 5, "pace_ms": 0.7}
     assert {name: row[name] for name in expected} == expected
 
 
-def test_a_noisy_machine_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    collect.warn_of_noise([0.1, 0.2, 0.1])
+def test_warn_if_noisy_warns_of_a_large_spread(caplog: pytest.LogCaptureFixture) -> None:
+    collect.warn_if_noisy([0.1, 0.2, 0.1])
     assert not caplog.records
-    collect.warn_of_noise([0.4, 0.5, 0.1])
+    collect.warn_if_noisy([0.4, 0.5, 0.1])
     assert "this machine is noisy" in caplog.text
 
 
@@ -336,7 +346,7 @@ COLLECTORS = """
 import os, sys
 from pathlib import Path
 from neurosurgeon.predictor import collect
-collect.measure_block = lambda block, device, pace: collect.BlockTimes([[0.5] * 7 for _ in block], 1.0)
+collect.measure_block = lambda block, device, controls: collect.BlockTimes([[0.5] * 7 for _ in block], 1.0)
 for _ in sys.stdin:  # a process for each line: to import everything takes seconds
     if pid := os.fork():
         print(pid, flush=True)
@@ -376,7 +386,7 @@ def wait_for_rows(directory: Path, rows: int) -> None:
 # ---------------------------------------------------------------- the command
 
 
-def test_the_command_collects_fits_and_says_on_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_collects_fits_and_writes_its_provenance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collect, "measure_block", FakeClock())
     config = tmp_path / "config.json"
     arguments = ["--side", "edge", "--threads", "1", "--output", str(tmp_path / "data"), "--config", str(config)]
@@ -388,7 +398,7 @@ def test_the_command_collects_fits_and_says_on_what(tmp_path: Path, monkeypatch:
     assert predictor.threads == 1
 
 
-def test_rows_of_another_machine_are_never_mixed_with_new_ones(
+def test_the_command_never_mixes_rows_of_two_machines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(collect, "measure_block", FakeClock())
@@ -405,7 +415,7 @@ def test_rows_of_another_machine_are_never_mixed_with_new_ones(
     assert len(clock.measured) == ENOUGH
 
 
-# ---------------------------------------------------------------- in effect as a whole
+# ---------------------------------------------------------------- activation
 
 
 Command = Callable[..., FakeClock]
@@ -432,7 +442,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     return run_command
 
 
-def test_an_interrupted_command_has_no_effect_and_says_how_to_go_on(
+def test_an_interrupted_command_names_the_command_to_continue(
     tmp_path: Path, command: Command, caplog: pytest.LogCaptureFixture
 ) -> None:
     command(interrupt_after=3)
@@ -447,17 +457,17 @@ def test_an_interrupted_command_has_no_effect_and_says_how_to_go_on(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_fresh_collection_takes_effect_when_it_is_complete(tmp_path: Path, command: Command) -> None:
+def test_a_fresh_collection_is_activated_when_complete(tmp_path: Path, command: Command) -> None:
     command(blocks=12)
     before = contents(tmp_path)
     command("--fresh", interrupt_after=3)
     assert contents(tmp_path) == before
-    assert len(command().measured) == 6  # goes on with the fresh one
+    assert len(command().measured) == 6  # continues the fresh one
     assert contents(tmp_path) != before
     assert sum(map(len, contents(tmp_path).values())) < sum(map(len, before.values()))
 
 
-def test_a_longer_collection_takes_effect_when_it_is_complete(tmp_path: Path, command: Command) -> None:
+def test_a_longer_collection_is_activated_when_complete(tmp_path: Path, command: Command) -> None:
     command()
     before = contents(tmp_path)
     command(blocks=12, interrupt_after=2)
@@ -467,7 +477,7 @@ def test_a_longer_collection_takes_effect_when_it_is_complete(tmp_path: Path, co
         assert contents(tmp_path)[name][: len(lines)] == lines
 
 
-def test_some_kinds_are_measured_again_and_the_others_stay(tmp_path: Path, command: Command) -> None:
+def test_a_fresh_collection_of_one_kind_keeps_the_others(tmp_path: Path, command: Command) -> None:
     command()
     before = contents(tmp_path)
     command("--fresh", "--kinds", "conv", blocks=1)
@@ -478,7 +488,7 @@ def test_some_kinds_are_measured_again_and_the_others_stay(tmp_path: Path, comma
     assert again["kinds"] == ["conv"]
 
 
-def test_other_files_of_the_directory_stay(tmp_path: Path, command: Command) -> None:
+def test_a_collection_keeps_other_files_of_the_directory(tmp_path: Path, command: Command) -> None:
     others = [tmp_path / "another-machine" / "conv_lat.csv", tmp_path / "notes.txt"]
     others[0].parent.mkdir()
     for path in others:
@@ -489,7 +499,7 @@ def test_other_files_of_the_directory_stay(tmp_path: Path, command: Command) -> 
 
 
 @pytest.mark.parametrize("moment", [0, 1, 9, 17])
-def test_a_power_cut_while_it_takes_effect_leaves_the_new_profile(
+def test_activate_survives_a_power_cut(
     tmp_path: Path, command: Command, moment: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command("--kinds", "conv", "softmax")
@@ -505,23 +515,23 @@ def test_a_power_cut_while_it_takes_effect_leaves_the_new_profile(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(staging, "replace_file", replace)
-        staging.put_into_effect(tmp_path, collect.FILES)
+        staging.activate(tmp_path, collect.FILES)
     whole = {kind: csv_path(tmp_path, kind).read_text() for kind in RECIPES}
-    assert contents(staging.in_effect(tmp_path)) != before
+    assert contents(staging.active_directory(tmp_path)) != before
     assert set(load_datasets(tmp_path)) == set(RECIPES)
-    staging.finish(tmp_path, collect.FILES)
+    staging.finish_activation(tmp_path, collect.FILES)
     assert {kind: csv_path(tmp_path, kind).read_text() for kind in RECIPES} == whole
-    assert staging.in_effect(tmp_path) == tmp_path
+    assert staging.active_directory(tmp_path) == tmp_path
 
 
-def test_kinds_that_the_new_profile_lacks_are_gone(tmp_path: Path) -> None:
+def test_activate_removes_kinds_that_were_not_measured(tmp_path: Path) -> None:
     (tmp_path / "add_lat.csv").write_text("old")
     staging.start_partial(tmp_path, {"conv_lat.csv": b"new"})
-    staging.put_into_effect(tmp_path, collect.FILES)
+    staging.activate(tmp_path, collect.FILES)
     assert contents(tmp_path) == {"conv_lat.csv": ["new"]}
 
 
-def test_what_a_power_cut_left_of_a_copy_is_never_used(tmp_path: Path, command: Command) -> None:
+def test_a_truncated_copy_is_never_read(tmp_path: Path, command: Command) -> None:
     (tmp_path / staging.UNUSED).mkdir()
     (tmp_path / staging.UNUSED / "conv_lat.csv").write_text("half of a cop")
     assert len(command().measured) == 9

@@ -1,4 +1,4 @@
-"""Learning from use: a bias is learnt and forgotten, and what is right stays right."""
+"""Correct a bias, forget it, and leave unbiased predictions as they are."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ def after(ratios: list[float], start: Residuals | None = None) -> Residuals:
     return residuals
 
 
-def test_nothing_is_corrected_before_a_few_inferences() -> None:
+def test_residuals_have_no_factor_before_a_few_inferences() -> None:
     for samples in range(MIN_SAMPLES):
         assert after([2.0] * samples).factor == 1.0
     assert after([2.0] * MIN_SAMPLES).factor == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize("bias", [0.5, 0.8, 1.3, 2.5])
-def test_a_bias_is_learnt_through_noise(bias: float) -> None:
+def test_residuals_find_a_bias_in_noise(bias: float) -> None:
     rng = np.random.default_rng(0)
     factor = after((bias * np.exp(rng.normal(0, 0.05, 30))).tolist()).factor
     assert abs(np.log(factor / bias)) < abs(np.log(bias)) / 2
 
 
 @pytest.mark.parametrize("noise", [0.02, 0.05, 0.1, 0.3])
-def test_a_stable_case_is_never_made_worse_by_more_than_2_percent(noise: float) -> None:
+def test_a_correction_costs_an_unbiased_stage_at_most_2_percent(noise: float) -> None:
     """Mean error with correction against without, over many runs of 60 inferences each."""
     rng = np.random.default_rng(7)
     with_correction, without = [], []
@@ -45,7 +45,7 @@ def test_a_stable_case_is_never_made_worse_by_more_than_2_percent(noise: float) 
     assert np.mean(with_correction) - np.mean(without) < 0.02
 
 
-def test_what_was_learnt_is_forgotten_when_it_no_longer_holds() -> None:
+def test_residuals_forget_a_bias_that_is_gone() -> None:
     learnt = after([2.0] * 20)
     assert after([1.0] * 40, learnt).factor == pytest.approx(1.0, abs=0.02)
     assert (1 - DECAY) ** 40 < 1e-3
@@ -59,11 +59,11 @@ def test_a_correction_is_bounded(measured_ms: float) -> None:
     assert abs(np.log(residuals.factor)) == pytest.approx(MAX_LOG_FACTOR)
 
 
-def test_a_stage_that_did_not_run_teaches_nothing() -> None:
+def test_residuals_ignore_a_stage_that_did_not_run() -> None:
     assert Residuals().with_sample(0.0, 5.0) == Residuals() == Residuals().with_sample(5.0, 0.0)
 
 
-def test_what_was_learnt_is_kept_between_runs() -> None:
+def test_corrections_are_kept_between_runs() -> None:
     corrections = Corrections.load()
     for _ in range(5):
         corrections.learn("edge le_net", 10.0, 15.0)
@@ -85,11 +85,11 @@ def test_what_was_learnt_is_kept_between_runs() -> None:
         '{"a": {"mean": NaN}}',
     ],
 )
-def test_a_damaged_file_is_told_and_replaced(text: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_corrections_are_reported_and_replaced(text: str, caplog: pytest.LogCaptureFixture) -> None:
     _path().parent.mkdir(parents=True, exist_ok=True)
     _path().write_text(text)
     corrections = Corrections.load()
-    assert "learning anew" in caplog.text
+    assert "starting without corrections" in caplog.text
     corrections.learn("a", 1.0, 2.0)
     corrections.save()
     assert json.loads(_path().read_text())["a"]["samples"] == 1

@@ -1,4 +1,4 @@
-"""The evaluation: what is held out is really held out, and everything is written."""
+"""Hold out rows as named, average over networks, and write all reports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.predictor import evaluate, whole_networks
 from neurosurgeon.predictor.evaluate import Evaluation, channel_folds, random_folds, score_kind, summaries, width_folds
 from neurosurgeon.predictor.get_datasets_func import DataSet, load_dataset
-from neurosurgeon.predictor.whole_networks import Again, NetworkScore
+from neurosurgeon.predictor.whole_networks import NetworkScore, RemeasuredRows
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_a_simple_law_scores_well_on_random_rows(convs: DataSet, name: str) -> N
     assert 0.75 <= score.coverage <= 1
 
 
-def test_networks_are_summed_up() -> None:
+def test_summaries_average_over_networks() -> None:
     networks = [
         NetworkScore("a", 10.0, 10.5, 0.01, {"forest": 10.5}, {"forest": True}, {"forest": 0}),
         NetworkScore("b", 10.0, 10.5, 0.01, {"forest": 8.0}, {"forest": False}, {"forest": 3}),
@@ -85,18 +85,18 @@ def test_networks_are_summed_up() -> None:
     assert summary["inside the 90 % interval"]["forest"] == 0.5
 
 
-def test_rows_measured_again_give_drift_and_noise() -> None:
+def test_remeasured_rows_have_drift_and_noise() -> None:
     config = {"HW": 56, "Cin": 256}
-    again = Again([(1e-3, LayerKind.BATCHNORM, config), (1000.0, LayerKind.BATCHNORM, config)], "cpu")
+    remeasured = RemeasuredRows([(1e-3, LayerKind.BATCHNORM, config), (1000.0, LayerKind.BATCHNORM, config)], "cpu")
     for counts in (False, True, True):
-        again.measure(0, counts)
-    assert 0 < again.drift < 0.1  # this layer takes less than 100 ms
-    assert set(again.noise()) == {"batchnorm"}
+        remeasured.measure(0, counts)
+    assert 0 < remeasured.drift < 0.1  # this layer takes less than 100 ms
+    assert set(remeasured.noise()) == {"batchnorm"}
 
 
-def test_nothing_measured_again_is_no_drift() -> None:
-    assert Again([], "cpu").drift == 1.0
-    assert Again([], "cpu").noise() == {}
+def test_no_remeasured_rows_have_no_drift() -> None:
+    assert RemeasuredRows([], "cpu").drift == 1.0
+    assert RemeasuredRows([], "cpu").noise() == {}
 
 
 def test_the_command_prints_and_writes_everything(
@@ -120,7 +120,7 @@ def test_the_command_prints_and_writes_everything(
     ("arguments", "said"),
     [(["--rounds", "1"], "--rounds must be at least 2"), (["--dataset", "x"], "--dataset belongs to one side")],
 )
-def test_a_wrong_command_line_is_one_line_and_code_2(
+def test_a_wrong_command_line_has_a_message_and_exit_code_2(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert evaluate_cli.main(arguments) == 2

@@ -1,4 +1,4 @@
-"""The features: their order, their units, and when the far rates begin."""
+"""Compute features in their order and units, with separate ones beyond the caches."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def test_features_are_calls_gflops_megabytes_and_megapixels() -> None:
     assert features["output_mpixels"] == pytest.approx(0.01)
 
 
-def test_traffic_is_far_where_it_leaves_the_caches() -> None:
+def test_traffic_beyond_the_caches_has_features_of_its_own() -> None:
     near = features_of(Work(1, 400_000, 500_000, 15_000_000, 16))
     assert (near["far_weight_mb"], near["far_activation_mb"]) == (0, 0)
     far = features_of(Work(1, 1_000_000, 500_000, 18_000_000, 16))
     assert (far["far_weight_mb"], far["far_activation_mb"]) == (2.0, 0.5)
 
 
-def test_channels_that_do_not_fill_a_vector_cost_a_whole_one() -> None:
+def test_a_partly_filled_vector_costs_a_whole_one() -> None:
     full, partial = (features_of(Work(1e9 * channels, 0, 0, 0, channels)) for channels in (16, 4))
     assert partial["vector_gflops"] == full["vector_gflops"]
 

@@ -1,4 +1,4 @@
-"""Trees as plain arrays: the same numbers as the library that fitted them."""
+"""Predict with trees in plain arrays the same numbers as the library that fitted them."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def test_arrays_predict_what_the_library_predicts(rows: int, features: int) -> N
     np.testing.assert_allclose(fit_forest(inputs, targets).predict(fresh), library.predict(fresh), atol=1e-9)
 
 
-def test_no_rows_have_no_predictions() -> None:
+def test_a_forest_predicts_no_rows() -> None:
     inputs = np.random.default_rng(0).uniform(size=(30, 2))
     assert fit_forest(inputs, inputs[:, 0]).predict(np.zeros((0, 2))).shape == (0,)
 
 
-def test_targets_that_are_all_alike_are_predicted() -> None:
+def test_fit_forest_of_equal_targets_predicts_them() -> None:
     inputs = np.random.default_rng(0).uniform(size=(30, 2))
     np.testing.assert_allclose(fit_forest(inputs, np.full(30, 2.5)).predict(inputs), 2.5)

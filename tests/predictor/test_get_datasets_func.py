@@ -1,4 +1,4 @@
-"""Data sets from CSV: the contract's columns are enough, and a malformed file is named to the column."""
+"""Read data sets with the contract's columns, and name file, line and column of a malformed value."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import pytest
 
 from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.predictor.features import FEATURE_NAMES
-from neurosurgeon.predictor.get_datasets_func import COLUMNS, DATASET_DIR, csv_path, load_dataset, read_rows
-from neurosurgeon.predictor.predictor_utils import SIDES, fit_directory
+from neurosurgeon.predictor.get_datasets_func import COLUMNS, csv_path, load_dataset, read_rows
+from neurosurgeon.predictor.places import default_directory
+from neurosurgeon.predictor.predictor_utils import SIDES
+from neurosurgeon.predictor.store import fit_directory
 from neurosurgeon.utils.errors import DataSetError
 
 # The header lines of the contract, letter by letter, and a row of each.
@@ -50,15 +52,15 @@ def test_files_with_just_the_columns_of_the_contract_train(contract_files: Path)
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("kind", COLUMNS)
 def test_the_shipped_data_sets_load(side: str, kind: LayerKind) -> None:
-    dataset = load_dataset(DATASET_DIR / side, kind)
+    dataset = load_dataset(default_directory(side, "cpu"), kind)
     assert len(dataset) >= 40
     assert np.isfinite(dataset.features).all()
-    header = csv_path(DATASET_DIR / side, kind).read_text().splitlines()[0]
+    header = csv_path(default_directory(side, "cpu"), kind).read_text().splitlines()[0]
     assert header.startswith(",".join(COLUMNS[kind]))
 
 
 def dataset_error(path: Path, text: str) -> str:
-    """Return what is said of a batch-norm file with this text, behind its name."""
+    """Return the error message for a batch-norm file with this text, without the file's path."""
     file = csv_path(path, LayerKind.BATCHNORM)
     file.write_text(text)
     with pytest.raises(DataSetError) as caught:
@@ -103,7 +105,7 @@ def test_a_file_of_few_rows_is_refused(tmp_path: Path) -> None:
     assert dataset_error(tmp_path, "HW,Cin,latency\n" + "8,8,1\n" * 19).startswith(" has 19 rows; at least 20")
 
 
-def test_rows_of_a_slow_minute_are_brought_to_the_pace_of_the_others(tmp_path: Path) -> None:
+def test_rows_of_a_slow_minute_are_scaled_or_left_out(tmp_path: Path) -> None:
     path = tmp_path / "batchnorm_lat.csv"
     path.write_text("HW,Cin,latency,pace_ms\n" + "8,4,1.5,2.0\n" * 6 + "8,4,1.8,2.4\n" * 2 + "8,4,9.0,4.0\n")
     rows = read_rows(path, LayerKind.BATCHNORM)
@@ -131,7 +133,7 @@ def test_a_file_of_bytes_is_refused(tmp_path: Path) -> None:
         load_dataset(tmp_path, LayerKind.CONV)
 
 
-def test_what_spreadsheets_add_is_forgiven(tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_spaces_are_ignored(tmp_path: Path) -> None:
     path = csv_path(tmp_path, LayerKind.BATCHNORM)
     path.write_bytes("\ufeffHW, Cin ,latency,min_ms\r\n8,4,1.5,1.0\r\n".encode())
     assert read_rows(path, LayerKind.BATCHNORM) == [{"HW": 8, "Cin": 4, "latency": 1.5, "min_ms": 1.0}]

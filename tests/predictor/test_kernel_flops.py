@@ -1,4 +1,4 @@
-"""FLOPs and bytes per kind of layer: by hand, and the same from a data-set row as from a traced node."""
+"""Compute the same FLOPs and bytes from a data-set row as from a traced node, and as by hand."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def test_work_by_hand(
     assert row_work(kind, row) == Work(flops, 4 * floats_in, 4 * floats_out, 4 * weights, channels)
 
 
-def test_a_convolution_pads_by_half_its_kernel_unless_told_otherwise() -> None:
+def test_a_convolution_pads_by_half_its_kernel_by_default() -> None:
     row = {"HW": 8, "kernel": 5, "stride": 1, "Cin": 2, "Cout": 3}
     assert row_work(LayerKind.CONV, row) == row_work(LayerKind.CONV, {**row, "padding": 2, "groups": 1, "bias": 1})
 
 
-def test_a_pool_does_not_pad_unless_told_otherwise() -> None:
+def test_a_pool_does_not_pad_by_default() -> None:
     row = {"HW": 8, "kernel": 3, "stride": 2, "Cin": 2}
     assert row_work(LayerKind.MAXPOOL, row) == row_work(LayerKind.MAXPOOL, {**row, "padding": 0})
 
@@ -73,14 +73,14 @@ def test_a_pool_does_not_pad_unless_told_otherwise() -> None:
         (LayerKind.LINEAR, {"in_features": 3, "out_features": 4}),
     ],
 )
-def test_flops_are_worked_out_because_files_count_them_in_different_ways(kind: LayerKind, row: Row) -> None:
+def test_row_work_ignores_the_flops_of_the_file(kind: LayerKind, row: Row) -> None:
     assert row_work(kind, {**row, "FLOPs": 12345}) == row_work(kind, row)
 
 
 @pytest.mark.parametrize(
     ("width", "kernel", "stride", "padding", "expected"), [(224, 11, 4, 2, 55), (55, 3, 2, 0, 27), (7, 7, 1, 0, 1)]
 )
-def test_the_width_behind_a_sliding_window(width: int, kernel: int, stride: int, padding: int, expected: int) -> None:
+def test_output_width_after_a_sliding_window(width: int, kernel: int, stride: int, padding: int, expected: int) -> None:
     assert output_width(width, kernel, stride, padding) == expected
 
 

@@ -1,4 +1,4 @@
-"""Latencies with intervals: what is refused, and how layers add up."""
+"""Refuse latencies outside their intervals, and add up the intervals of layers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def latencies_of(layers: list[list[float]]) -> LayerLatencies:
 
 
 @given(st.lists(triples, max_size=20))
-def test_the_interval_of_a_sum_holds_the_sum_and_is_no_wider_than_all_errors_together(
+def test_the_interval_of_a_sum_holds_it_within_all_errors(
     layers: list[list[float]],
 ) -> None:
     latencies = latencies_of(layers)
@@ -57,8 +57,6 @@ def test_scaling_scales_all() -> None:
         ([1.0], [0.0], [math.inf]),
     ],
 )
-def test_what_is_no_latency_in_an_interval_is_refused(
-    latency: list[float], low: list[float], high: list[float]
-) -> None:
+def test_a_latency_outside_its_interval_is_refused(latency: list[float], low: list[float], high: list[float]) -> None:
     with pytest.raises(PlanningError):
         LayerLatencies(latency, low, high, "test")

@@ -1,21 +1,28 @@
-"""The speed of a machine: measured in bursts, kept with its date, and measured again where it cannot be believed."""
+"""Measure the speed of a machine in bursts, keep it with its date, and measure it again when it is in doubt."""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from neurosurgeon.graph.layer_graph import LayerGraph
+from neurosurgeon.graph.spec import LayerKind
+from neurosurgeon.models.build import trace
+from neurosurgeon.predictor import layer_timing
 from neurosurgeon.predictor import machine_speed as speeds
 from neurosurgeon.predictor.features import feature_matrix, tree_matrix
 from neurosurgeon.predictor.kernel_flops import row_work
 from neurosurgeon.predictor.kind_models import Family, family_of
+from neurosurgeon.predictor.layer_timing import RunnableLayer, time_layers
 from neurosurgeon.predictor.machine_speed import (
     BURSTS,
     BUSY_AGE_S,
@@ -28,14 +35,16 @@ from neurosurgeon.predictor.machine_speed import (
     kept_machine_speed,
     machine_speed,
     measure_machine_speed,
-    one_pass,
     reference_layers,
+    scaled_by_speed,
     scales_of,
 )
-from neurosurgeon.predictor.predictor_utils import SIDES, LatencyPredictor, config_path, load_predictor
-from neurosurgeon.predictor.sampling import Sample
+from neurosurgeon.predictor.places import config_path
+from neurosurgeon.predictor.predictor_utils import SIDES, LatencyPredictor
+from neurosurgeon.predictor.store import load_predictor
 from neurosurgeon.utils.files import cache_directory
 from neurosurgeon.utils.machine import CpuUse, forget_speeds
+from tests.predictor.samples import ONES, linear_model
 
 LAYERS = len(reference_layers())
 
@@ -47,7 +56,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[MachineSpeed]:
-    """Have each measurement be of a slower machine than the last; the list grows by what was measured."""
+    """The measured speeds so far; each measurement is of a slower machine than the last."""
     found: list[MachineSpeed] = []
 
     def measure(device: str, threads: int) -> MachineSpeed:
@@ -75,14 +84,14 @@ def keep_with_age(age_s: float) -> None:
 # ---------------------------------------------------------------- measuring
 
 
-def test_reference_layers_are_the_same_each_time_and_of_all_families() -> None:
+def test_reference_layers_are_constant_and_of_all_families() -> None:
     assert speeds.reference_layers.__wrapped__() == reference_layers()
     families = [family_of(kind, config) for kind, config in reference_layers()]
     assert min(families.count(family) for family in Family) >= 7
     assert all(row_work(kind, config).output_bytes > 0 for kind, config in reference_layers())
 
 
-def test_measure_machine_speed_keeps_the_threads_in_use() -> None:
+def test_measure_machine_speed_restores_the_threads() -> None:
     before = torch.get_num_threads()
     speed = measure_machine_speed("cpu", 1)
     assert torch.get_num_threads() == before
@@ -102,13 +111,13 @@ def bursts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[float]]]:
         return taken
 
     monkeypatch.setattr(speeds, "_bursts", next_bursts)
-    monkeypatch.setattr(speeds, "built", lambda *_: [])
+    monkeypatch.setattr(speeds, "build_layers", lambda *_: [])
     monkeypatch.setattr(speeds, "BURST_PAUSE_S", 0.0)
     yield waiting
     assert not waiting
 
 
-def test_the_least_of_the_bursts_counts(bursts: list[list[float]]) -> None:
+def test_measure_machine_speed_takes_the_fastest_burst(bursts: list[list[float]]) -> None:
     bursts += [[1.0] * LAYERS, [1.2] * LAYERS, [0.9] * (LAYERS - 1) + [2.0]]
     speed = measure_machine_speed("cpu", 1)
     assert speed.layers_ms == (0.9,) * (LAYERS - 1) + (1.0,)
@@ -124,7 +133,7 @@ def test_bursts_that_disagree_are_measured_again(bursts: list[list[float]]) -> N
     assert not speed.was_busy
 
 
-def test_a_machine_that_stays_busy_is_called_busy(bursts: list[list[float]]) -> None:
+def test_a_machine_that_stays_busy_is_marked(bursts: list[list[float]]) -> None:
     bursts += [[value] * LAYERS for value in (9.0, 1.0, 8.0, 9.0, 7.0, 3.0)]
     speed = measure_machine_speed("cpu", 1)
     assert speed.layers_ms == (1.0,) * LAYERS
@@ -133,13 +142,13 @@ def test_a_machine_that_stays_busy_is_called_busy(bursts: list[list[float]]) -> 
 
 
 @pytest.mark.parametrize(("threads", "expected_ms"), [(1, 2.0), (2, 30.0)])
-def test_one_thread_that_others_interrupt_is_timed_by_what_it_computed(
+def test_time_layers_uses_the_cpu_time_of_a_single_thread(
     threads: int, expected_ms: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speeds, "now_ms", iter([100.0, 130.0]).__next__)
-    monkeypatch.setattr(speeds, "thread_ms", iter([7.0, 9.0]).__next__)
-    monkeypatch.setattr(speeds.torch, "get_num_threads", lambda: threads)
-    assert one_pass([Sample(abs, (torch.ones(1),))], "cpu") == [expected_ms]
+    monkeypatch.setattr(layer_timing, "now_ms", iter([100.0, 130.0]).__next__)
+    monkeypatch.setattr(layer_timing, "thread_ms", iter([7.0, 9.0]).__next__)
+    monkeypatch.setattr(layer_timing.torch, "get_num_threads", lambda: threads)
+    assert time_layers([RunnableLayer(abs, (torch.ones(1),))], "cpu") == [expected_ms]
 
 
 # ---------------------------------------------------------------- keeping
@@ -178,7 +187,7 @@ def test_an_old_speed_is_measured_again(age_s: float, times: int, measured: list
     assert len(measured) == times
 
 
-def test_the_speed_of_a_busy_machine_is_soon_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_speed_of_a_busy_machine_expires_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speeds, "measure_machine_speed", lambda *_: speed_of(1.0, was_busy=True))
     machine_speed("cpu", 1)
     keep_with_age(BUSY_AGE_S / 2)
@@ -188,7 +197,7 @@ def test_the_speed_of_a_busy_machine_is_soon_measured_again(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(("threads", "free", "was_busy"), [(2, 2.0, False), (2, 1.2, True), (1, 0.2, False)])
-def test_threads_without_cores_make_a_machine_busy(
+def test_a_machine_without_free_cores_is_marked_busy(
     threads: int, free: float, was_busy: bool, bursts: list[list[float]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bursts += [[1.0] * LAYERS] * BURSTS
@@ -226,16 +235,16 @@ def test_a_speed_that_cannot_be_kept_is_no_error(
 
 
 @pytest.mark.parametrize("changes", [{"layers_ms": (1.0,)}, {"layers_ms": (0.0,) * LAYERS}, {"spread": float("nan")}])
-def test_a_speed_that_is_none_is_refused(changes: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="no "):
+def test_a_speed_out_of_bounds_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="expected"):
         dataclasses.replace(speed_of(1.0), **changes)  # type: ignore[arg-type]
 
 
-# ---------------------------------------------------------------- what it is for
+# ---------------------------------------------------------------- scales
 
 
 def times_on(predictor: LatencyPredictor, factors: Mapping[Family, float]) -> list[float]:
-    """Return what the reference layers take on a machine that differs from that of the data by these factors, ms."""
+    """Return the latencies of the reference layers on a machine that differs from the data's by these factors, ms."""
     times_ms = []
     for kind, config in reference_layers():
         work = [row_work(kind, config)]
@@ -253,7 +262,7 @@ def test_scales_of_another_machine_are_its_factors(side: str) -> None:
         np.testing.assert_allclose(scale, (factors[family], 1.0, 1.0), rtol=1e-9)
 
 
-def test_scales_of_a_machine_of_another_shape_have_wide_intervals() -> None:
+def test_scales_of_disagreeing_layers_have_wide_intervals() -> None:
     predictor = load_predictor(config_path("edge"))
     as_is_ms = times_on(predictor, dict.fromkeys(Family, 1.0))
     disturbed_ms = [ms * 2 ** (index % 2) for index, ms in enumerate(as_is_ms)]
@@ -273,3 +282,48 @@ def test_a_family_without_data_scales_as_the_others_do() -> None:
     assert scales[Family.DEPTHWISE] == scales[Family.LINEAR]
     nothing = scales_of(dataclasses.replace(predictor, kinds={}), layers, [1.0] * len(layers))
     assert set(nothing.values()) == {(1.0, 1.0, 1.0)}
+
+
+# ---------------------------------------------------------------- scaled predictors
+
+
+@pytest.fixture
+def one_layer() -> LayerGraph:
+    return trace(nn.Sequential(nn.Linear(4, 4)), "one", (1, 4))
+
+
+def dated_speed(layer_ms: float, spread: float = 1.0) -> MachineSpeed:
+    layers_ms = (layer_ms,) * len(reference_layers())
+    return MachineSpeed(layers_ms, "2026-11-30T12:34:56+00:00", 0.25, spread, was_busy=spread > 1.5)
+
+
+def test_scaled_by_speed_widens_the_intervals(one_layer: LayerGraph) -> None:
+    predictor = LatencyPredictor("linear", {LayerKind.LINEAR: linear_model(ONES)}, {"device_name": "A", "threads": 2})
+    as_is = predictor.predict(one_layer)
+    scaled = scaled_by_speed(predictor, dated_speed(1.0), 1)
+    scale = scaled.scales[Family.LINEAR]
+    predicted = scaled.predict(one_layer)
+    assert predicted.total() == pytest.approx(scale.factor * as_is.total())
+    assert scale.high > 2.0  # layers that all take the same are unlike any machine
+    assert predicted.high_ms[-1] == pytest.approx(scale.high * predicted.total())
+
+
+def test_predictions_name_the_machine_of_their_data(one_layer: LayerGraph) -> None:
+    predictor = LatencyPredictor("linear", {LayerKind.LINEAR: linear_model(ONES)}, {"device_name": "A", "threads": 2})
+    assert predictor.predict(one_layer).origin == "data of A, threads: 2, as it is"
+    origin = scaled_by_speed(predictor, dated_speed(1.0), 1).predict(one_layer).origin
+    assert re.fullmatch(
+        r"data of A, threads: 2, scaled by \S+ to \S+ to this machine, threads: 1 "
+        r"\(measured 2026-11-30 12:34 UTC, load 0\.25\)",
+        origin,
+    )
+    busy = scaled_by_speed(predictor, dated_speed(1.0, spread=2.5), 1).predict(one_layer).origin
+    assert busy.endswith("while other programs kept it busy: --remeasure-machine on that machine measures it again")
+
+
+def test_scaled_by_speed_warns_of_implausible_factors(caplog: pytest.LogCaptureFixture) -> None:
+    predictor = load_predictor(config_path("edge"))
+    scaled_by_speed(predictor, dated_speed(0.3), 1)
+    assert not caplog.text
+    scaled_by_speed(predictor, dated_speed(1000.0), 1)
+    assert "is implausible" in caplog.text

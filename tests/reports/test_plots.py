@@ -9,7 +9,8 @@ from PIL import Image
 
 from neurosurgeon.edge.records import TaskResult
 from neurosurgeon.planner.plan import SplitPlan, plan_split
-from neurosurgeon.predictor.predictor_utils import SIDES, find_predictor
+from neurosurgeon.predictor.predictor_utils import SIDES
+from neurosurgeon.predictor.store import find_predictor
 from neurosurgeon.reports.plots import plot_plan, plot_queue, plot_scatter
 from neurosurgeon.utils.errors import UsageError
 from tests.edge.samples import failed, finished, queue_of

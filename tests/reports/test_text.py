@@ -18,7 +18,8 @@ from neurosurgeon.edge.records import Guess
 from neurosurgeon.engine.torch_engine import as_array
 from neurosurgeon.planner.plan import Candidate, SplitPlan, plan_split
 from neurosurgeon.predictor.latencies import LayerFeature
-from neurosurgeon.predictor.predictor_utils import SIDES, find_predictor
+from neurosurgeon.predictor.predictor_utils import SIDES
+from neurosurgeon.predictor.store import find_predictor
 from neurosurgeon.reports.text import FINISHED, EdgeReport, cloud_lines, print_features, print_json, print_plan
 from neurosurgeon.utils.link import LinkEstimate
 from neurosurgeon.utils.timing import StageTimes, stage_timings

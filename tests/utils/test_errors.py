@@ -1,4 +1,4 @@
-"""The tree of errors: one root, an exit code for each branch, and the drawing at the top of its file."""
+"""Check the tree of errors: one root, an exit code for each branch, and a drawing of all classes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from neurosurgeon.utils.errors import (
 TREE = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, Exception)]
 
 
-def test_every_error_hangs_on_one_tree() -> None:
+def test_every_error_is_in_one_tree() -> None:
     assert all(issubclass(kind, NeurosurgeonError) for kind in TREE)
 
 
@@ -40,7 +40,7 @@ def test_a_branch_has_the_exit_code_of_the_contract(branch: type[NeurosurgeonErr
 
 
 @pytest.mark.parametrize("kind", TREE)
-def test_an_error_exits_as_its_branch_does(kind: type[NeurosurgeonError]) -> None:
+def test_an_error_has_the_exit_code_of_its_branch(kind: type[NeurosurgeonError]) -> None:
     branch = next(
         (top for top in (AccessError, UsageError, PlanningError, NetworkError) if issubclass(kind, top)),
         NeurosurgeonError,
@@ -54,15 +54,15 @@ def test_the_drawing_shows_every_error_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("kind", [NetworkError, ConnectError, PeerGoneError, DeadlineError, ProtocolError, AccessError])
-def test_a_connection_is_lost_where_peer_or_network_fail(kind: type[Exception]) -> None:
+def test_a_failed_peer_or_network_is_a_connection_loss(kind: type[Exception]) -> None:
     assert is_connection_loss(kind("lost"))
 
 
 @pytest.mark.parametrize("kind", [RemoteError, BusyError, UsageError, InternalError, AttributeError, KeyError, OSError])
-def test_no_other_error_is_a_lost_connection(kind: type[Exception]) -> None:
+def test_no_other_error_is_a_connection_loss(kind: type[Exception]) -> None:
     assert not is_connection_loss(kind("not lost"))
 
 
 @pytest.mark.parametrize("kind", TREE)
-def test_every_error_says_what_it_is_for(kind: type[NeurosurgeonError]) -> None:
+def test_every_error_has_a_docstring(kind: type[NeurosurgeonError]) -> None:
     assert kind.__doc__

@@ -1,4 +1,4 @@
-"""Files that are whole at any moment."""
+"""Write whole files, and find the directories of the user."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from neurosurgeon.utils.files import append_durably, cache_directory, replace_file
+from neurosurgeon.utils import files
+from neurosurgeon.utils.files import append_durably, cache_directory, data_directories, data_directory, replace_file
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -18,9 +19,7 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert os.listdir(path.parent) == ["file.json"]
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_only_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "own" / "file.json"
     replace_file(path, "old")
 
@@ -40,8 +39,34 @@ def test_lines_are_appended(tmp_path: Path) -> None:
     assert (tmp_path / "rows.csv").read_text() == "a\nb\n"
 
 
-def test_the_cache_is_where_the_user_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_directory_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_directory() == tmp_path / "neurosurgeon"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_directory() == Path.home() / ".cache" / "neurosurgeon"
+
+
+@pytest.mark.parametrize(
+    ("shipped", "is_writable", "expected"),
+    [
+        ("checkout/predictor", True, ["checkout/predictor", "user/neurosurgeon"]),
+        ("checkout/predictor", False, ["user/neurosurgeon", "checkout/predictor"]),
+        ("site-packages/neurosurgeon/data", True, ["user/neurosurgeon", "site-packages/neurosurgeon/data"]),
+    ],
+)
+def test_new_data_goes_to_a_writable_checkout_or_the_user(
+    shipped: str, is_writable: bool, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "user"))
+    monkeypatch.setattr(files, "data_directory", lambda: tmp_path / shipped)
+    monkeypatch.setattr(os, "access", lambda path, mode: is_writable)
+    assert data_directories() == [tmp_path / directory for directory in expected]
+
+
+def test_a_user_without_home_has_the_shipped_data_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_DATA_HOME")
+    monkeypatch.setattr(Path, "home", fail)
+    assert data_directories() == [data_directory()]

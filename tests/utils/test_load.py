@@ -1,4 +1,4 @@
-"""Load on a clock of the test's own: recent tasks count most, and an idle cloud has no queue."""
+"""Average the load on a clock of the test: recent tasks have most weight, and an idle cloud has no queue."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from neurosurgeon.utils.load import TIME_CONSTANT_MS, Load, LoadMeter
 
 
 def load_after(*tasks: tuple[float, float]) -> Load:
-    """Return the load right behind tasks with these waits (and half of them as service times), and ends, ms."""
+    """Return the load after tasks with these (wait, end), ms, whose service times are half their waits."""
     meter = LoadMeter()
     for wait_ms, end_ms in tasks:
         meter.started()
@@ -22,16 +22,16 @@ def load_of(wait_ms: float) -> Load:
     return Load(pytest.approx(wait_ms), pytest.approx(wait_ms / 2))
 
 
-def test_tasks_of_one_moment_count_alike() -> None:
+def test_tasks_of_one_moment_have_the_same_weight() -> None:
     assert load_after((1.0, 100.0), (2.0, 100.0), (6.0, 100.0)) == load_of(3.0)
 
 
-def test_an_older_task_counts_less() -> None:
+def test_an_older_task_has_less_weight() -> None:
     weight = math.exp(-1)
     assert load_after((10.0, 0.0), (20.0, TIME_CONSTANT_MS)) == load_of((weight * 10 + 20) / (weight + 1))
 
 
-def test_what_was_long_ago_is_forgotten() -> None:
+def test_a_task_of_long_ago_has_no_weight() -> None:
     assert load_after((1e9, 0.0), (5.0, 1e9)) == Load(5.0, 2.5)
 
 
@@ -39,7 +39,7 @@ def test_a_new_cloud_has_no_load() -> None:
     assert LoadMeter().load(12345.0) == Load(0.0, 0.0)
 
 
-def test_the_load_is_what_tasks_waited_and_took() -> None:
+def test_the_load_is_the_mean_wait_and_service_time() -> None:
     meter = LoadMeter()
     meter.started(2)
     for queue_ms in (10.0, 30.0):

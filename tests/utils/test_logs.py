@@ -1,4 +1,4 @@
-"""Log lines: one for each event, whatever is in it."""
+"""Format one log line for each event, also if it holds line breaks."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def record(message: str, level: int = logging.WARNING, **fields: object) -> logg
 
 
 @pytest.mark.parametrize("formatter", FORMATTERS)
-def test_what_a_peer_sends_stays_on_its_line(formatter: logging.Formatter) -> None:
+def test_line_breaks_of_a_peer_are_escaped(formatter: logging.Formatter) -> None:
     line = formatter.format(record("no model 'x\nERROR all is lost\r\u2028'"))
     assert len(line.splitlines()) == 1 or isinstance(formatter, TextLine)
     assert "\n" not in line and "\r" not in line
 
 
 @pytest.mark.parametrize("formatter", FORMATTERS)
-def test_warnings_are_told_from_the_rest(formatter: logging.Formatter) -> None:
+def test_is_warning_recognises_warnings_and_errors(formatter: logging.Formatter) -> None:
     assert is_warning(formatter.format(record("careful")))
     assert is_warning(formatter.format(record("broken", logging.ERROR)))
     assert not is_warning(formatter.format(record("listening", logging.INFO)))
@@ -49,7 +49,7 @@ def test_an_internal_error_is_logged_once_with_its_traceback(caplog: pytest.LogC
     except KeyError as exc:
         error = internal_error(log, exc, "task 4 (le_net) could not be sent", task="4")
     assert str(error) == "internal error: KeyError: 'shape'"
-    assert internal_error(log, error, "it was told before") is error
+    assert internal_error(log, error, "it was logged before") is error
     (logged,) = caplog.records
     assert logged.levelname == "ERROR"
     assert logged.getMessage() == "task 4 (le_net) could not be sent: internal error: KeyError: 'shape'"

@@ -1,4 +1,4 @@
-"""What this machine is, and what other programs leave of it."""
+"""Set the waiting policy in time, and count the cores that other programs leave free."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PACKAGES = (
 
 
 @pytest.mark.parametrize("module", PACKAGES)
-def test_waiting_is_chosen_before_torch_is_imported(module: str) -> None:
+def test_the_waiting_policy_is_set_before_torch_is_imported(module: str) -> None:
     code = (
         "import builtins, os, sys\n"
         "real, seen = builtins.__import__, []\n"
@@ -48,7 +48,7 @@ def test_waiting_is_chosen_before_torch_is_imported(module: str) -> None:
     ("idle_s", "own_s", "free"),
     [(20.0, 0.0, 2.0), (18.0, 2.0, 2.0), (10.0, 0.0, 1.0), (0.0, 5.0, 0.5)],
 )
-def test_free_cores_are_those_that_are_idle_or_our_own(idle_s: float, own_s: float, free: float) -> None:
+def test_free_cores_are_idle_or_used_by_this_process(idle_s: float, own_s: float, free: float) -> None:
     before, after = CpuUse(100.0, 50.0, 3.0), CpuUse(110.0, 50.0 + idle_s, 3.0 + own_s)
     assert before.free_cores_until(after) == pytest.approx(free)
 

@@ -1,4 +1,4 @@
-"""Counters as Prometheus reads them."""
+"""Count every event as Prometheus reads it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def scraped(port: int) -> dict[str, float]:
     return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if not line.startswith("#")}
 
 
-def test_all_that_happens_is_counted(metrics: PrometheusMetrics) -> None:
+def test_every_event_is_counted(metrics: PrometheusMetrics) -> None:
     for change in (1, 1, -1):
         metrics.connections(change)
     metrics.answered("le_net", receive_ms=2.0, queue_ms=0.0, compute_ms=30.0, cloud_ms=31.0)
@@ -54,7 +54,7 @@ def test_a_busy_port_is_named(metrics: PrometheusMetrics) -> None:
         PrometheusMetrics(metrics.port)
 
 
-def test_without_the_library_its_cure_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
     real_import = builtins.__import__
 
     def fail(name: str, *args: Any, **kwargs: Any) -> Any:
@@ -67,7 +67,7 @@ def test_without_the_library_its_cure_is_named(monkeypatch: pytest.MonkeyPatch) 
         PrometheusMetrics(0)
 
 
-def test_where_nothing_is_asked_for_nothing_is_counted() -> None:
+def test_the_base_class_ignores_all_events() -> None:
     nothing = Metrics()
     nothing.connections(1)
     nothing.answered("le_net", receive_ms=0.0, queue_ms=0.0, compute_ms=0.0, cloud_ms=0.0)

@@ -1,4 +1,4 @@
-"""Units: a megabyte is 10^6 bytes, everywhere."""
+"""Convert units; a megabyte is 10^6 bytes."""
 
 from __future__ import annotations
 
