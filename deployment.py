@@ -1,4 +1,4 @@
-"""The deployment phase: predicted latencies and a link become a split plan."""
+"""The deployment phase: plan the split of a network from predicted latencies and a link."""
 
 from neurosurgeon.cli.process import script
 

@@ -1,4 +1,4 @@
-"""The cloud for queues of tasks: it serves what cloud_api.py serves."""
+"""The cloud for queues of tasks: the same server as cloud_api.py."""
 
 from neurosurgeon.cli.process import script
 

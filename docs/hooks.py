@@ -1,4 +1,4 @@
-"""The parts of the site that are made, not written: the flags of all commands, from their own parsers, and whole files.
+"""The generated parts of the site: the flags of all commands, from their own parsers, and files of the repository.
 
 A page whose metadata has ``file: PATH`` shows that file of the repository. `FLAGS_HERE` in a page becomes the flags.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
+import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +25,7 @@ CALLS = re.compile(r'^main = script\("(\w+)", "[^"]+"(?:, "(\w+)")?\)', re.MULTI
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Return the text of a page, as mkdocs shall show it. Called by mkdocs for every page."""
+    """Return the final Markdown of a page. Called by mkdocs for every page."""
     if "file" in page.meta:
         text: str = (ROOT / page.meta["file"]).read_text(encoding="utf-8")
         return text
@@ -41,15 +42,21 @@ def flag_reference() -> str:
 def section(name: str, hidden: set[str]) -> str:
     """Return one command as Markdown, without the flags that every command has."""
     parser = parser_of(name)
-    first, _, rest = inspect.cleandoc(parser.description or "").partition("\n")
+    first, *paragraphs = inspect.cleandoc(parser.description or "").split("\n\n")
     ways = " or ".join(f"`{way}`" for way in (*scripts_of(name), f"python -m neurosurgeon {name}"))
-    example = f"```\n{rest.strip()}\n```" if rest else ""
+    rest = [fenced(paragraph) for paragraph in paragraphs]
     own = [action for action in parser._actions if action.dest not in hidden and action.help != argparse.SUPPRESS]
-    return "\n\n".join(part for part in (f"## {name}", ways, first, example, table(own)) if part)
+    return "\n\n".join(part for part in (f"## {name}", ways, first, *rest, table(own)) if part)
+
+
+def fenced(paragraph: str) -> str:
+    """Return a paragraph of a description as Markdown: commands in a block of their own, text as it is."""
+    text = textwrap.dedent(paragraph)
+    return f"```\n{text}\n```" if text.startswith(("python ", "make ")) else text
 
 
 def parser_of(name: str) -> argparse.ArgumentParser:
-    """Return the parser of a command, whose body runs until it parses the command line, and ends there."""
+    """Return the parser of a command. The command's body runs until it parses the command line, where it is stopped."""
     found: list[argparse.ArgumentParser] = []
 
     def stop(parser: argparse.ArgumentParser, *_: object) -> None:
@@ -63,7 +70,7 @@ def parser_of(name: str) -> argparse.ArgumentParser:
 
 
 def scripts_of(name: str) -> Iterator[str]:
-    """Yield how else a command is typed: by its scripts, and by modules of the reference."""
+    """Yield the other ways to type a command: its scripts, and modules of the reference."""
     wanted = (COMMANDS[name].module, COMMANDS[name].function)
     for path in sorted([*ROOT.glob("*.py"), *ROOT.glob("net/*.py"), *ROOT.glob("predictor/*.py")]):
         calls = CALLS.findall(path.read_text(encoding="utf-8"))
@@ -72,13 +79,13 @@ def scripts_of(name: str) -> Iterator[str]:
 
 
 def table(actions: Iterable[argparse.Action]) -> str:
-    """Return a table of flags."""
+    """Return a table of flags and their meanings."""
     rows = [f"| {signature(action)} | {' '.join((action.help or '').split())} |" for action in actions]
     return "\n".join(["| flag | meaning |", "|---|---|", *rows])
 
 
 def signature(action: argparse.Action) -> str:
-    """Return how a flag is written: its names, and the name or the choices of its value."""
+    """Return the notation of a flag: its names, and the name or the choices of its value."""
     choices = f"{{{','.join(map(str, action.choices or ()))}}}"
     value = str(action.metavar or (choices if action.choices else action.dest.upper()))
     if not action.option_strings:

@@ -50,9 +50,9 @@ IMAGE_SHAPE = (1, 3, 224, 224)
 def layer_graph(model: Model, *, input_shape: Sequence[int] | None = None) -> LayerGraph:
     """Return a model as a graph of plain numbers: layers, shapes, bytes and FLOPs.
 
-    Args:   model: a name, a module (its class gives the graph its name), or a graph, which is returned as it is.
-            input_shape: of a module's input (default: one image, 1 x 3 x 224 x 224); a name has its own.
-    Raises: UnknownModelError; TraceError: its control flow depends on its data.
+    Args:   model: a name, a module (the graph has the name of its class), or a graph, which is returned unchanged.
+            input_shape: the shape of a module's input (default: one image, 1 x 3 x 224 x 224). A name has its own.
+    Raises: UnknownModelError. TraceError: the control flow of the module depends on its data.
     """
     from neurosurgeon.graph.layer_graph import LayerGraph
 
@@ -80,13 +80,15 @@ def plan(
 ) -> SplitPlan:
     """Return every candidate cut of a model on a link, with predicted stages in ms, and the best of them.
 
-    Args:   rate_mb_per_s: of the uplink, in 10^6 bytes/s. rtt_ms: its round trip.
-            edge, cloud: latencies of the layers on each side (default: the shipped data, scaled to this machine, whose
-            speed is measured if it is not known; that takes seconds, once a week).
+    Without `edge` and `cloud`, it may block for seconds: the shipped data is scaled to this machine, whose speed is
+    measured once a week.
+
+    Args:   rate_mb_per_s: the rate of the uplink, 10^6 bytes/s. rtt_ms: the round trip.
+            edge, cloud: latencies of the layers on each side, ms (default: `latencies` of this machine).
             objective: "latency" of one task, or "throughput".
             strategy: "dads", "neurosurgeon", "chain-of-blocks", "edge-only" or "cloud-only".
-            max_edge_memory_mb: no candidate needs more on the edge.
-    Raises: PlanningError: no cut fits. UnknownModelError, TraceError.
+            max_edge_memory_mb: memory limit of the edge partition, 10^6 bytes (default: none).
+    Raises: PlanningError: no cut fits into that memory. UnknownModelError, TraceError.
     """
     from neurosurgeon.planner.chain_search import Objective
     from neurosurgeon.planner.plan import plan_split
@@ -110,8 +112,8 @@ def latencies(model: Model, side: str, *, predictor: str = "forest", config: Pat
     """Return the predicted latency of each layer of a model on one side, in ms.
 
     Args:   side: "edge" or "cloud". predictor: "forest" or "linear".
-            config: a parameter file, or a directory of data sets, used as it is (default: the data for this machine,
-            scaled to its speed).
+            config: a parameter file, or a directory of data sets, used unscaled (default: the data for this machine,
+            scaled to its speed, which may be measured for seconds).
     Raises: DataSetError: the data is missing or malformed.
     """
     import os
@@ -134,6 +136,8 @@ def compare(
 ) -> list[ComparisonRow]:
     """Return the best cut of every strategy for every model at every rate: one row each, if a cut fits.
 
+    Args:   rates_mb_per_s: rates of the uplink, 10^6 bytes/s. rtt_ms: the round trip.
+            strategies: names, as for `plan` (default: all).
     Raises: PlanningError, UnknownModelError, TraceError.
     """
     from functools import partial
@@ -216,7 +220,7 @@ class Edge:
     Each task or queue connects, learns about the link, plans and runs, as `edge_api.py` and `tasks_edge_api.py` do.
 
     Args: access: the key or TLS of the cloud (`neurosurgeon.net.access`). device: "cpu" or "cuda".
-          threads: CPU threads to compute with (default: those that the predictors were measured with).
+          threads: CPU threads to compute with (default: those that the data of the edge was measured with).
           models: modules of your own, by the names under which the cloud has them.
           model_files: Python files with functions that return modules, which the cloud has as well.
     """
@@ -244,7 +248,7 @@ class Edge:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Do nothing yet: no connection outlives its task."""
+        """Do nothing: no connection exists after its task."""
 
     @cached_property
     def _engine(self) -> Engine:
@@ -263,11 +267,11 @@ class Edge:
         observe: Callable[[TaskEvent], None] = lambda event: None,
         **settings: Any,
     ) -> Outcome:
-        """Plan and run one task; return its answer, its plan, and its times in ms. May block.
+        """Plan and run one task; return its output, its plan, and its times in ms. May block.
 
         Args:   image: a file, pixels (height, width, 3) uint8 of the network's size, or an array or tensor of its
                 input's shape (default: a fixed image of noise).
-                rate_mb_per_s, rtt_ms: of the link (default: measured).
+                rate_mb_per_s, rtt_ms: rate of the uplink, 10^6 bytes/s, and round trip (default: measured).
                 observe: called with each event of the task as it happens (`neurosurgeon.edge.records`).
                 settings: other fields of `neurosurgeon.edge.settings.TaskSettings`, such as point, repeat or verify.
         Raises: NetworkError, UsageError, PlanningError, WeightsError.

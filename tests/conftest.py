@@ -1,4 +1,4 @@
-"""What tests share: one cloud process for all, a real photo, and networks built once."""
+"""Fixtures of all tests: one cloud process, a real photo, and networks built once."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def photo() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where what takes seconds to make is kept for all tests: fitted forests, and the speed of this machine."""
+    """The directory of values that take seconds to make: fitted forests, and the speed of this machine."""
     cache = tmp_path_factory.mktemp("cache")
     for name in ("forests", "speeds"):
         (cache / name).mkdir()
@@ -71,12 +71,12 @@ def cache_of_shared_clouds(tmp_path_factory: pytest.TempPathFactory, shared_cach
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_cache: Path) -> None:
-    """Keep what tests learn out of the user's cache, and of each other's."""
+    """Give each test a cache of its own, apart from the user's."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(make_cache(tmp_path, shared_cache)))
 
 
 def make_cache(directory: Path, shared_cache: Path) -> Path:
-    """Make a cache directory that knows what all tests share; return its value of ``XDG_CACHE_HOME``."""
+    """Make a cache directory with the shared values of all tests; return its value of ``XDG_CACHE_HOME``."""
     kept = directory / "cache" / "neurosurgeon"
     kept.mkdir(parents=True)
     for shared in shared_cache.iterdir():

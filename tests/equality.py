@@ -1,7 +1,7 @@
-"""When two outputs of one network for one input are equal: what the project promises, and what every test asks.
+"""The equality of two outputs of one network for one input, as the project promises it and every test checks it.
 
-Equal bits are promised where processor, number of threads and engine are the same on both sides. Elsewhere sums are
-made in another order, with other last bits: an output then differs by at most `TOLERANCE` of the largest value.
+Equal bits are promised if processor, number of threads and engine are the same on both sides. Otherwise sums are made
+in another order, with other last bits: an output then differs by at most `TOLERANCE` of the largest value.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from neurosurgeon.graph.spec import Array, as_floats
 from tests.networks import load_network, random_input, run_whole
 
 TOLERANCE = 1e-4  # of the largest value
-THREADS = 1  # of the test process, and of every cloud and edge whose answers are compared bit for bit
+THREADS = 1  # of the test process, and of every cloud and edge whose outputs are compared bit for bit
 
 
 def allowed_difference(expected: Array, *, same_setup: bool) -> float:
@@ -64,9 +64,9 @@ def _array(values: Array | Tensor) -> Array:
 
 @cache
 def whole_digest(model: str) -> str:
-    """Return the digest of an unsplit network's answer to the random input, computed here with `THREADS`.
+    """Return the digest of an unsplit network's output for the random input, computed here with `THREADS`.
 
-    Scripts report digests alone: compare them where every side computes with `THREADS`, so that bits are promised.
+    Scripts report only digests: compare them if every side computes with `THREADS`, so that bits are promised.
     """
     threads = torch.get_num_threads()
     use_threads(THREADS)

@@ -41,7 +41,7 @@ NO_LINGER = struct.pack("ii", 1, 0)  # close resets
 
 
 class Fault(StrEnum):
-    """What happens to a piece of a stream."""
+    """A fault of a piece of a stream."""
 
     DELAY = "delay"  # it comes later
     CUT = "cut"  # a half of it comes, then the connection is closed
@@ -56,7 +56,7 @@ BREAKING = (Fault.CUT, Fault.RESET)
 
 
 class FaultProxy:
-    """Passes connections on to a port of this machine, with faults; use it in a ``with`` block."""
+    """Passes connections on to a port of this machine, with faults, during a ``with`` block."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class FaultProxy:
             pair.join()
 
     def set_faults(self, rate: float, faults: Sequence[Fault]) -> None:
-        """Do something else from now on."""
+        """Change rate and faults."""
         self.rate, self.faults = rate, tuple(faults)
 
     def reset_all(self) -> None:
@@ -107,7 +107,7 @@ class FaultProxy:
             pair.close(resets=True)
 
     def fault_of(self, start: int, end: int, *, is_upward: bool) -> Fault | None:
-        """Return what happens to the bytes from ``start`` to ``end`` of one direction of a connection."""
+        """Return the fault of the bytes from ``start`` to ``end`` of one direction of a connection, or None."""
         with self._lock:
             if not self.faults or self.most is not None and self.happened.total() >= self.most:
                 return None
@@ -121,7 +121,7 @@ class FaultProxy:
             return fault
 
     def forget(self, pair: _Pair) -> None:
-        """A connection has ended."""
+        """Drop a connection that has ended."""
         with self._lock:
             self._pairs.discard(pair)
 
@@ -226,7 +226,7 @@ def _corrupted(data: bytes) -> bytes:
 
 
 def write_slow_edge(path: Path, factor: float = 1_000.0) -> Path:
-    """Write parameters of an edge so slow that every task goes to the cloud whole; for --edge-config."""
+    """Write parameters of an edge so slow that every task is run wholly in the cloud; for --edge-config."""
     parameters = json.loads(config_path("edge").read_text())
     for kind in parameters["kinds"].values():
         kind["coefficients_ms"] = [factor * value for value in kind["coefficients_ms"]]
@@ -237,9 +237,9 @@ def write_slow_edge(path: Path, factor: float = 1_000.0) -> Path:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = address_parser("faults.py", __doc__)
     parser.add_argument("--to", type=port_number, required=True, help="port of this machine to pass connections on to")
-    parser.add_argument("--faults", nargs="*", type=Fault, default=[], help="what may happen (default: nothing)")
-    parser.add_argument("--rate", type=float, default=0.01, help="how often, for each piece (default: 0.01)")
-    parser.add_argument("--seed", type=int, default=0, help="of what happens when (default: 0)")
+    parser.add_argument("--faults", nargs="*", type=Fault, default=[], help="faults that may happen (default: none)")
+    parser.add_argument("--rate", type=float, default=0.01, help="probability of a fault of each piece (default: 0.01)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the faults and their times (default: 0)")
     parser.add_argument("--until-stdin-closes", action="store_true", help=argparse.SUPPRESS)
     return run_main(parser, argv, _run)
 

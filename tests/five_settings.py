@@ -3,7 +3,7 @@
     python -m tests.five_settings [--twice] [PYTEST ARGUMENT ...]
     python -m tests.five_settings --twice tests/test_faults.py -x
 
-What failed is printed below its line. Exit code 1 where anything did.
+Failures are printed after the line of their setting. Exit code 1 if there are any.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BUSY_LOOPS = 2
 
 
 class Setting(NamedTuple):
-    """What is unlike on another machine: variables of the environment, and other programs."""
+    """A difference of another machine: variables of the environment, and other programs."""
 
     name: str
     environment: dict[str, str]
@@ -43,13 +43,13 @@ SETTINGS = (
 
 
 class Outcome(NamedTuple):
-    """How a run of the tests ended."""
+    """The outcome of a run of the tests."""
 
     passed: int
     failed: int
     skipped: int
     duration_s: float
-    failures: list[str]  # what pytest says of each
+    failures: list[str]  # the text of pytest about each
 
 
 def run_tests(setting: Setting, arguments: Sequence[str]) -> Outcome:
@@ -69,7 +69,7 @@ def run_tests(setting: Setting, arguments: Sequence[str]) -> Outcome:
 
 
 def outcome_of(report: Path, duration_s: float) -> Outcome:
-    """Return what pytest wrote to a JUnit file, where it wrote one."""
+    """Return the outcome in a JUnit file of pytest; an empty one without that file."""
     cases = list(ElementTree.parse(report).iter("testcase")) if report.exists() else []  # noqa: S314  # pytest's own
     failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
     skipped = sum(case.find("skipped") is not None for case in cases)

@@ -30,7 +30,7 @@ def test_a_plan_has_every_candidate_and_becomes_json() -> None:
     assert json.loads(json.dumps(plan.to_dict()))["best"]["point"] == plan.best.point
 
 
-def test_a_module_of_the_users_own_is_planned() -> None:
+def test_a_module_of_the_user_is_planned() -> None:
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, 4))
     graph = ns.layer_graph(module, input_shape=(1, 3, 16, 16))
     assert graph.output.shape == (1, 4)

@@ -1,4 +1,4 @@
-"""The table of benchmarks: it has every one, and says of each what it measures and how it is run."""
+"""The table of benchmarks is complete, with the subject and the command of each; parts of the benchmarks."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_list_has_a_command_and_a_line_for_each(
         assert len(benchmark.description) > 20
 
 
-def test_one_that_fails_leaves_the_others_to_run(
+def test_a_failed_benchmark_does_not_stop_the_others(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run: list[str] = []
@@ -173,7 +173,7 @@ def test_transport_contenders_exchange_tensor_and_output(name: str) -> None:
     assert exchange.figures()["cloud_cpu"] > 0
 
 
-def test_transport_sends_our_request_and_reads_our_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transport_exchanges_a_request_and_a_reply(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[object] = []
     receive = Connection.receive
 

@@ -1,4 +1,4 @@
-"""The function that every test asks whether two outputs are equal: rounding passes, a wrong answer does not."""
+"""The comparison of two outputs: rounding passes, a wrong output fails."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_equality_is_bits_in_one_setup_and_a_tolerance_elsewhere(
 
 @pytest.mark.parametrize("same_setup", [True, False])
 @pytest.mark.parametrize("output", [EXPECTED[0], EXPECTED.double(), EXPECTED[:, :2]], ids=["rank", "type", "size"])
-def test_equality_wants_the_same_shape_and_type(output: Tensor, same_setup: bool) -> None:
+def test_equality_requires_the_same_shape_and_type(output: Tensor, same_setup: bool) -> None:
     assert not are_equal(output, EXPECTED, same_setup=same_setup)
     with pytest.raises(AssertionError, match="expected"):
         assert_equal(output, EXPECTED, same_setup=same_setup)
@@ -59,7 +59,7 @@ def test_equality_of_integers_is_exact() -> None:
 
 
 @pytest.mark.parametrize("model", list(ZOO))
-def test_equality_tells_the_answer_to_another_input_apart(model: str) -> None:
+def test_equality_fails_for_the_output_of_another_input(model: str) -> None:
     network, image = load_network(model), random_input()
     expected = run_whole(network, image)
     for other in (image + 0.01, np.flip(image, -1).copy("K"), np.zeros_like(image)):
@@ -68,7 +68,7 @@ def test_equality_tells_the_answer_to_another_input_apart(model: str) -> None:
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core")
 @pytest.mark.parametrize("model", list(ZOO))
-def test_two_threads_answer_as_one_does_within_the_tolerance(model: str) -> None:
+def test_two_threads_equal_one_within_the_tolerance(model: str) -> None:
     network = load_network(model)
     expected = run_whole(network, random_input())
     use_threads(2)
@@ -78,7 +78,7 @@ def test_two_threads_answer_as_one_does_within_the_tolerance(model: str) -> None
     assert_equal(split, whole, same_setup=True)
 
 
-def test_the_digest_of_a_whole_network_is_made_with_the_threads_of_all_tests() -> None:
+def test_whole_digest_uses_the_threads_of_all_tests() -> None:
     expected = output_digest(run_whole(load_network("mobile_net"), random_input()))
     use_threads(2)
     whole_digest.cache_clear()

@@ -1,4 +1,4 @@
-"""Edges and clouds, and between them a network that fails: no answer is lost, and none is wrong."""
+"""Edges and clouds on a network with faults: no result is lost, and none is wrong."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def proxy(cloud: ServiceProcess) -> Iterator[FaultProxy]:
 
 @pytest.fixture
 def echo() -> Iterator[int]:
-    """The port of a service that sends back what comes."""
+    """The port of a service that echoes all bytes."""
 
     def serve() -> None:
         with listener, listener.accept()[0] as sock:
@@ -100,7 +100,7 @@ def echo() -> Iterator[int]:
 
 
 def received(port: int, data: bytes) -> bytes | None:
-    """Return what comes back of some bytes; None after a reset."""
+    """Return the echo of some bytes; None after a reset."""
     with socket.create_connection(("127.0.0.1", port)) as sock:
         parts = []
         try:
@@ -125,7 +125,7 @@ def received(port: int, data: bytes) -> bytes | None:
         (Fault.BLACKHOLE, b""),
     ],
 )
-def test_each_fault_does_what_it_says(fault: Fault | None, back: bytes, echo: int) -> None:
+def test_each_fault_has_its_effect(fault: Fault | None, back: bytes, echo: int) -> None:
     with FaultProxy(echo, [fault] if fault else [], after_bytes=0) as proxy:
         if fault is Fault.BLACKHOLE:
             with socket.create_connection(("127.0.0.1", proxy.port)) as sock:
@@ -139,7 +139,7 @@ def test_each_fault_does_what_it_says(fault: Fault | None, back: bytes, echo: in
 
 
 @pytest.mark.parametrize("fault", BREAKING)
-def test_a_broken_connection_brings_half_at_most(fault: Fault, echo: int) -> None:
+def test_a_broken_connection_delivers_at_most_half(fault: Fault, echo: int) -> None:
     with FaultProxy(echo, [fault], after_bytes=0) as proxy:
         assert received(proxy.port, b"abcdef") in (b"abc", b"", None)
 
@@ -150,7 +150,7 @@ def test_a_broken_connection_brings_half_at_most(fault: Fault, echo: int) -> Non
 @pytest.mark.parametrize("fault", [Fault.DELAY, Fault.CUT, Fault.RESET, Fault.TRICKLE])
 @pytest.mark.parametrize("how", ["local", "retry"])
 @pytest.mark.parametrize("in_flight", ["1", "2"])
-def test_a_queue_gets_every_answer_whatever_the_network_does(
+def test_a_queue_gets_every_result_under_faults(
     fault: Fault, how: str, in_flight: str, proxy: FaultProxy, run_queue: RunQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(faults, "DELAY_S", 0.01)
@@ -165,7 +165,7 @@ def test_a_queue_gets_every_answer_whatever_the_network_does(
 
 @pytest.mark.parametrize("fault", [Fault.DUPLICATE, Fault.CORRUPT])
 @pytest.mark.parametrize("how", ["local", "retry"])
-def test_with_a_key_no_changed_byte_makes_a_wrong_answer(
+def test_with_a_key_changed_bytes_make_no_wrong_result(
     fault: Fault, how: str, keyed_cloud: ServiceProcess, key_file: str, run_queue: RunQueue
 ) -> None:
     with FaultProxy(keyed_cloud.ports[0], [fault], after_bytes=1_500_000) as proxy:
@@ -175,10 +175,10 @@ def test_with_a_key_no_changed_byte_makes_a_wrong_answer(
 
 
 @pytest.mark.parametrize("in_flight", ["1", "2"])
-def test_a_cloud_that_falls_silent_is_done_without(
+def test_a_queue_continues_without_a_silent_cloud(
     in_flight: str, proxy: FaultProxy, run_queue: RunQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("neurosurgeon.net.session.SILENCE_S", 1.5)  # the cloud gives a sign of life every second
+    monkeypatch.setattr("neurosurgeon.net.session.SILENCE_S", 1.5)  # the cloud sends a heartbeat every second
     proxy.after_bytes = 700_000
     proxy.set_faults(1.0, [Fault.BLACKHOLE])
     document = run_queue(proxy.port, 12, "--in-flight", in_flight)
@@ -186,7 +186,7 @@ def test_a_cloud_that_falls_silent_is_done_without(
     assert "edge" in {task["where"] for task in document["tasks"]}
 
 
-def test_without_a_cloud_to_fall_back_from_tasks_fail_with_the_reason(proxy: FaultProxy, run_queue: RunQueue) -> None:
+def test_on_cloud_loss_fail_reports_the_cause(proxy: FaultProxy, run_queue: RunQueue) -> None:
     proxy.after_bytes = 700_000
     proxy.set_faults(1.0, [Fault.RESET])
     document = run_queue(proxy.port, 6, "--on-cloud-loss", "fail", "--in-flight", "1", code=1)
@@ -195,7 +195,7 @@ def test_without_a_cloud_to_fall_back_from_tasks_fail_with_the_reason(proxy: Fau
 
 
 @pytest.mark.parametrize("in_flight", ["1", "4"])
-def test_a_queue_goes_back_to_a_cloud_that_is_back(in_flight: str, slow_edge: list[str]) -> None:
+def test_a_queue_uses_a_reconnected_cloud_again(in_flight: str, slow_edge: list[str]) -> None:
     command = ["tasks_cloud_api.py", "--monitor-port", "0", "-p"]
     with ServiceProcess([*command, "0"], services=2) as first:
         edge = Edge([first.ports[0], 1], "--tasks", "100000", "--in-flight", in_flight, *slow_edge)
@@ -210,10 +210,10 @@ def test_a_queue_goes_back_to_a_cloud_that_is_back(in_flight: str, slow_edge: li
     assert "the cloud is back" in error
 
 
-def wait_for_answer(edge: Edge, place: str, patience: int = 2000) -> None:
-    """Wait for a new answer that was computed there, for so many tasks."""
+def wait_for_answer(edge: Edge, place: str, max_tasks: int = 2000) -> None:
+    """Wait for a new result that was computed in a place, for at most ``max_tasks`` tasks."""
     seen = len(edge.lines)
-    for _ in range(patience):
+    for _ in range(max_tasks):
         edge.wait_for_tasks(1)
         if any(line.endswith(f"answered by {place}") for line in edge.lines[seen:]):
             return
@@ -225,7 +225,7 @@ def wait_for_answer(edge: Edge, place: str, patience: int = 2000) -> None:
 
 @pytest.mark.parametrize("fault", [Fault.CUT, Fault.RESET, Fault.BLACKHOLE])
 @pytest.mark.parametrize("after_bytes", [600, 100_000])
-def test_a_single_task_is_answered_whatever_happens_once_the_cloud_was_there(
+def test_a_single_task_gets_its_result_under_faults(
     fault: Fault,
     after_bytes: int,
     proxy: FaultProxy,

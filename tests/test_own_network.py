@@ -1,4 +1,4 @@
-"""Somebody's own residual network in a file, served and split over loopback; and what two sides may disagree about."""
+"""A residual network of the user in a file, served and split over loopback; and two sides that differ."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.equality import assert_equal
 from tests.networks import Network, random_input, run, run_whole, split
 
 MODEL_FILE = '''
-"""Somebody's own network."""
+"""A network of the user."""
 
 import torch
 from torch import nn
@@ -85,13 +85,13 @@ def served(model_file: Path) -> Iterator[list[str]]:
 
 @pytest.fixture
 def network(model_file: Path) -> Network:
-    """The edge's own."""
+    """The network on the edge."""
     register_files([model_file])
     return build_network("my_nets:mine")
 
 
 def random_cut(graph: LayerGraph, draw: random.Random) -> frozenset[int]:
-    """Return some nodes with all that they read."""
+    """Return random nodes, with all nodes that they read."""
     edge_nodes = {0}
     for node in graph.nodes[1:]:
         if set(node.inputs) <= edge_nodes and draw.random() < 0.8:
@@ -124,7 +124,7 @@ def run_json(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> dict[s
 
 
 @pytest.mark.parametrize("point", [0, 1, 3, 5, 8])
-def test_the_script_splits_it_at_any_point(
+def test_edge_script_splits_an_own_network_at_any_point(
     point: int, served: list[str], model_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["-t", "my_nets:mine", "--model-file", str(model_file), "--point", str(point), "--verify", *served]
@@ -136,18 +136,18 @@ def test_the_script_splits_it_at_any_point(
     assert len(result["output"]["top5"]) == 4
 
 
-def test_the_script_finds_a_cut_and_lists_what_crosses(
+def test_edge_script_lists_the_transferred_tensors(
     served: list[str], model_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["-t", "mine", "--model-file", str(model_file), *served, "--strategy", "cloud-only"]
     assert edge_api.main(arguments) == 0
     out = capsys.readouterr().out
     assert "edge nodes : 1 of " in out
-    assert "crossing tensor : x , 1x3x224x224 uint8 , " in out
+    assert "transferred tensor : x , 1x3x224x224 uint8 , " in out
     assert "best partition point" not in out
 
 
-def test_a_queue_takes_it(served: list[str], model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_queue_runs_an_own_network(served: list[str], model_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     queue = ["-t", "my_nets:mine", "le_net", "--tasks", "6", "--seed", "1"]
     arguments = ["--model-file", str(model_file), *queue, *served, "--json"]
     assert tasks_edge_api.main(arguments) == 0
@@ -156,7 +156,7 @@ def test_a_queue_takes_it(served: list[str], model_file: Path, capsys: pytest.Ca
     assert {task["model"] for task in tasks} == {"my_nets:mine", "le_net"}
 
 
-# ---------------------------------------------------------------- what two sides may disagree about
+# ---------------------------------------------------------------- two sides that differ
 
 
 def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
@@ -170,7 +170,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
     return lines[0]
 
 
-def test_a_cloud_without_the_file_says_how_it_gets_it(
+def test_a_cloud_without_the_file_names_the_flag(
     address: list[str], model_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = refused(capsys, ["-t", "my_nets:mine", "--model-file", str(model_file), *address])
@@ -194,7 +194,7 @@ def other_edge(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("other_edge")
 @pytest.mark.parametrize("change", CHANGES)
-def test_different_files_of_one_name_are_told_apart(
+def test_different_files_of_one_name_are_refused(
     change: str, served: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = write(tmp_path / change, CHANGES[change](MODEL_FILE))
@@ -204,15 +204,13 @@ def test_different_files_of_one_name_are_told_apart(
 
 
 @pytest.mark.usefixtures("other_edge")
-def test_different_weights_are_told_apart(
-    served: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_different_weights_are_refused(served: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = write(tmp_path / "weights", MODEL_FILE.replace("return Mine()", "torch.manual_seed(7)\n    return Mine()"))
     line = refused(capsys, ["-t", "my_nets:mine", "--model-file", str(other), "--point", "1", *served])
     assert "different weights of my_nets:mine" in line
 
 
-def test_a_module_that_cannot_be_traced_is_one_line(
+def test_an_untraceable_module_is_one_line(
     served: list[str], model_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = refused(capsys, ["-t", "my_nets:Wilful", "--model-file", str(model_file), *served])

@@ -74,7 +74,7 @@ def test_scripts_and_modules_that_a_page_names_exist(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_of_a_page_have_the_flags_it_gives(page: str, reference: dict[str, str]) -> None:
+def test_commands_of_a_page_have_their_flags(page: str, reference: dict[str, str]) -> None:
     for typed in commands_of(page):
         text = next((text for text in reference.values() if f"`{typed.name}`" in text), None)
         known = FLAG.findall(f"{text}{reference['Every command']}")

@@ -1,4 +1,4 @@
-"""The scripts as users type them: the contract's lines, the answer, the JSON interface, and every bad input."""
+"""The scripts as users type them: the contract's lines, the output, the JSON interface, and every bad input."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ STAGES = ["edge_ms", "transfer_ms", "cloud_ms", "total_ms"]
 
 
 def masked(text: str) -> str:
-    """Replace what differs between runs, numbers and addresses, by #."""
+    """Replace numbers and addresses, which differ between runs, by #."""
     text = re.sub(r"\d+\.\d+\.\d+\.\d+", "#", text)
     text = re.sub(r"(best partition point : \d+ - ).*", r"\1LAYER", text)
     text = re.sub(r"(family|type)=\S+,", r"\1=#,", text)
@@ -93,7 +93,7 @@ def test_both_sides_print_the_contract_lines_in_order(script: str, tmp_path: Pat
     assert masked(log.read_text()) == (GOLDEN / "cloud.txt").read_text()
 
 
-def test_a_full_edge_task_prints_only_what_happened(address: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_task_on_the_edge_prints_no_transfer(address: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert edge_api.main(["-t", "le_net", "--point", "12", *address]) == 0
     out = capsys.readouterr().out
     assert "在边缘端设备上推理完成" in out
@@ -105,11 +105,11 @@ def test_the_readme_spelling_of_mobile_net_works(address: list[str], capsys: pyt
     assert run_json(capsys, ["-t", "mobilenet", *address])["model"] == "mobile_net"
 
 
-# ---------------------------------------------------------------- the answer
+# ---------------------------------------------------------------- the output
 
 
 @pytest.mark.parametrize("model", list(ZOO))
-def test_the_answer_over_the_wire_is_that_of_the_unsplit_network(
+def test_a_split_task_equals_the_unsplit_network(
     model: str, address: list[str], photo: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     middle = len(load_network(model).graph.layers) // 2
@@ -120,7 +120,7 @@ def test_the_answer_over_the_wire_is_that_of_the_unsplit_network(
     assert result["sent_bytes"] > load_network(model).graph.crossing_bytes[middle]
 
 
-def test_the_edge_finds_the_cut_by_itself(address: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_edge_json_has_all_keys(address: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     result = run_json(capsys, ["-t", "alex_net", *address])
     assert set(result) == JSON_KEYS
     assert list(result["predicted"]) == list(result["measured"]) == STAGES
@@ -141,7 +141,7 @@ def no_measurement(measurement: LinkMeasurement) -> None:
     raise AssertionError("the link is measured")
 
 
-def test_measure_auto_measures_nothing_that_cannot_change_the_plan(
+def test_measure_auto_skips_a_needless_measurement(
     address: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LinkMeasurement, "start", no_measurement)
@@ -156,7 +156,7 @@ def test_measure_auto_measures_nothing_that_cannot_change_the_plan(
     assert set(result) == JSON_KEYS | {"link_not_measured", "repeat"}
 
 
-def test_measure_auto_measures_where_the_plan_depends_on_it(
+def test_measure_auto_measures_if_the_plan_depends_on_it(
     tmp_path: Path, cloud: ServiceProcess, address: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     slow_edge = ["--predictor", "linear", "--edge-config", str(write_slow_edge(tmp_path / "edge.json"))]
@@ -166,7 +166,7 @@ def test_measure_auto_measures_where_the_plan_depends_on_it(
     assert last_link("127.0.0.1", cloud.ports[1]) is not None
 
 
-def test_measure_auto_uses_a_young_estimate_and_says_how_old_it_is(
+def test_measure_auto_uses_a_young_estimate(
     cloud: ServiceProcess, address: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LinkMeasurement, "start", no_measurement)
@@ -328,9 +328,7 @@ def exit_code_of(call: Callable[[], int]) -> int:
         return int(exc.code or 0)
 
 
-def test_weights_of_another_model_name_the_first_parameter_that_does_not_fit(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_weights_of_another_model_name_the_parameter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = _le_net_weights(tmp_path)
     assert edge_api.main(["-t", "alex_net", "--weights", str(file)]) == 2
     assert "features.0.weight has shape (6, 3, 5, 5), expected (64, 3, 11, 11)" in capsys.readouterr().err
@@ -347,7 +345,7 @@ def test_no_cloud_is_a_network_error(capsys: pytest.CaptureFixture[str]) -> None
 
 @pytest.fixture
 def vanishing_cloud() -> Iterator[int]:
-    """The port of a cloud that is gone as soon as it has read a task."""
+    """The port of a cloud that disconnects as soon as it has read a task."""
 
     def serve() -> None:
         with Connection(listener.accept()[0]) as connection:
@@ -372,15 +370,15 @@ def vanishing_cloud() -> Iterator[int]:
     listener.close()
 
 
-def test_a_cloud_gone_half_way_is_a_network_error(vanishing_cloud: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cloud_lost_during_a_task_is_a_network_error(
+    vanishing_cloud: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["-t", "le_net", "--point", "3", "--bandwidth", "100", "-p", str(vanishing_cloud)]
     assert edge_api.main([*arguments, "--on-cloud-loss", "fail"]) == 3
     assert "closed the connection" in capsys.readouterr().err
 
 
-def test_a_task_whose_cloud_is_gone_half_way_is_computed_here(
-    vanishing_cloud: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_task_that_lost_its_cloud_is_computed_here(vanishing_cloud: int, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["-t", "le_net", "--point", "3", "--bandwidth", "100", "-p", str(vanishing_cloud), "--verify", "--json"]
     assert edge_api.main(arguments) == 0
     captured = capsys.readouterr()
@@ -430,14 +428,14 @@ def test_the_cloud_stops_cleanly(number: signal.Signals, code: int) -> None:
     assert "Traceback" not in errors
 
 
-def test_the_bandwidth_service_tells_the_load_of_the_cloud(
+def test_the_bandwidth_service_reports_the_cloud_load(
     cloud: ServiceProcess, address: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_json(capsys, ["-t", "le_net", "--point", "3", "--repeat", "3", *address])
     with connect("127.0.0.1", cloud.ports[1]) as connection:
         connection.send(Hello.of())
         connection.receive(30)
-        for sequence in range(100_000):  # the cloud tells it twice a second
+        for sequence in range(100_000):  # the cloud reports it twice a second
             connection.send(Ping(sequence))
             pong = connection.receive(30).message
             assert isinstance(pong, Pong)
@@ -446,7 +444,7 @@ def test_the_bandwidth_service_tells_the_load_of_the_cloud(
         assert pong.load_service_ms > 0
 
 
-def test_the_flags_of_the_engine_are_taken(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cloud_with_all_engine_flags_serves(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--workers", "2", "--max-batch", "4", "--batch-wait-ms", "1.5", "--max-models", "1", "--max-queue", "8"]
     command = ["tasks_cloud_api.py", "-p", "0", "--monitor-port", "0", *flags]
     with ServiceProcess(command, services=2) as cloud:
@@ -455,7 +453,7 @@ def test_the_flags_of_the_engine_are_taken(capsys: pytest.CaptureFixture[str]) -
             assert run_json(capsys, ["-t", model, "--point", "3", *address])["model"] == model
 
 
-STRANGERS = {
+FOREIGN_BYTES = {
     "http": b"GET / HTTP/1.1\r\nHost: cloud\r\n\r\n",
     "random": bytes(range(256)) * 8,
     "pickle": b"\x80\x04\x8c\x05posix\x8c\x06system\x93\x8c\x0becho hacked\x85R." + bytes(600),
@@ -463,13 +461,13 @@ STRANGERS = {
 
 
 @pytest.mark.parametrize("port", [0, 1])
-@pytest.mark.parametrize("stranger", STRANGERS)
-def test_a_stranger_gets_one_log_line_and_the_server_lives(
-    stranger: str, port: int, cloud: ServiceProcess, address: list[str], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("protocol", FOREIGN_BYTES)
+def test_a_foreign_protocol_gets_one_log_line(
+    protocol: str, port: int, cloud: ServiceProcess, address: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = len(cloud.log)
     with socket.create_connection(("127.0.0.1", cloud.ports[port]), timeout=10) as sock:
-        sock.sendall(STRANGERS[stranger])
+        sock.sendall(FOREIGN_BYTES[protocol])
         try:
             assert sock.recv(64) == b""
         except ConnectionResetError:
@@ -481,7 +479,7 @@ def test_a_stranger_gets_one_log_line_and_the_server_lives(
     capsys.readouterr()
 
 
-def test_a_deadline_that_no_cut_makes_is_flagged(address: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_impossible_deadline_is_flagged(address: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     result = run_json(capsys, ["-t", "le_net", "--bandwidth", "100", "--rtt", "1", "--deadline-ms", "0.001", *address])
     assert (result["deadline_ms"], result["deadline_in_reach"], result["deadline_met"]) == (0.001, False, False)
     result = run_json(capsys, ["-t", "le_net", "--bandwidth", "100", "--rtt", "1", "--deadline-ms", "1e6", *address])

@@ -1,4 +1,4 @@
-"""The queue scripts as users type them: the contract's lines, every answer, and what can go wrong on the way."""
+"""The queue scripts as users type them: the contract's lines, every result, and failures during a queue."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_the_default_queue_is_forty_random_tasks(address: list[str], capsys: pyt
         ["--predictor", "linear", "--no-load-feedback", "--no-correction"],
     ],
 )
-def test_every_way_of_working_through_a_queue_answers_every_task(
+def test_a_queue_answers_every_task_with_any_flags(
     flags: list[str], address: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     document = run_json(capsys, [*address, "--tasks", "10", "--seed", "2", *flags])
@@ -171,12 +171,12 @@ def test_an_unknown_model_is_one_line(capsys: pytest.CaptureFixture[str]) -> Non
     assert error.count("\n") == 1
 
 
-# ---------------------------------------------------------------- what goes wrong on the way
+# ---------------------------------------------------------------- failures during a queue
 
 
 @pytest.fixture
 def own_cloud() -> Iterator[ServiceProcess]:
-    """A cloud of this test alone, which may be stopped."""
+    """A cloud for one test, which may be stopped."""
     with ServiceProcess(["tasks_cloud_api.py", "-p", "0", "--monitor-port", "0"], services=2) as process:
         yield process
 
@@ -219,7 +219,7 @@ class Edge:
         return sorted(int(line.split()[1]) for line in self.lines if re.match(r"task \d+ of \d+ : ", line))
 
 
-def test_a_cloud_that_restarts_half_way_loses_no_task(own_cloud: ServiceProcess) -> None:
+def test_a_restarted_cloud_loses_no_task(own_cloud: ServiceProcess) -> None:
     edge = Edge(own_cloud.ports, "--tasks", "30", "--seed", "3", "-t", "alex_net", "vgg_net", "--bandwidth", "1000")
     edge.wait_for_tasks(5)
     own_cloud.process.kill()
@@ -231,13 +231,13 @@ def test_a_cloud_that_restarts_half_way_loses_no_task(own_cloud: ServiceProcess)
     assert edge.answered() == list(range(1, 31))
 
 
-def test_without_a_bandwidth_service_inference_goes_on(address: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_queue_runs_without_a_bandwidth_service(address: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     flags = [*address[:2], "--monitor-port", "1", "--bandwidth", "100", "--monitor-interval", "0.05"]
     document = run_json(capsys, [*flags, "--tasks", "20", "--seed", "1"])
     assert all(task["error"] is None for task in document["tasks"])
 
 
-def test_ctrl_c_finishes_what_is_in_flight_and_sums_up(own_cloud: ServiceProcess) -> None:
+def test_ctrl_c_finishes_the_tasks_in_flight(own_cloud: ServiceProcess) -> None:
     edge = Edge(own_cloud.ports, "--tasks", "5000", "--seed", "3", "-t", "alex_net")
     edge.wait_for_tasks(5)
     edge.process.send_signal(signal.SIGINT)
@@ -249,7 +249,7 @@ def test_ctrl_c_finishes_what_is_in_flight_and_sums_up(own_cloud: ServiceProcess
     assert len(edge.answered()) < 5000
 
 
-def test_two_edges_with_the_same_task_ids_get_their_own_answers(
+def test_two_edges_with_equal_task_ids_get_their_results(
     cloud: ServiceProcess, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = Edge(cloud.ports, "--tasks", "12", "-t", "alex_net", "--bandwidth", "1000")
@@ -262,6 +262,6 @@ def test_two_edges_with_the_same_task_ids_get_their_own_answers(
     assert classes == {str(top_class("alex_net"))}
 
 
-def test_a_cloud_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreachable_cloud_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert tasks_edge_api.main(["-p", "1", "--tasks", "1"]) == 3
     assert capsys.readouterr().err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The wheel: it holds one name and the shipped data, and answers a task outside of the checkout."""
+"""The wheel: it holds one package and the shipped data, and runs a task outside of the checkout."""
 
 from __future__ import annotations
 

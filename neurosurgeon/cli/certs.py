@@ -1,10 +1,10 @@
-"""Make a throw-away set of certificates for TLS between edges and a cloud: a CA, one for the cloud, one for edges.
+"""Make a temporary set of certificates for TLS between edges and a cloud: a CA, one for the cloud, one for edges.
 
 python -m neurosurgeon certs --name cloud.example --name 10.0.0.2
 python cloud_api.py -i 0.0.0.0 --tls-cert certs/cloud.pem --tls-key certs/cloud.key --tls-ca certs/ca.pem
 python edge_api.py  -i 10.0.0.2 --tls-ca certs/ca.pem --tls-cert certs/edge.pem --tls-key certs/edge.key -t le_net
 
-The command line tool openssl makes them. Whoever has certs/ca.key can make more: delete it when the set is complete.
+The command line tool openssl makes them. With certs/ca.key anybody can make more: delete it when the set is complete.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DAYS = 30
 
 
 def make_ca(directory: Path, days: int = DAYS) -> None:
-    """Make ``ca.pem`` and ``ca.key``, which sign the others.
+    """Make ``ca.pem`` and ``ca.key``, which sign the other certificates.
 
     Raises: UsageError: openssl is not there, or failed.
     """
@@ -35,7 +35,7 @@ def make_ca(directory: Path, days: int = DAYS) -> None:
 
 
 def make_certificate(directory: Path, who: str, names: Sequence[str], days: int = DAYS) -> None:
-    """Make ``who.pem`` and ``who.key``, signed by the CA and made out to DNS names and IP addresses.
+    """Make ``who.pem`` and ``who.key``, signed by the CA, for some DNS names and IP addresses.
 
     Raises: UsageError: openssl is not there, or failed.
     """
@@ -59,7 +59,7 @@ def _make(path: Path, subject: str, days: int, more: Sequence[str]) -> None:
         raise UsageError("certificates are made by the openssl command: install it (apt install openssl)")
     key = path.with_suffix(".key")
     with writing(key):
-        key.touch(0o600)  # before openssl writes: nobody else can read it at any moment
+        key.touch(0o600)  # before openssl writes, so that other users can never read it
     command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc"]
     command += ["-keyout", str(key), "-out", str(path.with_suffix(".pem")), "-days", str(days)]
     command += ["-subj", f"/CN={subject}", *more]
@@ -69,16 +69,17 @@ def _make(path: Path, subject: str, days: int, more: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "certs.py") -> int:
+    """Run this command; return its exit code."""
     parser = base_parser(prog, __doc__)
-    parser.add_argument("--directory", type=Path, default=Path("certs"), help="where they go (default: certs)")
+    parser.add_argument("--directory", type=Path, default=Path("certs"), help="directory to write (default: certs)")
     parser.add_argument(
         "--name",
         action="append",
         default=[],
-        help="host name or IP address by which edges call the cloud; may be repeated "
-        f"(default: {', '.join(DEFAULT_NAMES)}, which are always in it)",
+        help="host name or IP address that edges use for the cloud; may be repeated "
+        f"(default: {', '.join(DEFAULT_NAMES)}, which are always included)",
     )
-    parser.add_argument("--days", type=positive_int, default=DAYS, help=f"how long they are valid (default: {DAYS})")
+    parser.add_number("--days", type=positive_int, default=DAYS, meaning="validity of the certificates, days")
     return run_main(parser, argv, _run)
 
 

@@ -3,7 +3,7 @@
     python -m predictor.collect --side edge --device cpu --threads 1 --minutes 5
 
 Every row is on disk as soon as its block of layers is measured. After Ctrl-C or a power cut, run the same command
-again: it goes on where it stopped. Until all is measured, the data in effect stays as it was.
+again: it continues there. The data in use changes only when the collection is complete.
 """
 
 from __future__ import annotations
@@ -40,27 +40,28 @@ log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "collect.py") -> int:
+    """Run this command; return its exit code."""
     parser = base_parser(prog, __doc__)
-    parser.add_argument("--side", choices=SIDES, required=True, help="which side of the split this device is")
-    add_device(parser)
-    where = "predictor of a checkout, else in ~/.local/share/neurosurgeon"
+    parser.add_argument("--side", choices=SIDES, required=True, help="side of the split that this device has")
+    add_device(parser, default_threads="1 for the edge, all cores for the cloud")
+    root = "predictor of a checkout, else in ~/.local/share/neurosurgeon"
     parser.add_argument(
-        "--output", type=Path, help=f"directory of the CSV files (default: dataset/SIDE/own-NAME in {where})"
+        "--output", type=Path, help=f"directory of the CSV files (default: dataset/SIDE/own-NAME in {root})"
     )
     parser.add_argument(
-        "--config", type=Path, help=f"parameter file to write (default: config/SIDE/own-NAME.json in {where})"
+        "--config", type=Path, help=f"parameter file to write (default: config/SIDE/own-NAME.json in {root})"
     )
     parser.add_argument(
         "--fresh",
         action="store_true",
-        help="measure these kinds again from the beginning; their old rows are in use until that is done "
-        "(default: go on)",
+        help="measure these kinds again from the beginning; their old rows stay in use until the new ones are complete "
+        "(default: continue an interrupted collection)",
     )
-    parser.add_argument(
+    parser.add_number(
         "--minutes",
         type=positive_float,
         default=DEFAULT_MINUTES,
-        help=f"time to spend on these kinds together, earlier runs included (default: {DEFAULT_MINUTES:g})",
+        meaning="total time for these kinds, minutes, with interrupted runs before it",
     )
     parser.add_argument(
         "--kinds",
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "collect.py") -> int:
         choices=list(RECIPES),
         default=list(RECIPES),
         metavar="KIND",
-        help="measure these kinds of layers alone, and leave the rows of others as they are (default: all)",
+        help="kinds of layers to measure; the rows of other kinds stay as they are (default: all)",
     )
     return run_main(parser, argv, _run)
 
@@ -87,21 +88,21 @@ def _run(args: argparse.Namespace) -> int:
             print_scores(fit_and_save(partial, args.config or parameter_file(args.side, name, root)))
         except KeyboardInterrupt:
             log.warning(
-                "interrupted: %.0f of %.0f s are measured and kept in %s, and not in effect yet; to go on: %s",
+                "interrupted: %.0f of %.0f s are measured and kept in %s, but not in use yet; to continue: %s",
                 earlier_collections(partial, args.kinds)[0],
                 args.minutes * SECONDS_PER_MINUTE,
                 partial,
-                command_to_go_on(args),
+                command_to_continue(args),
             )
             raise
         activate(directory, FILES)
-    how = f": --{args.side}-config {directory} uses it" if args.output else " is in effect"
+    how = f": --{args.side}-config {directory} uses it" if args.output else " is in use"
     log.info("the data in %s%s", directory, how)
     return 0
 
 
-def command_to_go_on(args: argparse.Namespace) -> str:
-    """Return the command that goes on with an interrupted collection: the same one, but never a fresh one."""
+def command_to_continue(args: argparse.Namespace) -> str:
+    """Return the command that continues an interrupted collection: the same one, without --fresh."""
     words = ["python", "-m", "predictor.collect"]
     for name in ("side", "device", "threads", "output", "config", "minutes"):
         if getattr(args, name) is not None:

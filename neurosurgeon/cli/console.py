@@ -11,7 +11,7 @@ from neurosurgeon.cli.process import script
 
 
 class Command(NamedTuple):
-    """Where a command's body is, and what it does."""
+    """The module and the function of a command's body, and its summary for --help."""
 
     module: str  # of neurosurgeon.cli
     summary: str
@@ -26,7 +26,7 @@ COMMANDS = {
     "layers": Command("layers", "measure every layer of a network here"),
     "collect": Command("collect", "measure this machine for the predictors"),
     "fit": Command("predictors", "fit the predictors again"),
-    "evaluate": Command("evaluate", "measure how good the predictors are"),
+    "evaluate": Command("evaluate", "measure the error of the predictors"),
     "doctor": Command("doctor", "find out why edge and cloud do not work together"),
     "certs": Command("certs", "make certificates for TLS"),
     "demo": Command("demo", "run the four classic networks, edge and cloud on this machine"),
@@ -34,11 +34,12 @@ COMMANDS = {
     "monitor-client": Command("monitor", "measure the link to a cloud", "client"),
     "monitor-test": Command("monitor", "test the bandwidth monitor", "test"),
     "relay": Command("relay", "emulate a network between edge and cloud", "relay"),
-    "traces": Command("relay", "write the made-up network traces", "traces"),
+    "traces": Command("relay", "write the synthetic network traces", "traces"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the first argument names; return its exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     command = COMMANDS.get(arguments[0]) if arguments else None
     if command:

@@ -2,7 +2,7 @@
 
     make demo
 
-Every edge is the command that a user types, `edge_api.py --json`; the table is made of what it prints.
+Every edge is a process of `edge_api.py --json`, as a user would run it; the table shows the values of its JSON objects.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ EDGE_TIMEOUT_S = 300.0
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "demo.py") -> int:
+    """Run this command; return its exit code."""
     parser = base_parser(prog, __doc__)
     parser.add_argument(
         "--input", type=Path, metavar="IMAGE", help="photo to classify (default: one of scikit-learn's)"
     )
-    parser.add_argument("--repeat", type=positive_int, default=20, help="inferences of each network (default: 20)")
+    parser.add_number("--repeat", type=positive_int, default=20, meaning="inferences of each network")
     return run_main(parser, argv, _run)
 
 
@@ -44,38 +45,29 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def sample_photo() -> Path:
-    """Return a real photo that an installed package brings along."""
+    """Return a real photo, which scikit-learn contains."""
     import sklearn.datasets
 
     return Path(sklearn.datasets.__file__).parent / "images" / "china.jpg"
 
 
 def run_edge(model: str, photo: Path, repeat: int, ports: Sequence[int]) -> dict[str, Any]:
-    """Return what one edge prints as JSON."""
-    command = [
-        sys.executable,
-        "-m",
-        "neurosurgeon",
-        "edge",
-        "-t",
-        model,
-        "--input",
-        str(photo.resolve()),
-        "--verify",
-        "--json",
-    ]
-    command += ["-p", str(ports[0]), "--monitor-port", str(ports[1]), "--repeat", str(repeat)]
+    """Return the JSON object of one edge.
+
+    Raises: NeurosurgeonError: the edge failed.
+    """
+    command = [sys.executable, "-m", "neurosurgeon", "edge", "-t", model, "--input", str(photo.resolve())]
+    command += ["-p", str(ports[0]), "--monitor-port", str(ports[1]), "--repeat", str(repeat), "--verify", "--json"]
     edge = subprocess.run(  # noqa: S603  # our own script
         command, cwd=ROOT, capture_output=True, text=True, timeout=EDGE_TIMEOUT_S, check=False
     )
     if edge.returncode:
         raise NeurosurgeonError(f"{model}: {edge.stderr.strip().splitlines()[-1]}")
-    result: dict[str, Any] = json.loads(edge.stdout)
-    return result
+    return dict(json.loads(edge.stdout))
 
 
 def print_answer(result: dict[str, Any]) -> None:
-    """Print what one network sees in the photo."""
+    """Print the best classes of one network for the photo."""
     guesses = ", ".join(
         f"{guess['label'] or 'class ' + str(guess['index'])} {guess['probability']:.1%}"
         for guess in result["output"]["top5"]

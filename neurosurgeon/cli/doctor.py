@@ -1,23 +1,23 @@
-"""Find out why edge and cloud do not get on: checks in the order in which things fail, one line each with a cure.
+"""Find out why edge and cloud do not work together: one line for each check, with a cure if it fails.
 
     python -m neurosurgeon doctor -i 127.0.0.1 -p 9999
     python -m neurosurgeon doctor -i cloud.example --tls-ca certs/ca.pem -t vgg_net --weights vgg.pth
 
-Exit code: 0 where all is well, else that of the first error (2 usage, 3 network, 4 not let in, 1 other).
+Exit code: 0 if all checks pass, else that of the first error (2 usage, 3 network, 4 not authenticated, 1 other).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
-import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from neurosurgeon.cli.parser import access_of_edge, add_weights, address_parser, typed
+from neurosurgeon.cli.parser import access_of_edge, add_weights, address_parser
 from neurosurgeon.cli.process import run_main
 from neurosurgeon.engine.base import WeightsSource
 from neurosurgeon.models.names import ZOO, Catalogue
@@ -28,6 +28,7 @@ from neurosurgeon.net.monitor_client import measure_link, ping_link
 from neurosurgeon.net.net_utils import format_rate
 from neurosurgeon.net.session import EdgeSession
 from neurosurgeon.net.sockets import reach, resolve
+from neurosurgeon.reports.text import print_json
 from neurosurgeon.utils.errors import (
     AccessError,
     NetworkError,
@@ -42,12 +43,18 @@ if TYPE_CHECKING:
     from neurosurgeon.predictor.latencies import LayerLatencies
 
 COMPARED_RUNS = 7  # the first builds kernels
-FAR_OFF = 1.5  # predicted / measured, or the other way round
+FAR_OFF = 1.5  # largest ratio of predicted and measured, either way, without a warning
 SLOW_CPU = ("DEFAULT", "NO AVX")  # of get_cpu_capability: torch finds none of the vector units of its fast kernels
+MODEL_CURES: dict[type[Exception], str] = {  # the first class of an error counts
+    WeightsError: "start both sides with the same --weights or --pretrained",
+    UnknownModelError: "choose with -t a model that it serves, or add this one to --models at the cloud",
+    NetworkError: "see the log of the cloud",
+    NeurosurgeonError: "run the same version of this project on both sides",
+}
 
 
 class Verdict(StrEnum):
-    """What a check found."""
+    """The result of a check."""
 
     OK = "ok"
     WARNING = "warn"
@@ -56,7 +63,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The line of one check."""
+    """The result of one check, for one line."""
 
     check: str
     verdict: Verdict
@@ -65,21 +72,34 @@ class Finding:
     exit_code: int = 0
 
     def line(self) -> str:
-        """Return the line for people."""
+        """Return the line."""
         cure = f" -> {self.cure}" if self.cure else ""
         return f"{self.verdict:<5}{self.check:<22}{' '.join(self.detail.split())}{cure}"
 
 
 class CheckError(Exception):
-    """A check failed; what depends on it is skipped."""
+    """A check failed. The checks that depend on it are skipped."""
 
     def __init__(self, finding: Finding) -> None:
         super().__init__(finding.detail)
         self.finding = finding
 
 
+@contextlib.contextmanager
+def checking(check: str, cure: str, cures: Mapping[type[Exception], tuple[str, str]] | None = None) -> Iterator[None]:
+    """Turn a typed error of the block into a `CheckError` with a cure.
+
+    Args: cures: for some classes of errors, another name of the check and another cure.
+    """
+    try:
+        yield
+    except NeurosurgeonError as exc:
+        named = next((named for kind, named in (cures or {}).items() if isinstance(exc, kind)), (check, cure))
+        raise CheckError(_failed(*named, exc)) from exc
+
+
 class Doctor:
-    """Checks one cloud, seen from this edge."""
+    """Checks one cloud from this edge."""
 
     def __init__(self, args: argparse.Namespace, access: Access) -> None:
         self._args = args
@@ -87,21 +107,16 @@ class Doctor:
         self._host, self._port, self._monitor_port = args.ip, args.port, args.monitor_port
 
     def findings(self) -> Iterator[Finding]:
-        """Yield what each check finds, as soon as it is found."""
+        """Yield the finding of each check, as soon as it is made. May block for seconds."""
         yield self.cpu()
-        try:
-            yield self.name()
-            yield from self.conversation()
-        except CheckError as exc:
-            yield exc.finding
-        try:
-            yield self.bandwidth_port()
-            yield self.link()
-        except CheckError as exc:
-            yield exc.finding
+        for checks in (self.task_port, self.bandwidth_port):
+            try:
+                yield from checks()
+            except CheckError as exc:
+                yield exc.finding
 
     def cpu(self) -> Finding:
-        """Look for the vector units that torch's fast kernels need."""
+        """Check the vector units that torch's fast kernels need."""
         import torch
 
         found = torch.backends.cpu.get_cpu_capability()
@@ -111,39 +126,29 @@ class Doctor:
             return Finding("CPU of this side", Verdict.WARNING, detail, cure)
         return Finding("CPU of this side", Verdict.OK, detail)
 
-    def name(self) -> Finding:
-        """Resolve the cloud's name."""
-        try:
+    def task_port(self) -> Iterator[Finding]:
+        """Check the name of the cloud, its port, and each step of a task up to its request, which is not sent."""
+        with checking("name resolves", "check the spelling, /etc/hosts and DNS, or pass an IP address to -i"):
             addresses = resolve(self._host, self._port)
-        except NeurosurgeonError as exc:
-            _fail("name resolves", exc, "check the spelling, /etc/hosts and DNS, or pass an IP address to -i")
-        return Finding("name resolves", Verdict.OK, f"{self._host} is {', '.join(addresses)}")
-
-    def conversation(self) -> Iterator[Finding]:
-        """Go as far as a task would go, without sending one."""
-        try:
+        yield Finding("name resolves", Verdict.OK, f"{self._host} is {', '.join(addresses)}")
+        with checking("task port", f"start cloud_api.py there with -i and -p {self._port}, and open its firewall"):
             connect_ms = reach(self._host, self._port)
-        except NeurosurgeonError as exc:
-            cure = f"start cloud_api.py there with -i and -p {self._port}, and let its firewall pass that port"
-            _fail("task port", exc, cure)
         yield Finding("task port", Verdict.OK, f"port {self._port} answers after {connect_ms:.1f} ms")
         how = " and ".join(name for name, used in (("TLS", self._access.tls), ("a key", self._access.key)) if used)
-        try:
+        key_cure = "give both sides the same --key-file, or certificates of one CA (make certs)"
+        cure = "see that port and -p are those of cloud_api.py, and update the older side to the other's version"
+        with checking("protocol, version", cure, {AccessError: ("TLS and key", key_cure)}):
             session = EdgeSession.open(self._host, self._port, access=self._access)
-        except AccessError as exc:
-            _fail("TLS and key", exc, "give both sides the same --key-file, or certificates of one CA (make certs)")
-        except NetworkError as exc:
-            cure = "see that port and -p are those of cloud_api.py, and update the older side to the other's version"
-            _fail("protocol, version", exc, cure)
         with session:
-            yield Finding("TLS and key", Verdict.OK, f"let in with {how}" if how else "let in; neither is asked for")
+            detail = f"authenticated with {how}" if how else "not required by this cloud"
+            yield Finding("TLS and key", Verdict.OK, detail)
             device, threads = session.cloud.get("device"), session.cloud.get("threads")
             yield Finding("protocol, version", Verdict.OK, f"a cloud on {device} with {threads} threads")
             yield from self.models(session)
 
     def models(self, session: EdgeSession) -> Iterator[Finding]:
-        """Compare graphs and weights of every model."""
-        from neurosurgeon.engine.base import SEEDED, find_engine
+        """Compare graphs and weights of every model, and the predictions of the first that agrees."""
+        from neurosurgeon.engine.base import find_engine
         from neurosurgeon.graph.cut import pack_nodes
 
         catalogue = Catalogue()
@@ -153,21 +158,15 @@ class Doctor:
         for model in self._args.type:
             check = f"weights of {model}"
             try:
-                network = engine.open(model, sources.get(model, SEEDED))
+                network = engine.open(model, sources.get(model, WeightsSource()))
                 graph = network.ref.graph
                 session.ask_to_prepare(Prepare(model, pack_nodes(graph, graph.edge_nodes(0)), graph.digest))
                 session.wait_until_ready(network.ref.weights_digest)
-            except WeightsError as exc:
-                yield _failed(check, exc, "start both sides with the same --weights or --pretrained")
-            except UnknownModelError as exc:
-                yield _failed(check, exc, "choose what it serves with -t, or add the model to --models at the cloud")
-            except NetworkError as exc:
-                finding = _failed(check, exc, "see the log of the cloud")
+            except NeurosurgeonError as exc:
+                finding = _failed(check, next(cure for kind, cure in MODEL_CURES.items() if isinstance(exc, kind)), exc)
                 if is_connection_loss(exc):
                     raise CheckError(finding) from exc
                 yield finding
-            except NeurosurgeonError as exc:
-                yield _failed(check, exc, "run the same version of this project on both sides")
             else:
                 yield Finding(check, Verdict.OK, f"the same on both sides ({network.ref.weights_digest[:12]})")
                 if not compared:
@@ -184,7 +183,7 @@ class Doctor:
 
         name, graph = network.ref.name, network.ref.graph
         task, array = TaskSettings(name, WeightsSource()), synthetic_input(graph.input)
-        predicted = edge_latencies(task, engine, graph)  # sets the threads that it is for
+        predicted = edge_latencies(task, engine, graph)  # also sets the number of threads that it is for
         whole = network.partition(graph.edge_nodes(0), Side.CLOUD)
         runs = [whole.run([array.copy("K")]) for _ in range(COMPARED_RUNS)]
         yield _compared("edge", name, predicted, min(run.compute_ms for run in runs if run))
@@ -192,79 +191,58 @@ class Doctor:
         measured_ms = min(session.infer(request, [array]).compute_ms for _ in range(COMPARED_RUNS))
         yield _compared("cloud", name, predicted, measured_ms)
 
-    def bandwidth_port(self) -> Finding:
-        """Talk to the bandwidth service."""
+    def bandwidth_port(self) -> Iterator[Finding]:
+        """Check the bandwidth service, then measure rate and round-trip time with it."""
         check, port = "bandwidth port", self._monitor_port
-        try:
+        cure = f"open the firewall for port {port}, or give the cloud's --monitor-port; or pass --bandwidth and --rtt"
+        key_cure = "the service has the key and certificates of its cloud: restart that"
+        with checking(check, cure, {AccessError: (check, key_cure)}):
             ping_link(self._host, port, self._access)
-        except AccessError as exc:
-            _fail(check, exc, "it takes the key and certificates of its cloud: restart that")
-        except NeurosurgeonError as exc:
-            cure = (
-                f"let the firewall pass port {port}, or give --monitor-port as at the cloud; --bandwidth does without"
-            )
-            _fail(check, exc, cure)
-        return Finding(check, Verdict.OK, f"the service on port {port} answers")
-
-    def link(self) -> Finding:
-        """Measure rate and RTT."""
-        try:
-            link = measure_link(self._host, self._monitor_port, self._access)
-        except NeurosurgeonError as exc:
-            _fail("rate and RTT", exc, "the link is lost or too slow to measure: pass --bandwidth and --rtt")
-        return Finding("rate and RTT", Verdict.OK, f"{format_rate(link.rate_bytes_per_s)} up, {link.rtt_ms:.2f} ms")
+        yield Finding(check, Verdict.OK, f"the service on port {port} answers")
+        with checking("rate and RTT", "the link is lost or too slow to measure: pass --bandwidth and --rtt"):
+            link = measure_link(self._host, port, self._access)
+        yield Finding("rate and RTT", Verdict.OK, f"{format_rate(link.rate_bytes_per_s)} up, {link.rtt_ms:.2f} ms")
 
 
 def _compared(side: str, model: str, predicted: LayerLatencies, measured_ms: float) -> Finding:
-    """Return the finding about a prediction: a warning where it is off by more than `FAR_OFF`."""
+    """Return the finding about a prediction: a warning if it is wrong by more than a factor of `FAR_OFF`."""
     predicted_ms = predicted.total()
     detail = (
         f"{model}: predicted {predicted_ms:.4g} ms, measured {measured_ms:.4g} ms; predicted from {predicted.origin}"
     )
     if 1 / FAR_OFF <= predicted_ms / measured_ms <= FAR_OFF:
         return Finding(f"prediction, {side}", Verdict.OK, detail)
-    cure = f"stop what else runs there; start the {side} with --remeasure-machine, or collect data of its own "
+    cure = f"stop other programs there; start the {side} with --remeasure-machine, or collect data of its own "
     cure += f"(python -m predictor.collect --side {side})"
     return Finding(f"prediction, {side}", Verdict.WARNING, detail, cure)
 
 
-def _failed(check: str, exc: NeurosurgeonError, cure: str) -> Finding:
+def _failed(check: str, cure: str, exc: NeurosurgeonError) -> Finding:
     return Finding(check, Verdict.FAILED, str(exc), cure, exc.exit_code)
 
 
-def _fail(check: str, exc: NeurosurgeonError, cure: str) -> NoReturn:
-    raise CheckError(_failed(check, exc, cure)) from exc
-
-
-def report(findings: Iterator[Finding], say: Callable[[str], None]) -> list[Finding]:
-    """Say each finding as it comes; return all."""
-    kept = []
-    for finding in findings:
-        say(finding.line())
-        kept.append(finding)
-    return kept
-
-
 def main(argv: Sequence[str] | None = None, prog: str = "doctor.py") -> int:
+    """Run this command; return its exit code."""
     parser = address_parser(prog, __doc__, monitor_port=True)
     parser.add_argument(
         "-t",
         "--type",
-        type=typed(Catalogue().canonical_name),
         nargs="+",
         default=list(ZOO),
         metavar="MODEL",
-        help="models whose weights are compared (default: all)",
+        help="models whose graphs and weights are compared (default: the four classic ones)",
     )
     add_weights(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout (default: lines)")
+    parser.add_switch("--json", "print one JSON object on stdout, and all lines on stderr")
     return run_main(parser, argv, _run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    out = sys.stderr if args.json else sys.stdout
-    doctor = Doctor(args, access_of_edge(args))
-    findings = report(doctor.findings(), lambda line: print(line, file=out, flush=True))
+    args.type = [Catalogue().canonical_name(name) for name in args.type]
+    findings = []
+    for finding in Doctor(args, access_of_edge(args)).findings():
+        print(finding.line(), file=sys.stderr if args.json else sys.stdout, flush=True)
+        findings.append(finding)
     if args.json:
-        print(json.dumps({"findings": [dataclasses.asdict(finding) for finding in findings]}))
+        print_json({"findings": [dataclasses.asdict(finding) for finding in findings]})
     return next((finding.exit_code for finding in findings if finding.exit_code), 0)

@@ -1,4 +1,4 @@
-"""The edge: measure the link, choose the partition point, run one task with the cloud, show the answer.
+"""The edge: measure the link, choose the partition point, run one task with the cloud, and show its output.
 
 python edge_api.py -i 127.0.0.1 -p 9999 -d cpu -t vgg_net
 python edge_api.py --local-cloud -t mobile_net --input docs/photo.jpg --verify
@@ -13,21 +13,16 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from neurosurgeon.cli.parser import (
     DEFAULT_IP,
     access_of_edge,
-    add_deadline,
     add_device,
-    add_link,
+    add_edge,
     add_model,
-    add_no_correction,
-    add_on_cloud_loss,
-    add_predictor_choice,
     add_strategy,
     address_parser,
-    forget_if_asked,
     non_negative_int,
     positive_int,
 )
@@ -48,11 +43,11 @@ from neurosurgeon.utils.errors import UsageError
 from neurosurgeon.utils.units import mb_to_bytes
 
 if TYPE_CHECKING:
-    from neurosurgeon.edge.outcome import Outcome
     from neurosurgeon.graph.spec import Array
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "edge_api.py") -> int:
+    """Run this command; return its exit code."""
     parser = address_parser(prog, __doc__, monitor_port=True)
     add_device(parser)
     add_model(parser, "run")
@@ -60,37 +55,25 @@ def main(argv: Sequence[str] | None = None, prog: str = "edge_api.py") -> int:
         "--input", type=Path, metavar="IMAGE", help="image to classify (default: a fixed image of noise)"
     )
     parser.add_argument(
-        "--weights", type=Path, metavar="FILE", help="checkpoint or safetensors (default: fixed-seed weights)"
+        "--weights", type=Path, metavar="FILE", help="checkpoint or safetensors (default: weights of a fixed seed)"
     )
-    parser.add_argument("--pretrained", action="store_true", help="use torchvision's pretrained weights (default: off)")
+    parser.add_switch("--pretrained", "use torchvision's pretrained weights")
     parser.add_argument("--point", type=non_negative_int, help="force this partition point (default: the best one)")
-    add_on_cloud_loss(parser)
-    add_link(parser)
+    add_edge(parser)
     parser.add_argument(
         "--measure",
         choices=("always", "auto"),
         default="always",
-        help="measure the link for every task, or only where that can change the plan, and no estimate of the last "
-        f"{YOUNG_S:g} s is kept (default: always)",
+        help="when to measure the link. always: for each task; auto: only if no estimate of the last "
+        f"{YOUNG_S:g} s is kept and the rate can change the plan (default: always)",
     )
     add_shaping(parser)
-    add_deadline(parser)
-    add_predictor_choice(parser, "forest", "linear", "measured")
     add_strategy(parser)
-    add_no_correction(parser)
-    parser.add_argument(
-        "--local-cloud", action="store_true", help="start a cloud on this machine for this task (default: off)"
-    )
-    parser.add_argument(
-        "--repeat",
-        type=positive_int,
-        default=1,
-        help="infer this often, after one cold run, and show median and spread (default: 1)",
-    )
-    parser.add_argument(
-        "--verify", action="store_true", help="also run the whole network here and compare (default: off)"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout (default: lines)")
+    parser.add_switch("--local-cloud", "start a cloud on this machine for this task, and stop it afterwards")
+    meaning = "inferences; with more than 1, a cold one runs before them, and median and spread are shown"
+    parser.add_number("--repeat", type=positive_int, default=1, meaning=meaning)
+    parser.add_switch("--verify", "also run the unsplit network here, and show the largest difference")
+    parser.add_switch("--json", "print one JSON object on stdout, and all lines on stderr")
     return run_main(parser, argv, _run)
 
 
@@ -101,7 +84,6 @@ def _run(args: argparse.Namespace) -> int:
     array = load_image(args.input, input_size(args.type)) if args.input else None
     check_given(args, catalogue)
     access = access_of_edge(args)
-    forget_if_asked(args)
     choice = LinkChoice(args.bandwidth, args.rtt, args.measure == "always")
     with (
         cloud_of(args) as (host, port, monitor_port),
@@ -117,18 +99,22 @@ def _run(args: argparse.Namespace) -> int:
             is_relayed=bool(args.shape or args.trace),
         )
         outcome = run_one_task(task_of(args, array), lambda: find_engine()(catalogue, args.device), cloud, choice, show)
+    document = outcome.to_dict() if args.json else {}
     if args.deadline_ms:
-        show.deadline(args.deadline_ms, outcome.plan.best.stages.total_ms, outcome.measured.total_ms)
+        best_ms, measured_ms = outcome.plan.best.stages.total_ms, outcome.measured.total_ms
+        show.deadline(args.deadline_ms, best_ms, measured_ms)
+        document |= {
+            "deadline_ms": args.deadline_ms,
+            "deadline_in_reach": best_ms <= args.deadline_ms,
+            "deadline_met": measured_ms <= args.deadline_ms,
+        }
     if args.json:
-        print_json(outcome.to_dict() | deadline_of(outcome, args))
+        print_json(document)
     return 0
 
 
-# ---------------------------------------------------------------- before the task
-
-
 def check_given(args: argparse.Namespace, catalogue: Catalogue) -> None:
-    """Check the flags before the cloud is connected.
+    """Check the values of the flags before any connection is opened.
 
     Raises: UsageError.
     """
@@ -148,16 +134,11 @@ def check_given(args: argparse.Namespace, catalogue: Catalogue) -> None:
         check_weights_file(catalogue, args.type, args.weights)
 
 
-def weights_of(args: argparse.Namespace) -> WeightsSource:
-    """Return where the model's weights come from."""
-    return WeightsSource(args.weights, args.pretrained)
-
-
 def task_of(args: argparse.Namespace, array: Array | None) -> TaskSettings:
-    """Return the task that the command line describes."""
+    """Return the task of the command line. ``array``: its input image; None: the fixed image of noise."""
     return TaskSettings(
         model=args.type,
-        weights=weights_of(args),
+        weights=WeightsSource(args.weights, args.pretrained),
         device=args.device,
         threads=args.threads,
         array=array,
@@ -176,7 +157,7 @@ def task_of(args: argparse.Namespace, array: Array | None) -> TaskSettings:
 
 @contextlib.contextmanager
 def cloud_of(args: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
-    """Yield host, port and bandwidth port of the cloud; with --local-cloud it is a child that ends with the block."""
+    """Yield host, port and bandwidth port of the cloud. With --local-cloud it is a child that ends with the block."""
     if not args.local_cloud:
         yield args.ip, args.port, args.monitor_port
         return
@@ -191,17 +172,3 @@ def cloud_of(args: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
         command += ["--model-file", str(file.resolve())]
     with ServiceProcess(command, services=2) as cloud:
         yield DEFAULT_IP, cloud.ports[0], cloud.ports[1]
-
-
-# ---------------------------------------------------------------- after it
-
-
-def deadline_of(outcome: Outcome, args: argparse.Namespace) -> dict[str, Any]:
-    """Return what the JSON object says of a deadline."""
-    if not args.deadline_ms:
-        return {}
-    return {
-        "deadline_ms": args.deadline_ms,
-        "deadline_in_reach": outcome.plan.best.stages.total_ms <= args.deadline_ms,
-        "deadline_met": outcome.measured.total_ms <= args.deadline_ms,
-    }

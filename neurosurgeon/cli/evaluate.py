@@ -1,4 +1,4 @@
-"""How good the predictors are: for each kind of layer, and for whole networks that no fit has seen.
+"""Measure the error of the predictors: for each kind of layer, and for whole networks that no fit has seen.
 
 python -m predictor.evaluate                         both sides, both predictors; tables, JSON, Excel, scatter plot
 python -m predictor.evaluate --side edge --compare   kinds of trees side by side
@@ -23,7 +23,7 @@ from neurosurgeon.utils.files import replace_file
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    """Print the tables of one side."""
+    """Print the tables of one side: scores of each kind of layer, and errors of whole networks."""
     print(f"\n{evaluation.side}: layers held out\n{'predictor':<10}{'kind':<12}{'split':<19}{'rows':>6}", end="")
     print(f"{'within 10 %':>13}{'within 20 %':>13}{'MAPE':>8}{'R2':>7}{'coverage':>10}{'noise':>8}")
     for score in evaluation.kinds:
@@ -46,7 +46,10 @@ def print_evaluation(evaluation: Evaluation) -> None:
 
 
 def save_evaluations(directory: Path, evaluations: Sequence[Evaluation]) -> None:
-    """Write JSON, Excel tables and a scatter plot."""
+    """Write the evaluations as JSON, Excel tables and a scatter plot.
+
+    Raises: UsageError: a file cannot be written.
+    """
     from neurosurgeon.reports.excel import save_tables
     from neurosurgeon.reports.plots import plot_scatter
 
@@ -72,14 +75,15 @@ def save_evaluations(directory: Path, evaluations: Sequence[Evaluation]) -> None
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "evaluate.py") -> int:
+    """Run this command; return its exit code."""
     parser = base_parser(prog, __doc__)
     add_device(parser)
-    parser.add_argument("--side", choices=("edge", "cloud", "both"), default="both", help="which side (default: both)")
-    parser.add_argument("--dataset", type=Path, help="data sets of the one side (default: the installed ones)")
     parser.add_argument(
-        "--rounds", type=positive_int, default=ROUNDS, help=f"of measuring networks (default: {ROUNDS})"
+        "--side", choices=("edge", "cloud", "both"), default="both", help="side to evaluate (default: both)"
     )
-    parser.add_argument("--compare", action="store_true", help="also try other kinds of trees (default: off)")
+    parser.add_argument("--dataset", type=Path, help="directory of data sets of that side (default: the data in use)")
+    parser.add_number("--rounds", type=positive_int, default=ROUNDS, meaning="rounds of measuring networks, at least 2")
+    parser.add_switch("--compare", "also evaluate other kinds of trees")
     parser.add_argument("--output", type=Path, default=Path("results"), help="directory to write (default: results)")
     return run_main(parser, argv, _run)
 
@@ -87,7 +91,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "evaluate.py") -> int:
 def _run(args: argparse.Namespace) -> int:
     check_device(args.device)
     if args.rounds < 2:
-        raise UsageError("--rounds must be at least 2: the noise is the difference between halves of the rounds")
+        raise UsageError("--rounds must be at least 2: the noise is the difference between two groups of rounds")
     if args.dataset and args.side == "both":
         raise UsageError("--dataset belongs to one side: pass --side edge or --side cloud, too")
     sides = ("edge", "cloud") if args.side == "both" else (args.side,)

@@ -1,4 +1,4 @@
-"""The layer study: measured latency, output shape, transfer size and accumulated time of every layer.
+"""The layer study: the measured latency, output shape, transfer size and accumulated time of every layer.
 
 python layers_api.py -t alex_net --threads 1 --excel alex_net.xlsx
 """
@@ -26,12 +26,13 @@ from neurosurgeon.reports.excel import save_tables
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "layers_api.py") -> int:
+    """Run this command; return its exit code."""
     parser = base_parser(prog, __doc__)
     add_model(parser, "study")
-    add_device(parser)
-    parser.add_argument("--input", type=Path, metavar="IMAGE", help="image to run on (default: a fixed image of noise)")
+    add_device(parser, default_threads="those that the edge's data was measured with")
+    parser.add_argument("--input", type=Path, metavar="IMAGE", help="input image (default: a fixed image of noise)")
     parser.add_argument("--excel", type=Path, metavar="FILE.xlsx", help="save the table")
-    parser.add_argument("--json", action="store_true", help="print one JSON object (default: a table)")
+    parser.add_switch("--json", "print one JSON object, rather than a table")
     return run_main(parser, argv, _run)
 
 

@@ -4,9 +4,9 @@ python -m net.monitor_server -i 127.0.0.1 --monitor-port 9922
 python -m net.monitor_client -i 127.0.0.1 --monitor-port 9922 [--duplex] [--json]
 python -m net.monitor_test [--duplex] [--compare-iperf3]
 
-The test measures loopback, to a service of its own. With --compare-iperf3 it measures the same link by iperf3
-(https://iperf.fr), too, where that is installed, for two seconds; with -i both measure the way to another machine, on
-which a cloud and ``iperf3 -s`` run.
+The test starts a service and measures loopback. With --compare-iperf3 it also measures the same link by iperf3
+(https://iperf.fr) for two seconds, if that is installed. With -i both measure the link to another machine, on which a
+cloud and ``iperf3 -s`` run.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ from typing import Any
 
 from neurosurgeon.cli.parser import (
     DEFAULT_IP,
-    DEFAULT_MONITOR_PORT,
     access_of_cloud,
     access_of_edge,
-    add_insecure,
+    add_monitor_port,
+    add_service,
     address_parser,
     base_parser,
-    port_number,
 )
 from neurosurgeon.cli.process import ServiceProcess, end_with_parent, listening_line, run_main, stop_event
 from neurosurgeon.net.limits import ConnectionLimiter, ConnectionLimits
@@ -47,9 +46,9 @@ IPERF3_S, IPERF3_TIMEOUT_S, IPERF3_PORT = 2, 30.0, 5201
 
 
 def server(argv: Sequence[str] | None = None, prog: str = "monitor_server.py") -> int:
+    """Serve bandwidth measurements until a signal; return the exit code."""
     parser = address_parser(prog, __doc__, port=False, monitor_port=True)
-    add_insecure(parser)
-    parser.add_argument("--until-stdin-closes", action="store_true", help=argparse.SUPPRESS)
+    add_service(parser)
     return run_main(parser, argv, _serve)
 
 
@@ -68,10 +67,11 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def client(argv: Sequence[str] | None = None, prog: str = "monitor_client.py") -> int:
+    """Measure the link once and print it; return the exit code."""
     parser = address_parser(prog, __doc__, port=False, monitor_port=True)
-    parser.add_argument("--duplex", action="store_true", help="measure both ways (default: the uplink)")
-    parser.add_argument("--no-udp", action="store_true", help="measure by TCP alone (default: by UDP where it passes)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object (default: a line)")
+    parser.add_switch("--duplex", "measure the downlink, too")
+    parser.add_switch("--no-udp", "measure by TCP only, rather than by UDP if the network passes it")
+    parser.add_switch("--json", "print one JSON object, rather than a line")
     return run_main(parser, argv, _measure)
 
 
@@ -101,7 +101,7 @@ def document_of(estimate: LinkEstimate, took_ms: float) -> dict[str, Any]:
 
 
 def line_of(estimate: LinkEstimate) -> str:
-    """Return a measurement for people."""
+    """Return a measurement as a line of text."""
     line = f"uplink {format_rate(estimate.rate_bytes_per_s)} +-{100 * estimate.error:.0f} % by {estimate.method}"
     if estimate.down_bytes_per_s:
         line += f", downlink {format_rate(estimate.down_bytes_per_s)}"
@@ -109,16 +109,14 @@ def line_of(estimate: LinkEstimate) -> str:
 
 
 def test(argv: Sequence[str] | None = None, prog: str = "monitor_test.py") -> int:
+    """Measure the link to a service and print it; return the exit code."""
     parser = base_parser(prog, __doc__)
-    parser.add_argument("-i", "--ip", help="measure the way to this cloud (default: a service of our own on loopback)")
     parser.add_argument(
-        "--monitor-port",
-        type=port_number,
-        default=DEFAULT_MONITOR_PORT,
-        help=f"port of the cloud's bandwidth service (default: {DEFAULT_MONITOR_PORT})",
+        "-i", "--ip", help="measure the link to the cloud at this address (default: to a service on loopback)"
     )
-    parser.add_argument("--duplex", action="store_true", help="measure both ways (default: the uplink)")
-    parser.add_argument("--compare-iperf3", action="store_true", help="measure by iperf3, too (default: off)")
+    add_monitor_port(parser)
+    parser.add_switch("--duplex", "measure the downlink, too")
+    parser.add_switch("--compare-iperf3", "measure by iperf3, too")
     return run_main(parser, argv, _test)
 
 
@@ -135,7 +133,7 @@ def _test(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def service(host: str | None, port: int) -> Iterator[tuple[str, int]]:
-    """Yield the address of a bandwidth service: the one asked for, else one of our own."""
+    """Yield the address of a bandwidth service: of the given host, else of a child process on loopback."""
     if host:
         yield host, port
         return
@@ -144,7 +142,7 @@ def service(host: str | None, port: int) -> Iterator[tuple[str, int]]:
 
 
 def iperf3_rate_bytes_per_s(host: str | None) -> float:
-    """Return the rate that iperf3 sees to ``host``; None: through loopback, to a server of our own.
+    """Return the rate to ``host`` by iperf3, bytes/s. May block for seconds. None: over loopback, to a child process.
 
     Raises: UsageError: iperf3 is not installed. NetworkError: it failed.
     """

@@ -1,4 +1,9 @@
-"""Command lines: the parent parser that the scripts share, one-line errors, exit codes, services as processes."""
+"""Run a command: its exit code, its one-line errors, its signals; and services as child processes.
+
+A service is a process that runs until SIGINT, SIGTERM, or the end of its parent (`end_with_parent`). It logs a
+listening line for each of its ports. `ServiceProcess` starts a service, reads its log on a thread, and takes the ports
+from these lines.
+"""
 
 from __future__ import annotations
 
@@ -17,32 +22,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from select import PIPE_BUF, select
 from types import FrameType, TracebackType
-from typing import IO, Protocol
+from typing import IO
 
 from neurosurgeon.utils.errors import NetworkError, NeurosurgeonError, UsageError
 from neurosurgeon.utils.logs import is_entry, is_warning, start_logging
+from neurosurgeon.utils.machine import forget_speeds
 from neurosurgeon.utils.packages import missing_package
 
 EXIT_INTERRUPTED = 130
 START_TIMEOUT_S = 60.0  # a cold import of torch on a small board
-KEPT_LOG_LINES = 10_000  # of a service that runs for weeks
-STOP_TIMEOUT_S = 15.0  # a service finishes what runs, within 10 s
+KEPT_LOG_LINES = 10_000  # a service may run for weeks
+STOP_TIMEOUT_S = 15.0  # a service finishes its running tasks within 10 s
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-class Main(Protocol):
-    """The main function of a command."""
+def script(module: str, prog: str, function: str = "main") -> Callable[..., int]:
+    """Return the main function of a command whose body is ``function`` of a module of `neurosurgeon.cli`.
 
-    def __call__(self, argv: Sequence[str] | None = None) -> int:
-        """Run the command, with the flags of this process by default; return its exit code."""
-        ...
-
-
-def script(module: str, prog: str, function: str = "main") -> Main:
-    """Return the main function of a command, whose body is in a module of `neurosurgeon.cli`.
-
-    It imports that module when it is called. If a package is not installed, it prints one line that names the package,
-    and returns 2.
+    The module is imported when the command is called. If a package is not installed, the command prints one line with
+    the package's name and returns 2. The flags are an argument, by default those of this process.
     """
 
     def main(argv: Sequence[str] | None = None) -> int:
@@ -62,13 +60,13 @@ def script(module: str, prog: str, function: str = "main") -> Main:
 
 
 def end_with_parent(stop: StopEvent, on_line: Callable[[str], None] = lambda line: None) -> None:
-    """Set ``stop`` when stdin closes: the parent holds its other end, and however it dies, this process ends.
+    """Set ``stop`` when stdin closes. The parent holds its other end, so this process ends however the parent ends.
 
-    Args: on_line: takes what the parent tells meanwhile (`ServiceProcess.tell`), from a thread of its own.
+    Args: on_line: called with each line from the parent (`ServiceProcess.send_line`), on a thread of its own.
     """
 
     def wait() -> None:
-        # Unbuffered: a thread that waits in a buffer when the interpreter ends makes it abort.
+        # Unbuffered: the interpreter aborts if a thread still waits for a buffered reader at its end.
         with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as lines:
             for line in lines:
                 on_line(line.decode(errors="replace"))
@@ -80,41 +78,44 @@ def end_with_parent(stop: StopEvent, on_line: Callable[[str], None] = lambda lin
 def run_main(
     parser: argparse.ArgumentParser, argv: Sequence[str] | None, run: Callable[[argparse.Namespace], int]
 ) -> int:
-    """Parse, run, and turn errors into one line on stderr and an exit code."""
+    """Parse the command line, run the command, and return its exit code. An error becomes one line on stderr."""
     args = parser.parse_args(argv)
     start_logging("debug" if args.debug else args.log_level, as_json=args.log_json)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without Chinese shows escapes, and goes on
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without Chinese shows escapes
     try:
+        if vars(args).get("remeasure_machine"):
+            forget_speeds()
         code = run(args)
         sys.stdout.flush()  # here, where a reader that left is caught
         return code
-    except NeurosurgeonError as exc:
-        if args.debug:
-            traceback.print_exc()
-        print(f"{parser.prog}: error: {exc}", file=sys.stderr)
-        return exc.exit_code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # our reader (head, less) left; point stdout at nothing so that Python's exit is quiet
+    except BrokenPipeError:  # the reader of stdout (head, less) left; with /dev/null as stdout, Python's exit is quiet
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return NeurosurgeonError.exit_code
     except Exception as exc:
         if args.debug:
             traceback.print_exc()
-        if line := missing_package(exc):
-            print(f"{parser.prog}: error: {line}", file=sys.stderr)
-            return UsageError.exit_code
-        kind = type(exc).__name__
-        print(f"{parser.prog}: error: unexpected {kind}: {exc} (a bug: --debug shows where)", file=sys.stderr)
-        return NeurosurgeonError.exit_code
+        code, line = _failure(exc)
+        print(f"{parser.prog}: error: {line}", file=sys.stderr)
+        return code
+
+
+def _failure(exc: Exception) -> tuple[int, str]:
+    """Return the exit code of an error, and its line for the user."""
+    if isinstance(exc, NeurosurgeonError):
+        return exc.exit_code, str(exc)
+    if line := missing_package(exc):
+        return UsageError.exit_code, line
+    return NeurosurgeonError.exit_code, f"unexpected {type(exc).__name__}: {exc} (a bug: --debug shows where)"
 
 
 class StopEvent:
-    """Set by SIGINT or SIGTERM, or by any thread; remembers whether it was SIGINT.
+    """An event that SIGINT, SIGTERM, or any thread sets. `interrupted` is true after SIGINT.
 
-    It is a pipe, to which Python writes as soon as a signal comes. With a `threading.Event`, a signal that comes just
-    when its thread begins to wait is lost, or finds the event's own lock taken, and the process never ends.
+    It is a pipe, to which Python writes as soon as a signal arrives. A `threading.Event` would not do. A signal that
+    arrives just when the main thread begins to wait is lost, or meets the event's own lock, and the process never ends.
     """
 
     def __init__(self) -> None:
@@ -123,19 +124,19 @@ class StopEvent:
         os.set_blocking(self.writer, False)
 
     def set(self) -> None:
-        """Let all go on who wait, now or later."""
-        with contextlib.suppress(BlockingIOError):  # it has been set very often
+        """Set the event: every call of `wait` returns, now or later. Called on any thread."""
+        with contextlib.suppress(BlockingIOError):  # the pipe is full, as the event was set very often
             os.write(self.writer, b"\0")
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until it is set, at most so long; return whether it is."""
+        """Return whether the event is set. May block until it is, for at most ``timeout_s``; None: without limit."""
         return bool(select([self._reader], [], [], timeout_s)[0])
 
 
 def stop_event(*, ignore_interrupt: bool = False) -> StopEvent:
-    """Return an event that SIGTERM and SIGINT set, for a service to wait on.
+    """Return an event that SIGTERM and SIGINT set. Called on the main thread of a service.
 
-    Args: ignore_interrupt: leave Ctrl-C to the parent process, which shares our terminal.
+    Args: ignore_interrupt: leave Ctrl-C to the parent process, which has the same terminal.
     """
     event = StopEvent()
 
@@ -154,16 +155,19 @@ _LISTENING = re.compile(r"listening on \S*:(\d+)")
 
 
 def listening_line(service: str, address: str) -> str:
-    """Return the log line with which a service says that it is ready, and where."""
+    """Return the log line of a service that is ready, with its address."""
     return f"{service} listening on {address}"
 
 
 class ServiceProcess:
-    """A service of this project as a child process, from its first listening line to the end of the block.
+    """A service of this project as a child process, which ends with the `with` block.
 
-    The child gets a pipe as stdin: when this process dies, however, the pipe closes and the child ends.
+    Entering blocks until the child has logged its listening lines. The child's stdin is a pipe: if this process dies,
+    the pipe closes and the child ends. A thread reads the child's log, keeps it in `log`, and shows warnings on stderr.
 
-    Args: services: how many listening lines to wait for. prefix: a command that runs the child elsewhere.
+    Args:   services: the number of listening lines to wait for; `ports` has their ports, in the order of the lines.
+            prefix: a command that runs the child elsewhere.
+    Raises: NetworkError, when entered: the child did not start.
     """
 
     def __init__(
@@ -198,7 +202,7 @@ class ServiceProcess:
 
     def _read_log(self) -> None:
         assert self.process.stderr is not None  # noqa: S101  # a pipe, as asked for
-        is_shown = False  # an entry of the log, with its traceback
+        is_shown = False  # of the current log entry, whose traceback has more lines
         for line in self.process.stderr:
             is_shown = is_warning(line) or (is_shown and not is_entry(line))
             self.log.append(line.rstrip())
@@ -216,17 +220,16 @@ class ServiceProcess:
         """Return whether the child has not ended."""
         return self.process.poll() is None
 
-    def tell(self, line: str) -> None:
-        """Write a short line to the child's stdin; it is lost where the child is gone, or does not read."""
-        pipe = self.process.stdin
-        if pipe is None:
-            return
-        with contextlib.suppress(OSError, ValueError):  # closed, full, or nobody reads
-            os.set_blocking(pipe.fileno(), False)
-            os.write(pipe.fileno(), f"{line}\n".encode()[:PIPE_BUF])  # so much goes whole, or not at all
+    def send_line(self, line: str) -> None:
+        """Write a short line to the child's stdin. Never blocks: without a reader the line is lost."""
+        assert self.process.stdin is not None  # noqa: S101  # a pipe, as asked for
+        with contextlib.suppress(OSError, ValueError):  # full, or closed
+            pipe = self.process.stdin.fileno()
+            os.set_blocking(pipe, False)
+            os.write(pipe, f"{line}\n".encode()[:PIPE_BUF])  # up to PIPE_BUF bytes are written whole, or not at all
 
     def close(self) -> None:
-        """Ask the child to end, and wait until it has."""
+        """End the child. May block for up to `STOP_TIMEOUT_S`, after which the child is killed."""
         self.process.terminate()
         try:
             self.process.wait(STOP_TIMEOUT_S)

@@ -1,8 +1,8 @@
-"""An emulated network between edge and cloud: the relay behind --shape and --trace, and the made-up traces.
+"""An emulated network between edge and cloud: the relay of --shape and --trace, and the synthetic traces.
 
 python -m neurosurgeon relay -i 192.0.2.7 -p 9999 --shape 20,10
 python edge_api.py -i 127.0.0.2 -p 9999 ...
-python -m neurosurgeon traces traces        writes the made-up traces again
+python -m neurosurgeon traces traces        writes the synthetic traces again
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from neurosurgeon.cli.parser import address_parser, base_parser
+from neurosurgeon.cli.parser import Parser, address_parser, base_parser
 from neurosurgeon.cli.process import ServiceProcess, end_with_parent, listening_line, run_main, stop_event
 from neurosurgeon.net.access import Access
 from neurosurgeon.net.net_utils import format_address
@@ -32,15 +32,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ShapedCloud:
-    """Where a cloud is reached through the relay."""
+    """The address of a cloud, or of the relay to it."""
 
     host: str
-    begin: Callable[[], None]  # lets the trace begin
+    begin: Callable[[], None]  # starts the time of the trace
 
 
 @contextlib.contextmanager
 def shaped(host: str, ports: Sequence[int], shape: str | None, trace: Path | None) -> Iterator[ShapedCloud]:
-    """Yield where the cloud at ``host`` is reached: there, or through a relay that ends with the block.
+    """Yield the address of the cloud at ``host``: that one, or one of a relay that ends with the block.
 
     Raises: UsageError: the trace makes no sense. NetworkError: the relay did not start.
     """
@@ -48,40 +48,43 @@ def shaped(host: str, ports: Sequence[int], shape: str | None, trace: Path | Non
         yield ShapedCloud(host, lambda: None)
         return
     if trace:
-        read_trace(trace)  # a mistake in it is told here
-    own_ip = f"127.{os.getpid() >> 8 & 0xFF}.{os.getpid() & 0xFF}.2"  # another program may shape, too
+        read_trace(trace)  # an error in the trace is raised in this process
+    own_ip = f"127.{os.getpid() >> 8 & 0xFF}.{os.getpid() & 0xFF}.2"  # each process has an address of its own
     network = ["--trace", str(trace.absolute())] if trace else ["--shape", str(shape)]
     addresses = ["-i", host, "-p", str(ports[0]), "--monitor-port", str(ports[1]), "--listen-ip", own_ip]
     with ServiceProcess(["-m", "neurosurgeon", "relay", *addresses, *network], services=len(ports)) as relay:
-        yield ShapedCloud(own_ip, partial(relay.tell, BEGIN))
+        yield ShapedCloud(own_ip, partial(relay.send_line, BEGIN))
 
 
-def add_shaping(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
+def add_shaping(parser: Parser, *, required: bool = False) -> None:
     """Add --shape and --trace."""
     network = parser.add_mutually_exclusive_group(required=required)
     network.add_argument(
         "--shape",
         type=shape_text,
         metavar="MBIT[,RTT_MS]",
-        help="try a slow network: pace and delay what goes to the cloud and back (default: off)",
+        help="emulate a slow network: limit the rate to MBIT, Mbit/s, in each direction, and delay both so that the "
+        "round trip takes RTT_MS, ms (default: off)",
     )
     network.add_argument(
         "--trace",
         type=Path,
         metavar="FILE.csv",
-        help="replay a network over time: lines of seconds, Mbit/s, ms (default: off)",
+        help="emulate a network that changes: each line has a time, s, and from then on the rate, Mbit/s, and the "
+        "round-trip time, ms (default: off)",
     )
 
 
 def shape_text(text: str) -> str:
-    """Check what was given to --shape (an argparse type)."""
+    """Return the value of --shape as it is, if it is valid (an argparse type)."""
     shape_of(text)
     return text
 
 
 def relay(argv: Sequence[str] | None = None, prog: str = "shaper.py") -> int:
+    """Emulate a network until a signal; return the exit code."""
     parser = address_parser(prog, __doc__, monitor_port=True)
-    parser.add_argument("--listen-ip", default=RELAY_IP, help=f"address of the relay (default: {RELAY_IP})")
+    parser.add_argument("--listen-ip", default=RELAY_IP, help=f"own address of the relay (default: {RELAY_IP})")
     add_shaping(parser, required=True)
     parser.add_argument("--until-stdin-closes", action="store_true", help=argparse.SUPPRESS)
     return run_main(parser, argv, _relay)
@@ -112,8 +115,9 @@ def _relay(args: argparse.Namespace) -> int:
 
 
 def traces(argv: Sequence[str] | None = None, prog: str = "traces.py") -> int:
+    """Write the synthetic traces; return the exit code."""
     parser = base_parser(prog, __doc__)
-    parser.add_argument("directory", type=Path, help="where to write them")
+    parser.add_argument("directory", type=Path, help="directory of the files, which is made if it is missing")
     return run_main(parser, argv, _traces)
 
 
@@ -127,7 +131,10 @@ def _traces(args: argparse.Namespace) -> int:
 
 
 def shape_of(text: str) -> Condition:
-    """Return the network that ``20`` or ``20,10`` describes."""
+    """Return the network of a text such as ``20`` or ``20,10``: rate in Mbit/s, round-trip time in ms.
+
+    Raises: argparse.ArgumentTypeError: it is neither, or a value is out of range.
+    """
     rate_text, comma, rtt_text = text.partition(",")
     try:
         condition = Condition(0.0, float(rate_text), float(rtt_text) if comma else 0.0)

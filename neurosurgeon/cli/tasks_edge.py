@@ -1,4 +1,4 @@
-"""The edge with a queue of tasks: each is split for the bandwidth of the moment, and many are in flight at once.
+"""The edge with a queue of tasks: each is split for the current link estimate, and many are in flight at once.
 
 python tasks_edge_api.py -i 127.0.0.1 -p 9999 -d cpu
 python tasks_edge_api.py --input-dir docs -t mobile_net alex_net --objective throughput --plot queue.png
@@ -19,18 +19,14 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from neurosurgeon.cli.parser import (
+    Parser,
     access_of_edge,
-    add_deadline,
     add_device,
-    add_link,
+    add_edge,
     add_model_files,
-    add_no_correction,
     add_objective,
-    add_on_cloud_loss,
-    add_predictor_choice,
     add_weights,
     address_parser,
-    forget_if_asked,
     non_negative_int,
     positive_float,
     positive_int,
@@ -62,75 +58,71 @@ DEFAULT_IN_FLIGHT = 8
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "tasks_edge_api.py") -> int:
-    return run_main(queue_parser(prog), argv, _run)
-
-
-def queue_parser(prog: str) -> argparse.ArgumentParser:
-    """Return the parser of this command line."""
+    """Run this command; return its exit code."""
     parser = address_parser(prog, __doc__, monitor_port=True)
     add_device(parser)
+    _add_tasks(parser)
+    add_edge(parser)
+    add_shaping(parser)
+    _add_queue(parser)
+    parser.add_argument("--excel", type=Path, metavar="FILE.xlsx", help="save a row for each task, and the summary")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw bandwidth, cuts and stages over time")
+    parser.add_switch("--json", "print one JSON object on stdout, and all lines on stderr")
+    return run_main(parser, argv, _run)
+
+
+def _add_tasks(parser: Parser) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
-        "--tasks", type=positive_int, default=DEFAULT_TASKS, help=f"random tasks to draw (default: {DEFAULT_TASKS})"
+        "--tasks", type=positive_int, default=DEFAULT_TASKS, help=f"number of random tasks (default: {DEFAULT_TASKS})"
     )
-    source.add_argument("--task-file", type=Path, metavar="FILE", help="tasks, one a line: MODEL [IMAGE]")
-    source.add_argument("--input-dir", type=Path, metavar="DIR", help="every image in it is a task")
-    parser.add_argument("--seed", type=non_negative_int, help="of the random tasks (default: others every time)")
+    source.add_argument("--task-file", type=Path, metavar="FILE", help="file of tasks, one a line: MODEL [IMAGE]")
+    source.add_argument("--input-dir", type=Path, metavar="DIR", help="directory of images, each of which is a task")
+    parser.add_argument(
+        "--seed", type=non_negative_int, help="seed of the random tasks (default: other tasks in each run)"
+    )
     parser.add_argument(
         "-t",
         "--type",
         nargs="+",
         default=list(ZOO),
         metavar="MODEL",
-        help="models of random tasks, and in turn of --input-dir (default: the four classic ones)",
+        help="models of random tasks; with --input-dir, models that the images get in turn (default: the four classic "
+        "ones)",
     )
     add_model_files(parser)
     add_weights(parser)
-    add_link(parser)
-    add_shaping(parser)
-    add_deadline(parser)
-    parser.add_argument(
-        "--monitor-interval",
-        type=positive_float,
-        default=1.0,
-        help="seconds between bandwidth measurements (default: 1)",
+
+
+def _add_queue(parser: Parser) -> None:
+    parser.add_number(
+        "--monitor-interval", type=positive_float, default=1.0, meaning="time between two link measurements, s"
     )
-    add_predictor_choice(parser, "forest", "linear", "measured")
-    add_no_correction(parser)
-    parser.add_argument(
-        "--no-load-feedback", action="store_true", help="plan as if the cloud were always idle (default: off)"
-    )
-    parser.add_argument(
+    parser.add_switch("--no-load-feedback", "plan as if the cloud were always idle")
+    parser.add_number(
         "--in-flight",
         type=positive_int,
         default=DEFAULT_IN_FLIGHT,
-        help=f"tasks begun and without an answer, at most; 1: one after the other (default: {DEFAULT_IN_FLIGHT})",
+        meaning="tasks started and without a result, at most; 1: one after the other",
     )
-    add_on_cloud_loss(parser)
-    parser.add_argument(
+    parser.add_switch(
         "--no-hedging",
-        action="store_true",
-        help="wait for the cloud, however long a task is stuck on its way, and finish here what was begun here "
-        "(default: off; with --on-cloud-loss local, a task goes the other way as soon as that pays, and the first "
-        "answer counts)",
+        "wait for the cloud however long a transfer is stalled, and finish here each computation that began here. "
+        "Otherwise, with --on-cloud-loss local, a task is moved as soon as the other side is predicted to be faster, "
+        "and the first result counts",
     )
     add_objective(parser)
     parser.add_argument(
         "--schedule",
         choices=("fifo", "johnson"),
         default="fifo",
-        help="order of the tasks: as they come, or Johnson's, for the shortest makespan (default: fifo)",
+        help="order of the tasks: that of the list (fifo), or Johnson's, for the shortest makespan (default: fifo)",
     )
-    parser.add_argument("--excel", type=Path, metavar="FILE.xlsx", help="save a row for each task, and the summary")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw bandwidth, cuts and stages over time")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout (default: lines)")
-    return parser
 
 
 def _run(args: argparse.Namespace) -> int:
     out = sys.stderr if args.json else sys.stdout
     catalogue = Catalogue(args.model_file)
-    forget_if_asked(args)
     tasks, settings = tasks_of(args, catalogue), settings_of(args, catalogue)
     access = replace(access_of_edge(args), cloud_name=args.ip)
     interrupted = threading.Event()
@@ -140,7 +132,7 @@ def _run(args: argparse.Namespace) -> int:
         def start() -> None:
             """Begin the trace of the emulated network, and finish tasks in flight before Ctrl-C ends the queue."""
             network.begin()
-            stack.enter_context(patient_interrupts(interrupted))
+            stack.enter_context(deferred_interrupt(interrupted))
 
         report = stack.enter_context(QueueReport(out, start))
         outcome = run_queue(
@@ -168,7 +160,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def tasks_of(args: argparse.Namespace, catalogue: Catalogue) -> list[QueuedTask]:
-    """Return the tasks that the command line describes.
+    """Return the tasks of the command line, in the order of their list.
 
     Raises: UsageError.
     """
@@ -181,9 +173,9 @@ def tasks_of(args: argparse.Namespace, catalogue: Catalogue) -> list[QueuedTask]
 
 
 def settings_of(args: argparse.Namespace, catalogue: Catalogue) -> QueueSettings:
-    """Return the settings of the queue that the command line describes.
+    """Return the settings of the command line.
 
-    Raises: UsageError: weights that are not there or do not fit.
+    Raises: UsageError: the device or weights are missing, or weights do not fit.
     """
     if args.device == "cuda":
         find_engine()(catalogue, args.device)
@@ -206,8 +198,8 @@ def settings_of(args: argparse.Namespace, catalogue: Catalogue) -> QueueSettings
 
 
 @contextlib.contextmanager
-def patient_interrupts(interrupted: threading.Event) -> Iterator[None]:
-    """Let the first Ctrl-C set an event, so that the tasks in flight are finished; the second ends at once."""
+def deferred_interrupt(interrupted: threading.Event) -> Iterator[None]:
+    """Let the first Ctrl-C set an event, so that tasks in flight are finished. The second Ctrl-C interrupts."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         if interrupted.is_set():
@@ -223,7 +215,7 @@ def patient_interrupts(interrupted: threading.Event) -> Iterator[None]:
 
 
 def save(args: argparse.Namespace, results: Sequence[TaskResult], summary: QueueSummary) -> None:
-    """Write what the command line asks for.
+    """Write the JSON document, the spreadsheet and the plot that the command line asks for.
 
     Raises: UsageError: a file cannot be written.
     """

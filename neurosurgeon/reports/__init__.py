@@ -1,1 +1,1 @@
-"""What users see: lines, tables, JSON documents, pictures and spreadsheets."""
+"""The output for users: lines, tables, JSON documents, plots, drawings and spreadsheets."""

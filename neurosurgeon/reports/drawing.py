@@ -1,6 +1,6 @@
-"""A drawing of a cut network: what is on the edge, what is in the cloud, and every tensor that crosses, once.
+"""A drawing of a cut network: the nodes on the edge, the nodes in the cloud, and every transferred tensor once.
 
-Graphviz draws it. Where that is missing, its input is written instead: text in the DOT language.
+Graphviz draws it. If Graphviz is missing, its input is written instead: text in the DOT language.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ HINT = "Graphviz draws it: pip install graphviz, and its program dot from https:
 
 
 def draw_cut(path: Path, graph: LayerGraph, edge_nodes: Collection[int]) -> Path:
-    """Draw a network and its cut as the file's ending says: .svg, .png, .pdf, or .dot for text; return the file.
+    """Draw a network and its cut; return the file that was written.
 
-    Without Graphviz, text is written beside it.
-
-    Raises: UsageError: another ending, or the file cannot be written.
+    Args:   path: its suffix is the format: .svg, .png, .pdf, or .dot for text. Without Graphviz, text is written
+            to the same path with the suffix .dot.
+    Raises: UsageError: another suffix, or the file cannot be written.
     """
     if path.suffix not in (DOT, *DRAWN):
-        raise UsageError(f"cannot draw {path}: the ending must be one of {', '.join((*DRAWN, DOT))}")
+        raise UsageError(f"cannot draw {path}: the suffix must be one of {', '.join((*DRAWN, DOT))}")
     text = dot_text(graph, edge_nodes)
     drawing = text.encode() if path.suffix == DOT else _rendered(text, path.suffix[1:])
     if drawing is None:
@@ -46,7 +46,7 @@ def draw_cut(path: Path, graph: LayerGraph, edge_nodes: Collection[int]) -> Path
 
 
 def _rendered(text: str, file_format: str) -> bytes | None:
-    """Return a drawing; None where Graphviz is missing."""
+    """Return a drawing; None if Graphviz is missing."""
     try:
         import graphviz
     except ImportError:
@@ -64,11 +64,11 @@ def _rendered(text: str, file_format: str) -> bytes | None:
 
 
 def dot_text(graph: LayerGraph, edge_nodes: Collection[int]) -> str:
-    """Return the drawing in the DOT language, the same for the same cut."""
+    """Return the drawing in the DOT language. Equal cuts give equal texts."""
     boxes = boxes_of(graph, edge_nodes)
     box_of = {index: number for number, box in enumerate(boxes) for index in box}
     is_cut = len(edge_nodes) < len(graph.nodes)
-    crossing = graph.crossing(edge_nodes) if is_cut else ()
+    transferred = graph.crossing(edge_nodes) if is_cut else ()
     on_edge, in_cloud = ([n for n, box in enumerate(boxes) if (box[0] in edge_nodes) is side] for side in (True, False))
     labels = [_box_label([graph.nodes[index] for index in box]) for box in boxes]
     lines = [
@@ -77,8 +77,8 @@ def dot_text(graph: LayerGraph, edge_nodes: Collection[int]) -> str:
         '  edge [color="#666666", arrowsize=0.7];',
         *_cluster("edge", EDGE_FILL, on_edge, labels),
         *_cluster("cloud", CLOUD_FILL, in_cloud, labels),
-        *(f"  t{node.index} [shape=note, label={_tensor_label(node)}{_fill(TENSOR_FILL)}];" for node in crossing),
-        *(f"  b{box_of[node.index]} -> t{node.index} [style=bold];" for node in crossing),
+        *(f"  t{node.index} [shape=note, label={_tensor_label(node)}{_fill(TENSOR_FILL)}];" for node in transferred),
+        *(f"  b{box_of[node.index]} -> t{node.index} [style=bold];" for node in transferred),
         *dict.fromkeys(_arrows(graph, edge_nodes, box_of)),
         "}",
     ]
@@ -86,7 +86,10 @@ def dot_text(graph: LayerGraph, edge_nodes: Collection[int]) -> str:
 
 
 def boxes_of(graph: LayerGraph, edge_nodes: Collection[int]) -> list[list[int]]:
-    """Return the nodes of each box: trivial ones that alone read a tensor on their side share that one's box."""
+    """Return the nodes of each box.
+
+    A trivial node shares the box of the node whose output it reads, if it is the only reader and on the same side.
+    """
     readers = [0] * len(graph.nodes)
     for node in graph.nodes:
         for index in node.inputs:
@@ -116,9 +119,9 @@ def _cluster(side: str, fill: str, boxes: Sequence[int], labels: Sequence[str]) 
 def _arrows(graph: LayerGraph, edge_nodes: Collection[int], box_of: dict[int, int]) -> Iterator[str]:
     for node in graph.nodes:
         for index in node.inputs:
-            crosses = index in edge_nodes and node.index not in edge_nodes
-            start = f"t{index}" if crosses else f"b{box_of[index]}"
-            if crosses or box_of[index] != box_of[node.index]:
+            is_transferred = index in edge_nodes and node.index not in edge_nodes
+            start = f"t{index}" if is_transferred else f"b{box_of[index]}"
+            if is_transferred or box_of[index] != box_of[node.index]:
                 yield f"  {start} -> b{box_of[node.index]};"
 
 

@@ -16,7 +16,7 @@ MIN_WIDTH = 9
 
 
 def save_tables(path: Path, sheets: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Write tables, a sheet each: one row per mapping, the keys of the first as header.
+    """Write tables to a file, each to a sheet of its own. A mapping is a row; the keys of the first are the header.
 
     Raises: UsageError: the file cannot be written.
     """

@@ -1,4 +1,7 @@
-"""Plots of plans, predictions and queues, with matplotlib, without a display."""
+"""Plots of plans, predictions and queues, with matplotlib.
+
+Figures are made without pyplot, so no display is needed and no global state is kept.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import matplotlib
+from matplotlib.figure import Figure
 
 from neurosurgeon.utils.errors import UsageError, writing
 from neurosurgeon.utils.units import bytes_per_s_to_mb_per_s, bytes_to_mb, ms_to_s
@@ -17,12 +20,10 @@ if TYPE_CHECKING:
     from neurosurgeon.planner.compare import Comparison
     from neurosurgeon.planner.plan import SplitPlan
 
-matplotlib.use("Agg")
-
 RATE_COLOUR = "#999999"
-LANES = ("edge", "uplink", "cloud")  # the stages of a task, and the spans of a result
+STAGES = ("edge", "uplink", "cloud")  # in the order of a result's spans
 EDGE_COLOUR, TRANSFER_COLOUR, CLOUD_COLOUR = "#4c9f70", "#e0a030", "#4472a8"
-STRATEGY_STYLES = (  # where strategies agree, the wider line behind is still seen
+STRATEGY_STYLES = (  # if strategies agree, the wider lines below stay visible
     {"color": "#b03030", "linewidth": 1.5, "zorder": 5},
     {"color": TRANSFER_COLOUR, "linewidth": 4},
     {"color": "#8a6fb0", "linewidth": 7, "alpha": 0.6},
@@ -32,14 +33,13 @@ STRATEGY_STYLES = (  # where strategies agree, the wider line behind is still se
 
 
 def plot_plan(path: Path, plan: SplitPlan, bandwidth_mb_per_s: float, rtt_ms: float) -> None:
-    """Draw layer latencies and output sizes above, the stages of every partition point below; the best is marked.
+    """Draw the latency and output size of each layer, and below them the stages of each partition point.
 
-    Raises: UsageError: the file cannot be written, or its ending is no known format.
+    Raises: UsageError: the file cannot be written, or its suffix is no known format.
     """
-    from matplotlib import pyplot
-
     width = max(8.0, 0.28 * len(plan.candidates) + 3)
-    figure, (above, below) = pyplot.subplots(2, 1, figsize=(width, 9), layout="constrained")
+    figure = Figure(figsize=(width, 9), layout="constrained")
+    above, below = figure.subplots(2)
     figure.suptitle(f"{plan.graph.model} at {bandwidth_mb_per_s:g} MB/s, RTT {rtt_ms:g} ms")
     _draw_layers(above, plan)
     _draw_candidates(below, plan)
@@ -47,31 +47,26 @@ def plot_plan(path: Path, plan: SplitPlan, bandwidth_mb_per_s: float, rtt_ms: fl
 
 
 def _save(figure, path):
-    from matplotlib import pyplot
-
     try:
         with writing(path):
             figure.savefig(path, dpi=120)
-    except ValueError as exc:  # an ending that is no known format
+    except ValueError as exc:  # an unknown suffix
         raise UsageError(f"cannot write the plot {path}: {exc}") from exc
-    finally:
-        pyplot.close(figure)
 
 
 def _draw_layers(axes, plan):
     positions = range(1, len(plan.graph.layers) + 1)
     axes.bar([x - 0.2 for x in positions], plan.edge.latency_ms, 0.4, label="edge latency", color=EDGE_COLOUR)
     axes.bar([x + 0.2 for x in positions], plan.cloud.latency_ms, 0.4, label="cloud latency", color=CLOUD_COLOUR)
-    axes.set_ylabel("predicted latency, ms")
+    axes.set(ylabel="predicted latency, ms", title="layers")
     axes.set_xticks(list(positions), [layer.name for layer in plan.graph.layers], rotation=90, fontsize=7)
-    axes.set_title("layers")
     sizes = axes.twinx()
     output_mb = [bytes_to_mb(layer.output.size_bytes) for layer in plan.graph.layers]
     sizes.plot(positions, output_mb, "o-", color="#b03030", markersize=3, linewidth=1, label="output size")
     sizes.set_ylabel("output, MB")
     sizes.set_ylim(bottom=0)
-    lines = [axes.get_legend_handles_labels(), sizes.get_legend_handles_labels()]
-    axes.legend(lines[0][0] + lines[1][0], lines[0][1] + lines[1][1], fontsize=8)
+    (bars, bar_labels), (lines, line_labels) = axes.get_legend_handles_labels(), sizes.get_legend_handles_labels()
+    axes.legend(bars + lines, bar_labels + line_labels, fontsize=8)
 
 
 def _draw_candidates(axes, plan):
@@ -93,32 +88,26 @@ def _draw_candidates(axes, plan):
         arrowprops={"arrowstyle": "->"},
     )
     axes.set_ylim(top=max(bottom) * 1.15)
-    axes.set_xlabel("partition point: layers on the edge")
-    axes.set_ylabel("predicted latency, ms")
     axes.set_xticks(points, [str(point) for point in points], fontsize=7)
-    axes.set_title("partition points")
+    axes.set(xlabel="partition point: layers on the edge", ylabel="predicted latency, ms", title="partition points")
     axes.legend(fontsize=8)
 
 
 def plot_strategies(path: Path, comparison: Comparison, rtt_ms: float) -> None:
     """Draw the latency of every strategy over bandwidth; dotted lines where the best cut changes.
 
-    Raises: UsageError: the file cannot be written, or its ending is no known format.
+    Raises: UsageError: the file cannot be written, or its suffix is no known format.
     """
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(9, 6), layout="constrained")
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = figure.subplots()
     rates = [bytes_per_s_to_mb_per_s(rate) for rate in comparison.rates_bytes_per_s]
     for (strategy, plans), style in zip(comparison.plans.items(), STRATEGY_STYLES, strict=True):
         totals = [plan.best.stages.total_ms if plan else math.nan for plan in plans]
         axes.plot(rates, totals, label=str(strategy), **style)
     for change in comparison.crossovers:
         axes.axvline(bytes_per_s_to_mb_per_s(change.rate), color=RATE_COLOUR, linewidth=0.8, linestyle=":")
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("uplink, MB/s (dotted: the best cut changes)")
-    axes.set_ylabel("predicted latency, ms")
-    axes.set_title(f"{comparison.graph.model}, RTT {rtt_ms:g} ms")
+    axes.set(xscale="log", xlabel="uplink, MB/s (dotted: the best cut changes)")
+    axes.set(yscale="log", ylabel="predicted latency, ms", title=f"{comparison.graph.model}, RTT {rtt_ms:g} ms")
     axes.grid(alpha=0.3)
     axes.legend()
     _save(figure, path)
@@ -127,12 +116,11 @@ def plot_strategies(path: Path, comparison: Comparison, rtt_ms: float) -> None:
 def plot_scatter(path: Path, series: Mapping[str, Sequence[tuple[float, float, str]]]) -> None:
     """Draw predicted over measured latencies, a panel for each series of (measured ms, predicted ms, label).
 
-    Raises: UsageError: the file cannot be written, or its ending is no known format.
+    Raises: UsageError: the file cannot be written, or its suffix is no known format.
     """
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, len(series), figsize=(6 * len(series), 6), layout="constrained", squeeze=False)
-    for axes, (title, points) in zip(panels[0], series.items(), strict=True):
+    figure = Figure(figsize=(6 * len(series), 6), layout="constrained")
+    panels = figure.subplots(1, len(series), squeeze=False)[0]
+    for axes, (title, points) in zip(panels, series.items(), strict=True):
         _draw_scatter(axes, title, points)
     _save(figure, path)
 
@@ -146,38 +134,32 @@ def _draw_scatter(axes, title, points):
     axes.scatter(measured, [point[1] for point in points], s=18, color=CLOUD_COLOUR)
     for x, y, label in points:
         axes.annotate(label, (x, y), xytext=(3, 3), textcoords="offset points", fontsize=6)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel("measured latency, ms")
-    axes.set_ylabel("predicted latency, ms")
-    axes.set_title(f"{title} (dashed: 10 %)")
+    axes.set(xscale="log", xlabel="measured latency, ms", title=f"{title} (dashed: 10 %)")
+    axes.set(yscale="log", ylabel="predicted latency, ms")
 
 
 # ---------------------------------------------------------------- a queue
 
 
 def plot_queue(path: Path, results: Sequence[TaskResult]) -> None:
-    """Draw a queue over time: rate of the uplink and the cut of each task above, who was busy with what below.
+    """Draw a queue over time: the uplink's rate and the cut of each task, and below them the models on each stage.
 
-    Tasks that failed before they ran have no place in time: the title counts them.
+    Tasks that failed before they ran have no time and are not drawn: the title has their number.
 
-    Raises: UsageError: the file cannot be written, or its ending is no known format.
+    Raises: UsageError: the file cannot be written, or its suffix is no known format.
     """
-    from matplotlib import pyplot
-
     ran = sorted((result for result in results if result.spans), key=lambda result: result.spans[0].start_ms)
     width = min(20.0, 9.0 + 0.05 * len(ran))
-    figure, (above, below) = pyplot.subplots(
-        2, 1, figsize=(width, 8), layout="constrained", sharex=True, height_ratios=(3, 2)
-    )
+    figure = Figure(figsize=(width, 8), layout="constrained")
+    above, below = figure.subplots(2, sharex=True, height_ratios=(3, 2))
     failed = sum(result.error is not None for result in results)
     figure.suptitle(f"a queue of {len(results)} tasks" + (f", {failed} failed" if failed else ""))
     models = sorted({result.task.model for result in results})
     colours = {model: f"C{index}" for index, model in enumerate(models)}
     _draw_rate(above, ran)
     _draw_cuts(above.twinx(), ran, colours)
-    _draw_lanes(below, ran, colours)
-    if models:  # beside the panels: dots may be anywhere inside
+    _draw_stages(below, ran, colours)
+    if models:  # beside the panels, as dots may be anywhere inside
         figure.legend(loc="outside right upper", fontsize=8)
     _save(figure, path)
 
@@ -187,8 +169,7 @@ def _draw_rate(axes, ran):
     starts_s = [ms_to_s(result.spans[0].start_ms) for result in known]
     rates = [bytes_per_s_to_mb_per_s(result.rate_bytes_per_s) for result in known]
     axes.step(starts_s, rates, where="post", color=RATE_COLOUR, linewidth=1.5)
-    axes.set_ylabel("uplink, MB/s (line)")
-    axes.set_ylim(0, 1.1 * max(rates, default=1.0))
+    axes.set(ylabel="uplink, MB/s (line)", ylim=(0, 1.1 * max(rates, default=1.0)))
     axes.set_title("bandwidth, and the cut of each task when it started")
 
 
@@ -198,18 +179,15 @@ def _draw_cuts(axes, ran, colours):
         starts_s = [ms_to_s(result.spans[0].start_ms) for result in planned]
         shares = [result.point / result.layers for result in planned]
         axes.plot(starts_s, shares, "o", color=colour, alpha=0.75, markersize=6, markeredgewidth=0, label=model)
-    axes.set_ylabel("share of layers on the edge (dots)")
-    axes.set_ylim(-0.05, 1.05)
+    axes.set(ylabel="share of layers on the edge (dots)", ylim=(-0.05, 1.05))
 
 
-def _draw_lanes(axes, ran, colours):
-    edge_width = 0.4 if len(ran) <= 100 else 0.0  # among more bars, outlines would hide the short ones
-    for lane in range(len(LANES)):
+def _draw_stages(axes, ran, colours):
+    edge_width = 0.4 if len(ran) <= 100 else 0.0  # outlines would hide short bars among many
+    for stage in range(len(STAGES)):
         for model, colour in colours.items():
-            spans = [result.spans[lane] for result in ran if result.task.model == model and len(result.spans) > lane]
+            spans = [result.spans[stage] for result in ran if result.task.model == model and len(result.spans) > stage]
             bars = [(ms_to_s(span.start_ms), ms_to_s(span.end_ms - span.start_ms)) for span in spans]
-            axes.broken_barh(bars, (lane - 0.4, 0.8), facecolors=colour, edgecolor="white", linewidth=edge_width)
-    axes.set_yticks(range(len(LANES)), LANES)
-    axes.set_ylim(len(LANES) - 0.5, -0.5)
-    axes.set_xlabel("time since the queue started, s")
-    axes.set_title("who was busy with which model")
+            axes.broken_barh(bars, (stage - 0.4, 0.8), facecolors=colour, edgecolor="white", linewidth=edge_width)
+    axes.set_yticks(range(len(STAGES)), STAGES)
+    axes.set(ylim=(len(STAGES) - 0.5, -0.5), xlabel="time since the queue started, s", title="model on each stage")

@@ -1,4 +1,4 @@
-"""What a queue of tasks prints: the contract's lines a whole task at a time, a progress bar, a table at the end."""
+"""The printed output of a queue: a block of the contract's lines for each task, a progress bar, a final table."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ from typing import TextIO
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from neurosurgeon.edge.records import Progress, QueuedTask, QueueEvent, QueueStarted, TaskDone, TaskPlanned, TaskResult
-from neurosurgeon.reports.summary import ALL, GroupSummary, QueueSummary, cuts_text
-from neurosurgeon.reports.text import (
-    RULE,
-    EdgeReport,
-    ProgressBar,
-    bandwidth_line,
-    best_line,
-    graph_cut_lines,
-    origin_lines,
+from neurosurgeon.edge.records import (
+    EdgeComputed,
+    Finished,
+    Prepared,
+    Progress,
+    QueuedTask,
+    QueueEvent,
+    QueueStarted,
+    Replied,
+    Sent,
+    TaskDone,
+    TaskPlanned,
+    TaskResult,
 )
+from neurosurgeon.reports.summary import ALL, GroupSummary, QueueSummary, cuts_text
+from neurosurgeon.reports.text import RULE, EdgeReport, ProgressBar, bandwidth_line, cut_lines, origin_lines
 from neurosurgeon.utils.logs import printable
 from neurosurgeon.utils.units import bytes_per_s_to_mb_per_s
 
@@ -30,7 +35,7 @@ START = "===================== start inference tasks ===================== "  # 
 
 
 def task_block(result: TaskResult, count: int) -> str:
-    """Return all lines of one of ``count`` tasks, each with its end of line."""
+    """Return all lines of one of ``count`` tasks, each with its line break."""
     lines = io.StringIO()
     report = EdgeReport(lines)
     if result.error is None:
@@ -42,33 +47,23 @@ def task_block(result: TaskResult, count: int) -> str:
 
 def _say_finished(report: EdgeReport, result: TaskResult, count: int) -> None:
     model = result.task.model
-    chosen_ms = result.predicted.total_ms
-    report.say(bandwidth_line(result.rate_bytes_per_s) + f" (age {result.rate_age_s:.1f} s{_stale(result)})")
+    stale = ", stale" if result.rate_is_stale else ""
+    report.say(f"{bandwidth_line(result.rate_bytes_per_s)} (age {result.rate_age_s:.1f} s{stale})")
     report.say(f"get model type: {model} ")  # ends in a blank, as in the contract
-    for line in _cut_lines(result):
+    cut = (result.graph, result.point, result.layer, result.edge_nodes, result.crossing)
+    for line in cut_lines(*cut, result.predicted.total_ms):
         report.say(line)
-    if 0 < result.best_total_ms < chosen_ms:  # the queue as a whole is faster with another cut
+    if 0 < result.best_total_ms < result.predicted.total_ms:  # another cut is better for the whole queue
         report.say(f"best latency of this task alone : {result.best_total_ms:.2f} ms")
     report.say(RULE)
     if result.crossed:
-        report.prepared()
-    report.edge_done(model, result.measured.edge_ms)
+        report(Prepared())
+    report(EdgeComputed(model, result.measured.edge_ms))
     if result.crossed:
-        report.sent()
-        report.cloud_done(model, result.measured)
+        report(Sent())
+        report(Replied(model, result.measured))
     report.say(_answer_line(result, count))
-    report.finished()
-
-
-def _cut_lines(result: TaskResult) -> list[str]:
-    total_ms, graph = result.predicted.total_ms, result.graph
-    if graph is None or graph.is_chain:
-        return [best_line(total_ms, result.point, result.layer)]
-    return graph_cut_lines(graph, len(result.edge_nodes), result.crossing, total_ms)
-
-
-def _stale(result: TaskResult) -> str:
-    return ", stale" if result.rate_is_stale else ""
+    report(Finished())
 
 
 def _answer_line(result: TaskResult, count: int) -> str:
@@ -149,7 +144,7 @@ class QueueReport:
 
 
 def print_summary(summary: QueueSummary, stream: TextIO | None = None) -> None:
-    """Print a line for each model and one for all, then the makespans: measured, and predicted for each schedule."""
+    """Print a line for each model and one for all, then the makespan: predicted for each schedule, and measured."""
     lines = [
         f"{'':<49}{'measured, median ms':>40}{'p95':>10}{'predicted':>10}{'measured':>11}",
         f"{'model':<10}{'tasks':>6}{'failed':>7}{'edge/split/cloud':>18}{'retries':>8}"
@@ -163,7 +158,7 @@ def print_summary(summary: QueueSummary, stream: TextIO | None = None) -> None:
 
 
 def _group_line(name: str, group: GroupSummary) -> str:
-    cuts = "" if name == ALL else cuts_text(group.cuts)  # the points of different networks are no like things
+    cuts = "" if name == ALL else cuts_text(group.cuts)  # points of different networks cannot be compared
     places = "/".join(str(count) for count in group.where.values())
     medians = "".join(f"{_number(value):>10}" for value in group.measured_median.values())
     return (

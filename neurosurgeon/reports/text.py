@@ -1,11 +1,11 @@
-"""Everything that is printed: the contract's lines, tables, and JSON documents. Only scripts call this."""
+"""The printed output: the lines of the contract, tables, and JSON documents. Only scripts call this."""
 
 from __future__ import annotations
 
 import json
 import socket
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tqdm import tqdm
@@ -29,7 +29,7 @@ from neurosurgeon.graph.layer_graph import LayerGraph, Node
 from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.planner.plan import needless_link, tensor_documents
 from neurosurgeon.predictor.kind_models import Score
-from neurosurgeon.utils.timing import StageTimes, Timing
+from neurosurgeon.utils.timing import StageTimes
 from neurosurgeon.utils.units import bytes_per_s_to_mb_per_s, readable_bytes
 
 if TYPE_CHECKING:  # the lines before the plan are printed before torch is imported
@@ -37,11 +37,16 @@ if TYPE_CHECKING:  # the lines before the plan are printed before torch is impor
     from neurosurgeon.planner.compare import Comparison
     from neurosurgeon.planner.plan import Candidate, SplitPlan
     from neurosurgeon.predictor.latencies import LayerFeature
-    from neurosurgeon.utils.link import LinkEstimate
 
 RULE = "-" * 106
 FINISHED = "================= DNN Collaborative Inference Finished. ==================="
 
+TASK_LINES: dict[type[TaskEvent], str] = {
+    Prepared: "short message , model type has been sent successfully\n"
+    "short message , partition strategy has been sent successfully",
+    Sent: "get yes , edge output has been sent successfully",
+    Finished: FINISHED,
+}
 CLOUD_LINES = {
     "CONNECTED": "successfully connection :{}",
     "MODEL_TYPE": "get model type successfully.",
@@ -60,33 +65,39 @@ def print_json(document: Mapping[str, Any]) -> None:
     print(json.dumps(document, ensure_ascii=False))
 
 
-# ---------------------------------------------------------------- the edge's lines
+# ---------------------------------------------------------------- lines of the edge
 
 
 def bandwidth_line(rate_bytes_per_s: float) -> str:
-    """Return the contract's line for the rate of the uplink."""
+    """Return the contract's line of the uplink's rate."""
     return f"get bandwidth value : {bytes_per_s_to_mb_per_s(rate_bytes_per_s)} MB/s"
 
 
-def best_line(latency_ms: float, point: int, layer: str) -> str:
-    """Return the contract's line for a partition point and what it is predicted to take."""
-    return f"best latency : {latency_ms:.2f} ms , best partition point : {point} - {layer}"
+def cut_lines(
+    graph: LayerGraph | None,
+    point: int,
+    layer: str,
+    edge_nodes: Collection[int],
+    boundary: Iterable[Node],
+    total_ms: float,
+) -> list[str]:
+    """Return the lines of a cut: for a chain the contract's line, else the number of nodes and each boundary tensor.
 
-
-def cut_lines(plan: SplitPlan, candidate: Candidate) -> list[str]:
-    """Return what is said of a cut: the contract's line, or for a graph that is no chain the nodes and what crosses."""
-    total_ms = candidate.stages.total_ms
-    if plan.graph.is_chain:
-        return [best_line(total_ms, candidate.point, candidate.layer)]
-    return graph_cut_lines(plan.graph, len(plan.edge_nodes(candidate)), plan.crossing(candidate), total_ms)
-
-
-def graph_cut_lines(graph: LayerGraph, edge_nodes: int, crossing: Iterable[Node], total_ms: float) -> list[str]:
-    """Return what is said of a cut of a graph that is no chain: how many nodes stay on the edge, and what crosses."""
+    Args: layer: the one before the cut. boundary: the nodes whose tensors are transferred. total_ms: predicted.
+    """
+    if graph is None or graph.is_chain:
+        return [f"best latency : {total_ms:.2f} ms , best partition point : {point} - {layer}"]
     return [
-        f"best latency : {total_ms:.2f} ms , edge nodes : {edge_nodes} of {len(graph.nodes)}",
-        *(f"crossing tensor : {_tensor_text(tensor)}" for tensor in tensor_documents(crossing)),
+        f"best latency : {total_ms:.2f} ms , edge nodes : {len(edge_nodes)} of {len(graph.nodes)}",
+        *(f"transferred tensor : {_tensor_text(tensor)}" for tensor in tensor_documents(boundary)),
     ]
+
+
+def best_lines(plan: SplitPlan) -> list[str]:
+    """Return the lines of the best cut."""
+    best = plan.best
+    boundary = plan.crossing(best)
+    return cut_lines(plan.graph, best.point, best.layer, plan.edge_nodes(best), boundary, best.stages.total_ms)
 
 
 def _tensor_text(tensor: Json) -> str:
@@ -112,132 +123,94 @@ class ProgressBar:
 
 
 class EdgeReport:
-    """The edge's lines of one task, on stdout, or on stderr where stdout is kept for JSON."""
+    """Prints the lines of one task, to stdout unless a stream is given. An observer of `edge.records.TaskEvent`."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stdout
         self._repeats = ProgressBar("run")
 
     def __call__(self, event: TaskEvent) -> None:
-        """Print the lines of an event of one task."""
+        """Print the lines of an event."""
         match event:
             case LinkReused(age_s):
                 print(f"link not measured : the estimate of {age_s:.0f} s ago is used", file=sys.stderr)
             case LinkKnown(link):
-                self.bandwidth(link)
+                self.say(bandwidth_line(link.rate_bytes_per_s))
             case LinkNotNeeded(plan, rtt_ms):
                 self.say(f"link not measured : {needless_link(plan, rtt_ms)}")
             case Planned(plan, chosen):
-                self.plan(plan, chosen)
-            case Prepared() | Sent() | Finished():
-                {Prepared: self.prepared, Sent: self.sent, Finished: self.finished}[type(event)]()
+                self._plan(plan, chosen)
             case EdgeComputed(model, edge_ms):
-                self.edge_done(model, edge_ms)
+                self.say(f"{model} 在边缘端设备上推理完成 - {edge_ms:.3f} ms")
             case Replied(model, times):
-                self.cloud_done(model, times)
+                self.say(f"{model} 传输完成 - {times.transfer_ms:.3f} ms")
+                self.say(f"{model} 在云端设备上推理完成 - {times.cloud_ms:.3f} ms")
             case Progress():
                 self._repeats.show(event)
             case Answered():
-                self.answered(event)
+                self._answered(event)
+            case _:
+                self.say(TASK_LINES[type(event)])
 
-    def say(self, line: str = "") -> None:
+    def say(self, line: str) -> None:
         """Print one line at once."""
         print(line, file=self._stream, flush=True)
 
-    def bandwidth(self, link: LinkEstimate) -> None:
-        """The link is known."""
-        self.say(bandwidth_line(link.rate_bytes_per_s))
-
-    def plan(self, plan: SplitPlan, chosen: Candidate) -> None:
-        """The best cut is known, and which one is taken."""
-        for line in cut_lines(plan, plan.best):
-            self.say(line)
-        if chosen is not plan.best:
-            self.say(f"forced partition point : {chosen.point} - {chosen.layer} , {chosen.stages.total_ms:.2f} ms")
-        self.say(RULE)
-
     def deadline(self, deadline_ms: float, best_ms: float, measured_ms: float) -> None:
-        """Whether the task could make its deadline, and whether it did."""
+        """Print whether the task met its deadline, and whether the best cut was predicted to meet it."""
         met, effort = "met" if measured_ms <= deadline_ms else "missed", ""
         if best_ms > deadline_ms:
             effort = f" (no cut makes it: the best was predicted to take {best_ms:.2f} ms)"
         self.say(f"deadline {deadline_ms:g} ms {met}{effort}")
 
-    def prepared(self) -> None:
-        """The cloud has the model type and the partition point."""
-        self.say("short message , model type has been sent successfully")
-        self.say("short message , partition strategy has been sent successfully")
+    def _plan(self, plan: SplitPlan, chosen: Candidate) -> None:
+        for line in best_lines(plan):
+            self.say(line)
+        if chosen is not plan.best:
+            self.say(f"forced partition point : {chosen.point} - {chosen.layer} , {chosen.stages.total_ms:.2f} ms")
+        self.say(RULE)
 
-    def edge_done(self, model: str, edge_ms: float) -> None:
-        """The edge half has run."""
-        self.say(f"{model} 在边缘端设备上推理完成 - {edge_ms:.3f} ms")
-
-    def sent(self) -> None:
-        """The cloud said yes, and the edge's output is on its way."""
-        self.say("get yes , edge output has been sent successfully")
-
-    def cloud_done(self, model: str, times: StageTimes) -> None:
-        """The answer is here."""
-        self.say(f"{model} 传输完成 - {times.transfer_ms:.3f} ms")
-        self.say(f"{model} 在云端设备上推理完成 - {times.cloud_ms:.3f} ms")
-
-    def finished(self) -> None:
-        """The task is done."""
-        self.say(FINISHED)
-
-    def answered(self, event: Answered) -> None:
-        """The answer, and predicted beside measured times."""
-        self.answer(event.guesses, event.is_seeded)
-        self.comparison(event.predicted, event.measured, event.runs)
+    def _answered(self, event: Answered) -> None:
+        self._guesses(event.guesses, event.is_seeded)
+        self._times(event.predicted, event.measured, event.runs)
         for line in origin_lines(event.origins):
             self.say(line)
         self.say(f"answered by {event.where}")
-        if event.runs > 1:
-            self.repeats(event.timings)
+        for stage, timing in event.timings.items() if event.runs > 1 else ():
+            self.say(
+                f"{stage.removesuffix('_ms'):<10}median {timing.median_ms:.3f} ms, min {timing.min_ms:.3f}, "
+                f"max {timing.max_ms:.3f}, interquartile {timing.iqr_ms:.3f} ({timing.samples} runs)"
+            )
         if event.max_abs_diff is not None:
-            self.verified(event.max_abs_diff)
+            self.say(f"largest difference to the unsplit network on this machine: {event.max_abs_diff:g}")
 
-    def answer(self, guesses: Sequence[Guess], seeded: bool) -> None:
-        """The classes that the network proposes; nothing where its output is no such thing."""
+    def _guesses(self, guesses: Sequence[Guess], is_seeded: bool) -> None:
         if not guesses:
             return
-        self.say("top-5 classes (weights of a fixed seed: the classes mean nothing):" if seeded else "top-5 classes:")
+        meaning = " (weights of a fixed seed: the classes mean nothing)" if is_seeded else ""
+        self.say(f"top-5 classes{meaning}:")
         for guess in guesses:
             self.say(f"  {guess.probability:7.2%}  {guess.label or f'class {guess.index}'}")
 
-    def comparison(self, predicted: StageTimes, measured: StageTimes, runs: int) -> None:
-        """Predicted beside measured, stage by stage."""
+    def _times(self, predicted: StageTimes, measured: StageTimes, runs: int) -> None:
         self.say(f"{'':<10}{'edge':>12}{'transfer':>12}{'cloud':>12}{'total':>12}")
         for name, times in (("predicted", predicted), ("measured", measured)):
             self.say(f"{name:<10}" + "".join(f"{value:>9.3f} ms" for value in times.as_dict().values()))
         if runs == 1:
             self.say("(the first inference of a process also builds its kernels; --repeat 20 measures warm ones)")
 
-    def repeats(self, timings: Mapping[str, Timing]) -> None:
-        """Median and spread of repeated inferences."""
-        for stage, timing in timings.items():
-            self.say(
-                f"{stage.removesuffix('_ms'):<10}median {timing.median_ms:.3f} ms, min {timing.min_ms:.3f}, "
-                f"max {timing.max_ms:.3f}, interquartile {timing.iqr_ms:.3f} ({timing.samples} runs)"
-            )
-
-    def verified(self, max_abs_diff: float) -> None:
-        """The whole network ran locally, too."""
-        self.say(f"largest difference to the unsplit network on this machine: {max_abs_diff:g}")
-
 
 def origin_lines(origins: Mapping[str, str]) -> list[str]:
-    """Return a line for each side that says whose data its predictions come from."""
+    """Return a line for each side that names the data of its predictions."""
     return [f"{side} predicted from {origin}" for side, origin in origins.items() if origin]
 
 
-# ---------------------------------------------------------------- the cloud's lines
+# ---------------------------------------------------------------- lines of the cloud
 
 
 def cloud_lines(event: CloudEvent, sock: socket.socket) -> None:
-    """Print the contract's line for something that happened in the cloud, whole even among many threads."""
-    line = CLOUD_LINES[event.name]
-    sys.stdout.write(line.format(sock) + "\n" if "{}" in line else line + "\n")
+    """Print the contract's line of an event in the cloud. Called on any thread: each line is written whole."""
+    sys.stdout.write(CLOUD_LINES[event.name].format(sock) + "\n")
     sys.stdout.flush()
 
 
@@ -245,34 +218,29 @@ def cloud_lines(event: CloudEvent, sock: socket.socket) -> None:
 
 
 def print_plan(plan: SplitPlan, bandwidth_mb_per_s: float, rtt_ms: float) -> None:
-    """Print every candidate, and the best one marked."""
+    """Print every candidate with its predicted stages, and the memory and interval of the best."""
     print(f"{plan.graph.model}: {len(plan.graph.layers)} layers, {bandwidth_mb_per_s:g} MB/s, RTT {rtt_ms:g} ms")
-    print(
-        f"{'point':>5}  {'after layer':<30}{'crossing':>11}{'edge':>11}{'transmit':>12}{'cloud':>11}{'total':>12}  ms"
-    )
+    stages = f"{'edge':>11}{'transfer':>12}{'cloud':>11}{'total':>12}  ms"
+    print(f"{'point':>5}  {'after layer':<30}{'transferred':>11}{stages}")
     for candidate in plan.candidates:
         edge, transfer, cloud, total = candidate.stages.as_dict().values()
+        layer = candidate.layer if len(candidate.layer) < 30 else f"{candidate.layer[:28]}…"
         print(
-            f"{candidate.point:>5}  {_shortened(candidate.layer):<30}{readable_bytes(candidate.crossing_bytes):>11}"
+            f"{candidate.point:>5}  {layer:<30}{readable_bytes(candidate.crossing_bytes):>11}"
             f"{edge:>11.3f}{transfer:>12.3f}{cloud:>11.3f}{total:>12.3f}"
             f"{'  <- best' if candidate is plan.best else ''}"
         )
-    for line in cut_lines(plan, plan.best):
-        print(line)
+    print("\n".join(best_lines(plan)))
     memory = plan.memory(plan.best)
     print(
-        f"memory of the edge half : {readable_bytes(memory.parameter_bytes)} of parameters , "
+        f"memory of the edge partition : {readable_bytes(memory.parameter_bytes)} of parameters , "
         f"{readable_bytes(memory.activation_bytes)} of tensors at once"
     )
     print_confidence(plan)
 
 
-def _shortened(name: str, width: int = 29) -> str:
-    return name if len(name) <= width else f"{name[: width - 1]}…"
-
-
 def print_confidence(plan: SplitPlan) -> None:
-    """Print how sure the choice is, and which layers are unlike all that was measured."""
+    """Print the interval of the best cut, the runner-up, the layers outside of the data, and its origins."""
     low_ms, high_ms = plan.interval(plan.best)
     print(f"90 % interval of its latency : {low_ms:.2f} to {high_ms:.2f} ms")
     if plan.runner_up:
@@ -282,15 +250,15 @@ def print_confidence(plan: SplitPlan) -> None:
     for side, latencies in (("edge", plan.edge), ("cloud", plan.cloud)):
         if latencies.extrapolated:
             names = ", ".join(latencies.extrapolated)
-            print(f"beyond the {side}'s data, so less sure than the interval says : {names}")
+            print(f"outside of the {side}'s data, so less certain than the interval : {names}")
     print("\n".join(origin_lines(plan.origins)))
 
 
-# ---------------------------------------------------------------- strategies beside each other
+# ---------------------------------------------------------------- comparison of strategies
 
 
 def print_comparison(comparison: Comparison, rtt_ms: float) -> None:
-    """Print what every strategy takes at every rate, and the rates at which the best cut changes."""
+    """Print the predicted latency of every strategy at every rate, and the rates at which the best cut changes."""
     nodes = len(comparison.graph.nodes)
     print(f"{comparison.graph.model}: {nodes} nodes, RTT {rtt_ms:g} ms, predicted latency in ms")
     print(f"{'MB/s':>10}" + "".join(f"{strategy:>17}" for strategy in comparison.plans))
@@ -301,7 +269,7 @@ def print_comparison(comparison: Comparison, rtt_ms: float) -> None:
         below, above = (len(plan.edge_nodes(plan.best)) for plan in (change.below, change.above))
         print(
             f"best cut changes at {bytes_per_s_to_mb_per_s(change.rate):.6g} MB/s : {below} of {nodes} nodes on the "
-            f"edge below, {above} above , behind {change.above.best.layer}"
+            f"edge below, {above} above , cut after {change.above.best.layer}"
         )
     if not comparison.crossovers:
         print("the best cut is the same at all of these bandwidths")
@@ -323,7 +291,7 @@ def print_features(features: Sequence[LayerFeature]) -> None:
 
 
 def print_scores(scores: Mapping[str, Mapping[LayerKind, Score]]) -> None:
-    """Print the held-out errors of every predictor, a line per kind."""
+    """Print the errors of every predictor on held-out rows, a line for each kind of layer."""
     print(f"{'predictor':<11}{'kind':<12}{'held out':>9}{'mean error':>12}{'within 10 %':>13}{'within 20 %':>13}")
     for name, kinds in scores.items():
         for kind, score in kinds.items():

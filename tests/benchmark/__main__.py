@@ -2,7 +2,7 @@
 
     python -m tests.benchmark [--list]
 
-Figures go to results/*.json. --list: what each one measures, and why some are left to be run by themselves.
+Figures go to results/*.json. --list: the subject of each, and the reason if it must be run by itself.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ ROOT_NEEDED = "needs root, and a link emulator that LINK_TOOL names"
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """A module with a ``main``; the first line of its docstring says what it measures."""
+    """A module with a ``main``. The first line of its docstring is its description."""
 
     name: str
-    left_out: str | None = None  # why it must be run by itself
+    left_out: str | None = None  # the reason, if it must be run by itself
 
     @property
     def command(self) -> str:
-        """What to type for it alone."""
+        """The command that runs only this benchmark."""
         return f"python -m tests.benchmark.{self.name}"
 
     @property
     def description(self) -> str:
-        """What it measures."""
+        """The subject of the measurement."""
         source = (Path(__file__).parent / f"{self.name}.py").read_text(encoding="utf-8")
         return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
     def run(self) -> bool:
-        """Run it; return whether it came to its end."""
+        """Run the benchmark; return whether it succeeded."""
         return subprocess.run([sys.executable, "-m", f"tests.benchmark.{self.name}"], cwd=ROOT).returncode == 0
 
 
@@ -74,7 +74,7 @@ BENCHMARKS = (
 
 
 def show_list() -> None:
-    """Print the table: what runs, and what does not and why."""
+    """Print the table: the benchmarks that run, and the others with the reason."""
     print("run by make bench:")
     for benchmark in BENCHMARKS:
         if not benchmark.left_out:
@@ -87,7 +87,7 @@ def show_list() -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmark", description="Run the benchmarks.")
-    parser.add_argument("--list", action="store_true", help="show what there is, and run nothing (default: run)")
+    parser.add_argument("--list", action="store_true", help="list the benchmarks, and run none (default: run)")
     if parser.parse_args().list:
         show_list()
         return 0

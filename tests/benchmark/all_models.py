@@ -1,6 +1,6 @@
 """Every classification network of torchvision: traced, its best cut found, and its partitions compared with the whole.
 
-Networks beyond `MOST_GIGAFLOPS` run on meta tensors only: shapes are compared, bits are not.
+Networks over `MOST_GIGAFLOPS` run on meta tensors only: shapes are compared, bits are not.
 
 python -m tests.benchmark.all_models [NAME ...]
 """

@@ -43,7 +43,7 @@ def measure_partition(network: Network, point: int) -> dict[int, float]:
 
 def main() -> None:
     results: dict[str, dict[int, float]] = {}
-    print("batching: ms per task, and how many times as many tasks a second as one by one")
+    print("batching: ms per task, and the throughput relative to one by one")
     print(f"{'model, point, threads':<28}" + "".join(f"{f'batch {size}':>18}" for size in SIZES))
     for threads in (1, 2):
         torch.set_num_threads(threads)

@@ -2,10 +2,10 @@
 
     python -m tests.benchmark.busy [--models le_net mobile_net resnet18] [--loads 0 2 4] [--rounds 3]
 
-A waiting policy is what OpenMP's threads do until the next layer: spin for a while, or sleep at once. It is read from
-the environment when they start, so every setting is a process of its own. All stay alive and run on command, one at a
-time, in turns, so that a drift of the machine meets them all. One thread waits for no other: it has no policy.
-A cell is the median and the 90th percentile of all runs, ms.
+OpenMP's threads wait for the next layer by a policy: they spin for a while, or sleep at once. They read it from the
+environment when they start, so every setting is a process of its own. All processes stay alive. They run on command,
+one at a time and in turns, so that a drift of the machine affects all of them. A single thread waits for no other, and
+has no policy. A cell is the median and the 90th percentile of all runs, ms.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Computer:
     process: subprocess.Popen[str]
 
     def run(self, model: str) -> list[float]:
-        """Return what each run of a turn took, ms."""
+        """Return the time of each run of a turn, ms."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(f"{model}\n")
         self.process.stdin.flush()
@@ -62,7 +62,7 @@ class Computer:
 
 @dataclass(slots=True)
 class Cell:
-    """All runs of one network with one setting beside so many loops."""
+    """All runs of one network with one setting and one number of loops."""
 
     times_ms: list[float] = field(default_factory=list)
 
@@ -109,7 +109,7 @@ def serve(threads: int, models: Sequence[str]) -> None:
 
 
 def measure(models: Sequence[str], loads: Sequence[int], rounds: int) -> dict[tuple[str, Setting, int], Cell]:
-    """Return the cells, by network, setting and number of loops; every round gives each a turn, in random order."""
+    """Return the cells, by network, setting and number of loops. Each gets a turn in every round, in random order."""
     cells = {key: Cell() for key in product(models, SETTINGS, loads)}
     with ExitStack() as stack:
         computers = [start(setting, models, stack) for setting in SETTINGS]
@@ -125,7 +125,7 @@ def measure(models: Sequence[str], loads: Sequence[int], rounds: int) -> dict[tu
 
 
 def show(cells: dict[tuple[str, Setting, int], Cell], models: Sequence[str], loads: Sequence[int]) -> None:
-    """Print the table: a line a network and setting, a column a number of loops."""
+    """Print the table: a line for each network and setting, two columns for each number of loops."""
     print(f"{'':<14}{'threads':>8}  {'waiting':<12}" + "".join(f"{f'{load} loops':>22}" for load in loads))
     print(f"{'':<14}{'':>8}  {'':<12}" + f"{'median':>13}{'p90':>9}" * len(loads))
     for model, setting in product(models, SETTINGS):

@@ -1,6 +1,7 @@
-"""From typing `edge_api.py` to its answer, against `python -c 'import torch'`, interleaved, with a running cloud.
+"""From typing `edge_api.py` to its output, against `python -c 'import torch'`, interleaved, with a running cloud.
 
-Also over 3G, measured and not: its relay (`--shape`) takes some tenths of a second to start.
+Also over 3G, with and without a measurement of the link. The relay of 3G (`--shape`) takes some tenths of a second to
+start.
 
 python -m tests.benchmark.cold_start
 """

@@ -1,4 +1,4 @@
-"""What benchmarks share: interleaved rounds, medians, and where results go."""
+"""Functions of several benchmarks: interleaved rounds, medians, and files of results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from neurosurgeon.utils.timing import now_ms
 from neurosurgeon.utils.units import s_to_ms
 
 RESULTS = Path(os.environ.get("BENCH_RESULTS", "results"))
-STOLEN_SHARE = 0.02  # of a measurement's time: while the host runs others, no time means anything
+STOLEN_SHARE = 0.02  # of a measurement's time: times are wrong while the host runs other machines
 STOLEN_FIELD = 8  # of the first line of /proc/stat (man 5 proc): clock ticks of all cores
 MAX_TRIES = 5
 BUSY = """
@@ -53,7 +53,7 @@ def interleaved_medians(
 
 
 def undisturbed(measure: Callable[[], Measured]) -> Measured:
-    """Return what is measured while the host leaves this machine its cores, or in the last of some tries."""
+    """Return a measurement during which this machine had its cores, or the last of some tries."""
     for _ in range(MAX_TRIES):
         start_ms, stolen_ms = now_ms(), _stolen_ms()
         measured = measure()
@@ -64,9 +64,9 @@ def undisturbed(measure: Callable[[], Measured]) -> Measured:
 
 @contextmanager
 def cores_awake() -> Iterator[None]:
-    """Keep every core from sleeping for as long as the block runs: a virtual one wakes up when its host gets to it.
+    """Keep every core awake during the block: the host of a virtual core wakes it up late.
 
-    A process of the scheduler's idle class spins on each; any other takes the core from it at once.
+    A process of the scheduler's idle class spins on each core; any other process preempts it at once.
     """
     with ExitStack() as stack:
         for _ in range(os.cpu_count() or 1):
@@ -77,7 +77,7 @@ def cores_awake() -> Iterator[None]:
 
 @contextmanager
 def busy_loops(count: int) -> Iterator[None]:
-    """Keep ``count`` other processes computing for as long as the block runs; each ends if this one dies."""
+    """Keep ``count`` other processes computing during the block. Each ends if this process ends."""
     with ExitStack() as stack:
         for _ in range(count):
             process = stack.enter_context(subprocess.Popen([sys.executable, "-c", BUSY]))
@@ -91,14 +91,14 @@ def environment_without(*names: str) -> dict[str, str]:
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """Return what so many percent of at least one value are below, interpolated."""
+    """Return a percentile of one or more values, interpolated."""
     if len(values) == 1:
         return values[0]
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
 def _stolen_ms() -> float:
-    """Return for how long the host has run others on this machine's cores; 0 where the system does not tell."""
+    """Return the time that the host took from this machine's cores, ms; 0 if the system does not report it."""
     try:
         ticks = Path("/proc/stat").read_text().split()[STOLEN_FIELD]
     except OSError:
@@ -107,14 +107,14 @@ def _stolen_ms() -> float:
 
 
 def kept_rows(name: str) -> list[dict[str, Any]]:
-    """Return the rows that earlier runs of a benchmark have written; none where there was no such run."""
+    """Return the rows of earlier runs of a benchmark; none without such a run."""
     path = RESULTS / f"{name}.json"
     rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.is_file() else []
     return rows
 
 
 def save(name: str, document: Mapping[str, Any]) -> None:
-    """Write a benchmark's figures and the machine they come from."""
+    """Write a benchmark's figures and their machine to a JSON file."""
     RESULTS.mkdir(exist_ok=True)
     machine = {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()}
     (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine, **document}, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Cuts of a network, planned as `edge_api.py` plans and run for real with a cloud behind an emulated link.
+"""Runs of a network's cuts over an emulated link, planned as `edge_api.py` plans.
 
 A run is a task of `edge_api.py` on a connection of its own, so that none finds the window that another one left:
 connect, let the cloud prepare, run the edge partition, send the boundary tensors, wait for the reply. The last three
@@ -31,7 +31,7 @@ from tests.benchmark.links import CLOUD_IP
 from tests.networks import ENGINE, Network, pixels, run, split
 
 SLOWDOWNS = (1.0, 8.0)  # of the edge: this machine, and about a small board
-MIN_ROUNDS = 4  # of every cut: two to find the best one by, and two to tell what it takes
+MIN_ROUNDS = 4  # of every cut: two that find the best one, and two that measure it
 MAX_ROUNDS, BUDGET_MS = 16, 3000.0  # of every cut that is near the best one
 NEAR = 1.2  # times the best latency
 
@@ -46,18 +46,18 @@ class Link(NamedTuple):
     rtt_ms: float
 
     def least_ms(self, size_bytes: int) -> float:
-        """Return what a task that sends so much cannot go below: its bytes at the full rate, and a round trip."""
+        """Return the least latency of a task that sends these bytes, ms: at the full rate, with a round trip."""
         return s_to_ms(size_bytes / mbit_per_s_to_bytes_per_s(self.rate_mbit)) + self.rtt_ms if size_bytes else 0.0
 
 
 class Taken(NamedTuple):
-    """What one task took, ms."""
+    """The time of one task, ms."""
 
     edge_ms: float
     rest_ms: float
 
     def on(self, slowdown: float) -> float:
-        """Return what it would take with a slower edge, ms."""
+        """Return the time with a slower edge, ms."""
         return slowdown * self.edge_ms + self.rest_ms
 
 
@@ -123,10 +123,10 @@ class Runner:
     ) -> dict[Cut, list[Taken]]:
         """Run what was chosen, and all cuts with a single boundary tensor, again and again.
 
-        Left out are those that cannot win: their bytes and a round trip alone take longer than the fastest run of a
-        chosen cut as a whole.
+        Cuts that cannot win are left out: their bytes and a round trip take longer than the fastest run of a chosen cut
+        in total.
 
-        Args: every: run what is left out, too, once.
+        Args: every: run the cuts that are left out, too, once.
         """
         graph = self.network.graph
         first = {cut: [self.run(cut) for _ in range(2)] for cut in dict.fromkeys(chosen)}  # builds kernels, too
@@ -156,25 +156,24 @@ class Runner:
             taken[cut].append(self.run(cut))
 
 
-# ---------------------------------------------------------------- what they tell
+# ---------------------------------------------------------------- statistics of runs
 
 
 def medians_ms(taken: Runs, slowdown: float) -> dict[Cut, float]:
-    """Return what each cut takes with an edge, ms."""
+    """Return the median time of each cut with an edge, ms."""
     return {cut: statistics.median(run.on(slowdown) for run in runs) for cut, runs in taken.items()}
 
 
 def near_best(taken: Runs) -> list[Cut]:
-    """Return the cuts that are, with one of the edges, about as fast as the best one."""
+    """Return the cuts that are about as fast as the best one, with one of the edges."""
     medians = [medians_ms(taken, slowdown) for slowdown in SLOWDOWNS]
     return [cut for cut in taken if any(of_edge[cut] <= NEAR * min(of_edge.values()) for of_edge in medians)]
 
 
 def score(taken: Runs, slowdown: float) -> tuple[Cut, dict[Cut, float]]:
-    """Return the best cut, by every other round, and what each cut took in the other ones, ms.
+    """Return the best cut, by every second round, and the time of each cut in the other rounds, ms.
 
-    The fastest of many is in part the luckiest of them; in rounds that did not choose it, it has no more luck than
-    any other.
+    The fastest of many is in part the luckiest. In rounds that did not choose it, it has no more luck than any other.
     """
     choosing = medians_ms({cut: runs[::2] for cut, runs in taken.items()}, slowdown)
     scoring = medians_ms({cut: runs[1::2] or runs for cut, runs in taken.items()}, slowdown)

@@ -1,11 +1,11 @@
-"""How long a decision takes from a cached graph, for the classic four and every network of torchvision.
+"""The time of a decision from a cached graph, for the four classic networks and every network of torchvision.
 
     python -m tests.benchmark.decision
 
-A decision is all that `plan_split` does: transfer times, the search, and the list of candidates. Beside it stands what
-happens once for a graph: predicting its latencies, and building its search. The edge is 1, 3 and 10 times as slow as
-predicted, the uplink has 0.1 to 100 MB/s, so cuts are found everywhere. Below: how long the bottlenecks are that the
-search for throughput finds in random graphs, in terms of the shortest.
+A decision is all the work of `plan_split`: transfer times, the search, and the list of candidates. Two columns have the
+work that is done once for a graph: predict its latencies, and build its search. The edge is 1, 3 and 10 times as slow
+as predicted, and the uplink has 0.1 to 100 MB/s, so that cuts are found everywhere. The last line compares the
+bottlenecks that the search for throughput finds in random graphs with the shortest ones.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Is folding batch norms and channels-last worth it? Whole networks, batch 1, against plain eager.
+"""Are folded batch norms and channels-last faster? Whole networks, batch 1, against plain eager.
 
 python -m tests.benchmark.execution
 """

@@ -1,27 +1,27 @@
-"""A queue on a moving network: how close the cuts come to those of who knows the network's future.
+"""A queue on a changing network: its cuts against those of a clairvoyant who knows the network's future.
 
     python -m tests.benchmark.following [-t MODEL ...] [--trace FILE.csv ...] [--unseen N] [--no-hedging] [--real]
 
-Tasks come every quarter of a second, one at a time. Time is virtual: what a task takes follows from the trace, byte by
-byte, and from the shipped predictors' latencies, the edge's ten times as long, as on a small board; planner, filter,
-hysteresis and hedging are the project's own. Probes err by 3 %, the rates that tensors tell by 5 %, one in twenty by a
-factor of two. Compared are
+Tasks come every quarter of a second, one at a time. Time is virtual. The time of a task follows from the trace, byte by
+byte, and from the latencies of the shipped predictors; the edge's are multiplied by ten, as on a small board. Planner,
+filter, hysteresis and hedging are the project's own. Probes have an error of 3 %, the rates of transfers one of 5 %,
+and one in twenty is wrong by a factor of two. Compared are
 
-    clairvoyant   the best cut of each task, for the network that it will meet
-    following     what tasks_edge_api.py does; against the clairvoyant's cuts for the same tasks, and against the cuts
-                  of who knows the network at each task's start, but not what will change on its way
+    clairvoyant   the best cut of each task, for the network during the task
+    following     tasks_edge_api.py; against the clairvoyant's cuts for the same tasks, and against the best cuts for
+                  the network at each task's start, without knowledge of later changes
     once a task   a full measurement before each task, which then waits for it
-    at the start  the plan of the first second, for ever
+    at the start  the plan of the first second, never changed
 
 Hedged are tasks that were stalled on their way, and whose rest the edge computed; in vain, if the cloud was first. What
 such a task sent still crosses, before what comes later. Begun again were tasks whose long edge partition was left for
 another cut, because the link was back. The shipped traces were there when the project was tuned; --unseen replays
 variations of the same shapes: other seeds, times, speeds, rates and round trips.
 
-Reaction: from a change that makes another cut pay to the start of the first task with a cut within 5 % of the best;
-ideally the rest of the task that runs, and a second. --real runs tasks_edge_api.py on this machine, through the shaper,
-and compares its totals with those of the same cuts in virtual time; a task that went another way than it began counts
-as measured.
+Reaction: the time from a change that makes another cut faster to the start of the first task with a cut within 5 % of
+the best; ideally the rest of the running task, and a second. --real runs tasks_edge_api.py on this machine, through the
+relay, and compares its totals with those of the same cuts in virtual time; a task that was moved to the other side
+counts as measured.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ LENGTH_S, PERIOD_S, POLL_S = 30.0, 0.25, 0.01
 PROBE_BYTES, QUICK_BYTES, PROBE_RTTS = 150_000, 25_000, 14
 PROBE_NOISE, TRANSFER_NOISE, OUTLIERS, OUTLIER_FACTOR = 0.03, 0.05, 0.05, 2.0
 CLOSE = 1.05  # of the best total
-STEP = 1.5  # a rate that changes by this factor at once
+STEP = 1.5  # a sudden change of the rate by this factor
 
 
 @dataclass
 class World:
-    """A network over time, and what a model's cuts take on both sides."""
+    """A network over time, and the latencies of a model's cuts on both sides."""
 
     trace: Trace
     model: str
@@ -93,7 +93,7 @@ class World:
         return LinkEstimate(mbit_per_s_to_bytes_per_s(condition.rate_mbit), condition.rtt_ms, error=0.01)
 
     def crossed_bytes(self, start_s: float, end_s: float) -> float:
-        """Return how many bytes cross between two times."""
+        """Return the number of bytes that the link carries between two times."""
         crossed, time_s = 0.0, start_s
         for condition in self.trace.conditions:
             if start_s < condition.time_s < end_s:
@@ -102,7 +102,7 @@ class World:
         return crossed + max(self.link(time_s).rate_bytes_per_s * (end_s - time_s), 0.0)
 
     def stages_s(self, start_s: float, point: int) -> tuple[float, float, float]:
-        """Return what edge, transfer and cloud take of a task that starts at a time."""
+        """Return the times of edge, transfer and cloud of a task that starts at a time."""
         candidate = self.plan(self.link(start_s)).candidates[point]
         edge_s, cloud_s = candidate.busy.edge_ms / 1e3, candidate.busy.cloud_ms / 1e3
         if not candidate.crossing_bytes:
@@ -110,7 +110,7 @@ class World:
         return edge_s, sum(self.transfers_s(start_s + edge_s, candidate.crossing_bytes)), cloud_s
 
     def transfers_s(self, sent_s: float, crossing_bytes: int) -> tuple[float, float]:
-        """Return how long a tensor takes up, and its answer back with the round trip's delay."""
+        """Return the time of a tensor on the uplink, and of its reply, with the round trip."""
         up_s = self.trace.crossing_s(sent_s, frame_bytes(crossing_bytes))
         down_s = frame_bytes(self.graph.output.size_bytes) / self.link(sent_s + up_s).rate_bytes_per_s
         return up_s, down_s + self.link(sent_s).rtt_ms / 1e3
@@ -150,10 +150,10 @@ def run(world: World, choose: Strategy) -> list[Task]:
 
 @dataclass
 class Sent:
-    """A tensor on its way to the virtual cloud, and its answer."""
+    """A tensor that is being sent to the virtual cloud, and its reply."""
 
     chosen: Choice
-    start_s: float  # of its crossing, behind those before it
+    start_s: float  # of its transfer, after earlier ones
     sent_s: float
     received_s: float
     answer_s: float
@@ -246,7 +246,7 @@ class Follower:
         return self.sent[-1]
 
     def wait_for(self, sent: Sent) -> float:
-        """Return when the task has its answer, from there or from here."""
+        """Return the time at which the task has its result, from the cloud or the edge."""
         while sent in self.sent:
             if self.hedges and self.hedging.pays(self.way(sent), sent.chosen.rest_ms):
                 sent.is_wanted = False
@@ -259,10 +259,10 @@ class Follower:
             self.advance(min(self.time_s + POLL_S, sent.answer_s))
         return sent.answer_s
 
-    # ------------------------------------------------------------ what happens beside them
+    # ------------------------------------------------------------ events beside the tasks
 
     def advance(self, time_s: float) -> None:
-        """Let time pass: measurements begin and end, answers come, bytes are watched."""
+        """Advance the time: measurements begin and end, replies arrive, transfer progress is checked."""
         while True:
             self.tick()
             for sent in [sent for sent in self.sent if sent.answer_s <= self.time_s]:
@@ -274,7 +274,7 @@ class Follower:
             self.time_s = min([self.time_s + POLL_S, time_s, *(sent.answer_s for sent in self.sent)])
 
     def tick(self) -> None:
-        """Let the watch do what it does every second; probes run beside tasks, and take their time."""
+        """Run the link watch, as every second. Probes run beside tasks, and take time on the link."""
         if self.refresh_s is None and (self.time_s >= self.next_tick_s or (self.watch.wants_probe and not self.sent)):
             link = self.world.link(self.time_s)
             probe_s = PROBE_RTTS * link.rtt_ms / 1e3 + self.world.trace.crossing_s(self.time_s, QUICK_BYTES)
@@ -335,7 +335,7 @@ def once_a_task(world: World) -> Strategy:
 
 
 def reactions_s(world: World, tasks: Sequence[Task]) -> list[tuple[float, float]]:
-    """Return, for each step of the trace that makes another cut pay, how long a good cut took, and its fair limit."""
+    """Return the reaction and its limit, s, for each step of the trace after which another cut is faster."""
     found = []
     ends_s = [*(condition.time_s for condition in world.trace.conditions[2:]), LENGTH_S]
     for (before, after), end_s in zip(itertools.pairwise(world.trace.conditions), ends_s, strict=True):
@@ -370,7 +370,7 @@ def compare(name: str, trace: Trace, model: str, slowdown: float, *, hedges: boo
     runs["once a task"] = run(world, once_a_task(world))
     runs["at the start"] = run(world, lambda time_s: (first, 0.0))
     means = {strategy: statistics.fmean(task.total_s for task in tasks) * 1e3 for strategy, tasks in runs.items()}
-    # the same tasks at the same times, each with its best cut: what following lost by its cuts alone
+    # the same tasks at the same times, each with its best cut: the loss by cuts only
     own_best = statistics.fmean(world.best(task.start_s)[0] for task in runs["following"]) * 1e3
     present = [(task.start_s, world.plan(world.link(task.start_s)).best.point) for task in runs["following"]]
     own_present = statistics.fmean(itertools.starmap(world.total_s, present)) * 1e3
@@ -403,7 +403,7 @@ def compare(name: str, trace: Trace, model: str, slowdown: float, *, hedges: boo
 
 
 def unseen(count: int) -> Iterator[tuple[str, Trace]]:
-    """Yield ``count`` variations of each made-up trace: other seeds, times, speeds, rates and round trips."""
+    """Yield ``count`` variations of each synthetic trace: other seeds, times, speeds, rates and round trips."""
     for name, seed in itertools.product(SHAPES, range(1, count + 1)):
         draw, trace = random.Random(f"{name} {seed}"), made_up(name, 1_000 + seed)
         shift_s, speed = draw.uniform(0.0, LENGTH_S), draw.uniform(0.7, 1.4)
@@ -444,8 +444,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("-t", "--type", nargs="+", default=["alex_net", "vgg_net", "mobile_net"], choices=list(ZOO))
     parser.add_argument("--trace", type=Path, nargs="+", help="replay these files (default: the shipped ones)")
-    parser.add_argument("--unseen", type=int, metavar="N", help="replay N variations of each made-up trace instead")
-    parser.add_argument("--no-hedging", action="store_true", help="wait for the cloud, however long a task is stuck")
+    parser.add_argument("--unseen", type=int, metavar="N", help="replay N variations of each synthetic trace instead")
+    parser.add_argument(
+        "--no-hedging", action="store_true", help="wait for the cloud, however long a transfer is stalled"
+    )
     parser.add_argument("--real", action="store_true", help="run tasks_edge_api.py through the shaper instead")
     parser.add_argument("--slowdown", type=float, default=10.0, help="of the edge (default: 10)")
     args = parser.parse_args()
@@ -467,8 +469,8 @@ def main() -> None:
     ratios = [row["to_clairvoyant"] for row in rows]
     present = [row["to_present"] for row in rows]
     print(
-        f"following: mean {statistics.fmean(ratios):.3f} of the clairvoyant's latency, worst {max(ratios):.3f}; of who "
-        f"knows the present: mean {statistics.fmean(present):.3f}, worst {max(present):.3f}"
+        f"following: mean {statistics.fmean(ratios):.3f} of the clairvoyant's latency, worst {max(ratios):.3f}; of the "
+        f"best cuts at each start: mean {statistics.fmean(present):.3f}, worst {max(present):.3f}"
     )
     save("following", {"rows": rows})
 

@@ -8,8 +8,8 @@ the time of a plain socket that sends the same bytes to a server that only reads
 output, beyond that partition: right after a network nothing is in the caches. One after the other, the gap is what the
 period has beyond the sum of the parts; in flight, beyond the longest of them.
 
-On two cores a cloud of two threads computes where the edge is to plan, send and read, and an OpenMP thread waits there
-for more to compute. With --cloud-threads 1 each side has a core of its own, as on two machines.
+On two cores, a cloud with two threads computes on the core that the edge needs to plan, send and read, and an OpenMP
+thread spins there. With --cloud-threads 1 each side has a core of its own, as on two machines.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def compute_bare(listener: socket.socket, model: str, threads: int) -> None:
 
 
 def raw_transfer_ms(model: str, threads: int) -> float:
-    """Return the median time of an exchange with `compute_bare`, less what it computed."""
+    """Return the median time of an exchange with `compute_bare`, less its compute time, ms."""
     graph = model_graph(model)
     listener = socket.create_server((DEFAULT_IP, 0))
     peer = multiprocessing.get_context("spawn").Process(target=compute_bare, args=(listener, model, threads))
@@ -88,7 +88,7 @@ def raw_transfer_ms(model: str, threads: int) -> float:
 
 
 def run_queue(arguments: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the tasks of a queue once all is warm, as the edge tells them."""
+    """Return the tasks of a queue after the warm-up, as in the JSON of the edge."""
     command = [sys.executable, "tasks_edge_api.py", *FLAGS, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     tasks: list[dict[str, Any]] = json.loads(done.stdout)["tasks"]
@@ -96,7 +96,7 @@ def run_queue(arguments: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def gap(tasks: Sequence[dict[str, Any]], raw_ms: float, *, is_alone: bool) -> dict[str, float]:
-    """Return the period (ms) of a queue, what it is made of, and the rest: medians, or means of many in flight.
+    """Return the period (ms) of a queue, its parts, and the rest: medians, or means of many in flight.
 
     A mean of periods less a median of the longest part would take the machine's slow moments for a gap.
     """

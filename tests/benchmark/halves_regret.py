@@ -65,7 +65,7 @@ def measure_side(side: str) -> dict[str, dict[str, Any]]:
     return result
 
 
-Measured = Mapping[str, Mapping[str, Mapping[str, Any]]]  # by side, network, and what
+Measured = Mapping[str, Mapping[str, Mapping[str, Any]]]  # by side, network, and source
 
 
 def regrets(measured: Measured, source: str) -> list[dict[str, object]]:

@@ -1,4 +1,4 @@
-"""A cloud behind an emulated link, for measurements: needs root, and the tool that LINK_TOOL names."""
+"""A cloud over an emulated link, for measurements: needs root, and the tool that LINK_TOOL names."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SO_TIMESTAMPNS, IP_HEADER_BYTES = 35, 20
 ECHO_NAME = struct.Struct("!HH")  # whose echo, and which
 ECHO_BYTES = 28  # of a packet
 ECHO_TIMEOUT_S = 2.0
-PAYLOAD_SHARE = SEGMENT_BYTES / 1500  # of what the emulator counts, whole packets of IP, is TCP's payload
+PAYLOAD_SHARE = SEGMENT_BYTES / 1500  # share of TCP's payload in whole IP packets, which the emulator counts
 TOOL = Path(os.environ.get("LINK_TOOL", ROOT.parent / "shared" / "tools" / "link"))
 
 
@@ -50,19 +50,19 @@ def emulated_link(rate_mbit: float, rtt_ms: float, loss_ppm: int = 0) -> Iterato
 
 
 def payload_bytes_per_s(rate_mbit: float) -> float:
-    """Return the rate at which a link carries TCP's payload, bytes/s: what is left of it beside the headers."""
+    """Return the rate at which a link carries TCP's payload, without the headers, bytes/s."""
     return PAYLOAD_SHARE * mbit_per_s_to_bytes_per_s(rate_mbit)
 
 
 def change_link(rate_mbit: float, rtt_ms: float, loss_ppm: int = 0) -> None:
-    """Change the link in place; what is on it is lost."""
+    """Change the link in place; packets on it are lost."""
     subprocess.run([TOOL, "set", str(rate_mbit), str(rtt_ms), str(loss_ppm)], check=True)
 
 
 def echo_ms(count: int = 20) -> float:
     """Return the median round trip of an ICMP echo over the link, ms, as the two kernels see it.
 
-    It is what the link really takes: the emulator needs a tenth of a millisecond beyond what it is told.
+    It is the real time of the link: the emulator adds a tenth of a millisecond to its setting.
 
     Raises: TimeoutError: none came back.
     """

@@ -2,8 +2,9 @@
 
     python -m tests.benchmark.load
 
-A task that a busy cloud keeps waiting is finished on the edge, which hides what feedback does: so without this, too.
-The edge and the others share one machine with the cloud, so the edge pays for their work, too; all ways equally.
+Hedging finishes a task of a busy cloud on the edge, which hides the effect of feedback. So it is also measured without
+hedging. The edge shares its machine with the cloud and the other edges, so their work slows it down, equally in all
+runs.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Many edges at one cloud, a process each, 40 mixed tasks each: every answer, fairness, and the cloud's memory.
+"""Many edges at one cloud, a process each, 40 mixed tasks each: every result, fairness, and the cloud's memory.
 
     python -m tests.benchmark.many_edges [EDGES [ROUNDS]]
 
-The class of every answer is compared with that of the unsplit network here. Fairness is the slowest edge's time over
-the median. Tasks/s: all tasks over the longest makespan; the edges do not begin at the same moment, so it is a little
+The class of every result is compared with that of the unsplit network here. Fairness is the slowest edge's time over
+the median. Tasks/s: all tasks over the longest makespan. The edges do not begin at the same moment, so it is a little
 too high.
 """
 
@@ -41,7 +41,7 @@ def resident_mb(pid: int) -> float:
 
 
 def one_round(edges: int, ports: list[int]) -> list[dict[str, Any]]:
-    """Let all edges work at once; return their documents."""
+    """Run all edges at the same time; return their documents."""
     processes = [start_edge(number, ports) for number in range(edges)]
     return [json.loads(process.communicate()[0]) for process in processes]
 

@@ -1,10 +1,10 @@
-"""What a split task costs beyond its parts: total less edge half, cloud half and a raw transfer of the same bytes.
+"""The overhead of a split task: its total less the edge partition, the cloud partition and a raw transfer of its bytes.
 
     python -m tests.benchmark.overhead
 
-Measured in turn in every round: the task over a session to a cloud process on loopback (which reports what its half
-took), and, right behind another edge half so that caches are as cold, a raw socket that sends what crosses and gets
-an output's bytes back.
+Two contenders take turns in every round. One is the task over a session to a cloud process on loopback, which reports
+the time of its partition. The other is an edge partition, so that caches are as cold, and directly after it a raw
+socket that sends the boundary tensors and receives the bytes of an output.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ALLOWED_MS, ALLOWED_SHARE = 1.0, 0.03
 
 
 def echo_size(listener: socket.socket, request_bytes: int, reply_bytes: int) -> None:
-    """Read ``request_bytes``, answer ``reply_bytes``, until the peer leaves."""
+    """Read ``request_bytes`` and send ``reply_bytes``, until the peer disconnects."""
     sock, _ = listener.accept()
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     memory = memoryview(bytearray(request_bytes))

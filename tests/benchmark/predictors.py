@@ -15,7 +15,7 @@ def used_and_found(side: str, name: str, path: Path | None = None) -> tuple[Late
 
     Sets the number of threads of this process to the predictor's, so a process measures one side only.
 
-    Args: path: a directory of data sets (default: what the scripts find).
+    Args: path: a directory of data sets (default: that of the scripts).
     """
     found = find_predictor(side, "cpu", name, path)
     return scaled_to_machine(found, "cpu", use_threads(found.threads)), found

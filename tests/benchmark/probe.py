@@ -1,15 +1,15 @@
-"""Error of the measured rate and RTT over emulated links: as they are, lossy, behind a token bucket, and shared.
+"""Error of the measured rate and RTT over emulated links: plain, lossy, with a token bucket, and shared.
 
     python -m tests.benchmark.probe [plain|loss|bucket|shared ...] [--tcp] [--cores-sleep]
 
-Five measurements a link; medians, and the largest error of the rate. One in which the host took more than 2 % of the
-time away is repeated (`tests.benchmark.common.undisturbed`). The true rate is that of TCP's payload, 1448 of 1500 bytes
-of a packet. Behind a token bucket (tbf on the edge's side, on a link of 500 Mbit/s and 10 ms) it is the bucket's. With
-another TCP flow, started 2 s before, both the link's rate and half of it can be called true: the table compares with
-the link's. The true RTT is that of ICMP echoes between the two kernels, right before and right behind each measurement:
-what the emulator adds to a millisecond moves from second to second. Most of it is what a virtual core takes to wake up
-(`tests.benchmark.common.cores_awake`), in the emulator's way of echoes and probes alike, but by chance: so no core
-sleeps, but with --cores-sleep.
+Five measurements a link; medians, and the largest error of the rate. If the host gave this machine no time for more
+than 2 % of a measurement, it is repeated (`tests.benchmark.common.undisturbed`). The true rate is that of TCP's
+payload, 1448 of 1500 bytes of a packet. With a token bucket (tbf on the edge's side, on a link of 500 Mbit/s and 10 ms)
+it is the bucket's rate. With another TCP flow, started 2 s before, the link's rate or 50 % of it could be called true:
+the table compares with the link's. The true RTT is that of ICMP echoes between the two kernels, directly before and
+after each measurement, because the emulator's delay over a millisecond changes from second to second. Most of that is
+the time in which a virtual core wakes up (`tests.benchmark.common.cores_awake`). It affects echoes and probes alike,
+but by chance: so no core sleeps, except with --cores-sleep.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ while True:
 
 
 def measured(port: int, use_udp: bool) -> dict[str, Any]:
-    """Return one measurement, as the self-test tells it, and the mean of the echoes before and behind it."""
+    """Return one measurement, as the self-test reports it, and the mean of the echoes before and after it."""
     before_ms, start_ms = echo_ms(), now_ms()
     estimate = measure_link(CLOUD_IP, port, use_udp=use_udp)
     document = document_of(estimate, now_ms() - start_ms)
@@ -135,7 +135,7 @@ def run(link: tuple[float, float], true_mbit: float, tcp: bool, loss: int = 0, b
 
 def run_case(case: str, links: Sequence[tuple[float, float]], tcp: bool) -> list[dict[str, Any]]:
     """Return and print the figures of all links of one case."""
-    print(f"\n{case}\n  link: RTT   true   error   worst  told %   RTT, ms    echo error %      KB      ms")
+    print(f"\n{case}\n  link: RTT   true   error   worst  claimed%   RTT, ms    echo error %      KB      ms")
     if case == "bucket":
         fast = (FAST_MBIT, FAST_RTT_MS)
         rows = [run(fast, rate, tcp, beside=token_bucket(rate, burst)) for rate, burst in BUCKETS]
@@ -151,7 +151,7 @@ def run_case(case: str, links: Sequence[tuple[float, float]], tcp: bool) -> list
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("cases", nargs="*", default=["plain", "loss", "bucket", "shared"])
-    parser.add_argument("--tcp", action="store_true", help="by TCP alone")
+    parser.add_argument("--tcp", action="store_true", help="by TCP only")
     parser.add_argument("--cores-sleep", action="store_true", help="keep no core awake")
     parser.add_argument("--rates", type=float, nargs="+", help="only links of these rates")
     parser.add_argument("--measure", type=int, metavar="PORT")

@@ -2,10 +2,9 @@
 
     python -m tests.benchmark.queue [RATE_MBIT [RTT_MS]]
 
-The bound is the busiest of edge, uplink and cloud: what the tasks of a run kept it busy, in that run. Edge and cloud
-report what they computed. The uplink is busy for the bytes of every request that was sent, its head included, at the
-rate that a link of so many Mbit/s leaves to TCP's payload (1448 of 1500 bytes of a packet).
-Both sides compute with one thread, so that each has a core of its own.
+The bound is the busiest of edge, uplink and cloud in that run: the sum of its tasks' times there. Edge and cloud report
+their compute times. The uplink is busy for the bytes of every request, its head included, at the rate of TCP's payload
+on the link (1448 of 1500 bytes of a packet). Both sides compute with one thread, so that each has a core of its own.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""How the reference implementation chooses a partition point: its features, its regression, its transfer time.
+"""The partition point of the reference implementation: its features, its regression, its transfer time.
 
-A plain linear regression per kind of layer on the columns of the contract, from this project's data sets, clamped at 0;
-other kinds cost nothing; transfer = bytes / bandwidth, without a round trip or an answer, an image as 32-bit values. It
-is given more than it has: a bandwidth that is measured right, batch norms that cost nothing where they are folded, and,
-of networks that are no chain, which it cannot cut at all, every boundary between blocks.
+A plain linear regression per kind of layer on the columns of the contract, from this project's data sets, clamped at 0.
+Other kinds cost nothing. Transfer = bytes / bandwidth, without a round trip or a reply; an image has 32-bit values. It
+gets more than it has: a correctly measured bandwidth, free batch norms if they are folded, and the ends of blocks of
+networks that are no chain, which it cannot cut at all.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KINDS = tuple(COLUMNS)[:6]  # of the contract
 
 
 def reference_point(graph: LayerGraph, rate_bytes_per_s: float, slowdown: float) -> int:
-    """Return the partition point that it chooses, for an edge that it knows to be slower."""
+    """Return the chosen partition point, for an edge with a known slowdown."""
     points = graph.block_points
     edge_ms, cloud_ms = (_between(points, predicted_ms(side, graph)) for side in ("edge", "cloud"))
     sizes_bytes = [graph.crossing_bytes[point] if point else graph.input.size_bytes for point in points]
@@ -40,7 +40,7 @@ def _between(points: Sequence[int], latency_ms: Sequence[float]) -> list[float]:
 
 
 def predicted_ms(side: str, graph: LayerGraph) -> list[float]:
-    """Return what it predicts for every layer, (L,), ms."""
+    """Return the predicted time of every layer, (L,), ms."""
     return [sum(_node_ms(side, node) for node in layer.nodes) for layer in graph.layers]
 
 

@@ -1,30 +1,30 @@
-"""What the chosen cut costs beyond the best one, all run for real over emulated links: six networks, six links.
+"""The cost of the chosen cut over that of the best one, all run over emulated links: six networks, six links.
 
     python -m tests.benchmark.regret [--link 3G ...] [-t alex_net ...]
 
-Between a cloud_api.py with two threads in one network namespace and an edge with one thread in another, every cut at
-which a single tensor crosses is run (`tests.benchmark.cut_runs`): of the four chains every partition point, of
-ResNet-18 and GoogLeNet every boundary between blocks, and what DADS chooses inside them. A cut is left out only if it
-cannot win: its bytes at the full rate of the link, and a round trip, take longer than another cut did as a whole.
+A cloud_api.py with two threads runs in one network namespace, an edge with one thread in another. Every cut at which a
+single tensor is transferred is run (`tests.benchmark.cut_runs`): every partition point of the four chains, every end of
+a block of ResNet-18 and GoogLeNet, and the cuts that DADS chooses inside of blocks. A cut is left out only if it cannot
+win: its bytes at the full rate of the link, and a round trip, take longer than another cut in total.
 
 Compared are the choices of
 
-    forest       edge_api.py as it is: shipped predictors, the cloud's word, the link as measured, the transfer model
+    forest       edge_api.py: shipped predictors, the latencies of the cloud, the measured link, the transfer model
     measured     edge_api.py --predictor measured, and a cloud started with the same
     edge-only    no cut
     cloud-only   no edge
     reference    bytes / bandwidth, its features (`tests.benchmark.reference`)
 
-The best of many measured cuts is in part the luckiest. So every other round, of rounds in random order, picks the best
-cut, and the rounds between tell what it, and the chosen ones, take. Regret is chosen / best - 1; where two cuts are as
-good as each other, noise may bring it below 0. Cuts near the best one get more rounds.
+The best of many measured cuts is in part the luckiest. So every second round, of rounds in random order, picks the best
+cut, and the other rounds give the time of that cut and of the chosen ones. Regret is chosen / best - 1; if two cuts are
+equally good, noise may make it negative. Cuts near the best one get more rounds.
 
-Links: up to Wi-Fi the rates that the field plans with (JointDNN, IEEE TMC'19), with round trips as such networks have
-them, up to the 50 ms that the monitor is made for; then 5G, a wire to a data centre nearby, and one to the next room,
-so that there are links on which each of edge-only, a cut and cloud-only should win.
+Links: up to Wi-Fi the rates of the literature (JointDNN, IEEE TMC'19), with typical round trips of such networks, up to
+the 50 ms that the monitor is made for; then 5G, a wire to a data centre nearby, and one to the next room. So there are
+links on which each of edge-only, a cut and cloud-only should win.
 
-What results/regret.json has is not measured again unless --link or -t name it; so a run that broke off goes on behind
-the last whole network. Tables go to results/regret.xlsx, a plot to results/regret.png.
+Results in results/regret.json are not measured again unless --link or -t name them, so an interrupted run continues
+after the last whole network. Tables go to results/regret.xlsx, a plot to results/regret.png.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ GOOD = 0.05
 
 
 def measure_model(model: str, link: Link, ports: Sequence[int]) -> Json:
-    """Return what was chosen for a network on the link of the moment, and what every run of every cut took.
+    """Return the choices for a network on the current link, and the time of every run of every cut.
 
     Args: ports: of the cloud, its bandwidth service, and the cloud that measures its layers.
     """
@@ -97,7 +97,7 @@ def measure_model(model: str, link: Link, ports: Sequence[int]) -> Json:
 def choices(
     model: str, link: LinkEstimate, ports: dict[str, int], slowdown: float
 ) -> dict[str, tuple[Cut, float | None]]:
-    """Return what each contender chooses for an edge, and what it takes by our prediction, ms."""
+    """Return the choice of each contender for an edge, and its predicted time, ms."""
     plans = {
         name: plan_for(TaskSettings(model, WeightsSource(), threads=1, predictor=name), port, link, slowdown)
         for name, port in ports.items()
@@ -112,7 +112,7 @@ def choices(
     return {**ours, **{name: (graph.edge_nodes(point), None) for name, point in points.items()}}
 
 
-# ---------------------------------------------------------------- what it tells
+# ---------------------------------------------------------------- results
 
 
 def regrets(measured: Json, slowdown: float) -> Json:
@@ -146,14 +146,14 @@ def cut_rows(measured: Json) -> list[Json]:
 
 
 def name_of(cut: Json) -> str:
-    """Return what a person calls a cut."""
+    """Return the label of a cut."""
     if cut["edge_nodes"] == cut["nodes"]:
         return "edge"
     return "cloud" if cut["edge_nodes"] == 1 else " + ".join(cut["crossing"])
 
 
 def summary(rows: Sequence[Json]) -> list[Json]:
-    """Return, for every contender, its regret over all networks and links, and how much faster ours is than it."""
+    """Return, for every contender, its regret over all networks and links, and the speedup of `forest` over it."""
     found = []
     for name in (*OURS, *RIVALS):
         regret = [row[f"{name}_regret"] for row in rows]
@@ -173,14 +173,14 @@ def summary(rows: Sequence[Json]) -> list[Json]:
 
 
 def print_tables(rows: Sequence[Json], slowdown: float) -> None:
-    """Print the regret of every contender on every link, and what it comes to."""
+    """Print the regret of every contender on every link, and its summary."""
     names = (*OURS, *RIVALS)
     share = "one thread" if slowdown == 1 else f"{slowdown:g} times slower than one thread here"
     print(f"\nregret of the chosen cut, an edge of {share}")
     print(
         f"{'link':<8}{'model':<12}{'cuts run':>10}{'best, ms':>10}" + "".join(f"{name:>12}" for name in names), end=""
     )
-    print("  best cut, and ours where it is another")
+    print("  best cut, and that of forest if it differs")
     for row in rows:
         print(f"{row['link']:<8}{row['model']:<12}{row['cuts_run']:>4} of {row['boundaries']:<2}", end="")
         print(f"{row['best_ms']:>10.1f}" + "".join(f"{row[f'{name}_regret']:>12.1%}" for name in names), end="")
@@ -194,7 +194,7 @@ def print_tables(rows: Sequence[Json], slowdown: float) -> None:
 
 
 def plot(rows: Sequence[Json]) -> None:
-    """Draw what each choice takes, in terms of the best cut: a panel for every network and edge."""
+    """Draw the time of each choice over that of the best cut: a panel for every network and edge."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -236,7 +236,7 @@ def report(measured: Sequence[Json]) -> None:
 
 
 def measure_link(name: str, models: Sequence[str]) -> list[Json]:
-    """Return what was measured of some networks on one link; fewer than asked for where it broke off."""
+    """Return the measurements of some networks on one link; fewer if it was interrupted."""
     command = ["cloud_api.py", "-p", "0", "--monitor-port", "0"]
     with (
         emulated_link(*LINKS[name]),
@@ -250,7 +250,7 @@ def measure_link(name: str, models: Sequence[str]) -> list[Json]:
 
 
 def run_edge(name: str, arguments: Sequence[str]) -> None:
-    """Measure networks, and print what was found, a line of JSON for each."""
+    """Measure networks, and print a line of JSON for each."""
     ports, models = [int(port) for port in arguments[:3]], arguments[3:]
     use_threads(1)
     turns = tqdm(models, desc=name, unit="network", disable=None)
@@ -281,7 +281,9 @@ def main() -> None:
         rows.sort(key=lambda row: (MODELS.index(row["model"]), list(LINKS).index(row["link"])))
         save("regret", {"rows": rows})
         if len(measured) < len(models):
-            raise SystemExit(f"{name} broke off after {len(measured)} of {len(models)} networks: start again to go on")
+            raise SystemExit(
+                f"{name} ended after {len(measured)} of {len(models)} networks: start it again to continue"
+            )
     report(kept_rows("regret"))
 
 

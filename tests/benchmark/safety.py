@@ -1,9 +1,9 @@
-"""What safety costs: a tensor over loopback, rebuilt and acknowledged, plain, sealed with a key, and under TLS 1.3.
+"""The cost of safety: a tensor over loopback, rebuilt and acknowledged, plain, sealed with a key, and under TLS 1.3.
 
     python -m tests.benchmark.safety
 
 A process for each side; the three take turns in one run. Also: one pass of the hashes that could seal records, and the
-look for NaN and infinite values that every tensor gets.
+check of every tensor for NaN and infinite values.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ HASHES: dict[str, Callable[[bytes], object]] = {
 
 
 def sides(directory: Path) -> dict[str, tuple[Access, Access]]:
-    """Return what the cloud and the edge hold in each mode."""
+    """Return the access of the cloud and of the edge in each mode."""
     make_ca(directory)
     make_certificate(directory, "cloud", [DEFAULT_IP])
     cloud = cloud_tls(directory / "cloud.pem", directory / "cloud.key", None)

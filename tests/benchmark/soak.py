@@ -41,7 +41,7 @@ SAMPLE_S = 5.0
 
 
 def resources(pid: int) -> dict[str, float]:
-    """Return what a process holds."""
+    """Return the resources of a process."""
     proc = Path(f"/proc/{pid}")
     children = (proc / "task" / str(pid) / "children").read_text().split()
     return {
@@ -86,7 +86,7 @@ def right_digests(model: str, point: int) -> set[str]:
 
 
 def is_wrong(task: dict[str, Any]) -> bool:
-    """Return whether a task has an answer, and another than the right one."""
+    """Return whether a task has a wrong output."""
     return task["error"] is None and task["output_digest"] not in right_digests(task["model"], task["partition_point"])
 
 
@@ -114,7 +114,7 @@ def main() -> None:
     wrong = sum(map(is_wrong, tasks))
     print(f"{len(tasks)} tasks, {summary['failed']} failed, {wrong} wrong, in {minutes:g} minutes; {summary['where']}")
     print(*errors, sep="\n    ")
-    print(f"{'side':<8}{'what':<14}{'first minute':>14}{'last minute':>14}")
+    print(f"{'side':<8}{'resource':<14}{'first minute':>14}{'last minute':>14}")
     count = int(60 / SAMPLE_S)
     for side in ("edge", "cloud"):
         for what in samples[0][side]:

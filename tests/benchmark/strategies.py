@@ -1,14 +1,14 @@
-"""What each strategy's cut takes, predicted and measured, over an emulated link; and the best cut between blocks.
+"""The latency of each strategy's cut, predicted and measured, over an emulated link; and the best end of a block.
 
     python -m tests.benchmark.strategies [--all] [RATE_MBIT ...]
 
-Every strategy plans as `edge_api.py` does: with the shipped predictors, the cloud's own word, and a measured link.
-Then cuts run in rounds (`tests.benchmark.cut_runs`): those of the strategies, and every one at which a single tensor
-crosses. Left out are those that cannot win: their bytes at the full rate of the link, and a round trip, take longer
-than one of the strategies' cuts did as a whole. With --all these run, too, but once.
+Every strategy plans as `edge_api.py` does: with the shipped predictors, the latencies of the cloud, and a measured
+link. Then cuts run in rounds (`tests.benchmark.cut_runs`): those of the strategies, and every one at which a single
+tensor is transferred. Cuts that cannot win are left out: their bytes at the full rate of the link, and a round trip,
+take longer than one of the strategies' cuts in total. With --all these run, too, but once.
 
-The best cut is picked by every other round, and the rounds between tell what each takes: medians. Figures of other
-rates, from earlier runs, are kept in results/strategies.json and shown along.
+Every second round picks the best cut, and the other rounds give the latencies: medians. Figures of other rates, from
+earlier runs, are kept in results/strategies.json and shown, too.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def measure_model(model: str, rate_mbit: float, ports: Sequence[int], *, every: 
 
 
 def figures(graph: LayerGraph, plans: Mapping[Strategy, SplitPlan], taken: Runs, slowdown: float) -> Json:
-    """Return what the strategies' cuts took with one edge, beside the best cut between blocks."""
+    """Return the times of the strategies' cuts with one edge, and of the best end of a block."""
     boundaries = {graph.edge_nodes(point) for point in graph.block_points} & taken.keys()
     best, _ = score({cut: taken[cut] for cut in boundaries}, slowdown)
     _, latency_ms = score(taken, slowdown)
@@ -153,7 +153,7 @@ def measure_rate(rate_mbit: float, *, every: bool) -> list[Json]:
 
 
 def run_edge(rate_mbit: float, ports: Sequence[int], *, every: bool) -> None:
-    """Measure all networks, and print what was found as JSON."""
+    """Measure all networks, and print the rows as JSON."""
     use_threads(1)
     turns = tqdm(MODELS, desc=f"{rate_mbit:g} Mbit/s", unit="network", disable=None)
     measured = [measure_model(model, rate_mbit, ports, every=every) for model in turns]

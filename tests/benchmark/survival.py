@@ -1,11 +1,11 @@
-"""What survives: clouds that are killed or fall silent, edges that are killed while they send, and a stop with tasks.
+"""Survival: killed and silent clouds, edges that are killed while they send, and a stop with tasks in flight.
 
     python -m tests.benchmark.survival [KILLS [EDGE_KILLS [SILENCES]]]
 
-A queue works on while its cloud is killed at random moments and started again; while it is stopped, so that its kernel
-still acknowledges and nothing but the missing heartbeat tells; and while the link loses everything (needs root, and the
-tool that LINK_TOOL names). An answer that the cloud was lost with may come later than the edge alone would have made
-it, by 0.5 s after a kill and 5 s after a silence. A number of 0 leaves its part out.
+A queue runs while its cloud is killed at random moments and started again; while the cloud is stopped, so that its
+kernel still acknowledges and only the missing heartbeat shows it; and while the link loses everything (needs root, and
+the tool that LINK_TOOL names). The result of a task in flight may come later than the edge alone would have had it, by
+0.5 s after a kill and 5 s after a silence. A number of 0 leaves its part out.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from tests.networks import Network, load_network, random_input, run_whole
 MODEL = "alex_net"
 KILLS, EDGE_KILLS, SILENCES = 100, 200, 10
 CLOUD = ["tasks_cloud_api.py", "--models", MODEL, "--monitor-port", "0", "-p"]
-LATE_AFTER_KILL_MS, LATE_AFTER_SILENCE_MS = 500.0, 5_000.0  # beyond what the edge alone needs
+LATE_AFTER_KILL_MS, LATE_AFTER_SILENCE_MS = 500.0, 5_000.0  # over the time of the edge alone
 SILENT_S = SILENCE_S + 2.0
 LINK = (100.0, 10.0)  # Mbit/s, RTT in ms
 IDLE_S = 5.0
@@ -64,12 +64,12 @@ time.sleep(60)
 
 
 def free_port() -> int:
-    """Return a port on which nobody listens."""
+    """Return a port without a service."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         return int(sock.getsockname()[1])
 
 
-# ---------------------------------------------------------------- the cloud dies, or falls silent
+# ---------------------------------------------------------------- killed and silent clouds
 
 
 class Queue:
@@ -101,7 +101,7 @@ class Queue:
 
 
 def lose_clouds(times: int, number: signal.Signals) -> dict[str, Any]:
-    """Send a signal to the cloud at random moments, so often; return what became of the edge's tasks."""
+    """Send a signal to the cloud ``times`` times at random moments; return the outcome of the edge's tasks."""
     draw, port, start_ms = random.Random(0), free_port(), now_ms()
     queue: Queue | None = None
     for _ in tqdm(range(times), desc=number.name, unit="loss", disable=None):
@@ -119,7 +119,7 @@ def lose_clouds(times: int, number: signal.Signals) -> dict[str, Any]:
 
 
 def lose_links(times: int) -> dict[str, Any]:
-    """Let the link lose everything at random moments, so often; return what became of the edge's tasks."""
+    """Let the link lose everything ``times`` times at random moments; return the outcome of the edge's tasks."""
     draw, port, start_ms = random.Random(0), free_port(), now_ms()
     with emulated_link(*LINK), on_cloud_side([*CLOUD, str(port)]) as cloud:
         queue = Queue(CLOUD_IP, port, [str(TOOL), "edge"])
@@ -144,7 +144,7 @@ def wait_for_use(cloud: ServiceProcess) -> None:
 def verdict_on(tasks: list[dict[str, Any]], late_ms: float) -> dict[str, Any]:
     """Return how many tasks were answered, rightly, and how long those took that the cloud was lost with.
 
-    Args: late_ms: a task that took so much longer than the edge alone is late.
+    Args: late_ms: a task is late if it takes longer than the edge alone by more than this.
     """
     network = load_network(MODEL)
     right = set()
@@ -183,7 +183,7 @@ def threads_of(pid: int) -> int:
 
 
 def kill_edges(kills: int) -> dict[str, Any]:
-    """Kill edges in the middle of a tensor; return what is left of them in the cloud."""
+    """Kill edges in the middle of a tensor; return the resources of the cloud before and after."""
     request = frame_of(request_of(load_network(MODEL)), [random_input()])
     with (
         tempfile.NamedTemporaryFile() as file,

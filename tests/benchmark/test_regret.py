@@ -1,4 +1,4 @@
-"""What is made of measured runs: no luck counts twice, and the reference chooses as its contract says."""
+"""Statistics of measured runs: no luck counts twice, and the reference chooses as its contract says."""
 
 from __future__ import annotations
 

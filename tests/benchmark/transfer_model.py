@@ -2,11 +2,13 @@
 
     python -m tests.benchmark.transfer_model [RATE_MBIT,RTT_MS ...] [--congestion-control NAME]
 
-Messages of the project itself cross: a request with one tensor, and a reply of 1000 classes. Idle: a connection that
-has said hello and prepared a cut, paced as the edge paces a first task. Warm: one that has just carried the same
+Messages of the project are sent: a request with one tensor, and a reply of 1000 classes. Idle: a connection after hello
+and the preparation of a cut, paced as the edge paces a first task. Warm: a connection that has just carried the same
 tensor, twice.
-The model is given the link's payload rate (1448 of 1500 bytes of a packet) and the round trip of pings just before,
-both true: what it errs by is its own. A transfer during which the host took more than 2 % of the time away is repeated.
+
+The model gets the link's payload rate (1448 of 1500 bytes of a packet) and the round trip of pings just before, both
+true, so that the error is that of the model. If the host gave this machine no time for more than 2 % of a transfer, the
+transfer is repeated.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ LONGEST_S = 30.0  # a transfer; larger ones would make the same point for minute
 CLASSES = 1000
 REQUEST = Request("model", b"", "0" * 16, "0" * 16)
 PINGS, SETTLE_S, WAIT_S = 5, 0.3, 200.0
-# How often a transfer of at most so many seconds is repeated, on connections of their own: medians count.
+# Repetitions of a transfer by its longest time, s, each on a connection of its own: medians count.
 REPEATS = ((0.05, 15), (0.2, 5), (2.0, 3), (LONGEST_S, 1))
 
 
@@ -69,7 +71,7 @@ def answer(connection: Connection, output: Array) -> bool:
 
 
 def asked_ms(connection: Connection, message: Message) -> float:
-    """Return how long the answer to a few bytes took."""
+    """Return the time until the reply to a few bytes."""
     start_ms = now_ms()
     connection.send(message)
     connection.receive(WAIT_S)
@@ -96,7 +98,7 @@ def measure(rate_mbit: float) -> None:
 
 
 def ping_ms(rate: float) -> float:
-    """Return what a few bytes take there and back, less their own time on the link."""
+    """Return the round trip of a few bytes, less their own time on the link."""
     with connect(CLOUD_IP, PORT) as connection:
         return statistics.median(asked_ms(connection, Hello.of()) for _ in range(PINGS)) - 2e3 * FRAME_BYTES / rate
 

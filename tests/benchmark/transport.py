@@ -1,12 +1,12 @@
-"""Send a tensor, rebuild it, send an output back: ours, multiprocessing and pyzmq against a raw socket.
+"""Send a tensor, rebuild it, send an output back: this project, multiprocessing and pyzmq against a raw socket.
 
     python -m tests.benchmark.transport [--huge]
 
-Ours is an edge's session that sends our request and reads our reply; the other side parses the one and makes the other.
-All contenders get the same bytes of a tensor across, and those of an output of 1000 classes back. The raw socket
-receives into preallocated buffers and knows all sizes beforehand: the fastest that Python can do. Shares are raw /
-contender, of medians of rounds in turn in one run: 1 is as fast as raw. A turn is five exchanges in a row, as a
-repeated task makes them. CPU: what an exchange costs each of the two processes, the mean over all turns.
+"ours" is a session of an edge that sends a request and reads a reply; the other side parses the request and makes the
+reply. All contenders send the same bytes of a tensor, and those of an output of 1000 classes back. The raw socket
+receives into preallocated buffers and knows all sizes beforehand: the fastest way in Python. Shares are raw /
+contender, of medians of rounds in turn in one run: 1 is as fast as raw. A turn is five exchanges in a row, as of a
+repeated task. CPU: the cost of an exchange in each of the two processes, the mean over all turns.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _accept(listener: socket.socket) -> socket.socket:
 
 
 def receive_exactly(sock: socket.socket, view: memoryview) -> bool:
-    """Fill ``view``; return whether the peer sent so much before it closed."""
+    """Fill ``view``; return whether the peer sent enough bytes before it closed."""
     while view:
         count = sock.recv_into(view)
         if not count:
@@ -181,7 +181,7 @@ CONTENDERS: Mapping[str, tuple[Serve, Client]] = {
 
 @dataclass(slots=True)
 class Exchange:
-    """One contender: its call, the process at the other end, and what its exchanges took."""
+    """One contender: its call, the process at the other end, and the times of its exchanges."""
 
     call: Callable[[], object]
     pid: int

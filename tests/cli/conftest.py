@@ -1,4 +1,4 @@
-"""The tests of the command line share what the tests of the network share."""
+"""Fixtures of the network's tests, which the tests of the command line use, too."""
 
 from tests.net.conftest import listener, service
 

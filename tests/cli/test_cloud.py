@@ -39,7 +39,7 @@ TASK = ["-t", "le_net", "--point", "0", "--bandwidth", "100"]
 
 
 @pytest.fixture(scope="module")
-def talkative() -> Iterator[ServiceProcess]:
+def logging_cloud() -> Iterator[ServiceProcess]:
     """A cloud that logs every event as JSON, and counts if the library is installed."""
     command = ["cloud_api.py", "-p", "0", "--monitor-port", "0", "--log-json", "--log-level", "debug"]
     if importlib.util.find_spec("prometheus_client"):
@@ -49,7 +49,7 @@ def talkative() -> Iterator[ServiceProcess]:
 
 
 def events(cloud: ServiceProcess) -> list[dict[str, Any]]:
-    """Return the log, each line of which must be an object."""
+    """Return the log. Every line must be a JSON object."""
     return [json.loads(line) for line in cloud.log]
 
 
@@ -58,15 +58,15 @@ def run_edge(cloud: ServiceProcess, *flags: str) -> int:
     return edge_api.main([*TASK, *address, *flags])
 
 
-def test_every_event_is_one_object_with_peer_and_task(
-    talkative: ServiceProcess, capsys: pytest.CaptureFixture[str]
+def test_json_log_has_one_object_for_each_event(
+    logging_cloud: ServiceProcess, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_edge(talkative) == 0
-    answered = wait_for(talkative, "answered task")
+    assert run_edge(logging_cloud) == 0
+    answered = wait_for(logging_cloud, "answered task")
     assert {"time", "level", "logger", "peer", "task", "model", "duration_ms"} <= set(answered)
     assert re.fullmatch(r"[0-9a-f]{8}/1", answered["task"])
-    assert any("connected" in event["message"] and event["peer"] == answered["peer"] for event in events(talkative))
-    assert all(len(line) < 1_000 for line in talkative.log)  # no payloads
+    assert any("connected" in event["message"] and event["peer"] == answered["peer"] for event in events(logging_cloud))
+    assert all(len(line) < 1_000 for line in logging_cloud.log)  # no payloads
     capsys.readouterr()
 
 
@@ -79,16 +79,16 @@ def wait_for(cloud: ServiceProcess, text: str) -> dict[str, Any]:
     raise AssertionError(f"no {text!r} in the log")
 
 
-def test_tasks_and_errors_are_counted(talkative: ServiceProcess, capsys: pytest.CaptureFixture[str]) -> None:
+def test_metrics_count_tasks_bytes_and_times(logging_cloud: ServiceProcess, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("prometheus_client", reason="prometheus_client is not installed")
     port = next(
-        int(found[1]) for line in talkative.log if (found := re.search(r"metrics at http://[\d.]+:(\d+)", line))
+        int(found[1]) for line in logging_cloud.log if (found := re.search(r"metrics at http://[\d.]+:(\d+)", line))
     )
     name = 'neurosurgeon_requests_total{model="le_net"}'
     before = scraped(port).get(name, 0)
-    assert run_edge(talkative) == 0
+    assert run_edge(logging_cloud) == 0
     after = scraped(port)
-    for _ in range(1_000):  # a task is counted when its answer has left
+    for _ in range(1_000):  # a task is counted after its reply is sent
         if after.get(name, 0) == before + 1:
             break
         after = scraped(port)
@@ -100,9 +100,9 @@ def test_tasks_and_errors_are_counted(talkative: ServiceProcess, capsys: pytest.
     capsys.readouterr()
 
 
-def test_a_busy_metrics_port_is_one_line(talkative: ServiceProcess, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_busy_metrics_port_is_one_line(logging_cloud: ServiceProcess, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("prometheus_client", reason="prometheus_client is not installed")
-    busy = str(talkative.ports[1])
+    busy = str(logging_cloud.ports[1])
     assert cloud_api.main(["-p", "0", "--monitor-port", "0", "--metrics-port", busy]) == 3
     error = capsys.readouterr().err
     assert f"metrics port {busy} is busy" in error
@@ -113,9 +113,7 @@ def test_a_busy_metrics_port_is_one_line(talkative: ServiceProcess, capsys: pyte
 
 
 @pytest.mark.parametrize("script", [cloud_api, tasks_cloud_api])
-def test_a_model_to_serve_that_does_not_exist_is_one_line(
-    script: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_models_flag_with_an_unknown_name_is_one_line(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert script.main(["-p", "0", "--monitor-port", "0", "--models", "le_net", "no_net"]) == 2
     error = capsys.readouterr().err
     assert "unknown model 'no_net'" in error
@@ -152,7 +150,7 @@ def test_a_cloud_serves_the_models_that_its_command_line_names(capsys: pytest.Ca
         address = ["-p", str(cloud.ports[0]), "--monitor-port", str(cloud.ports[1])]
         assert doctor.main([*address, "-t", "mobile_net", "le_net"]) == 2
         lines = {line[5:27].strip(): line for line in capsys.readouterr().out.splitlines()}
-        assert "-> choose what it serves with -t" in lines["weights of mobile_net"]
+        assert "-> choose with -t a model that it serves" in lines["weights of mobile_net"]
         assert lines["weights of le_net"].startswith("ok")
 
 
@@ -172,12 +170,12 @@ def latencies(monkeypatch: pytest.MonkeyPatch) -> Iterator[CloudLatencies]:
 
 
 @pytest.mark.parametrize(
-    ("factors", "is_doubted"),
+    ("factors", "expects_doubt"),
     [((1.0,) * COMPARED_TASKS, False), ((9.0,) * COMPARED_TASKS, True), ((0.1,) * COMPARED_TASKS, True)]
     + [((9.0,) * (COMPARED_TASKS - 1) + (1.2,), False), ((9.0,) * (COMPARED_TASKS - 1), False)],
 )
 def test_tasks_that_contradict_a_prediction_have_the_machine_measured_again(
-    factors: Sequence[float], is_doubted: bool, latencies: CloudLatencies, monkeypatch: pytest.MonkeyPatch
+    factors: Sequence[float], expects_doubt: bool, latencies: CloudLatencies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     doubted: list[tuple[str, int]] = []
     monkeypatch.setattr(torch_engine, "doubt_machine_speed", lambda *machine: doubted.append(machine))
@@ -186,7 +184,7 @@ def test_tasks_that_contradict_a_prediction_have_the_machine_measured_again(
     for factor in factors:
         latencies.computed("le_net", pack_nodes(graph, graph.edge_nodes(3)), factor * predicted_ms)
         latencies.computed("alex_net", b"", 1e6)  # of which nothing was predicted
-    assert doubted == [("cpu", 1)] * is_doubted
+    assert doubted == [("cpu", 1)] * expects_doubt
 
 
 def test_edges_that_ask_at_once_have_a_predictor_fitted_once(
@@ -198,7 +196,7 @@ def test_edges_that_ask_at_once_have_a_predictor_fitted_once(
     def counted() -> LatencyPredictor:
         at_once["now"] += 1
         at_once["most"] = max(at_once["most"], at_once["now"])
-        time.sleep(0.02)  # so that the others come meanwhile
+        time.sleep(0.02)  # so that the others arrive meanwhile
         predictor = predict()
         at_once["now"] -= 1
         return predictor
@@ -208,13 +206,3 @@ def test_edges_that_ask_at_once_have_a_predictor_fitted_once(
         replies = edges.map(latencies, ["le_net"] * 5, [model_graph("le_net")] * 5)
         assert len({tuple(reply.latency_ms) for reply in replies}) == 1
     assert at_once["most"] == 1
-
-
-@pytest.mark.parametrize(("free", "threads"), [(2.0, 2), (1.7, 2), (1.3, 1), (0.1, 1)])
-def test_a_cloud_computes_with_one_thread_where_cores_are_busy(
-    free: float, threads: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(cloud_flags, "free_cores", lambda: free)
-    assert cloud_flags.free_threads(2) == threads
-    assert ("--threads 2 insists" in caplog.text) == (threads < 2)
-    assert cloud_flags.free_threads(1) == 1

@@ -1,4 +1,4 @@
-"""The doctor: one line for each check, with a cure where something is wrong."""
+"""The doctor: one line for each check, with a cure if it fails."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def test_where_all_is_well_every_check_says_so(
+def test_doctor_passes_every_check_of_a_good_cloud(
     cloud_process: ServiceProcess, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ports = cloud_process.ports
@@ -65,14 +65,14 @@ def test_where_all_is_well_every_check_says_so(
 
 
 @pytest.mark.parametrize(("predicted_ms", "verdict"), [(4416.0, "warn"), (130.0, "ok"), (10.0, "warn")])
-def test_a_prediction_far_from_what_was_measured_is_a_warning(predicted_ms: float, verdict: str) -> None:
+def test_doctor_warns_of_a_wrong_prediction(predicted_ms: float, verdict: str) -> None:
     column = [predicted_ms]
     finding = doctor._compared("cloud", "alex_net", LayerLatencies(column, column, column, "forest"), 121.0)
     assert finding.verdict == verdict
     assert ("--remeasure-machine" in finding.line()) == (verdict == "warn")
 
 
-def test_findings_as_json(cloud_process: ServiceProcess, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_prints_findings_as_json(cloud_process: ServiceProcess, capsys: pytest.CaptureFixture[str]) -> None:
     ports = cloud_process.ports
     flags = ["-p", str(ports[0]), "--monitor-port", str(ports[1]), "-t", "le_net", "--json"]
     assert doctor.main(flags) == 0
@@ -80,7 +80,7 @@ def test_findings_as_json(cloud_process: ServiceProcess, capsys: pytest.CaptureF
     assert all(set(finding) == {"check", "verdict", "detail", "cure", "exit_code"} for finding in findings)
 
 
-def test_a_cloud_that_is_not_there(free_port: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_without_a_cloud(free_port: int, capsys: pytest.CaptureFixture[str]) -> None:
     code, lines = diagnose(capsys, "-p", str(free_port), "--monitor-port", str(free_port))
     assert code == 3
     assert failures(lines) == {"task port", "bandwidth port"}
@@ -88,23 +88,25 @@ def test_a_cloud_that_is_not_there(free_port: int, capsys: pytest.CaptureFixture
     assert "-> start cloud_api.py there" in lines["task port"]
 
 
-def test_a_bandwidth_service_that_is_not_there(
+def test_doctor_without_a_bandwidth_service(
     cloud_process: ServiceProcess, free_port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, lines = diagnose(capsys, "-p", str(cloud_process.ports[0]), "--monitor-port", str(free_port))
     assert code == 3
     assert failures(lines) == {"bandwidth port"}
-    assert "--bandwidth does without" in lines["bandwidth port"]
+    assert "or pass --bandwidth" in lines["bandwidth port"]
 
 
-def test_a_name_that_does_not_resolve(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_with_an_unknown_host_name(capsys: pytest.CaptureFixture[str]) -> None:
     code, lines = diagnose(capsys, "-i", "999.0.0.1")
     assert code == 2
     assert "-> check the spelling" in lines["name resolves"]
     assert "task port" not in lines
 
 
-def test_other_weights(cloud_process: ServiceProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_with_other_weights(
+    cloud_process: ServiceProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.manual_seed(3)
     file = tmp_path / "le_net.pth"
     torch.save(LeNet().state_dict(), file)
@@ -117,7 +119,7 @@ def test_other_weights(cloud_process: ServiceProcess, tmp_path: Path, capsys: py
     assert "-> start both sides with the same --weights" in lines["weights of le_net"]
 
 
-def test_a_key_that_the_cloud_does_not_have(
+def test_doctor_with_a_key_that_the_cloud_lacks(
     cloud_process: ServiceProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "key"
@@ -136,7 +138,7 @@ def test_a_key_that_the_cloud_does_not_have(
         (b"HTTP/1.1 400 Bad Request\r\n\r\n".ljust(HEAD_UNIT), "not our protocol"),
     ],
 )
-def test_another_version_and_another_protocol(
+def test_doctor_with_another_version_or_protocol(
     answer: bytes, said: str, listener: socket.socket, free_port: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def play() -> None:
@@ -155,7 +157,7 @@ def test_another_version_and_another_protocol(
     assert "-> see that port and -p are those of cloud_api.py" in lines["protocol, version"]
 
 
-def test_a_slow_cpu_is_a_warning(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_warns_of_a_slow_cpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
     _, lines = diagnose(capsys, "-i", "999.0.0.1")
     assert lines["CPU of this side"].startswith("warn")

@@ -47,13 +47,13 @@ def run_without(hidden: str, script: str, arguments: list[str], tmp_path: Path) 
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_the_packages_are_those_that_are_required() -> None:
+def test_known_packages_are_the_required_ones() -> None:
     required = re.findall(r"^(\S+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
     assert sorted(PACKAGES.values()) == sorted(required)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_without_any_package_a_script_names_one(script: str, tmp_path: Path) -> None:
+def test_script_without_packages_names_one(script: str, tmp_path: Path) -> None:
     done = run_without(" ".join(PACKAGES), script, SCRIPTS[script], tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     here = re.escape(sys.executable)
@@ -74,7 +74,7 @@ def test_the_package_that_is_missing_is_the_one_that_is_named(hidden: str, addre
     assert done.stderr.startswith(f"tasks_edge_api.py: error: the package {hidden} is not installed")
 
 
-def test_without_torchvision_other_networks_say_so(tmp_path: Path) -> None:
+def test_other_networks_without_torchvision_are_one_line(tmp_path: Path) -> None:
     done = run_without("torchvision", "deployment.py", ["-t", "resnet18", "-b", "10"], tmp_path)
     assert done.returncode == 2
     assert re.fullmatch(r"deployment\.py: error: .*pip install torchvision\n", done.stderr)
@@ -91,5 +91,5 @@ def test_a_module_of_ours_that_is_missing_stays_an_internal_error(hidden: str, t
 @pytest.mark.parametrize(
     "error", [ImportError("no", name="numpy"), ModuleNotFoundError("no", name="numpy.linalg"), KeyError("numpy")]
 )
-def test_no_other_error_is_a_missing_package(error: Exception) -> None:
+def test_other_errors_are_no_missing_package(error: Exception) -> None:
     assert missing_package(error) is None

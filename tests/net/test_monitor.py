@@ -159,8 +159,8 @@ def test_pongs_carry_the_newest_load(listener: socket.socket) -> None:
 
 def test_the_service_process_hears_the_load_from_its_parent() -> None:
     with ServiceProcess(["-m", "neurosurgeon", "monitor-server", "--monitor-port", "0"]) as service:
-        service.tell("nonsense")
-        service.tell(CloudLoad(12.5, 3.25).line())
+        service.send_line("nonsense")
+        service.send_line(CloudLoad(12.5, 3.25).line())
         with say_hello((LOOPBACK, service.ports[0])) as connection:
             pong = None
             for sequence in range(10_000):  # until the line has passed through the pipe

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from openpyxl import load_workbook
 from PIL import Image
 
-from neurosurgeon.cli import deployment, parser
+from neurosurgeon.cli import deployment, process
 from neurosurgeon.models.names import ZOO
 from neurosurgeon.planner.chain_search import Objective
 from neurosurgeon.planner.compare import compare
@@ -218,12 +217,11 @@ def test_the_json_object_says_what_the_plan_says(capsys: pytest.CaptureFixture[s
 
 
 def test_shipped_data_is_scaled_to_this_machine_and_named(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["-t", "le_net", "-b", "2", "--predictor", "linear"]
+    flags = ["-t", "le_net", "-b", "2", "--predictor", "linear", "--threads", "1", "--cloud-threads", "1"]
     document = run_json(capsys, *flags)
     for side in SIDES:
         predictor = find_predictor(side, name="linear")
-        threads = min(predictor.threads, os.cpu_count() or 1)
-        predicted = scaled_to_machine(predictor, "cpu", threads).predict(model_graph("le_net"))
+        predicted = scaled_to_machine(predictor, "cpu", 1).predict(model_graph("le_net"))
         assert [layer[f"{side}_ms"] for layer in document["layers"]] == predicted.latency_ms
         assert document["predicted_from"][side] == predicted.origin
     assert deployment.main(flags) == 0
@@ -234,7 +232,7 @@ def test_the_speed_of_this_machine_is_measured_again_when_asked(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forgotten = []
-    monkeypatch.setattr(parser, "forget_speeds", lambda: forgotten.append(True))
+    monkeypatch.setattr(process, "forget_speeds", lambda: forgotten.append(True))
     run_json(capsys, "-t", "le_net", "-b", "2")
     assert not forgotten
     run_json(capsys, "-t", "le_net", "-b", "2", "--remeasure-machine")
@@ -242,8 +240,8 @@ def test_the_speed_of_this_machine_is_measured_again_when_asked(
 
 
 def test_the_round_trip_is_nothing_unless_given(capsys: pytest.CaptureFixture[str]) -> None:
-    without = run_json(capsys, "-t", "le_net", "-b", "2")
-    zero = run_json(capsys, "-t", "le_net", "-b", "2", "--rtt", "0")
+    without = run_json(capsys, "-t", "le_net", "-b", "2", *AS_IT_IS)
+    zero = run_json(capsys, "-t", "le_net", "-b", "2", "--rtt", "0", *AS_IT_IS)
     assert without["candidates"] == zero["candidates"]
 
 
@@ -386,7 +384,7 @@ def test_a_cut_of_a_graph_is_printed_with_its_nodes_and_every_tensor(capsys: pyt
     assert deployment.main(["-t", "googlenet", "-b", "1000", "--predictor", "linear", "--strategy", "cloud-only"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(re.fullmatch(r"best latency : \d+\.\d\d ms , edge nodes : 1 of \d+", line) for line in lines)
-    assert "crossing tensor : x , 1x3x224x224 uint8 , 150.5 KB" in lines
+    assert "transferred tensor : x , 1x3x224x224 uint8 , 150.5 KB" in lines
 
 
 def test_json_says_where_a_graph_is_cut_and_what_each_half_holds(capsys: pytest.CaptureFixture[str]) -> None:

@@ -449,8 +449,8 @@ def test_an_interrupted_command_names_the_command_to_continue(
     assert not contents(tmp_path)
     assert contents(tmp_path / staging.PARTIAL)
     assert caplog.messages[-1] == (
-        f"interrupted: 18 of 54 s are measured and kept in {tmp_path / staging.PARTIAL}, and not in effect yet; to go "
-        f"on: python -m predictor.collect --side edge --device cpu --threads 1 --output {tmp_path} --minutes 0.9"
+        f"interrupted: 18 of 54 s are measured and kept in {tmp_path / staging.PARTIAL}, but not in use yet; to "
+        f"continue: python -m predictor.collect --side edge --device cpu --threads 1 --output {tmp_path} --minutes 0.9"
     )
     assert len(command().measured) == 6
     assert set(contents(tmp_path)) == {f"{kind}_lat.csv" for kind in RECIPES}

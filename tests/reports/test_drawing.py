@@ -1,4 +1,4 @@
-"""Drawings of cuts: every node once, every crossing tensor once, and text where Graphviz is missing."""
+"""Drawings of cuts: every node once, every transferred tensor once, and text if Graphviz is missing."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ def test_every_node_is_in_one_box_on_its_side(name: str, share: float) -> None:
     assert all(len({index in edge_nodes for index in box}) == 1 for box in boxes)
 
 
-def test_a_convolution_shares_its_box_with_what_follows_it() -> None:
+def test_trivial_layers_share_the_box_of_a_convolution() -> None:
     graph = model_graph("googlenet")
     assert len(boxes_of(graph, {0})) < 0.7 * len(graph.nodes)
 
 
-def test_a_tensor_that_two_read_crosses_once_with_its_shape_and_size(diamond: LayerGraph) -> None:
+def test_a_tensor_with_two_readers_is_drawn_once(diamond: LayerGraph) -> None:
     text = dot_text(diamond, {0, 1})
     assert text.count("shape=note") == 1
     assert '"stem\\n1x4x8x8 float32\\n1.0 KB"' in text
     assert len(re.findall(r"^  t1 -> b\d+;$", text, re.MULTILINE)) == 2
 
 
-def test_nothing_crosses_where_all_is_on_the_edge(diamond: LayerGraph) -> None:
+def test_no_tensor_is_drawn_if_all_is_on_the_edge(diamond: LayerGraph) -> None:
     assert "shape=note" not in dot_text(diamond, range(len(diamond.nodes)))
 
 
-def test_names_cannot_leave_their_quotes(diamond: LayerGraph) -> None:
+def test_names_are_escaped(diamond: LayerGraph) -> None:
     named = LayerGraph.__new__(LayerGraph)
     named.__dict__.update(diamond.__dict__ | {"model": 'a"b\\'})
     assert dot_text(named, {0}).startswith('digraph "a\\"b\\\\" {')
 
 
-def test_text_is_written_as_asked(diamond: LayerGraph, tmp_path: Path) -> None:
+def test_dot_suffix_writes_text(diamond: LayerGraph, tmp_path: Path) -> None:
     assert draw_cut(tmp_path / "cut.dot", diamond, {0}) == tmp_path / "cut.dot"
     assert (tmp_path / "cut.dot").read_text() == dot_text(diamond, {0})
 
@@ -80,7 +80,7 @@ class _FailedError(Exception):
 
 
 @pytest.mark.parametrize(("answer", "written"), [(b"<svg/>", "cut.svg"), (_MissingError(), "cut.dot")])
-def test_graphviz_draws_if_its_program_is_there(
+def test_graphviz_draws_if_its_program_is_installed(
     answer: bytes | Exception, written: str, diamond: LayerGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Source:
@@ -99,6 +99,6 @@ def test_graphviz_draws_if_its_program_is_there(
 
 
 @pytest.mark.parametrize("name", ["cut.txt", "cut", "none/cut.dot"])
-def test_a_file_that_cannot_be_is_an_error(name: str, diamond: LayerGraph, tmp_path: Path) -> None:
+def test_an_invalid_path_is_a_usage_error(name: str, diamond: LayerGraph, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cannot (draw|write)"):
         draw_cut(tmp_path / name, diamond, {0})

@@ -1,4 +1,4 @@
-"""Excel tables: what is written is read back, and a path that cannot be written is named."""
+"""Excel tables: written tables are read back, and an unwritable path is named."""
 
 from __future__ import annotations
 
@@ -41,6 +41,6 @@ def test_a_table_without_rows_is_an_empty_sheet(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "missing/plan.xlsx"])
-def test_a_path_that_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
+def test_an_unwritable_path_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match=f"cannot write {tmp_path / name}: "):
         save_tables(tmp_path / name, {"layers": ROWS})

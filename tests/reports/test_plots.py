@@ -1,4 +1,4 @@
-"""Plots: a picture is written without a display, and a wrong ending is the user's mistake."""
+"""Plots: a picture is written without a display, and an unknown suffix is a usage error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_plan_becomes_a_picture(tmp_path: Path, plan: SplitPlan) -> None:
 
 
 @pytest.mark.parametrize("name", ["plan.sheet", "missing/plan.png"])
-def test_a_path_that_cannot_be_written_is_named(tmp_path: Path, plan: SplitPlan, name: str) -> None:
+def test_an_unwritable_path_is_named(tmp_path: Path, plan: SplitPlan, name: str) -> None:
     with pytest.raises(UsageError, match=f"cannot write .*{name}"):
         plot_plan(tmp_path / name, plan, 1.0, 5.0)
 
@@ -65,12 +65,12 @@ def test_a_queue_becomes_a_picture(tmp_path: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize("results", [[], [failed(1)], [finished(1)], [finished(1, rate_bytes_per_s=0.0), failed(2)]])
-def test_a_queue_of_hardly_anything_is_drawn(tmp_path: Path, results: list[TaskResult]) -> None:
+def test_a_queue_with_few_results_is_drawn(tmp_path: Path, results: list[TaskResult]) -> None:
     plot_queue(tmp_path / "queue.svg", results)
     assert (tmp_path / "queue.svg").stat().st_size > 0
 
 
 @pytest.mark.parametrize("name", ["queue.sheet", "missing/queue.png"])
-def test_a_queue_whose_path_cannot_be_written_is_named(tmp_path: Path, name: str) -> None:
+def test_an_unwritable_path_of_a_queue_is_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match=f"cannot write .*{name}"):
         plot_queue(tmp_path / name, [finished(1)])

@@ -1,4 +1,4 @@
-"""What a queue prints: the contract's lines letter by letter, blocks in one piece, a bar that nothing tears."""
+"""The output of a queue: the contract's lines letter by letter, whole blocks of lines, an unbroken progress bar."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from neurosurgeon.utils.timing import StageTimes
 from tests.edge.samples import failed, finished, queue_of
 from tests.networks import model_graph
 
-POINTS = {  # of resnet18: what crosses
+POINTS = {  # of resnet18: partition point -> transferred tensors
     0: ["x , 1x3x224x224 uint8 , 150.5 KB"],
     6: ["maxpool , 1x64x56x56 float32 , 802.8 KB", "layer1.0.conv2 , 1x64x56x56 float32 , 802.8 KB"],
     49: [],
@@ -28,7 +28,7 @@ POINTS = {  # of resnet18: what crosses
 
 
 class Terminal(io.StringIO):
-    """A terminal that remembers everything that was written to it."""
+    """A terminal that keeps everything that was written to it."""
 
     def isatty(self) -> bool:
         return True
@@ -64,22 +64,22 @@ def test_the_lines_of_a_task_are_those_of_the_contract() -> None:
     )
 
 
-@pytest.mark.parametrize(("point", "crossing"), POINTS.items())
-def test_of_a_graph_that_is_no_chain_nodes_and_crossing_tensors_are_said(point: int, crossing: list[str]) -> None:
+@pytest.mark.parametrize(("point", "boundary"), POINTS.items())
+def test_cut_of_a_graph_has_its_nodes_and_boundary_tensors(point: int, boundary: list[str]) -> None:
     graph = model_graph("resnet18")
     result = finished(1, "resnet18", point=point, layers=len(graph.layers), graph=graph)
     lines = task_block(result, 1).splitlines()
     nodes = len(graph.edge_nodes(point))
     assert lines[2] == f"best latency : 10.00 ms , edge nodes : {nodes} of {len(graph.nodes)}"
-    assert lines[3 : lines.index(RULE)] == [f"crossing tensor : {tensor}" for tensor in crossing]
+    assert lines[3 : lines.index(RULE)] == [f"transferred tensor : {tensor}" for tensor in boundary]
 
 
-def test_of_a_chain_the_contract_line_is_said() -> None:
+def test_cut_of_a_chain_has_the_contract_line() -> None:
     lines = task_block(finished(1, graph=model_graph("le_net")), 1).splitlines()
     assert lines[2] == "best latency : 10.00 ms , best partition point : 3 - features.2 (maxpool)"
 
 
-def test_a_task_that_stayed_on_the_edge_says_nothing_of_sending() -> None:
+def test_task_on_the_edge_has_no_lines_of_sending() -> None:
     block = task_block(finished(1, where="edge", measured=StageTimes(9.0, 0.0, 0.0)), 1)
     assert "在边缘端设备上推理完成 - 9.000 ms" in block
     assert not any(word in block for word in ("sent", "传输完成", "云端"))
@@ -93,12 +93,12 @@ def test_a_task_that_stayed_on_the_edge_says_nothing_of_sending() -> None:
         (finished(1, top1=None), "task 1 of 1 : answered by split\n"),
     ],
 )
-def test_what_is_special_about_a_task_is_said(result: TaskResult, said: str) -> None:
+def test_task_shows_stale_rate_retries_and_class(result: TaskResult, said: str) -> None:
     assert said in task_block(result, 1)
 
 
 @pytest.mark.parametrize("alone_ms", [0.0, 10.0])
-def test_the_best_cut_is_not_compared_with_itself(alone_ms: float) -> None:
+def test_best_cut_alone_is_shown_only_if_it_differs(alone_ms: float) -> None:
     assert "alone" not in task_block(finished(1, best_total_ms=alone_ms), 1)
 
 
@@ -137,7 +137,7 @@ def test_blocks_of_many_threads_stay_whole() -> None:
     assert text == ""
 
 
-def test_lines_go_to_stderr_where_stdout_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_go_to_the_given_stream(capsys: pytest.CaptureFixture[str]) -> None:
     with QueueReport(sys.stderr) as report:
         report(QueueStarted([QueuedTask(1, "le_net")]))
         report(TaskDone(finished(1), None))
@@ -146,7 +146,7 @@ def test_lines_go_to_stderr_where_stdout_is_kept(capsys: pytest.CaptureFixture[s
     assert captured.err.endswith(FINISHED + "\n")
 
 
-def test_no_bar_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_bar_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with QueueReport(io.StringIO()) as report:
         report(QueueStarted([QueuedTask(1, "le_net")]))
         report(TaskPlanned(12.5e6, 3.0))
@@ -156,7 +156,7 @@ def test_no_bar_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) 
 
 @contextlib.contextmanager
 def in_terminal() -> Iterator[Terminal]:
-    """Put one terminal behind stdout and stderr; not a fixture, as pytest sets both again before the test."""
+    """Redirect stdout and stderr to one terminal. Not a fixture, as pytest sets both again before the test."""
     terminal = Terminal()
     with contextlib.redirect_stdout(terminal), contextlib.redirect_stderr(terminal):
         yield terminal
@@ -174,7 +174,7 @@ def test_a_bar_shows_progress_rate_and_load() -> None:
     assert "12.5 MB/s, cloud queue 3.0 ms" in shown
 
 
-def test_a_block_starts_on_a_line_without_the_bar() -> None:
+def test_bar_is_cleared_before_a_block() -> None:
     with in_terminal() as terminal, QueueReport() as report:
         report(QueueStarted([QueuedTask(1, "le_net")]))
         report(TaskDone(finished(1), None))
@@ -183,7 +183,7 @@ def test_a_block_starts_on_a_line_without_the_bar() -> None:
     assert not before.split("\r")[-2].strip()
 
 
-def test_log_lines_do_not_tear_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_lines_do_not_break_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     with in_terminal() as terminal:
         handler = logging.StreamHandler(terminal)
         handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
@@ -226,16 +226,14 @@ def test_the_table_has_a_line_for_each_model_and_one_for_all(capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("results", [[], [failed(1)]])
-def test_a_table_of_nothing_has_dashes_for_numbers(
-    results: list[TaskResult], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_table_without_results_has_dashes(results: list[TaskResult], capsys: pytest.CaptureFixture[str]) -> None:
     lines = printed(results, capsys)
     assert lines[-2].split()[0] == "all"
     assert "-" in lines[-2].split()
     assert lines[-1].startswith("measured makespan")
 
 
-def test_the_table_leaves_stdout_to_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_goes_to_the_given_stream(capsys: pytest.CaptureFixture[str]) -> None:
     summary = summarise([finished(1)], makespan_ms=1.0, objective="latency", schedule="fifo")
     print_summary(summary, sys.stderr)
     print(json.dumps({}))
@@ -244,7 +242,7 @@ def test_the_table_leaves_stdout_to_json(capsys: pytest.CaptureFixture[str]) -> 
     assert "measured makespan" in captured.err
 
 
-def test_a_deadline_is_told_with_the_answer() -> None:
+def test_deadline_is_shown_with_the_result() -> None:
     blocks = [
         task_block(finished(deadline_ms=deadline_ms, elapsed_ms=12.0), 1) for deadline_ms in (None, 20.0, 11.0, 5.0)
     ]

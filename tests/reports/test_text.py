@@ -1,4 +1,4 @@
-"""What is printed: the contract's lines letter by letter, and documents of plain values."""
+"""The printed output: the contract's lines letter by letter, and documents of plain values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,17 @@ import torch
 
 from neurosurgeon.cloud.events import CloudEvent
 from neurosurgeon.edge.outcome import output_digest, output_document
-from neurosurgeon.edge.records import Guess
+from neurosurgeon.edge.records import (
+    Answered,
+    EdgeComputed,
+    Finished,
+    Guess,
+    LinkKnown,
+    Planned,
+    Prepared,
+    Replied,
+    Sent,
+)
 from neurosurgeon.engine.torch_engine import as_array
 from neurosurgeon.planner.plan import Candidate, SplitPlan, plan_split
 from neurosurgeon.predictor.latencies import LayerFeature
@@ -46,14 +56,14 @@ def report(stream: io.StringIO) -> EdgeReport:
 
 
 def test_the_lines_of_a_task_are_those_of_the_contract(report: EdgeReport, stream: io.StringIO) -> None:
-    report.bandwidth(LinkEstimate(3259.5787388244685e6, 1.0))
     best = Candidate(0, "None", StageTimes(0.0, 1.07, 9.0), StageTimes(0.0, 1.0, 9.0), 602_112)
-    report.plan(dataclasses.replace(plan_of("alex_net"), best=best), best)
-    report.prepared()
-    report.edge_done("alex_net", 0.072)
-    report.sent()
-    report.cloud_done("alex_net", StageTimes(0.072, 0.129, 34.621))
-    report.finished()
+    report(LinkKnown(LinkEstimate(3259.5787388244685e6, 1.0)))
+    report(Planned(dataclasses.replace(plan_of("alex_net"), best=best), best))
+    report(Prepared())
+    report(EdgeComputed("alex_net", 0.072))
+    report(Sent())
+    report(Replied("alex_net", StageTimes(0.072, 0.129, 34.621)))
+    report(Finished())
     assert stream.getvalue().splitlines() == [
         "get bandwidth value : 3259.5787388244685 MB/s",
         "best latency : 10.07 ms , best partition point : 0 - None",
@@ -68,51 +78,66 @@ def test_the_lines_of_a_task_are_those_of_the_contract(report: EdgeReport, strea
     ]
 
 
-def test_a_forced_point_is_shown_beside_the_best(report: EdgeReport, stream: io.StringIO) -> None:
+def test_a_forced_point_is_shown_after_the_best(report: EdgeReport, stream: io.StringIO) -> None:
     best = Candidate(0, "None", StageTimes(0.0, 1.0, 9.0), StageTimes(0.0, 1.0, 9.0), 602_112)
     forced = Candidate(3, "features.2 (maxpool)", StageTimes(2.0, 3.0, 7.5), StageTimes(2.0, 2.0, 7.5), 301_056)
-    report.plan(dataclasses.replace(plan_of("alex_net"), best=best), forced)
+    report(Planned(dataclasses.replace(plan_of("alex_net"), best=best), forced))
     lines = stream.getvalue().splitlines()
     assert lines[0] == "best latency : 10.00 ms , best partition point : 0 - None"
     assert lines[1] == "forced partition point : 3 - features.2 (maxpool) , 12.50 ms"
 
 
 def test_a_report_without_stream_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
-    EdgeReport().finished()
+    EdgeReport()(Finished())
     assert capsys.readouterr().out == FINISHED + "\n"
 
 
-@pytest.mark.parametrize(("trained", "said"), [(True, "top-5 classes:"), (False, "the classes mean nothing")])
-def test_an_answer_says_whether_its_classes_mean_anything(
-    report: EdgeReport, stream: io.StringIO, trained: bool, said: str
+ANSWERED = Answered(
+    guesses=[],
+    is_seeded=False,
+    predicted=StageTimes(1, 2, 3),
+    measured=StageTimes(2, 3, 4),
+    timings={},
+    runs=1,
+    origins={},
+    where="split",
+    max_abs_diff=None,
+)
+
+
+@pytest.mark.parametrize(("is_trained", "title"), [(True, "top-5 classes:"), (False, "the classes mean nothing")])
+def test_classes_of_untrained_weights_are_marked_as_meaningless(
+    report: EdgeReport, stream: io.StringIO, is_trained: bool, title: str
 ) -> None:
-    report.answer([Guess(7, "cock" if trained else None, 0.5)], seeded=not trained)
-    first, second = stream.getvalue().splitlines()
-    assert said in first
-    assert second.split() == ["50.00%", *(["cock"] if trained else ["class", "7"])]
+    guess = Guess(7, "cock" if is_trained else None, 0.5)
+    report(ANSWERED._replace(guesses=[guess], is_seeded=not is_trained))
+    first, second, *_ = stream.getvalue().splitlines()
+    assert title in first
+    assert second.split() == ["50.00%", *(["cock"] if is_trained else ["class", "7"])]
 
 
-def test_predicted_stands_beside_measured(report: EdgeReport, stream: io.StringIO) -> None:
-    report.comparison(StageTimes(1, 2, 3), StageTimes(2, 3, 4), 20)
-    _, predicted, measured = stream.getvalue().splitlines()
+def test_predicted_times_are_above_measured_times(report: EdgeReport, stream: io.StringIO) -> None:
+    report(ANSWERED._replace(runs=20))
+    _, predicted, measured, where = stream.getvalue().splitlines()
     assert predicted.replace("ms", "").split() == ["predicted", "1.000", "2.000", "3.000", "6.000"]
     assert measured.replace("ms", "").split() == ["measured", "2.000", "3.000", "4.000", "9.000"]
+    assert where == "answered by split"
 
 
-def test_a_single_run_is_said_to_be_cold(report: EdgeReport, stream: io.StringIO) -> None:
-    report.comparison(StageTimes(1, 2, 3), StageTimes(2, 3, 4), 1)
-    assert "--repeat" in stream.getvalue().splitlines()[-1]
+def test_a_single_run_is_marked_as_cold(report: EdgeReport, stream: io.StringIO) -> None:
+    report(ANSWERED)
+    assert "--repeat" in stream.getvalue().splitlines()[-2]
 
 
 def test_repeated_runs_show_their_spread(report: EdgeReport, stream: io.StringIO) -> None:
-    report.repeats(stage_timings([StageTimes(1, 2, 3), StageTimes(3, 2, 1)]))
-    lines = stream.getvalue().splitlines()
+    report(ANSWERED._replace(runs=2, timings=stage_timings([StageTimes(1, 2, 3), StageTimes(3, 2, 1)])))
+    lines = stream.getvalue().splitlines()[-4:]
     assert [line.split()[0] for line in lines] == ["edge", "transfer", "cloud", "total"]
     assert lines[0].endswith("median 2.000 ms, min 1.000, max 3.000, interquartile 1.000 (2 runs)")
 
 
 def test_a_verified_answer_shows_the_difference(report: EdgeReport, stream: io.StringIO) -> None:
-    report.verified(0.0)
+    report(ANSWERED._replace(max_abs_diff=0.0))
     assert stream.getvalue().endswith(": 0\n")
 
 
@@ -164,7 +189,7 @@ def test_a_plan_document_is_plain_json() -> None:
     assert [layer["index"] for layer in document["layers"]] == list(range(1, 13))
 
 
-def test_a_printed_plan_marks_the_best_candidate_only(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_printed_plan_marks_only_the_best_candidate(capsys: pytest.CaptureFixture[str]) -> None:
     plan = plan_of("le_net")
     print_plan(plan, 1.0, 5.0)
     marked = [line for line in capsys.readouterr().out.splitlines() if "<- best" in line]
