@@ -45,7 +45,7 @@ from neurosurgeon.models.names import ZOO, Catalogue
 from neurosurgeon.models.weights import parse_weights
 from neurosurgeon.net.access import Access
 from neurosurgeon.net.frames import Limits
-from neurosurgeon.net.limits import DEFAULT_CONNECTIONS, INTRODUCTION_S, ConnectionLimiter, ConnectionLimits
+from neurosurgeon.net.limits import AUTHENTICATION_TIMEOUT_S, DEFAULT_CONNECTIONS, ConnectionLimiter, ConnectionLimits
 from neurosurgeon.net.memory import MemoryLimit
 from neurosurgeon.net.net_utils import format_address
 from neurosurgeon.net.sockets import bind, start_listening
@@ -99,7 +99,7 @@ def cloud_parser(prog: str) -> Parser:
 
 
 def _add_numbers(parser: Parser) -> None:
-    edges, strangers = DEFAULT_CONNECTIONS.max_connections, DEFAULT_CONNECTIONS.max_strangers
+    edges, strangers = DEFAULT_CONNECTIONS.max_connections, DEFAULT_CONNECTIONS.max_unauthenticated
     for flag, type_, default, meaning in (
         ("--workers", worker_count, 1, "tasks computed at the same time, which share --threads"),
         ("--batch-wait-ms", non_negative_float, 0.0, "time that a task waits for its batch to fill, ms; 0: not at all"),
@@ -114,7 +114,7 @@ def _add_numbers(parser: Parser) -> None:
             positive_int,
             strangers,
             "unauthenticated connections at the same time, at most; beyond, the oldest of the busiest address is "
-            f"closed; each is closed after {INTRODUCTION_S:g} s",
+            f"closed; each is closed after {AUTHENTICATION_TIMEOUT_S:g} s",
         ),
     ):
         parser.add_number(flag, type=type_, default=default, meaning=meaning)

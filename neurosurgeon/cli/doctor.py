@@ -27,7 +27,7 @@ from neurosurgeon.net.messages import Prepare
 from neurosurgeon.net.monitor_client import measure_link, ping_link
 from neurosurgeon.net.net_utils import format_rate
 from neurosurgeon.net.session import EdgeSession
-from neurosurgeon.net.sockets import reach, resolve
+from neurosurgeon.net.sockets import connect_time_ms, resolve
 from neurosurgeon.reports.text import print_json
 from neurosurgeon.utils.errors import (
     AccessError,
@@ -132,7 +132,7 @@ class Doctor:
             addresses = resolve(self._host, self._port)
         yield Finding("name resolves", Verdict.OK, f"{self._host} is {', '.join(addresses)}")
         with checking("task port", f"start cloud_api.py there with -i and -p {self._port}, and open its firewall"):
-            connect_ms = reach(self._host, self._port)
+            connect_ms = connect_time_ms(self._host, self._port)
         yield Finding("task port", Verdict.OK, f"port {self._port} answers after {connect_ms:.1f} ms")
         how = " and ".join(name for name, used in (("TLS", self._access.tls), ("a key", self._access.key)) if used)
         key_cure = "give both sides the same --key-file, or certificates of one CA (make certs)"

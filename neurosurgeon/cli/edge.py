@@ -35,7 +35,7 @@ from neurosurgeon.engine.base import WeightsSource, find_engine
 from neurosurgeon.graph.cut import check_point
 from neurosurgeon.models.names import ZOO, Catalogue, input_size
 from neurosurgeon.models.weights import check_pretrained, check_weights_file
-from neurosurgeon.net.monitor_client import YOUNG_S
+from neurosurgeon.net.monitor_client import RECENT_S
 from neurosurgeon.net.session import OnCloudLoss
 from neurosurgeon.planner.strategies import Strategy
 from neurosurgeon.reports.text import EdgeReport, print_json
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "edge_api.py") -> int:
         choices=("always", "auto"),
         default="always",
         help="when to measure the link. always: for each task; auto: only if no estimate of the last "
-        f"{YOUNG_S:g} s is kept and the rate can change the plan (default: always)",
+        f"{RECENT_S:g} s is kept and the rate can change the plan (default: always)",
     )
     add_shaping(parser)
     add_strategy(parser)

@@ -34,7 +34,7 @@ from neurosurgeon.net.limits import ConnectionLimiter, ConnectionLimits
 from neurosurgeon.net.monitor_client import measure_link
 from neurosurgeon.net.monitor_server import MAX_CONNECTIONS, MonitorServer
 from neurosurgeon.net.net_utils import format_address, format_rate
-from neurosurgeon.net.sockets import ephemeral_port, listen, stop_accepting
+from neurosurgeon.net.sockets import free_port, listen, stop_accepting
 from neurosurgeon.utils.errors import NetworkError, UsageError
 from neurosurgeon.utils.link import LinkEstimate
 from neurosurgeon.utils.timing import now_ms
@@ -58,7 +58,7 @@ def _serve(args: argparse.Namespace) -> int:
     stop = stop_event(ignore_interrupt=args.until_stdin_closes)
     server = MonitorServer(listener, ConnectionLimiter(access, ConnectionLimits(MAX_CONNECTIONS)))
     if args.until_stdin_closes:
-        end_with_parent(stop, server.take_line)
+        end_with_parent(stop, server.record_load)
     threading.Thread(target=server.serve, daemon=True).start()
     log.info(listening_line("bandwidth service", format_address(listener.getsockname())))
     stop.wait()
@@ -146,7 +146,7 @@ def iperf3_rate_bytes_per_s(host: str | None) -> float:
 
     Raises: UsageError: iperf3 is not installed. NetworkError: it failed.
     """
-    port = IPERF3_PORT if host else ephemeral_port(DEFAULT_IP)
+    port = IPERF3_PORT if host else free_port(DEFAULT_IP)
     with contextlib.ExitStack() as stack:
         if not host:
             server = stack.enter_context(_iperf3("-s", "-1", "-p", str(port), "--forceflush"))

@@ -22,7 +22,7 @@ from neurosurgeon.cli.parser import Parser, address_parser, base_parser
 from neurosurgeon.cli.process import ServiceProcess, end_with_parent, listening_line, run_main, stop_event
 from neurosurgeon.net.access import Access
 from neurosurgeon.net.net_utils import format_address
-from neurosurgeon.net.shaper import BEGIN, RELAY_IP, Lane, Relay, Weather
+from neurosurgeon.net.shaper import BEGIN, RELAY_IP, EmulatedLink, Relay, TraceClock
 from neurosurgeon.net.sockets import listen, stop_accepting
 from neurosurgeon.net.traces import MAX_RTT_MS, SHAPES, Condition, Trace, made_up, read_trace, write_trace
 from neurosurgeon.utils.errors import writing
@@ -91,13 +91,13 @@ def relay(argv: Sequence[str] | None = None, prog: str = "shaper.py") -> int:
 
 
 def _relay(args: argparse.Namespace) -> int:
-    weather = Weather(read_trace(args.trace) if args.trace else Trace([shape_of(args.shape)]))
-    up, down = Lane(weather), Lane(weather)
+    clock = TraceClock(read_trace(args.trace) if args.trace else Trace([shape_of(args.shape)]))
+    up, down = EmulatedLink(clock), EmulatedLink(clock)
     stop = stop_event(ignore_interrupt=args.until_stdin_closes)
     if args.until_stdin_closes:
-        end_with_parent(stop, lambda line: weather.begin() if line.strip() == BEGIN else None)
+        end_with_parent(stop, lambda line: clock.begin() if line.strip() == BEGIN else None)
     else:
-        weather.begin()
+        clock.begin()
     listeners = [listen(args.listen_ip, port, Access()) for port in (args.port, args.monitor_port)]
     for listener, port in zip(listeners, (args.port, args.monitor_port), strict=True):
         relay = Relay((args.ip, port), up, down)

@@ -73,7 +73,7 @@ class CloudServer:
             running = list(self._threads)
             for conversation in self._conversations:
                 conversation.connection.stop_reading()
-        self._limiter.send_strangers_away()
+        self._limiter.close_unauthenticated()
         for thread in running:
             thread.join(max(0.0, (deadline_ms - now_ms()) / MS_PER_S))
         with self._lock:

@@ -364,7 +364,7 @@ class QueueRun:
         if crossing:
             hedging.saw(now_ms(), crossing.acked_bytes, waiting_bytes, self._watch.now().link.rtt_ms)
         if moved := hedging.newest():
-            self._watch.saw_progress(*moved, waiting_bytes)
+            self._watch.record_progress(*moved, waiting_bytes)
         return left_bytes
 
     def _check_progress(self) -> None:
@@ -380,11 +380,11 @@ class QueueRun:
     def _update_estimates(self, task: InFlightTask, answered: Answered) -> None:
         """Let a reply correct what is known of the link, the cloud and the stages."""
         remote, model = answered.result, task.model
-        self._watch.saw_transfer(remote.sent_bytes, remote.receive_ms)
-        self._watch.saw_load(remote.load_queue_ms)
+        self._watch.record_transfer(remote.sent_bytes, remote.receive_ms)
+        self._watch.record_load(remote.load_queue_ms)
         is_alone = self._settings.in_flight == 1 and not task.record.is_hedged  # else tensors wait for each other
         if is_alone:
-            self._watch.saw_exchange(remote.transfer_ms - remote.receive_ms, model.graph.output.size_bytes)
+            self._watch.record_exchange(remote.transfer_ms - remote.receive_ms, model.graph.output.size_bytes)
         if self._settings.learns and not task.is_first:
             keys, factors, candidate = model.keys, task.factors, task.candidate
             self._corrections.learn(keys.cloud, candidate.busy.cloud_ms / factors.cloud, remote.compute_ms)

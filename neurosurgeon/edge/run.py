@@ -22,7 +22,7 @@ from neurosurgeon.edge.task import run_task
 from neurosurgeon.engine.base import Engine
 from neurosurgeon.net.access import OPEN, Access
 from neurosurgeon.net.link_watch import LinkWatch
-from neurosurgeon.net.monitor_client import LinkMeasurement, estimate_link, given_or_measured, measure_link, young_link
+from neurosurgeon.net.monitor_client import LinkMeasurement, estimate_link, given_or_measured, measure_link, recent_link
 from neurosurgeon.net.session import EdgeSession, OnCloudLoss, new_edge_id
 from neurosurgeon.utils.errors import NetworkError
 from neurosurgeon.utils.link import LinkEstimate
@@ -64,7 +64,7 @@ def run_one_task(
     Raises: NetworkError: the cloud cannot be reached, or was lost. UsageError, PlanningError, WeightsError.
     """
     is_open = not choice.measures_always and choice.rate_mb_per_s is None
-    kept = young_link(cloud.host, cloud.monitor_port) if is_open and not cloud.is_temporary else None
+    kept = recent_link(cloud.host, cloud.monitor_port) if is_open and not cloud.is_temporary else None
     measure = measure_link if cloud.is_temporary else estimate_link
     with ExitStack() as stack:
         measurement = stack.enter_context(

@@ -1,1 +1,1 @@
-"""The network: frames, messages, sockets, conversations, and the bandwidth monitor."""
+"""The network: frames, messages, sockets, sessions, and the bandwidth monitor."""

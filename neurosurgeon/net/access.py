@@ -1,4 +1,4 @@
-"""Who may speak: a shared key, TLS, both, or on loopback neither; the same for tasks and for bandwidth."""
+"""Authentication: a shared key, TLS, both, or on loopback neither; the same for tasks and for bandwidth."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:  # loaded only where TLS is used
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What one side proves, and asks the other to prove."""
+    """The key and certificates of one side: it proves them, and asks the other side to do the same."""
 
     key: bytes | None = field(default=None, repr=False)
     tls: Tls | None = None
-    insecure: bool = False  # anybody who reaches the port may speak
-    cloud_name: str | None = None  # that its certificate is made out to, where it is reached by way of a relay
+    insecure: bool = False  # no authentication, although other machines can reach the port
+    cloud_name: str | None = None  # the name in its certificate, if it is reached through a relay
 
     def as_edge(self, wire: Wire, host: str, deadline_s: float) -> Wire:
-        """Return the wire to speak over, once each side has proved what the other wants of it.
+        """Return the wire for messages, after both sides have authenticated. May block until the deadline.
 
-        Args:   host: the name or address that the cloud's certificate must be made out to.
-        Raises: AccessError: one does not accept the other. NetworkError.
+        Args:   host: the name or address that the cloud's certificate must be for.
+        Raises: AccessError: one side does not accept the other. NetworkError.
         """
         certificate = b""
         if self.tls:
@@ -41,9 +41,9 @@ class Access:
         return wire if self.tls else SealedWire(wire, keys)
 
     def as_cloud(self, wire: Wire, deadline_s: float) -> Wire:
-        """Return the wire to speak over, as `as_edge` does.
+        """Return the wire for messages, as `as_edge` does; an edge that is refused receives the reason.
 
-        Raises: AccessError: one does not accept the other. NetworkError.
+        Raises: AccessError: one side does not accept the other. NetworkError.
         """
         certificate = b""
         try:
@@ -60,14 +60,14 @@ class Access:
         return wire if self.tls else SealedWire(wire, keys)
 
     def check_exposure(self, address: str) -> None:
-        """Refuse to serve strangers by mistake.
+        """Check that no unauthenticated peer is served by mistake.
 
-        Raises: UsageError: ``address`` can be reached from elsewhere, and nothing keeps strangers out.
+        Raises: UsageError: other machines can reach ``address``, and there is no authentication.
         """
         if not (self.key or self.tls or self.insecure or is_loopback(address)):
             raise UsageError(
                 f"{address} can be reached from other machines: pass --key-file FILE (openssl rand -hex 32 makes a "
-                "key), or --tls-cert and --tls-key (make certs), or --insecure to serve whoever comes"
+                "key), or --tls-cert and --tls-key (make certs), or --insecure to serve without authentication"
             )
 
 

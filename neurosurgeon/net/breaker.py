@@ -1,22 +1,22 @@
-"""A circuit breaker: when to look for a lost cloud again, and how carefully to use it when it is back. Pure.
+"""A circuit breaker: when to reconnect to a cloud, and how many tasks it gets after that. Pure.
 
     closed ──lost──▶ open ──reached──▶ half open ──answered──▶ closed
                       ▲                    │
                       └────────lost────────┘
 
-Closed: tasks go to the cloud. Open: none do; it is looked for after pauses that grow. Half open: it can be reached
-again, and gets one task at a time until it has answered one.
+Closed: tasks go to the cloud. Open: none do; attempts to reconnect follow after pauses that grow. Half open: it is
+reconnected, and gets one task at a time until it has replied to one.
 """
 
 from __future__ import annotations
 
 from enum import Enum, auto
 
-FIRST_PAUSE_MS, LONGEST_PAUSE_MS = 100.0, 2_000.0  # each twice the last; the first attempt of all is made at once
+FIRST_PAUSE_MS, LONGEST_PAUSE_MS = 100.0, 2_000.0  # each twice the last; the first attempt follows without a pause
 
 
 class BreakerState(Enum):
-    """What is known of the cloud."""
+    """The state of the connection to the cloud."""
 
     CLOSED = auto()
     OPEN = auto()
@@ -24,11 +24,11 @@ class BreakerState(Enum):
 
 
 class Breaker:
-    """Starts closed; every method is told the time (`now_ms`). Whoever shares it holds a lock."""
+    """Starts closed. Has no clock: the caller passes the time (`now_ms`). Not thread-safe: guarded by its owner."""
 
     def __init__(self) -> None:
         self.state = BreakerState.CLOSED
-        self._failures = 0  # since the last answer
+        self._failures = 0  # since the last reply
         self._next_ms = 0.0
 
     def lost(self, time_ms: float) -> None:
@@ -40,18 +40,18 @@ class Breaker:
         self._next_ms = time_ms + pause_ms
 
     def pause_ms(self, time_ms: float) -> float:
-        """Return how long to wait with the next attempt."""
+        """Return the time until the next attempt."""
         return max(0.0, self._next_ms - time_ms)
 
     def reached(self) -> None:
-        """There is a connection again."""
+        """The cloud is reconnected."""
         self.state = BreakerState.HALF_OPEN
 
     def answered(self) -> None:
-        """The cloud answered a task."""
+        """The cloud replied to a task."""
         self.state = BreakerState.CLOSED
         self._failures = 0
 
     def admits(self, in_flight: int) -> bool:
-        """Return whether a task may go to the cloud while so many are on their way."""
+        """Return whether a task may go to the cloud while ``in_flight`` others are in flight."""
         return self.state is BreakerState.CLOSED or (self.state is BreakerState.HALF_OPEN and not in_flight)

@@ -57,16 +57,16 @@ if TYPE_CHECKING:  # the bandwidth monitor sends no arrays, and must start witho
 log = logging.getLogger(__name__)
 
 ACCESS_TIMEOUT_S = 5.0  # TLS and key take four round trips together
-# A body for which there is no memory is read away, in pieces; whoever claims a larger one is left: it may never come.
+# A body without memory for it is read and dropped; a larger one ends the connection, as it may never arrive.
 MAX_SKIPPED_BYTES, SKIP_BYTES = 16 * 1024 * 1024, 65_536
 RAW_TIMEOUT_S = 2.0  # a bandwidth probe is bounded in time
-BODY_BASE_S = 10.0  # a body gets this, and its length at the slowest rate that we serve
-SILENCE_S = 4.0  # a cloud that says nothing for so long is gone: it is told of within 5 s
-EDGE_SILENCE_S = 30.0  # an edge may lose its radio for a while, or answer behind a long queue of its own tensors
+BODY_BASE_S = 10.0  # timeout of a body, besides its length at the slowest rate that is served
+SILENCE_S = 4.0  # a cloud without a heartbeat for so long is disconnected: reported within 5 s
+EDGE_SILENCE_S = 30.0  # an edge may lose its radio for a while, or reply after a long queue of its own tensors
 KEEPALIVE_INTERVAL_S = 1
 DELIVERY_CHECK_S = 0.005
 MIN_RATE_BYTES_PER_S = 50_000  # 0.4 Mbit/s; the slowest link of the field's tables is 3G with 1.1
-TCP_INFO_BYTES, NAME_BYTES = 256, 16  # the kernel says less where it knows less
+TCP_INFO_BYTES, NAME_BYTES = 256, 16  # an older kernel returns fewer
 SO_MAX_PACING_RATE, UNPACED = 47, 0xFFFF_FFFF  # asm-generic/socket.h; the socket module has no name for it
 KEPT_HEADS = 64  # known ones; a cloud serves a few models and cuts at a time
 
@@ -84,13 +84,13 @@ def head_of(kind: Kind, values: tuple[Any, ...], specs: tuple[WireSpec, ...], le
     return pack_head(kind, pack_header(values, list(specs)), lengths)
 
 
-# The heads of a stream of tasks differ in nothing else. To pack each of them anew takes a fifth of an exchange of 16 KB
-# (``python -m tests.benchmark.transport``).
+# The heads of a stream of tasks differ in nothing else. To pack each of them again takes a fifth of an exchange of
+# 16 KB (``python -m tests.benchmark.transport``).
 known_head = lru_cache(KEPT_HEADS)(head_of)
 
 
 class Outline(NamedTuple):
-    """All that a head says but for its task and figures, checked."""
+    """The fields of a head without its task and figures, checked."""
 
     head: Head
     message: Message | None = None  # None: a reply, whose fields are the figures, or a frame without a pickle
@@ -98,7 +98,7 @@ class Outline(NamedTuple):
 
 
 def outline_of(data: Buffer, limits: Limits) -> Outline | int:
-    """Return what a head says; where ``data`` ends before it does, its length.
+    """Return the fields of a head, or its length if ``data`` ends before it does.
 
     Raises: ProtocolError.
     """
@@ -119,7 +119,7 @@ def outline_of(data: Buffer, limits: Limits) -> Outline | int:
 
 @lru_cache(KEPT_HEADS)
 def known_outline(start: bytes, rest: bytes, limits: Limits) -> Outline | int:
-    """Return `outline_of` for the parts of a head before and after its task and figures; nobody may change it.
+    """Return `outline_of` for the parts of a head before and after its task and figures; no caller may change it.
 
     The heads of a stream of tasks differ in nothing else. To parse each of them takes a third of an exchange of 16 KB
     and a quarter of one of 150 KB (``python -m tests.benchmark.transport``).
@@ -162,44 +162,44 @@ class Connection:
 
     @property
     def sent_bytes(self) -> int:
-        """How many bytes went out so far."""
+        """The bytes sent so far."""
         return self._link.sent_bytes
 
     @property
     def received_bytes(self) -> int:
-        """How many bytes came in so far."""
+        """The bytes received so far."""
         return self._link.received_bytes
 
     def close(self) -> None:
-        """Close the socket; closing twice is fine."""
+        """Close the socket; a second call does nothing."""
         self.sock.close()
 
     def stop_reading(self) -> None:
-        """From another thread: let ``receive`` return what has arrived, then end; answers still go out."""
+        """Let ``receive`` return the messages that have arrived, then end; replies are still sent. Any thread."""
         with contextlib.suppress(OSError):  # already gone
             self.sock.shutdown(socket.SHUT_RD)
 
     def wait_until_delivered(self, wait_s: float) -> None:
-        """Wait until the peer's machine has all that was sent: closing while it still sends would take it back."""
+        """Block until the peer's kernel has acknowledged all bytes: an earlier close could discard some."""
         deadline_s = time.monotonic() + wait_s
-        with contextlib.suppress(OSError):  # already gone, or a system that does not tell
+        with contextlib.suppress(OSError):  # already closed, or a system without this count
             while _unacknowledged_bytes(self.sock) and time.monotonic() < deadline_s:
                 time.sleep(DELIVERY_CHECK_S)
 
     def break_off(self) -> None:
-        """From another thread: end every ``receive`` and ``send`` at once, also one that waits."""
+        """End every ``receive`` and ``send`` at once, also a blocked one. Any thread."""
         with contextlib.suppress(OSError):  # already gone
             self.sock.shutdown(socket.SHUT_RDWR)
 
     def give_up_after(self, silence_s: float) -> None:
-        """Let the kernel end the connection when the peer's machine has been silent for so long, idle or not.
+        """Let the kernel end the connection if the peer's kernel is silent for so long, idle or not.
 
-        A peer whose kernel answers while its process hangs is not found out this way: see `SocketWire.silence_s`.
+        This does not detect a process that hangs while its kernel acknowledges: see `SocketWire.silence_s`.
         """
         sock = self.sock
-        with contextlib.suppress(OSError):  # already gone: the next call tells
+        with contextlib.suppress(OSError):  # already closed: the next call raises
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; elsewhere the system's own patience counts
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; elsewhere the system's default holds
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_INTERVAL_S)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(s_to_ms(silence_s)))
@@ -207,9 +207,9 @@ class Connection:
     # ---------------------------------------------------------------- before the first message
 
     def let_in(self, access: Access, latest_s: float) -> Hello:
-        """As a cloud: return the peer's hello, once it has proved what ``access`` asks for, all by ``latest_s``.
+        """As a cloud: authenticate the peer as ``access`` asks, and return its hello. Blocks until ``latest_s``.
 
-        Raises: AccessError: it has not, and was told. NetworkError: it was too slow, or is a stranger.
+        Raises: AccessError: it was refused, and has the reason. NetworkError: a timeout, or another protocol.
         """
         self._link.latest_s = latest_s
         self._wire = access.as_cloud(self._link, latest_s)
@@ -224,9 +224,9 @@ class Connection:
         return hello
 
     def ask_in(self, access: Access, host: str) -> None:
-        """As an edge: prove to ``host`` what it asks for, and let it do the same; give it up when it falls silent.
+        """As an edge: authenticate both sides, and set the timeout of a silent cloud. May block.
 
-        Raises: AccessError: one does not accept the other. NetworkError.
+        Raises: AccessError: one side does not accept the other. NetworkError.
         """
         self.give_up_after(SILENCE_S)
         self._link.silence_s = SILENCE_S
@@ -237,7 +237,7 @@ class Connection:
     def send(self, message: Message, arrays: Sequence[Array] = (), task: int = 0) -> None:
         """Send a message and its arrays, these from their own memory.
 
-        After any error, `is_mid_frame` says whether the connection is still of use.
+        After any error, `is_mid_frame` is whether the connection can no longer be used.
 
         Raises: PeerGoneError, DeadlineError: the peer does not read.
         """
@@ -249,13 +249,13 @@ class Connection:
     def receive(self, wait_s: float) -> Received:
         """Return the next message, waiting at most ``wait_s`` for its first byte.
 
-        The header is checked in full before memory is set aside for the body.
+        The header is checked in full before memory is allocated for the body.
 
         Raises: PeerGoneError: closed between messages, inside one, or reset.
-                DeadlineError: nothing came, or the message did not end in time.
+                DeadlineError: no message, or no end of one, in time.
                 ProtocolError: the peer broke the protocol.
-                BusyError: there is no memory for a large body; where it is smaller, what is returned says so.
-                AccessError: the peer does not let us in.
+                BusyError: there is no memory for a large body; for a smaller one, see `Received.refusal`.
+                AccessError: the peer refused this side.
         """
         self.reading = 0
         start_s = read_head_unit(self._wire, self._head, time.monotonic() + wait_s)
@@ -282,7 +282,7 @@ class Connection:
         return Received(message, arrays, task, s_to_ms(time.monotonic() - start_s))
 
     def send_state(self) -> SendState | None:
-        """Return what may be sent before the peer is heard from; None where the system does not tell."""
+        """Return the bytes that may be sent before an acknowledgement, or None if the system does not report them."""
         try:
             data = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
             state = send_state(data, self._congestion_control())
@@ -291,21 +291,20 @@ class Connection:
         return state._replace(is_encrypted=self._wire is not self._link) if state else None
 
     def acked_bytes(self) -> int | None:
-        """Return how many bytes the peer's machine has acknowledged so far; None where the system does not tell."""
+        """Return the bytes that the peer's kernel has acknowledged, or None if the system does not report them."""
         try:
             return acked_bytes(self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES))
         except (OSError, AttributeError):  # the connection is lost, or this is not Linux
             return None
 
     def segment_bytes(self) -> int:
-        """Return how many bytes of payload a packet carries."""
+        """Return the payload bytes of a packet."""
         return self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
 
     def send_at_most(self, rate_bytes_per_s: float) -> None:
-        """Pace packets at no more than this; infinity ends it. One whose congestion control paces none sends as before.
+        """Pace packets at no more than this rate; infinity ends it. Without a pacing congestion control, do nothing.
 
-        Asked to pace such a one, the kernel would go on when no limit is left, and spread small tensors over a round
-        trip.
+        Otherwise the kernel would continue to pace without a limit, and spread small tensors over a round trip.
         """
         with contextlib.suppress(OSError, AttributeError):  # already gone, or this is not Linux
             if self._congestion_control() in PACED:
@@ -313,14 +312,14 @@ class Connection:
                 self.sock.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, struct.pack("@I", rate))
 
     def send_windows_at_once(self) -> None:
-        """Take a congestion control that does not pace: bbr would spread a probe over the round trip."""
+        """Use a congestion control that does not pace: bbr would spread a probe over the round trip."""
         try:
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
         except (OSError, AttributeError):  # not this system, or not allowed: the default is used
             log.debug("congestion control of the probe stays the system's")
 
     def receive_raw(self, size_bytes: int, scratch: memoryview) -> Iterable[tuple[float, int]]:
-        """Read ``size_bytes`` bytes that belong to no frame; yield time (s, monotonic) and size of every read."""
+        """Read ``size_bytes`` bytes that belong to no frame; yield time (s, monotonic) and bytes of every read."""
         deadline_s = time.monotonic() + RAW_TIMEOUT_S
         while size_bytes:
             count = self._wire.read_some(scratch[:size_bytes], deadline_s)
@@ -338,7 +337,7 @@ class Connection:
         return name.partition(b"\0")[0].decode(errors="replace")
 
     def _read_outline(self, start_s: float) -> Outline:
-        """Return what the head says whose first unit has been read; read the rest of a longer one."""
+        """Return the fields of the head whose first unit has been read; read the rest of a longer one."""
         data = self._head
         outline = known_outline(bytes(data[:CHANGING_START]), bytes(data[FIXED_START:]), self.limits)
         while isinstance(outline, int):
@@ -355,16 +354,16 @@ class Connection:
             length -= min(length, SKIP_BYTES)
 
     def _out_of_place(self, head: Head) -> AccessError:
-        """Return what a frame of the key's handshake means to a side that has no key, or is through with it."""
+        """Return the error for a frame of the key's handshake, on a side without a key, or after the handshake."""
         if head.kind is Kind.REFUSAL:
             return refused(self.peer, head.header)
         return AccessError(f"{self.peer} wants to prove a key, and we have none", Refusal.NO_KEY_HERE)
 
 
 def _unacknowledged_bytes(sock: socket.socket) -> int:
-    """Return how much of what was sent the peer's machine has not confirmed.
+    """Return the sent bytes that the peer's kernel has not acknowledged.
 
-    Raises: OSError: the socket is closed, or the system does not tell.
+    Raises: OSError: the socket is closed, or the system does not report them.
     """
     try:
         answer = fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4))
@@ -374,5 +373,5 @@ def _unacknowledged_bytes(sock: socket.socket) -> int:
 
 
 def body_deadline_s(length: int) -> float:
-    """Return the monotonic time (s) by which ``length`` bytes must have crossed."""
+    """Return the monotonic time (s) by which ``length`` bytes must have been transferred."""
     return time.monotonic() + BODY_BASE_S + length / MIN_RATE_BYTES_PER_S

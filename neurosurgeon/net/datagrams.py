@@ -1,12 +1,17 @@
-"""UDP beside `net.sockets`: small datagrams, trains of large ones, and when the kernel saw each arrive.
+"""UDP sockets: small datagrams, trains of large ones, and the kernel's time of each arrival.
 
 A datagram, integers big-endian:
 
     offset  size  field
-    0       16    cookie: which TCP connection it belongs to; the service told it there
-    16      4     number of the train; 0: a knock, or the answer to one
+    0       16    cookie: the TCP connection that it belongs to; the service sends it there
+    16      4     number of the train; 0: a ping or a pong
     20      4     number of the datagram in its train, from 0
-    24      ...   zeros; in the answer to a knock: a nonce of 16, and for how long (ns, 8) the service kept the knock
+    24      ...   zeros; in a pong: a nonce of 16, and how long (ns, 8) the service held the ping
+
+Theory of operation. The kernel stamps each datagram when it arrives, so a receiver that wakes up late measures the
+same. A train leaves in a few large pieces, which the kernel cuts into datagrams (UDP_SEGMENT): this process cannot
+pause between two of them. Each system call has a timeout, and no thread spins. One thread receives, any thread may send
+or close; `Datagrams.close` wakes the receiver.
 """
 
 from __future__ import annotations
@@ -25,20 +30,20 @@ log = logging.getLogger(__name__)
 
 VERSION = 1
 HEADER = struct.Struct("!16sII")
-KEPT = struct.Struct("!Q")
+KEPT_NS = struct.Struct("!Q")  # how long the service held a ping
 COOKIE_BYTES = NONCE_BYTES = 16
-KNOCK = 0
+UDP_PING = 0  # as the number of a train; a pong has it, too
 MAX_DATAGRAM_BYTES = 1472  # with the headers of IP and UDP, an Ethernet packet
 IP_UDP_BYTES = 28
 SO_TIMESTAMPNS = 35  # asm-generic/socket.h; the socket module does not name it
 SOL_UDP, UDP_SEGMENT = 17, 103  # linux/udp.h, Linux 4.18
-MAX_PIECE_BYTES = 16_000  # in one call; a token bucket on this machine lets a piece pass whole, and a train has many
+MAX_PIECE_BYTES = 16_000  # in one call; a token bucket on this machine passes a piece whole, and a train has many
 TIMESPEC = struct.Struct("@ll")
-BUFFER_BYTES = 1 << 20  # a few trains wait in the kernel while this process sleeps
+BUFFER_BYTES = 1 << 20  # the kernel holds a few trains while this process sleeps
 
 
 class Datagram(NamedTuple):
-    """What a datagram says."""
+    """The fields of a datagram."""
 
     cookie: bytes
     train: int
@@ -47,20 +52,20 @@ class Datagram(NamedTuple):
 
 
 class Arrival(NamedTuple):
-    """A datagram's bytes, and when (ns, the kernel's wall clock: only differences within a train count) from whom."""
+    """A datagram that has arrived."""
 
     data: bytes
-    time_ns: int
-    sender: Any
+    time_ns: int  # the kernel's wall clock: only differences within a train count
+    sender: Any  # its address
 
 
 def pack_datagram(cookie: bytes, train: int, sequence: int, size_bytes: int = 0, rest: bytes = b"") -> bytes:
-    """Return a datagram of ``size_bytes``, or as long as it must be."""
+    """Return a datagram, padded with zeros to ``size_bytes``."""
     return (HEADER.pack(cookie, train, sequence) + rest).ljust(size_bytes, b"\0")
 
 
 def unpack_datagram(data: bytes) -> Datagram | None:
-    """Return what a datagram says; None where it is not one of ours."""
+    """Return the fields of a datagram, or None if it is too short."""
     if len(data) < HEADER.size:
         return None
     cookie, train, sequence = HEADER.unpack_from(data)
@@ -68,19 +73,19 @@ def unpack_datagram(data: bytes) -> Datagram | None:
 
 
 class Datagrams:
-    """A UDP socket that tells when its datagrams arrived; one thread receives, any may send."""
+    """A UDP socket with the kernel's time of each arrival. One thread receives, any thread may send or close."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
         try:
             self._sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-        except OSError:  # not Linux: the time is then that of reading
-            log.debug("the kernel does not tell when datagrams arrive")
+        except OSError:  # not Linux: the time of reading is used
+            log.debug("the kernel has no arrival times of datagrams")
 
     @classmethod
     def bound(cls, address: Any, family: socket.AddressFamily) -> Datagrams | None:
-        """Return a socket at an address of this machine; None where another process has it."""
+        """Return a socket at an address of this machine, or None if another process has it."""
         sock = socket.socket(family, socket.SOCK_DGRAM)
         try:
             sock.bind(address)
@@ -92,9 +97,9 @@ class Datagrams:
 
     @classmethod
     def connected(cls, host: str, port: int) -> Datagrams:
-        """Return a socket that talks to one address only.
+        """Return a socket that sends to one address, and receives from it alone.
 
-        Raises: ConnectError: there is no way to it.
+        Raises: ConnectError: there is no route to it.
         """
         try:
             family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
@@ -111,7 +116,7 @@ class Datagrams:
         self.close()
 
     def close(self) -> None:
-        """Close the socket, and wake the thread that waits in it; twice is fine."""
+        """Close the socket, and wake the thread that waits in `receive`; a second call does nothing."""
         try:
             self._sock.shutdown(socket.SHUT_RDWR)  # close alone does not wake a waiting thread on Linux
         except OSError:
@@ -119,7 +124,7 @@ class Datagrams:
         self._sock.close()
 
     def receive(self, wait_s: float) -> Arrival | None:
-        """Return the next datagram; None when none came in time, or the peer's machine refused one of ours.
+        """Return the next datagram, or None: at the timeout, or when the peer's machine refused one of ours. Blocks.
 
         Raises: EOFError: the socket was closed.
         """
@@ -138,25 +143,22 @@ class Datagrams:
         return Arrival(data, time.time_ns(), sender)
 
     def send(self, data: bytes, receiver: Any = None) -> bool:
-        """Send a datagram; False where the system did not take it. Whether it arrives, nobody tells."""
+        """Send a datagram; return False if the system did not accept it. It may be lost all the same."""
         try:
             self._sock.sendto(data, receiver) if receiver else self._sock.send(data)
-        except OSError as exc:  # no way there, refused, too large, or no room
+        except OSError as exc:  # no route, refused, too large, or no room
             log.debug("a datagram was not sent: %s", exc)
             return False
         return True
 
     def send_train(self, cookie: bytes, train: int, packets: int, size_bytes: int, receiver: Any = None) -> float:
-        """Send a train as fast as the system takes it; return how long that took, s.
-
-        The kernel cuts a few large pieces into datagrams: this process has no time to pause between them.
-        """
+        """Send a train as fast as the system accepts it; return the time that took (s)."""
         datagrams = [pack_datagram(cookie, train, sequence, size_bytes) for sequence in range(packets)]
         at_once = MAX_PIECE_BYTES // len(datagrams[0])
         pieces = [b"".join(datagrams[start : start + at_once]) for start in range(0, packets, at_once)]
         start_s = time.perf_counter()
         if not all(self._send_piece(piece, len(datagrams[0]), receiver) for piece in pieces):
-            for datagram in datagrams:  # copies do not count
+            for datagram in datagrams:  # the receiver ignores duplicates
                 self.send(datagram, receiver)
         return time.perf_counter() - start_s
 
@@ -165,6 +167,6 @@ class Datagrams:
         try:
             self._sock.sendmsg([piece], cut, 0, *([receiver] if receiver else []))
         except OSError as exc:  # an older kernel, or a device that cannot
-            log.debug("the kernel cuts no datagrams: %s", exc)
+            log.debug("the kernel does not cut datagrams (UDP_SEGMENT): %s", exc)
             return False
         return True

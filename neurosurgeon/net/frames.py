@@ -9,15 +9,15 @@ A frame, all integers big-endian:
     6           2     number of buffers, n
     8           4     header length, h
     12          4     task: the request that the frame belongs to, counted by the edge; else zero
-    16          48    six figures, float64: what a reply says of its task; else zero
+    16          48    six figures, float64: durations and load of a reply; else zero
     64          8n    length of each buffer
     64 + 8n     h     header: restricted pickle of plain values
     ...               zeros to the next multiple of 512
     body              the buffers, each followed by zeros to the next multiple of 64
 
 The receiver reads 512 bytes, which is the whole head of any ordinary frame, then the rest of a longer head, then
-the body: reads of known length, and never a byte of the next frame. Task and figures are all that differs between the
-heads of a stream of tasks: the rest of a head that has been read before need not be parsed again.
+the body: reads of known length, and never a byte of the next frame. The heads of a stream of tasks differ only in task
+and figures: a head whose other bytes have been parsed before need not be parsed again.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ HEAD_UNIT = 512  # one read, and one page of room for a request's header
 TLS_HANDSHAKE, TLS_ALERT = b"\x16", b"\x15"  # first byte of a TLS connection, and of its refusal
 PREFIX = struct.Struct("!4sBBHII")
 CHANGING = struct.Struct("!I6d")  # task and figures
-CHANGING_START, FIXED_START = 12, 64  # where they begin, and what follows them
+CHANGING_START, FIXED_START = 12, 64  # offsets of their first byte, and of the first after them
 NO_FIGURES = (0.0,) * 6
 
 Buffer = bytes | bytearray | memoryview
 
 
 class Kind(IntEnum):
-    """What a frame carries; the messages of a conversation (`net.messages`) and of a bandwidth probe."""
+    """The content of a frame; the messages (`net.messages`) and the handshake of keys (`net.keys`)."""
 
     HELLO = 1
     PREPARE = 2
@@ -66,7 +66,7 @@ class Kind(IntEnum):
     KEY_CHALLENGE = 129
     KEY_PROOF = 130
     KEY_ACCEPTED = 131
-    REFUSAL = 132  # one raw byte: why
+    REFUSAL = 132  # one raw byte: the reason
 
 
 RAW_KINDS = frozenset(kind for kind in Kind if kind >= Kind.KEY_START)
@@ -74,20 +74,20 @@ _KINDS = {int(kind): kind for kind in Kind}
 
 
 class Limits(NamedTuple):
-    """What a peer may make us allocate with one frame."""
+    """The limits of one frame; no peer makes this side allocate more."""
 
     max_header_bytes: int = 64 * 1024  # plain values only; a real header has a few hundred bytes
-    max_buffers: int = 64  # a cut of a DAG crosses with a handful of tensors
+    max_buffers: int = 64  # a cut of a DAG has a few boundary tensors
     max_body_bytes: int = 256 * 1024 * 1024  # the largest cut of the four networks has 13 MB
 
 
 DEFAULT_LIMITS = Limits()
 HEADER_LIMITS = Limits(max_buffers=0, max_body_bytes=0)  # for the bandwidth service, whose samples are many
-SMALL_LIMITS = Limits(max_header_bytes=4096, max_buffers=0, max_body_bytes=0)  # before a peer has said hello
+SMALL_LIMITS = Limits(max_header_bytes=4096, max_buffers=0, max_body_bytes=0)  # for unauthenticated peers
 
 
 class Prefix(NamedTuple):
-    """What the first 16 bytes of a head say, checked."""
+    """The first 16 bytes of a head, checked."""
 
     kind: Kind
     buffer_count: int
@@ -107,7 +107,7 @@ class Head(NamedTuple):
 
 
 def padding(length: int) -> int:
-    """Return how many zeros follow a buffer of ``length`` bytes."""
+    """Return the number of zeros after a buffer of ``length`` bytes."""
     return -length % ALIGNMENT
 
 
@@ -127,7 +127,7 @@ def pack_head(kind: Kind, header: bytes, lengths: Sequence[int]) -> bytes:
 def frame_pieces(
     head: bytes, buffers: Sequence[Buffer], task: int = 0, figures: Sequence[float] = NO_FIGURES
 ) -> list[Buffer]:
-    """Return the pieces of a frame in sending order; buffers are passed on, not copied."""
+    """Return the pieces of a frame in sending order; buffers are not copied."""
     changed = bytearray(head)
     CHANGING.pack_into(changed, CHANGING_START, task, *figures)
     pieces: list[Buffer] = [changed]
@@ -155,7 +155,7 @@ def check_magic(data: Buffer) -> None:
 
 
 def name_stranger(data: bytes) -> str:
-    """Return what the first bytes of a peer that does not speak our protocol look like."""
+    """Return the first bytes of a peer of another protocol, and the likely name of that protocol."""
     known = {
         b"GET ": "an HTTP request",
         b"POST": "an HTTP request",
@@ -171,9 +171,9 @@ def name_stranger(data: bytes) -> str:
 
 
 def unpack_prefix(data: Buffer, limits: Limits = DEFAULT_LIMITS) -> Prefix:
-    """Return the checked prefix of a frame from its first bytes, at least 16; what follows them is not looked at.
+    """Return the checked prefix of a frame from its first bytes, at least 16; later bytes are not read.
 
-    Raises: ProtocolError: a stranger, another wire version, an unknown kind, or more than ``limits`` allow.
+    Raises: ProtocolError: another protocol or wire version, an unknown kind, or more than ``limits`` allow.
     """
     _, version, kind, buffer_count, header_length, task = PREFIX.unpack_from(data)
     check_magic(data)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import math
-import pickle  # noqa: S403  # only behind the opcode allow-list below
+import pickle  # noqa: S403  # only after the opcode allow-list below
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,7 +21,7 @@ from neurosurgeon.utils.errors import ProtocolError
 if TYPE_CHECKING:  # the bandwidth monitor uses headers without arrays, and must start without numpy
     from neurosurgeon.graph.spec import Array
 
-# Every allowed opcode, and how many bytes of argument follow it.
+# Every allowed opcode, and the bytes of its argument.
 _FIXED_ARGUMENTS = {
     pickle.PROTO: 1,
     pickle.FRAME: 8,
@@ -85,8 +85,7 @@ def pack_header(*values: Any) -> bytes:
 def check_opcodes(data: bytes) -> None:
     """Walk through a pickle without running it (as `pickletools.genops` does, three times as fast).
 
-    Raises: ProtocolError: an opcode outside the allow-list, an argument that leaves the data, no end, or bytes
-            behind it.
+    Raises: ProtocolError: an opcode outside the allow-list, an argument beyond the data, no end, or bytes after it.
     """
     position, tuples, length = 0, 0, len(data)
     while position < length:
@@ -107,7 +106,7 @@ def check_opcodes(data: bytes) -> None:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """A second line of defence: even an opcode that slipped through finds no global."""
+    """A second line of defence: even an opcode that passed the check resolves no global."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
         raise ProtocolError(f"header asks for the global {module}.{name}")
@@ -119,7 +118,7 @@ class _PlainUnpickler(pickle.Unpickler):
 def unpack_header(data: bytes) -> tuple[Any, ...]:
     """Return the values in a restricted pickle.
 
-    Raises: ProtocolError: an opcode outside the allow-list, a malformed pickle, bytes behind its end, or no tuple.
+    Raises: ProtocolError: an opcode outside the allow-list, a malformed pickle, bytes after its end, or no tuple.
     """
     check_opcodes(data)
     try:

@@ -1,4 +1,6 @@
-"""A key that both sides hold: each proves it before anything else is read, and what follows is sealed with it.
+"""A key that both sides hold: each proves it before anything else is read, and all later bytes are sealed with it.
+
+Theory of operation. The handshake runs in the thread that connects or accepts, by one deadline:
 
     edge                                                  cloud
     1. KEY_START      nonce of the edge       ────────▶
@@ -6,20 +8,23 @@
     3. KEY_PROOF      HMAC("edge", nonces)    ────────▶                   compared; the wrong one is refused
     4.                                        ◀────────   KEY_ACCEPTED    HMAC("cloud", nonces), compared as well
 
-All four are heads of one unit with 32 raw bytes; nothing is unpickled, and no other frame is read, before the end of
-it. The edge proves first, so that a stranger who knocks learns nothing to guess the key from. Both nonces are new each
-time, so a recorded handshake proves nothing; the roles are named, so a proof cannot be sent back to its maker. Inside
-TLS the proofs also cover the cloud's certificate, so they cannot be passed on through another one.
+- All four are heads of one unit with 32 raw bytes. Nothing is unpickled, and no other frame is read, before its end.
+- The edge proves first, so an unauthenticated peer receives nothing from which to guess the key.
+- Both nonces are new each time, so a recorded handshake proves nothing.
+- The proofs name their roles, so a proof cannot be sent back to its maker.
+- Inside TLS the proofs also cover the cloud's certificate, so no other certificate can relay them.
+- At a wrong proof, or the frame of an edge without a key, the cloud sends a REFUSAL of one byte and closes.
 
-From then on every byte travels in records, each direction with a key of its own (HMAC-SHA256 of the nonces):
+From then on every byte travels in records (`SealedWire`), each direction with a key of its own (HMAC-SHA256 of the
+nonces). The sending thread owns the state of one direction, the reading thread that of the other; there is no lock.
 
     size  field
     4     length of the data, n, big-endian, at most 64 KiB
     32    HMAC-SHA256 of the record's number, its length, and the data
     n     data: the head of a frame, or a part of its body
 
-A record that was changed, left out, repeated, reordered or taken from another connection ends the connection before
-its data is looked at. Inside TLS, which does the same, there are no records.
+A record that was changed, left out, repeated, reordered or copied from another connection ends the connection before
+its data is used. Inside TLS, which does the same, there are no records.
 """
 
 from __future__ import annotations
@@ -50,7 +55,7 @@ from neurosurgeon.utils.files import warn_if_others_can_read
 
 KEY_VARIABLE = "NEUROSURGEON_KEY"
 MIN_KEY_BYTES, MAX_KEY_BYTES = 16, 4096  # 128 bits, if they are random
-HASH = "sha256"  # in hardware 2.0 GB/s, where blake2b makes 1.3 (tests/benchmark/safety.py)
+HASH = "sha256"  # in hardware 2.0 GB/s; blake2b: 1.3 (tests/benchmark/safety.py)
 DIGEST_BYTES = 32
 MAX_RECORD_BYTES = 65_536  # one side hashes a record while the other still hashes the one before
 RECORD = struct.Struct("!I32s")
@@ -58,7 +63,7 @@ NUMBER = struct.Struct("!QI")
 
 
 class Refusal(IntEnum):
-    """Why a service does not speak with an edge, in one byte; the edge has the words."""
+    """The reason why a service refuses an edge, in one byte; the edge has the words."""
 
     KEY_WANTED = 1
     NO_KEY_HERE = 2
@@ -82,9 +87,9 @@ class SessionKeys(NamedTuple):
 
 
 def find_key(path: Path | None) -> bytes | None:
-    """Return the key in a file, else in the environment; None where there is neither.
+    """Return the key from a file, else from the environment, else None.
 
-    Raises: UsageError: it cannot be read, or is too short; the message never holds the key.
+    Raises: UsageError: it cannot be read, or has a wrong length; the message never contains the key.
     """
     if path is None:
         text = os.environ.get(KEY_VARIABLE)
@@ -98,11 +103,11 @@ def find_key(path: Path | None) -> bytes | None:
     return _checked(data, f"the key in {path}")
 
 
-def _checked(data: bytes, what: str) -> bytes:
+def _checked(data: bytes, name: str) -> bytes:
     key = data.strip()  # an editor's last newline is no part of it
     if len(key) < MIN_KEY_BYTES or len(data) > MAX_KEY_BYTES:
         raise UsageError(
-            f"{what} must have {MIN_KEY_BYTES} to {MAX_KEY_BYTES} bytes: make one with `openssl rand -hex 32`"
+            f"{name} must have {MIN_KEY_BYTES} to {MAX_KEY_BYTES} bytes: make one with `openssl rand -hex 32`"
         )
     return key
 
@@ -111,8 +116,9 @@ def _checked(data: bytes, what: str) -> bytes:
 
 
 def prove_to_cloud(wire: Wire, key: bytes, certificate: bytes, deadline_s: float) -> SessionKeys:
-    """Do the edge's part of the handshake; ``certificate`` is the digest of the cloud's, or empty.
+    """Do the edge's part of the handshake. May block until the deadline.
 
+    Args:   certificate: the digest of the cloud's certificate, or empty.
     Raises: AccessError: the cloud refused, or did not prove that it has the key. NetworkError.
     """
     ours = secrets.token_bytes(DIGEST_BYTES)
@@ -122,13 +128,13 @@ def prove_to_cloud(wire: Wire, key: bytes, certificate: bytes, deadline_s: float
     proof = _receive(wire, Kind.KEY_ACCEPTED, deadline_s)
     if not hmac.compare_digest(proof, _proof(key, b"cloud", certificate, ours, theirs)):
         raise AccessError(f"{wire.peer} did not prove that it has our key")
-    to_cloud, to_edge = _session_keys(key, certificate, ours, theirs)
-    return SessionKeys(to_cloud, to_edge)
+    return SessionKeys(*_session_keys(key, certificate, ours, theirs))
 
 
 def prove_to_edge(wire: Wire, key: bytes, certificate: bytes, deadline_s: float) -> SessionKeys:
-    """Do the cloud's part of the handshake; it says nothing of the key before the edge has proved it.
+    """Do the cloud's part of the handshake. May block until the deadline.
 
+    Args:   certificate: the digest of the cloud's certificate, or empty.
     Raises: AccessError: the edge has no key, or another one. NetworkError.
     """
     theirs = _receive(wire, Kind.KEY_START, deadline_s)
@@ -138,19 +144,18 @@ def prove_to_edge(wire: Wire, key: bytes, certificate: bytes, deadline_s: float)
     if not hmac.compare_digest(proof, _proof(key, b"edge", certificate, theirs, ours)):
         raise AccessError(f"{wire.peer} did not prove that it has our key", Refusal.WRONG_KEY)
     _send(wire, Kind.KEY_ACCEPTED, _proof(key, b"cloud", certificate, theirs, ours), deadline_s)
-    to_cloud, to_edge = _session_keys(key, certificate, theirs, ours)
-    return SessionKeys(to_edge, to_cloud)
+    return SessionKeys(*reversed(_session_keys(key, certificate, theirs, ours)))
 
 
 def tell_refusal(wire: Wire, error: AccessError, deadline_s: float) -> None:
-    """Tell an edge why it is not let in, where that is any of its business."""
+    """Send an edge the refusal code of an error, if it has one. May block until the deadline."""
     if error.refusal:
-        with contextlib.suppress(NetworkError):  # it does not listen
+        with contextlib.suppress(NetworkError):  # it does not read
             _send(wire, Kind.REFUSAL, bytes([error.refusal]), deadline_s)
 
 
 def refused(peer: str, reason: bytes) -> AccessError:
-    """Return the error that a refusal is on this side."""
+    """Return the error for a refusal that was received."""
     known = {bytes([value]): words for value, words in _WORDS.items()}
     return AccessError(f"{peer} does not let us in: {known.get(reason, 'it does not say why')}")
 
@@ -160,12 +165,10 @@ def _proof(key: bytes, label: bytes, certificate: bytes, edge_nonce: bytes, clou
     return hmac.digest(key, b"\0".join((role, edge_nonce, cloud_nonce, certificate)), HASH)
 
 
-def _session_keys(key: bytes, certificate: bytes, edge_nonce: bytes, cloud_nonce: bytes) -> tuple[bytes, bytes]:
-    """Return the key of what the edge sends, and of what the cloud sends."""
-    to_cloud, to_edge = (
-        _proof(key, label, certificate, edge_nonce, cloud_nonce) for label in (b"edge to cloud", b"cloud to edge")
-    )
-    return to_cloud, to_edge
+def _session_keys(key: bytes, certificate: bytes, edge_nonce: bytes, cloud_nonce: bytes) -> list[bytes]:
+    """Return the key for the direction to the cloud, and the one for the direction to the edge."""
+    labels = (b"edge to cloud", b"cloud to edge")
+    return [_proof(key, label, certificate, edge_nonce, cloud_nonce) for label in labels]
 
 
 def _send(wire: Wire, kind: Kind, value: bytes, deadline_s: float) -> None:
@@ -173,7 +176,7 @@ def _send(wire: Wire, kind: Kind, value: bytes, deadline_s: float) -> None:
 
 
 def _receive(wire: Wire, expected: Kind, deadline_s: float) -> bytes:
-    """Return the 32 bytes that a step of the handshake brings."""
+    """Return the 32 bytes of a step of the handshake."""
     data = memoryview(bytearray(HEAD_UNIT))
     read_head_unit(wire, data, deadline_s)
     prefix = unpack_prefix(data, SMALL_LIMITS)
@@ -184,14 +187,14 @@ def _receive(wire: Wire, expected: Kind, deadline_s: float) -> bytes:
         return unpack_head(prefix, data).header
     if expected is Kind.KEY_START and prefix.kind is Kind.HELLO:
         raise AccessError(f"{wire.peer} has no key", Refusal.KEY_WANTED)
-    raise AccessError(f"{wire.peer} does not speak of keys: it sent {prefix.kind.name}")
+    raise AccessError(f"handshake with {wire.peer} failed: expected {expected.name}, got {prefix.kind.name}")
 
 
-# ---------------------------------------------------------------- what follows
+# ---------------------------------------------------------------- records
 
 
 class _Seal:
-    """Tags for the records of one direction, in order."""
+    """Computes the tags of the records of one direction, in order. Belongs to one thread."""
 
     def __init__(self, key: bytes) -> None:
         self._keyed = hmac.new(key, digestmod=HASH)
@@ -208,23 +211,23 @@ class _Seal:
 
 
 class SealedWire:
-    """A wire whose bytes are readable on their way, but cannot be made, changed or repeated without the key."""
+    """A wire whose bytes can be read in transit, but not made, changed or repeated without the key."""
 
     def __init__(self, wire: Wire, keys: SessionKeys) -> None:
         self.peer = wire.peer
         self._wire = wire
         self._sent, self._received = _Seal(keys.sending), _Seal(keys.receiving)
         self._record = memoryview(bytearray(RECORD.size))
-        self._rest = memoryview(b"")  # of a record that was larger than what was asked for
+        self._rest = memoryview(b"")  # of a record that was larger than the view of its reader
 
     def send(self, pieces: Sequence[Buffer], deadline_s: float) -> None:
-        """Send the first piece, a frame's head, as a record, and what follows in as few as it fills."""
+        """Send the first piece, a frame's head, as one record, and the others in as few as they fill."""
         for parts in _records(pieces):
             length = sum(map(len, parts))
             self._wire.send([RECORD.pack(length, self._sent.tag(length, parts)), *parts], deadline_s)
 
     def read_some(self, view: memoryview, deadline_s: float, fill: bool = False) -> int:
-        """Read what one record brings, once its tag is right; see `Wire`."""
+        """Read the data of one record, after a check of its tag; see `Wire`."""
         if self._rest:
             return self._take(view)
         count = self._wire.read_some(self._record, deadline_s)
@@ -239,7 +242,7 @@ class SealedWire:
         data = view[:length] if fits else memoryview(bytearray(length))
         read_all(self._wire, data, deadline_s)
         if not hmac.compare_digest(tag, self._received.tag(length, [data])):
-            raise ProtocolError(f"{self.peer} sent a record whose seal is broken: it was changed on its way, or forged")
+            raise ProtocolError(f"{self.peer} sent a record whose seal is broken: it was changed in transit, or forged")
         if fits:
             return length
         self._rest = data

@@ -1,4 +1,17 @@
-"""Limits of connections: of those that said hello, and of unauthenticated ones, which must do so quickly."""
+"""Limits of connections: of authenticated ones, and of unauthenticated ones, which must authenticate quickly.
+
+Theory of operation. Each connection has a thread of its service, and is in one of three states:
+
+    unauthenticated ─── hello within AUTHENTICATION_TIMEOUT_S ──▶ authenticated ── closed ──▶ left
+          │ └────────── the same, but the limit is reached: a busy reply ───────────────────▶ left
+          └──────────── timeout, refused, or displaced by a newer connection ───────────────▶ left
+
+At the limit of unauthenticated connections, the oldest one of the address with the most of them is closed. So many
+connections from one address displace each other, and never an authenticated one.
+
+The thread that accepts and those of the connections share both sets. A lock guards them; no thread holds it while it
+waits.
+"""
 
 from __future__ import annotations
 
@@ -25,27 +38,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-INTRODUCTION_S = 4.0  # from accept to hello, whatever the peer sends: five round trips of the slowest link take 1.5
-RETRY_MS = 1000.0  # when to knock again where everything is taken
+AUTHENTICATION_TIMEOUT_S = 4.0  # from accept to hello: five round trips of the slowest link take 1.5
+RETRY_MS = 1000.0  # retry after this time if the limit is reached
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
     """How many connections a service holds at once."""
 
-    max_connections: int = 256  # that have said hello
-    max_strangers: int = 64  # that have not: each costs a thread and a descriptor
+    max_connections: int = 256  # authenticated
+    max_unauthenticated: int = 64  # each costs a thread and a descriptor
 
 
 DEFAULT_CONNECTIONS = ConnectionLimits()
 
 
 class ConnectionLimiter:
-    """Accepts and authenticates connections, and bounds their number.
-
-    At the limit of unauthenticated ones, the oldest of them from the busiest address is closed: a crowd from one
-    address pushes out itself, and never a connection that was authenticated.
-    """
+    """Accepts and authenticates connections, and bounds their number; see the head of this file."""
 
     def __init__(
         self, access: Access = OPEN, limits: ConnectionLimits = DEFAULT_CONNECTIONS, memory: MemoryLimit = UNLIMITED
@@ -54,70 +63,70 @@ class ConnectionLimiter:
         self._limits = limits
         self._memory = memory
         self._lock = threading.Lock()
-        self._strangers: dict[Connection, str] = {}  # with their hosts; the first came first
-        self._known: set[Connection] = set()
+        self._unauthenticated: dict[Connection, str] = {}  # with their hosts; the oldest first
+        self._authenticated: set[Connection] = set()
 
     def accept(self, listener: socket.socket) -> Iterator[Connection]:
-        """Yield those who come until `stop_accepting`; each must be let in, and must `leave` in the end."""
+        """Yield connections until `stop_accepting`. Blocks.
+
+        The caller must `authenticate` each, and call `leave` at its end.
+        """
         for sock, _ in accepted(listener):
             try:
                 connection = Connection(sock, SMALL_LIMITS, self._memory)
             except PeerGoneError as exc:
                 log.debug("%s", exc)
                 continue
-            except Exception as exc:  # costs this one alone
-                internal_error(log, exc, "a connection could not be taken")
+            except Exception as exc:  # ends only this connection
+                internal_error(log, exc, "a connection could not be accepted")
                 sock.close()
                 continue
             with self._lock:
-                crowded_out = self._longest_of_the_crowd() if self._is_crowded() else None
-                self._strangers[connection] = connection.peer.rpartition(":")[0]
-            if crowded_out:
-                log.warning("%s turned away: %d others said nothing either", crowded_out.peer, len(self._strangers))
-                crowded_out.break_off()
+                is_full = len(self._unauthenticated) >= self._limits.max_unauthenticated
+                displaced = self._remove_oldest_of_busiest_host() if is_full else None
+                self._unauthenticated[connection] = connection.peer.rpartition(":")[0]
+            if displaced:
+                log.warning("%s closed: %d others are unauthenticated, too", displaced.peer, len(self._unauthenticated))
+                displaced.break_off()
             yield connection
 
     def authenticate(self, connection: Connection) -> Hello:
-        """Wait until a stranger has proved what it must, and return its hello.
+        """Return the hello of a connection once it has authenticated. Blocks until then, or the timeout.
 
-        Raises: AccessError, BusyError: it was turned away, and told so. NetworkError: a stranger it is.
+        Raises: AccessError, BusyError: it was refused, and the peer has the reason. NetworkError.
         """
         try:
-            hello = connection.let_in(self._access, time.monotonic() + INTRODUCTION_S)
+            hello = connection.let_in(self._access, time.monotonic() + AUTHENTICATION_TIMEOUT_S)
         except VersionError:
             with contextlib.suppress(NetworkError):
-                connection.send(Hello.of())  # in whose first bytes the other side finds our version
+                connection.send(Hello.of())  # its first bytes carry our version
             raise
         with self._lock:
-            self._strangers.pop(connection, None)
-            is_full = len(self._known) >= self._limits.max_connections
+            self._unauthenticated.pop(connection, None)
+            is_full = len(self._authenticated) >= self._limits.max_connections
             if not is_full:
-                self._known.add(connection)
+                self._authenticated.add(connection)
         if is_full:
             busy = BusyError(f"{self._limits.max_connections} edges are connected", RETRY_MS)
             connection.send(reply_of(busy))
             raise busy
         return hello
 
-    def send_strangers_away(self) -> None:
-        """End the connection of everybody who has not been let in."""
+    def close_unauthenticated(self) -> None:
+        """End all unauthenticated connections."""
         with self._lock:
-            strangers = list(self._strangers)
-        for connection in strangers:
+            unauthenticated = list(self._unauthenticated)
+        for connection in unauthenticated:
             connection.break_off()
 
     def leave(self, connection: Connection) -> None:
-        """Forget a visitor."""
+        """Remove a connection from the counts."""
         with self._lock:
-            self._strangers.pop(connection, None)
-            self._known.discard(connection)
+            self._unauthenticated.pop(connection, None)
+            self._authenticated.discard(connection)
 
-    def _is_crowded(self) -> bool:
-        return len(self._strangers) >= self._limits.max_strangers
-
-    def _longest_of_the_crowd(self) -> Connection:
-        """Forget and return the stranger that goes."""
-        ((host, _),) = Counter(self._strangers.values()).most_common(1)
-        connection = next(stranger for stranger, its_host in self._strangers.items() if its_host == host)
-        del self._strangers[connection]
+    def _remove_oldest_of_busiest_host(self) -> Connection:
+        ((busiest, _),) = Counter(self._unauthenticated.values()).most_common(1)
+        connection = next(each for each, host in self._unauthenticated.items() if host == busiest)
+        del self._unauthenticated[connection]
         return connection

@@ -12,12 +12,12 @@ from neurosurgeon.net.frames import ALIGNMENT
 from neurosurgeon.utils.errors import BusyError, ProtocolError
 from neurosurgeon.utils.units import readable_bytes
 
-RETRY_MS = 100.0  # when to ask again for memory that others have
+RETRY_MS = 100.0  # retry after this time if other requests hold the memory
 
 
 @cache
 def _body_type() -> Any:
-    """Return the class of a body. The bandwidth service has none, and starts without numpy."""
+    """Return the class of a body. The bandwidth service needs none, and starts without numpy."""
     import numpy as np
 
     class Body(np.ndarray[Any, np.dtype[np.uint8]]):

@@ -1,4 +1,4 @@
-"""What the two sides say to each other, one named tuple per kind of frame. Request and Reply bring tensors along.
+"""The messages between the two sides, one named tuple per kind of frame. Request and Reply carry tensors.
 
     edge                                   cloud
     Hello           ────────────────▶
@@ -7,13 +7,13 @@
                     ◀────────────────      Latencies     of its layers in this cloud
     Prepare         ────────────────▶                    model, cut, digest of the graph; the cloud compares
                     ◀────────────────      Ready         digest of the weights; the edge compares
-    Request         ────────────────▶                    the tensors that cross
-                    ◀────────────────      Reply         the output, and what the cloud spent
+    Request         ────────────────▶                    the boundary tensors
+                    ◀────────────────      Reply         the output, and the durations in the cloud
     ... any number of AskLatencies, Prepare and Request ...
 
-At any time the cloud may answer `ErrorReply` instead. When it has had nothing to say for a second it sends a `Pong`,
-so that an edge can tell a cloud that computes from one that is gone. The bandwidth service speaks Hello, Ping, Pong,
-Probe and Samples on a port of its own, and AskTicket, Ticket, Train and AskTrain for datagrams (`net.trains`).
+At any time the cloud may reply `ErrorReply` instead. After a second without a message it sends a `Pong` as a heartbeat:
+so an edge can distinguish a cloud that computes from one that is disconnected. The bandwidth service uses Hello, Ping,
+Pong, Probe and Samples on a port of its own, and AskTicket, Ticket, Train and AskTrain for datagrams (`net.trains`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ EDGE_ID_BYTES = 12  # with the number of a task, 128 bits that no other task has
 
 
 class Hello(NamedTuple):
-    """The first message of both sides; an edge names itself with random bytes, and keeps them when it comes back."""
+    """The first message of both sides; an edge has random bytes as its id, and keeps them when it reconnects."""
 
     wire_version: int
     capabilities: dict[str, Any]
@@ -50,25 +50,25 @@ class Hello(NamedTuple):
 
     @property
     def edge_id(self) -> bytes | None:
-        """The id of the edge; None where it gives none."""
+        """The id of the edge, or None if it has none."""
         edge_id = self.capabilities.get("edge")
         return edge_id if isinstance(edge_id, bytes) and len(edge_id) == EDGE_ID_BYTES else None
 
 
 def task_id(edge_id: bytes, task: int) -> bytes:
-    """Return the id (128 bits) of a task, the same on every connection by which it comes."""
+    """Return the id (128 bits) of a task, the same on every connection on which it is sent."""
     return edge_id + task.to_bytes(16 - EDGE_ID_BYTES, "big")
 
 
 class AskLatencies(NamedTuple):
-    """The edge asks what a model's layers take in this cloud, of which it needs to know nothing."""
+    """Request the latencies of a model's layers in this cloud; it needs no profile of the cloud."""
 
     model: str
     graph_digest: str
 
 
 class Latencies(NamedTuple):
-    """Latencies of a model's layers in this cloud, (L,), ms, with their 90 % intervals, and where they come from."""
+    """Latencies of a model's layers in this cloud, (L,), ms, with their 90 % intervals, and their source."""
 
     model: str
     source: str
@@ -76,11 +76,11 @@ class Latencies(NamedTuple):
     low_ms: list[float]
     high_ms: list[float]
     extrapolated: list[str]
-    origin: str  # whose data the predictions come from, for people
+    origin: str  # the machine whose data the predictions use, as text
 
 
 class Prepare(NamedTuple):
-    """The edge names the model and where it cuts it; the cloud gets its half ready.
+    """Name the model and its cut; the cloud prepares its partition.
 
     A cut is the bit mask of the graph's nodes on the edge (`graph.cut`); both sides must have the same graph.
     """
@@ -91,16 +91,16 @@ class Prepare(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """The cloud can run its half, with these weights."""
+    """The cloud can run its partition, with these weights."""
 
     model: str
     weights_digest: str
 
 
 class Request(NamedTuple):
-    """One task: run the cloud half on the tensors that come with this message; its number is the frame's.
+    """One task: run the cloud partition on the tensors of this message; its number is the frame's.
 
-    The tensors are those that cross, each once, in the order of their nodes.
+    The tensors are those of the boundary, each once, in the order of their nodes.
     """
 
     model: str
@@ -110,18 +110,18 @@ class Request(NamedTuple):
 
     @property
     def preparation(self) -> Prepare:
-        """The message that lets the cloud get ready for it."""
+        """The message that lets the cloud prepare for it."""
         return Prepare(self.model, self.edge_nodes, self.graph_digest)
 
 
 class Reply(NamedTuple):
-    """The answer to the task of the frame's number, with the output's tensors; durations are of the cloud's own clock.
+    """The reply to the task of the frame's number, with the output's tensors; durations are of the cloud's own clock.
 
-    Its fields are the frame's figures: the headers of all answers of a network are the same.
+    Its fields are the frame's figures: the headers of all replies of a network are the same.
 
     ``cloud_ms`` is all the time from the last byte of the request to the first of the reply: waiting
     (``queue_ms``), computing (``compute_ms``) and the rest. ``receive_ms`` is first to last byte of the request.
-    The load is what tasks of all edges waited and took of late.
+    The load is the recent wait and service time of the tasks of all edges.
     """
 
     cloud_ms: float
@@ -133,7 +133,7 @@ class Reply(NamedTuple):
 
 
 class ErrorCode(StrEnum):
-    """Why the cloud refused."""
+    """The reason why the cloud refused."""
 
     UNKNOWN_MODEL = "unknown_model"
     GRAPH = "graph"
@@ -146,7 +146,7 @@ class ErrorCode(StrEnum):
 
 
 class ErrorReply(NamedTuple):
-    """The cloud's refusal, with a line for the user; a busy cloud says when to ask again (0: it does not say)."""
+    """The cloud's refusal, with a line for the user; a busy cloud adds when to retry (0: unknown)."""
 
     code: str
     message: str
@@ -154,13 +154,13 @@ class ErrorReply(NamedTuple):
 
 
 class Ping(NamedTuple):
-    """Ask for an immediate pong."""
+    """Request an immediate pong."""
 
     sequence: int
 
 
 class Pong(NamedTuple):
-    """Answer to the ping of that number, with what tasks wait and take in this cloud of late."""
+    """The reply to the ping of that number, with the recent wait and service time of tasks in this cloud."""
 
     sequence: int
     load_queue_ms: float = 0.0
@@ -168,40 +168,40 @@ class Pong(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """Announce ``size_bytes`` bytes that follow behind this frame."""
+    """Announce ``size_bytes`` bytes that follow this frame."""
 
     size_bytes: int
 
 
 class Samples(NamedTuple):
-    """When the bytes of a probe arrived, on the server's clock, and how many with each read."""
+    """The times at which the bytes of a probe arrived, on the service's clock, and the bytes of each read."""
 
     times_us: list[int]
     sizes_bytes: list[int]
 
 
 class AskTicket(NamedTuple):
-    """Ask for a place at the service's UDP port, for datagrams of a version (`net.datagrams`)."""
+    """Request a session at the service's UDP port, for datagrams of a version (`net.datagrams`)."""
 
     version: int
 
 
 class Ticket(NamedTuple):
-    """The UDP port of the service, and the cookie that every datagram to it begins with."""
+    """The UDP port of the service, and the cookie at the start of every datagram to it."""
 
     udp_port: int
     cookie: bytes
 
 
 class Train(NamedTuple):
-    """Announce a train of datagrams by UDP; the answer is `Samples`, of those that arrived."""
+    """Announce a train of datagrams by UDP; the reply is `Samples`, of those that arrived."""
 
     number: int
     packets: int
 
 
 class AskTrain(NamedTuple):
-    """Ask for a train of datagrams, and prove with the nonce of the service's last datagram where they shall go."""
+    """Request a train of datagrams; the nonce of the service's last datagram proves the address of the client."""
 
     nonce: bytes
     number: int
@@ -268,7 +268,7 @@ def figures_of(message: Message) -> tuple[float, ...]:
 
 
 def message_of(kind: Kind, values: Any) -> Message | None:
-    """Return the message of a frame from the values in its header; None where all of it is in the frame's figures.
+    """Return the message of a frame from the values in its header, or None if it is in the frame's figures.
 
     Raises: ProtocolError: a field is missing, too many, or of another type.
     """
@@ -293,14 +293,14 @@ _ERRORS: dict[str, type[NeurosurgeonError]] = {
 
 
 def error_of(reply: ErrorReply) -> NeurosurgeonError:
-    """Return the exception that an error reply stands for on this side."""
+    """Return the exception for an error reply."""
     if reply.code == ErrorCode.BUSY:
         return BusyError(f"the cloud answered: {reply.message}", reply.retry_ms)
     return _ERRORS.get(reply.code, RemoteError)(f"the cloud answered: {reply.message}")
 
 
 def reply_of(error: NeurosurgeonError) -> ErrorReply:
-    """Return the error reply that tells the peer of an exception."""
+    """Return the error reply for an exception."""
     if isinstance(error, BusyError):
         return ErrorReply(str(ErrorCode.BUSY), str(error), error.retry_ms)
     for code, cls in _ERRORS.items():

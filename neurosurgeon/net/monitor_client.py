@@ -1,7 +1,7 @@
-"""Measure uplink rate and RTT against the bandwidth service; bounded in bytes and in time.
+"""Measure uplink rate and round trip against the bandwidth service; bounded in bytes and in time.
 
-A measurement costs at most 200 KB, and as much again with --duplex. Where datagrams do not leave this process as fast
-as the link carries them, TCP's probe takes the place of some. No part takes more than 3 s.
+A measurement costs at most 200 KB, and as much again with --duplex. Each of its steps (`net.probe`) takes at most 3 s.
+The last estimate of each service is kept in a file of the cache.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from neurosurgeon.utils.units import mb_per_s_to_bytes_per_s
 
 log = logging.getLogger(__name__)
 
-YOUNG_S = 60.0  # long enough for a user who runs one task after another; later, a mobile link may be a different one
-MAX_KEPT_MS = 600_000.0  # of a round trip that is kept; a longer one is damage
+RECENT_S = 60.0  # enough for a user who runs one task after another; later, a mobile link may have changed
+MAX_KEPT_MS = 600_000.0  # a longer round trip in the file is damage
 
-Began = Callable[[Connection], None]
+OnConnect = Callable[[Connection], None]
 
 
 def measure_link(
@@ -45,39 +45,28 @@ def measure_link(
     use_udp: bool = True,
     duplex: bool = False,
     quick: bool = False,
-    began: Began = lambda connection: None,
+    on_connect: OnConnect = lambda connection: None,
 ) -> LinkEstimate:
-    """Return rate and RTT of the link to the bandwidth service at ``host``.
+    """Return rate and round trip of the link to the bandwidth service at ``host``. Blocks.
 
-    Args:   use_udp: False: by TCP alone. duplex: measure the way from the service, too.
-            quick: for a fifth of the bytes, and less surely.
-            began: is given the connection, which another thread may break off.
-    Raises: NetworkError: no service there, or it stopped answering.
+    Args:   use_udp: False: by TCP alone. duplex: measure the downlink, too.
+            quick: for a fifth of the bytes, with a larger error.
+            on_connect: receives the connection, which another thread may break off.
+    Raises: NetworkError: no service there, or it no longer replies.
     """
     with connect(host, port, HEADER_LIMITS, access) as connection:
-        began(connection)
-        found = LinkProbe(connection).measure(use_udp=use_udp, duplex=duplex, quick=quick)
-    return LinkEstimate(
-        found.up.bytes_per_s,
-        found.rtt_ms,
-        queue_ms=found.queue_ms,
-        host_ms=found.host_ms,
-        error=found.up.error,
-        method=found.method,
-        udp_is_blocked=found.udp_is_blocked,
-        down_bytes_per_s=found.down.bytes_per_s if found.down else None,
-        probe_bytes=found.size_bytes,
-    )
+        on_connect(connection)
+        return LinkProbe(connection).measure(use_udp=use_udp, duplex=duplex, quick=quick)
 
 
-def ping_link(host: str, port: int, access: Access = OPEN, began: Began = lambda connection: None) -> Echo:
-    """Return RTT and load alone, for a few bytes.
+def ping_link(host: str, port: int, access: Access = OPEN, on_connect: OnConnect = lambda connection: None) -> Echo:
+    """Return round trip and load alone, for a few bytes. Blocks.
 
-    Args:   began: as of `measure_link`.
-    Raises: NetworkError: no service there, or it stopped answering.
+    Args:   on_connect: see `measure_link`.
+    Raises: NetworkError: no service there, or it no longer replies.
     """
     with connect(host, port, HEADER_LIMITS, access) as connection:
-        began(connection)
+        on_connect(connection)
         return LinkProbe(connection).echo()
 
 
@@ -85,9 +74,9 @@ def ping_link(host: str, port: int, access: Access = OPEN, began: Began = lambda
 
 
 class LinkMeasurement:
-    """Measures the link in a child process, while this one does other work; use it in a ``with`` block.
+    """Measures the link in a child process while this one does other work; use it in a ``with`` block.
 
-    A thread would share the interpreter's lock with that work: beside an import of torch, it reads exchanges up to
+    A thread would share the interpreter's lock with that work: during an import of torch it measures exchanges up to
     60 ms too long, and takes up to seven times as long.
     """
 
@@ -108,14 +97,14 @@ class LinkMeasurement:
         self._writer.close()
 
     def start(self) -> None:
-        """Begin to measure; returns at once."""
+        """Start the measurement; does not block."""
         self._child.start()
         self._writer.close()  # the child has its own: when it ends, the pipe does
 
     def result(self) -> LinkEstimate:
         """Return the estimate, once; starts if `start` was not called. Blocks until the measurement ends.
 
-        Raises: what ``measure`` raised. NeurosurgeonError: the child was killed.
+        Raises: NeurosurgeonError: the child was killed. Any error of ``measure``.
         """
         if self._child.pid is None:
             self.start()
@@ -134,68 +123,67 @@ class LinkMeasurement:
 
 
 def _measure_into(measure: Callable[[], LinkEstimate], writer: Pipe) -> None:
-    """Send what ``measure`` returns or raises through a pipe (runs in the child)."""
-    os.setsid()  # Ctrl-C is for the parent alone; and Linux shares the cores out by session before it does by process
+    """Send the result or the error of ``measure`` through a pipe. Runs in the child."""
+    os.setsid()  # Ctrl-C interrupts only the parent; and Linux divides the cores by session first, then by process
     try:
         writer.send(measure())
     except Exception as exc:
-        exc.add_note(traceback.format_exc())  # does not pass through the pipe otherwise
+        exc.add_note(traceback.format_exc())  # pickling drops the traceback itself
         writer.send(exc)
 
 
-# ---------------------------------------------------------------- the last value, for when the service is away
+# ---------------------------------------------------------------- the last estimates
 
 
 def links_file() -> Path:
-    """Return where the last estimate of every cloud is kept between runs."""
+    """Return the file with the last estimate of the link to each service."""
     return cache_directory() / "links.json"
 
 
 def remember_link(host: str, port: int, estimate: LinkEstimate) -> None:
-    """Keep an estimate for `last_link`; a cache that cannot be written is only a pity."""
-    known = _known_links()
-    known[format_address((host, port))] = [estimate.rate_bytes_per_s, estimate.rtt_ms, time.time(), estimate.host_ms]
+    """Store an estimate for `last_link`; a failed write is logged."""
+    links = _read_links()
+    links[format_address((host, port))] = [estimate.rate_bytes_per_s, estimate.rtt_ms, time.time(), estimate.host_ms]
     try:
-        replace_file(links_file(), json.dumps(known))
+        replace_file(links_file(), json.dumps(links))
     except OSError as exc:
-        log.debug("the link estimate was not kept: %s", exc)
+        log.debug("the link estimate was not stored: %s", exc)
 
 
 def last_link(host: str, port: int) -> LinkEstimate | None:
-    """Return the last estimate of the link to a service, with its age; None where there is none."""
+    """Return the last estimate of the link to a service, with its age, or None."""
     try:
-        rate_bytes_per_s, rtt_ms, when_s, *more = map(float, _known_links()[format_address((host, port))])
+        rate_bytes_per_s, rtt_ms, when_s, *more = map(float, _read_links()[format_address((host, port))])
     except DAMAGED:
         return None
-    host_ms = more[0] if more else 0.0  # releases before 0.2 did not keep it
-    if not (
-        1.0 <= rate_bytes_per_s <= MAX_RATE_BYTES_PER_S and all(0 <= ms <= MAX_KEPT_MS for ms in (rtt_ms, host_ms))
-    ):
+    host_ms = more[0] if more else 0.0  # releases before 0.2 did not store it
+    times_fit = 0 <= rtt_ms <= MAX_KEPT_MS and 0 <= host_ms <= MAX_KEPT_MS
+    if not (times_fit and 1.0 <= rate_bytes_per_s <= MAX_RATE_BYTES_PER_S):
         return None
     return LinkEstimate(rate_bytes_per_s, rtt_ms, LinkSource.LAST, time.time() - when_s, host_ms=host_ms)
 
 
-def young_link(host: str, port: int) -> LinkEstimate | None:
-    """Return the last estimate of the link to a service if it is at most `YOUNG_S` old, else None."""
+def recent_link(host: str, port: int) -> LinkEstimate | None:
+    """Return the last estimate of the link to a service if it is at most `RECENT_S` old, else None."""
     last = last_link(host, port)
-    return last if last and 0 <= last.age_s <= YOUNG_S else None
+    return last if last and 0 <= last.age_s <= RECENT_S else None
 
 
-def _known_links() -> dict[str, list[float]]:
+def _read_links() -> dict[str, list[float]]:
     try:
-        known = json.loads(links_file().read_text())
+        links = json.loads(links_file().read_text())
     except (OSError, *DAMAGED):
         return {}
-    return known if isinstance(known, dict) else {}
+    return links if isinstance(links, dict) else {}
 
 
 def given_or_measured(
     bandwidth_mb_per_s: float | None, rtt_ms: float | None, hello_ms: float, measure: Callable[[], LinkEstimate]
 ) -> LinkEstimate:
-    """Return the link: what the user says, else what ``measure`` finds.
+    """Return the link with the bandwidth and round trip that the user gave, and ``measure`` the others.
 
-    Args:   hello_ms: a round trip that was seen, for when nothing is measured.
-    Raises: NetworkError: neither is to be had.
+    Args:   hello_ms: the round trip to use if none is given or measured.
+    Raises: NetworkError: the link could not be measured.
     """
     if bandwidth_mb_per_s is None:
         measured = measure()
@@ -205,9 +193,11 @@ def given_or_measured(
 
 
 def estimate_link(host: str, port: int, access: Access = OPEN) -> LinkEstimate:
-    """Return a measured estimate and keep it; where the service is away, the last one with a warning.
+    """Measure the link and store the estimate; if the service is unreachable, return the last one with a warning.
 
-    Raises: AccessError: it does not let us in. NetworkError: it is away, and there is no last value.
+    May block.
+
+    Raises: AccessError: authentication failed. NetworkError: it is unreachable, and there is no last estimate.
     """
     try:
         estimate = measure_link(host, port, access)

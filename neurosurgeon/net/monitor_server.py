@@ -1,7 +1,7 @@
-"""The bandwidth service: answers pings, and tells when the bytes of a probe arrived. A process of its own.
+"""The bandwidth service: replies to pings, and returns when the bytes of a probe arrived. A process of its own.
 
-It blocks in accept and read, never spins; every probe is bounded in bytes and time, and connections in number. UDP
-trains come to the port of the same number; see `net.trains` for who may send and get them.
+Its threads block in accept and read, and none spins. Every probe is bounded in bytes and time, and connections in
+number. A thread serves each connection; one more receives UDP trains at the port of the same number (`net.trains`).
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import logging
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 
 from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.datagrams import MAX_DATAGRAM_BYTES, VERSION, Datagrams
 from neurosurgeon.net.limits import ConnectionLimiter, ConnectionLimits
 from neurosurgeon.net.messages import AskTicket, AskTrain, Hello, Message, Ping, Pong, Probe, Samples, Ticket, Train
-from neurosurgeon.net.trains import MAX_TRAIN_PACKETS, Guest, TrainDesk
+from neurosurgeon.net.trains import MAX_TRAIN_PACKETS, UdpSession, UdpSessions
 from neurosurgeon.utils.errors import DeadlineError, NetworkError, PeerGoneError, ProtocolError
 from neurosurgeon.utils.load import CloudLoad
 from neurosurgeon.utils.logs import internal_error
@@ -23,32 +24,32 @@ from neurosurgeon.utils.logs import internal_error
 log = logging.getLogger(__name__)
 
 MAX_PROBE_BYTES = 4_194_304
-MAX_SAMPLES = 4_096  # as many as fit into one header
+MAX_SAMPLES = 4_096  # that fit into one header
 MAX_CONNECTIONS = 32
-IDLE_TIMEOUT_S = 60.0  # a monitor that asks every second is never idle that long
+IDLE_TIMEOUT_S = 60.0  # a monitor sends a ping every second
 READ_BYTES = 262_144
 
 
 class MonitorServer:
-    """Serves probes on a listening socket, a thread for each connection."""
+    """Serves probes on a listening socket, with a thread for each connection."""
 
     def __init__(self, listener: socket.socket, limiter: ConnectionLimiter | None = None) -> None:
         self.load = CloudLoad()
         self._listener = listener
         self._limiter = limiter or ConnectionLimiter(limits=ConnectionLimits(MAX_CONNECTIONS))
-        self._desk: TrainDesk | None = None
+        self._udp: UdpSessions | None = None
 
-    def take_line(self, line: str) -> None:
-        """Keep the load that the cloud tells; any other line is ignored."""
+    def record_load(self, line: str) -> None:
+        """Record the load from a line of the cloud; any other line is ignored."""
         self.load = CloudLoad.of_line(line) or self.load
 
     def serve(self) -> None:
-        """Accept connections until `stop_accepting`."""
+        """Accept connections until `stop_accepting`. Blocks."""
         address = self._listener.getsockname()
         datagrams = Datagrams.bound(address, self._listener.family)
         if datagrams:
-            self._desk = TrainDesk(datagrams, address[1])
-            threading.Thread(target=self._desk.serve, name="datagrams", daemon=True).start()
+            self._udp = UdpSessions(datagrams, address[1])
+            threading.Thread(target=self._udp.serve, name="datagrams", daemon=True).start()
         for connection in self._limiter.accept(self._listener):
             threading.Thread(target=self._serve_one, args=(connection,), daemon=True).start()
         if datagrams:
@@ -58,7 +59,8 @@ class MonitorServer:
         try:
             with connection:
                 self._limiter.authenticate(connection)
-                ProbeService(connection, lambda: self.load, self._desk).serve()
+                with self._udp.open() if self._udp else nullcontext() as session:
+                    ProbeService(connection, lambda: self.load, session).serve()
         except (PeerGoneError, DeadlineError) as exc:
             log.debug("probe ended: %s", exc)
         except NetworkError as exc:
@@ -70,58 +72,54 @@ class MonitorServer:
 
 
 class ProbeService:
-    """Answers one client that was let in."""
+    """Serves one authenticated client."""
 
-    def __init__(self, connection: Connection, load: Callable[[], CloudLoad], desk: TrainDesk | None = None) -> None:
+    def __init__(self, connection: Connection, load: Callable[[], CloudLoad], session: UdpSession | None) -> None:
         self._connection = connection
         self._load = load
-        self._desk = desk
-        self._guest = desk.admit() if desk else None
+        self._session = session
         self._scratch = memoryview(bytearray(READ_BYTES))
 
     def serve(self) -> None:
-        """Serve the client until it leaves; with each ping it hears the load of the moment.
+        """Serve the client until it closes the connection; each pong carries the current load. Blocks.
 
-        Raises: NetworkError: the client left, idled, or broke the protocol.
+        Raises: NetworkError: the client closed the connection, was idle, or broke the protocol.
         """
-        connection = self._connection
-        try:
-            connection.send(Hello.of(service="bandwidth", trains=self._desk is not None))
-            while True:
-                self._answer(connection.receive(IDLE_TIMEOUT_S).message)
-        finally:
-            if self._desk and self._guest:
-                self._desk.dismiss(self._guest)
+        self._connection.send(Hello.of(service="bandwidth", trains=self._session is not None))
+        while True:
+            self._reply(self._connection.receive(IDLE_TIMEOUT_S).message)
 
-    def _answer(self, message: Message) -> None:
+    def _reply(self, message: Message) -> None:
+        connection, session = self._connection, self._session
         match message:
             case Ping(sequence):
-                self._connection.send(Pong(sequence, *self._load()))
+                connection.send(Pong(sequence, *self._load()))
             case Probe(size_bytes) if 0 < size_bytes <= MAX_PROBE_BYTES:
-                self._connection.send(receive_probe(self._connection, size_bytes, self._scratch))
-            case AskTicket() | Train() | AskTrain() if self._desk and self._guest:
-                self._answer_datagrams(message, self._desk, self._guest)
-            case other:
-                name = type(other).__name__
-                raise ProtocolError(f"{self._connection.peer} sent {name}, which this service does not serve")
-
-    def _answer_datagrams(self, message: AskTicket | Train | AskTrain, desk: TrainDesk, guest: Guest) -> None:
-        match message:
-            case AskTicket(version) if version == VERSION:
-                self._connection.send(Ticket(desk.port, guest.cookie))
-            case Train(number, packets) if 0 < number < 2**32 and 0 < packets <= MAX_TRAIN_PACKETS:
-                self._connection.send(guest.expect(number, packets).wait())
-            case AskTrain(nonce, number, packets, size_bytes) if (
-                0 < number < 2**32 and 0 < packets <= MAX_TRAIN_PACKETS and 0 < size_bytes <= MAX_DATAGRAM_BYTES
-            ):
-                if not desk.send_train(guest, nonce, number, packets, size_bytes):
-                    log.warning("%s asked for a train with a wrong nonce, and gets none", self._connection.peer)
+                connection.send(receive_probe(connection, size_bytes, self._scratch))
+            case AskTicket(version) if session and version == VERSION:
+                connection.send(Ticket(session.port, session.cookie))
+            case Train(number, packets) if session and is_train(number, packets):
+                connection.send(session.expect(number, packets).wait())
+            case AskTrain(nonce, number, packets, size_bytes) if session and is_train(number, packets, size_bytes):
+                if not session.send_train(nonce, number, packets, size_bytes):
+                    log.warning("%s requested a train with a wrong nonce: none is sent", connection.peer)
             case _:
-                raise ProtocolError(f"{self._connection.peer} asked for a train outside the limits: {message}")
+                name = type(message).__name__
+                raise ProtocolError(
+                    f"{connection.peer} sent {name}, which this service does not serve, or not so large"
+                )
+
+
+def is_train(number: int, packets: int, size_bytes: int = MAX_DATAGRAM_BYTES) -> bool:
+    """Return whether a train is within the limits."""
+    return 0 < number < 2**32 and 0 < packets <= MAX_TRAIN_PACKETS and 0 < size_bytes <= MAX_DATAGRAM_BYTES
 
 
 def receive_probe(connection: Connection, size_bytes: int, scratch: memoryview) -> Samples:
-    """Return when each part of a probe arrived, from the first on; late parts merge into the last sample."""
+    """Return when each part of a probe arrived (us, from the first), and its bytes. Blocks.
+
+    Parts beyond `MAX_SAMPLES` are added to the last one.
+    """
     times_us: list[int] = []
     sizes_bytes: list[int] = []
     start_s = None

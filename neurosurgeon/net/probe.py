@@ -1,7 +1,17 @@
-"""One measurement of a link over one connection to the bandwidth service: round trip, then rate.
+"""One measurement of a link over one connection to the bandwidth service: the round trip, then the rate.
 
-The rate by UDP trains: packets that wait in the link's queue leave it at the link's rate, and the kernel tells when
-each arrived. Where UDP is blocked, or the link is faster than this process sends, by TCP's first windows.
+Theory of operation. One thread does these steps, in this order, and each has a timeout:
+
+    hello ─▶ TCP pings ─▶ UDP pings ──┬─ replied ─▶ short train ─▶ long train ─┬─▶ the rate of the trains
+                                      │                                        └─ sender-limited ──┐
+                                      └─ no reply: UDP is blocked ─────────────────────────────────┴─▶ TCP bursts
+
+Trains measure the rate: packets that wait in the link's queue leave it at the link's rate, and the kernel stamps each
+arrival (`net.trains`, `net.bandwidth`). A train that left this process hardly faster than it arrived is sender-limited:
+the link may be faster. Then, and where UDP is blocked, the first windows of TCP measure the rate.
+
+UDP pings bring the round trip: they wait for no process of the service, as the service sends how long it held each.
+TCP pings bring the duration of an exchange, which a task waits for, and the load of the cloud.
 """
 
 from __future__ import annotations
@@ -11,13 +21,11 @@ import logging
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from neurosurgeon.net.bandwidth import (
     MAX_RATE_BYTES_PER_S,
     Arrivals,
-    Burst,
     Echo,
     Rate,
     gap_free_burst,
@@ -29,10 +37,10 @@ from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.datagrams import (
     HEADER,
     IP_UDP_BYTES,
-    KEPT,
-    KNOCK,
+    KEPT_NS,
     MAX_DATAGRAM_BYTES,
     NONCE_BYTES,
+    UDP_PING,
     VERSION,
     Datagrams,
     pack_datagram,
@@ -54,7 +62,7 @@ from neurosurgeon.net.messages import (
 )
 from neurosurgeon.net.trains import QUIET_S, TRAIN_TIMEOUT_S, Collector
 from neurosurgeon.utils.errors import ConnectError, DeadlineError, PeerGoneError, ProtocolError
-from neurosurgeon.utils.link import ProbeMethod
+from neurosurgeon.utils.link import LinkEstimate, ProbeMethod
 from neurosurgeon.utils.timing import now_ms
 from neurosurgeon.utils.units import s_to_ms
 
@@ -63,163 +71,156 @@ log = logging.getLogger(__name__)
 Answer = TypeVar("Answer", Hello, Pong, Samples, Ticket)
 
 PINGS = 5
-ANSWER_TIMEOUT_S = 1.0  # with the connect before it, a missing or silent service is reported within 2 s
-PROBE_TIMEOUT_S = TRAIN_TIMEOUT_S + ANSWER_TIMEOUT_S
+REPLY_TIMEOUT_S = 1.0  # after the connect before it, a missing or silent service is reported within 2 s
+PROBE_TIMEOUT_S = TRAIN_TIMEOUT_S + REPLY_TIMEOUT_S
 TCP_IP_BYTES = 52  # headers of a packet, with time stamps
-# By UDP, 190 KB at most: a short train, then one that outlasts a token bucket's burst, but not long.
-MOST_PACKETS, QUICK_PACKETS = (20, 100), (12,)
-OUTRUN_PACKETS = 50  # beside TCP's probe: 200 KB together
-HOPELESS_PACKETS = 10  # so few in that time: the first train has to be enough
+# UDP, 190 KB at most: a short train, then one that is a little longer than the burst of a token bucket.
+FULL_PACKETS, QUICK_PACKETS = (20, 100), (12,)
+SENDER_LIMITED_PACKETS = 50  # with the TCP burst, 200 KB
+MIN_TRAIN_PACKETS = 10  # a link that carries fewer in `TRAIN_S` gets no second train
 TRAIN_S = 0.5
-SENDER_SHARE = 0.7  # a rate this close to the one at which a train left is the sender's, not the link's
-# By TCP, 144 KB: a probe that fits into TCP's first window, and a larger one where that was quick. Where the link has
-# outrun a train: one of more than a packet of loopback.
-PROBE_BYTES, OUTRUN_BYTES = (13_032, 131_072), (72_400,)
-SLOW_PROBE_MS = 250.0
-MAX_TIME_US = 60_000_000  # no probe takes so long
-KNOCKS, HOPELESS_KNOCKS, KNOCK_WAIT_S = 5, 2, 0.4
-SHORT_MS, SHORT_KNOCKS = 5.0, 12  # of a round trip to which the tenth of a millisecond matters that machines add
-KNOCK_REST = NONCE_BYTES + KEPT.size
-KNOCK_BYTES = HEADER.size + KNOCK_REST + IP_UDP_BYTES  # the answer is as long
+SENDER_SHARE = 0.7  # of the rate at which a train left: a higher measured rate is the sender's, not the link's
+# TCP, 144 KB: a burst that fits into the first window, and a larger one if that was fast. After a sender-limited train:
+# one that is larger than a packet of loopback.
+PROBE_BYTES, SENDER_LIMITED_BYTES = (13_032, 131_072), (72_400,)
+SLOW_BURST_MS = 250.0
+MAX_TIME_US = 60_000_000  # more than any probe takes
+UDP_PINGS, BLOCKED_PINGS, UDP_PING_TIMEOUT_S = 5, 2, 0.4
+SHORT_RTT_MS, SHORT_RTT_PINGS = 5.0, 12  # below, the 0.1 ms that machines add matters: more pings
+PONG_REST_BYTES = NONCE_BYTES + KEPT_NS.size
+UDP_PING_BYTES = HEADER.size + PONG_REST_BYTES + IP_UDP_BYTES  # a pong is as long
 
 
-@dataclass(frozen=True, slots=True)
-class Probed:
-    """What a measurement found."""
-
-    up: Rate
-    down: Rate | None
-    method: ProbeMethod
-    rtt_ms: float
-    udp_is_blocked: bool
-    host_ms: float  # what an exchange takes beyond it; below 0 where its bytes pass quicker, as through a token bucket
-    queue_ms: float
-    size_bytes: int  # that crossed, both ways
-
-
-class _Knock(NamedTuple):
-    """The answer to a knock."""
+class _UdpPong(NamedTuple):
+    """The reply to a UDP ping."""
 
     nonce: bytes
     rtt_ms: float
 
 
-class _ByUdp(NamedTuple):
-    """What UDP told, if anything."""
+class _UdpResult(NamedTuple):
+    """The measurement by UDP, as far as UDP is not blocked."""
 
     up: Rate | None = None
     down: Rate | None = None
     rtt_ms: float | None = None
-    outran: bool = False  # the link may be faster: the train did not leave much faster than it arrived
+    is_sender_limited: bool = False
 
 
 class LinkProbe:
-    """Measures by one connection, on which nothing has been said yet.
+    """Measures over one new connection. Its methods may block.
 
-    Raises: NetworkError: the service left, fell silent, or is none.
+    Raises: NetworkError: the service closed the connection, did not reply in time, or is another one.
     """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._datagram_bytes = 0
-        self._trains = itertools.count(1)
+        self._train_numbers = itertools.count(1)
         connection.send_windows_at_once()
         self._serves_trains = self._exchange(Hello.of(), Hello).capabilities.get("trains") is True
 
     def echo(self) -> Echo:
-        """Return how long an exchange takes, and the cloud's load, for a few bytes."""
+        """Return the duration of an exchange, and the cloud's load, for a few bytes."""
         pings = [self._ping(sequence) for sequence in range(PINGS)]
         return Echo(statistics.median(echo.exchange_ms for echo in pings), pings[-1].queue_ms)
 
-    def measure(self, *, use_udp: bool = True, duplex: bool = False, quick: bool = False) -> Probed:
-        """Return rate and RTT; ``duplex``: of both ways. ``quick``: by one short train, for a fifth of the bytes."""
-        echo, by_udp = self.echo(), _ByUdp()
+    def measure(self, *, use_udp: bool = True, duplex: bool = False, quick: bool = False) -> LinkEstimate:
+        """Return the link; its ``host_ms`` is below 0 if pings pass faster than the rate, as through a token bucket.
+
+        Args: duplex: measure the downlink, too. quick: by one short train, for a fifth of the bytes.
+        """
+        echo, udp = self.echo(), _UdpResult()
         if use_udp and self._serves_trains:
-            by_udp = self._measure_by_udp(duplex, QUICK_PACKETS if quick else MOST_PACKETS)
-        (up, method), down = self._rate(by_udp, echo.exchange_ms, quick), by_udp.down
+            udp = self._measure_by_udp(duplex, QUICK_PACKETS if quick else FULL_PACKETS)
+        (up, method), down = self._choose_rate(udp, echo.exchange_ms, quick), udp.down
         exchange_ms = echo.rtt_ms(up.bytes_per_s, (down or up).bytes_per_s)
-        rtt_ms = exchange_ms if by_udp.rtt_ms is None else by_udp.rtt_ms
-        return Probed(
-            up,
-            down,
-            method,
+        rtt_ms = exchange_ms if udp.rtt_ms is None else udp.rtt_ms
+        return LinkEstimate(
+            up.bytes_per_s,
             rtt_ms,
-            udp_is_blocked=use_udp and by_udp.up is None,
-            host_ms=exchange_ms - rtt_ms,
             queue_ms=echo.queue_ms,
-            size_bytes=self._size_bytes(),
+            host_ms=exchange_ms - rtt_ms,
+            error=up.error,
+            method=method,
+            udp_is_blocked=use_udp and udp.up is None,
+            down_bytes_per_s=down.bytes_per_s if down else None,
+            probe_bytes=self._datagram_bytes + self._connection.sent_bytes + self._connection.received_bytes,
         )
 
-    def _rate(self, by_udp: _ByUdp, exchange_ms: float, quick: bool) -> tuple[Rate, ProbeMethod]:
-        """Return the uplink's rate; TCP is asked where UDP is blocked, or the link outran the trains."""
-        trains = by_udp.up
-        if trains and not by_udp.outran:
+    def _choose_rate(self, udp: _UdpResult, exchange_ms: float, quick: bool) -> tuple[Rate, ProbeMethod]:
+        """Return the uplink's rate: by TCP if UDP is blocked, or the trains were sender-limited."""
+        trains = udp.up
+        if trains and not udp.is_sender_limited:
             return trains, ProbeMethod.UDP_TRAIN
         try:
-            sizes_bytes = OUTRUN_BYTES if by_udp.outran else PROBE_BYTES
+            sizes_bytes = SENDER_LIMITED_BYTES if udp.is_sender_limited else PROBE_BYTES
             burst = self._burst_rate(exchange_ms, PROBE_BYTES[:1] if quick else sizes_bytes)
         except (DeadlineError, PeerGoneError):
             if trains is None:
                 raise
             return trains, ProbeMethod.UDP_TRAIN
-        if trains and not trains.bytes_per_s < burst.bytes_per_s < MAX_RATE_BYTES_PER_S:  # the limit tells nothing
+        # At the limit the clock was too coarse to measure the burst.
+        if trains and not trains.bytes_per_s < burst.bytes_per_s < MAX_RATE_BYTES_PER_S:
             return trains, ProbeMethod.UDP_TRAIN
         return burst, ProbeMethod.TCP_BURST
 
     # ------------------------------------------------------------ by UDP
 
-    def _measure_by_udp(self, duplex: bool, most_packets: Sequence[int]) -> _ByUdp:
+    def _measure_by_udp(self, duplex: bool, train_packets: Sequence[int]) -> _UdpResult:
         ticket = self._exchange(AskTicket(VERSION), Ticket)
         host = self._connection.sock.getpeername()[0]
-        found = _ByUdp()
+        found = _UdpResult()
         try:
             with Datagrams.connected(host, ticket.udp_port) as datagrams:
-                knock_ms = self._shortest_knock_ms(datagrams, ticket.cookie)
-                found = found if knock_ms is None else self._rate_up(datagrams, ticket, most_packets)
-                if found.up and knock_ms is not None:
+                ping_ms = self._shortest_udp_ping_ms(datagrams, ticket.cookie)
+                found = found if ping_ms is None else self._rate_up(datagrams, ticket, train_packets)
+                if found.up and ping_ms is not None:
                     down = self._rate_down(datagrams, ticket) if duplex else None
-                    bytes_ms = 2 * s_to_ms(KNOCK_BYTES / found.up.bytes_per_s)
-                    found = found._replace(down=down, rtt_ms=less_bytes_ms(knock_ms, bytes_ms))
-        except (ConnectError, OverflowError) as exc:  # no way there, or no port
+                    bytes_ms = 2 * s_to_ms(UDP_PING_BYTES / found.up.bytes_per_s)
+                    found = found._replace(down=down, rtt_ms=less_bytes_ms(ping_ms, bytes_ms))
+        except (ConnectError, OverflowError) as exc:  # no route, or not a port
             log.debug("%s", exc)
         if not found.up:
             log.info("no rate by UDP to %s: measuring by TCP", self._connection.peer)
         return found
 
-    def _rate_up(self, datagrams: Datagrams, ticket: Ticket, most_packets: Sequence[int]) -> _ByUdp:
-        """Return the uplink's rate, where enough packets arrive, and whether the link may be faster."""
+    def _rate_up(self, datagrams: Datagrams, ticket: Ticket, train_packets: Sequence[int]) -> _UdpResult:
+        """Return the uplink's rate, if enough packets arrive, and whether the trains were sender-limited."""
         trains: list[Arrivals] = []
-        rate, outran = None, False
-        for most in most_packets:
-            packets = self._packets(min(most, OUTRUN_PACKETS) if outran else most, rate)
-            if packets < HOPELESS_PACKETS:
+        rate, is_sender_limited = None, False
+        for most in train_packets:
+            packets = self._packets(min(most, SENDER_LIMITED_PACKETS) if is_sender_limited else most, rate)
+            if packets < MIN_TRAIN_PACKETS:
                 break
-            number = next(self._trains)
+            number = next(self._train_numbers)
             self._connection.send(Train(number, packets))
             sending_s = datagrams.send_train(ticket.cookie, number, packets, self._packet_bytes())
-            self._datagram_bytes += packets * (self._packet_bytes() + IP_UDP_BYTES)
+            size_bytes = packets * self._wire_bytes()
+            self._datagram_bytes += size_bytes
             samples = self._receive(Samples, PROBE_TIMEOUT_S)
             check_samples(samples, packets * self._packet_bytes(), is_whole=False)
-            trains.append(self._on_the_wire(samples))
+            trains.append(_with_headers(samples))
             rate = train_rate(trains)
             if rate is None:
-                return _ByUdp()
-            is_senders = sending_s * rate.bytes_per_s > SENDER_SHARE * packets * (self._packet_bytes() + IP_UDP_BYTES)
-            outran = is_senders and (outran or len(trains) == 1)  # a long train tells enough, and leaves TCP no bytes
-        return _ByUdp(self._as_payload(rate) if rate else None, outran=outran)
+                return _UdpResult()
+            # A long train that became sender-limited measures well enough, and leaves no bytes for TCP.
+            may_be_limited = is_sender_limited or len(trains) == 1
+            is_sender_limited = may_be_limited and sending_s * rate.bytes_per_s > SENDER_SHARE * size_bytes
+        return _UdpResult(self._as_payload(rate) if rate else None, is_sender_limited=is_sender_limited)
 
     def _rate_down(self, datagrams: Datagrams, ticket: Ticket) -> Rate | None:
         trains: list[Arrivals] = []
         rate = None
-        for most in MOST_PACKETS:
+        for most in FULL_PACKETS:
             packets = self._packets(most, rate)
-            knock = self._knock(datagrams, ticket.cookie, 0)
-            if knock is None or packets < HOPELESS_PACKETS:
+            pong = self._ping_by_udp(datagrams, ticket.cookie, 0)
+            if pong is None or packets < MIN_TRAIN_PACKETS:
                 break
-            collector = Collector(next(self._trains), packets)
-            self._connection.send(AskTrain(knock.nonce, collector.number, packets, self._packet_bytes()))
-            trains.append(self._on_the_wire(self._collect(datagrams, ticket.cookie, collector)))
-            self._datagram_bytes += len(trains[-1][0]) * (self._packet_bytes() + IP_UDP_BYTES)
+            collector = Collector(next(self._train_numbers), packets)
+            self._connection.send(AskTrain(pong.nonce, collector.number, packets, self._packet_bytes()))
+            trains.append(_with_headers(self._collect(datagrams, ticket.cookie, collector)))
+            self._datagram_bytes += len(trains[-1][0]) * self._wire_bytes()
             rate = train_rate(trains)
             if rate is None:
                 break
@@ -227,36 +228,38 @@ class LinkProbe:
             log.info("UDP from %s is blocked: only the uplink is measured", self._connection.peer)
         return self._as_payload(rate) if rate else None
 
-    def _shortest_knock_ms(self, datagrams: Datagrams, cookie: bytes) -> float | None:
-        """Return the round trip of a knock; None where UDP is blocked: the first ones had no answer."""
-        answered_ms: list[float] = []
-        for sequence in range(1, SHORT_KNOCKS + 1):
-            knock = self._knock(datagrams, cookie, sequence)
-            answered_ms += [knock.rtt_ms] if knock else []
-            if sequence >= HOPELESS_KNOCKS and not answered_ms:
+    def _shortest_udp_ping_ms(self, datagrams: Datagrams, cookie: bytes) -> float | None:
+        """Return the shortest round trip of some UDP pings, or None if UDP is blocked: the first had no reply."""
+        round_trips_ms: list[float] = []
+        for sequence in range(1, SHORT_RTT_PINGS + 1):
+            pong = self._ping_by_udp(datagrams, cookie, sequence)
+            round_trips_ms += [pong.rtt_ms] if pong else []
+            if sequence >= BLOCKED_PINGS and not round_trips_ms:
                 return None
-            if sequence >= KNOCKS and (min(answered_ms) > SHORT_MS or len(answered_ms) < sequence):
+            if sequence >= UDP_PINGS and (min(round_trips_ms) > SHORT_RTT_MS or len(round_trips_ms) < sequence):
                 break
-        return min(answered_ms)
+        return min(round_trips_ms)
 
-    def _knock(self, datagrams: Datagrams, cookie: bytes, sequence: int) -> _Knock | None:
-        """Return what the service answers by UDP; None where nothing came."""
-        deadline_s = time.monotonic() + KNOCK_WAIT_S
-        question = pack_datagram(cookie, KNOCK, sequence, KNOCK_BYTES - IP_UDP_BYTES)
-        start_ns = time.time_ns()  # right before it leaves
-        datagrams.send(question)
-        self._datagram_bytes += KNOCK_BYTES
+    def _ping_by_udp(self, datagrams: Datagrams, cookie: bytes, sequence: int) -> _UdpPong | None:
+        """Return the reply to a UDP ping, or None at the timeout."""
+        deadline_s = time.monotonic() + UDP_PING_TIMEOUT_S
+        ping = pack_datagram(cookie, UDP_PING, sequence, UDP_PING_BYTES - IP_UDP_BYTES)
+        start_ns = time.time_ns()  # read right before it is sent
+        datagrams.send(ping)
+        self._datagram_bytes += UDP_PING_BYTES
         while (left_s := deadline_s - time.monotonic()) > 0:
             arrival = datagrams.receive(left_s)
-            answer = unpack_datagram(arrival.data) if arrival else None
-            if arrival and answer and answer[:3] == (cookie, KNOCK, sequence) and len(answer.rest) == KNOCK_REST:
+            pong = unpack_datagram(arrival.data) if arrival else None
+            if not (arrival and pong and pong[:3] == (cookie, UDP_PING, sequence)):
+                continue
+            if len(pong.rest) == PONG_REST_BYTES:
                 self._datagram_bytes += len(arrival.data) + IP_UDP_BYTES
-                (kept_ns,) = KEPT.unpack(answer.rest[NONCE_BYTES:])
-                return _Knock(answer.rest[:NONCE_BYTES], max(arrival.time_ns - start_ns - kept_ns, 0) / 1e6)
+                (kept_ns,) = KEPT_NS.unpack(pong.rest[NONCE_BYTES:])
+                return _UdpPong(pong.rest[:NONCE_BYTES], max(arrival.time_ns - start_ns - kept_ns, 0) / 1e6)
         return None
 
     def _collect(self, datagrams: Datagrams, cookie: bytes, collector: Collector) -> Samples:
-        deadline_s, wait_s = time.monotonic() + TRAIN_TIMEOUT_S, ANSWER_TIMEOUT_S
+        deadline_s, wait_s = time.monotonic() + TRAIN_TIMEOUT_S, REPLY_TIMEOUT_S
         while not collector.is_complete and time.monotonic() < deadline_s:
             arrival = datagrams.receive(wait_s)
             if arrival is None:
@@ -264,29 +267,27 @@ class LinkProbe:
             wait_s = QUIET_S
             datagram = unpack_datagram(arrival.data)
             if datagram and datagram.cookie == cookie:
-                collector.take(datagram, arrival)
+                collector.record(datagram, arrival)
         return collector.samples()
 
     def _packet_bytes(self) -> int:
         """Return the payload of a datagram as long as TCP's packets on this path."""
         return min(self._connection.segment_bytes() + TCP_IP_BYTES - IP_UDP_BYTES, MAX_DATAGRAM_BYTES)
 
+    def _wire_bytes(self) -> int:
+        """Return the size of such a datagram on the link, with its headers."""
+        return self._packet_bytes() + IP_UDP_BYTES
+
     def _packets(self, most: int, rate: Rate | None) -> int:
-        """Return how many packets a train should have: no more than fit into `TRAIN_S`, once the rate is known."""
+        """Return the number of packets of a train: at most those of `TRAIN_S`, once a rate is known."""
         if rate is None:
             return most
-        return min(most, round(TRAIN_S * rate.bytes_per_s / (self._packet_bytes() + IP_UDP_BYTES)))
-
-    def _on_the_wire(self, samples: Samples) -> Arrivals:
-        return samples.times_us, [size + IP_UDP_BYTES for size in samples.sizes_bytes]
-
-    def _payload_share(self) -> float:
-        segment = self._connection.segment_bytes()
-        return segment / (segment + TCP_IP_BYTES)
+        return min(most, round(TRAIN_S * rate.bytes_per_s / self._wire_bytes()))
 
     def _as_payload(self, rate: Rate) -> Rate:
         """Return the rate of TCP's payload on a link that carries packets at ``rate``."""
-        return Rate(rate.bytes_per_s * self._payload_share(), rate.error)
+        segment_bytes = self._connection.segment_bytes()
+        return Rate(rate.bytes_per_s * segment_bytes / (segment_bytes + TCP_IP_BYTES), rate.error)
 
     # ------------------------------------------------------------ by TCP
 
@@ -296,11 +297,11 @@ class LinkProbe:
             start_ms = now_ms()
             try:
                 rates.append(self._burst(size_bytes, rtt_ms))
-            except (DeadlineError, PeerGoneError):  # the service waits less long than we do
+            except (DeadlineError, PeerGoneError):  # the timeout of the service is shorter
                 if not rates:
                     raise
-                break  # the link let a small probe pass at once, and holds the larger one back
-            if now_ms() - start_ms > SLOW_PROBE_MS:
+                break  # the small burst passed at once, and the link holds the larger one back
+            if now_ms() - start_ms > SLOW_BURST_MS:
                 break
         return Rate(rates[-1])
 
@@ -311,7 +312,7 @@ class LinkProbe:
         samples = self._receive(Samples, PROBE_TIMEOUT_S)
         elapsed_ms = now_ms() - start_ms
         check_samples(samples, size_bytes)
-        burst: Burst = gap_free_burst(samples.times_us, samples.sizes_bytes)
+        burst = gap_free_burst(samples.times_us, samples.sizes_bytes)
         return probe_rate_bytes_per_s(burst, size_bytes, elapsed_ms, rtt_ms)
 
     # ------------------------------------------------------------ exchanges
@@ -325,23 +326,25 @@ class LinkProbe:
         self._connection.send(message)
         return self._receive(answer)
 
-    def _receive(self, expected: type[Answer], wait_s: float | None = None) -> Answer:
+    def _receive(self, expected: type[Answer], wait_s: float = REPLY_TIMEOUT_S) -> Answer:
         connection = self._connection
-        message = connection.receive(wait_s or ANSWER_TIMEOUT_S).message
+        message = connection.receive(wait_s).message
         if isinstance(message, ErrorReply):
             raise error_of(message)
         if not isinstance(message, expected):
             raise ProtocolError(f"{connection.peer} sent {type(message).__name__} in place of {expected.__name__}")
         return message
 
-    def _size_bytes(self) -> int:
-        return self._datagram_bytes + self._connection.sent_bytes + self._connection.received_bytes
+
+def _with_headers(samples: Samples) -> Arrivals:
+    return samples.times_us, [size + IP_UDP_BYTES for size in samples.sizes_bytes]
 
 
 def check_samples(samples: Samples, size_bytes: int, *, is_whole: bool = True) -> None:
-    """Refuse samples that cannot be those of a probe of ``size_bytes``, or of a part of it.
+    """Check the samples of a probe of ``size_bytes``.
 
-    Raises: ProtocolError.
+    Args:   is_whole: False: packets may be missing.
+    Raises: ProtocolError: they are impossible.
     """
     times_us, sizes_bytes = samples
     numbers = all(type(time) is int and 0 <= time <= MAX_TIME_US for time in times_us)

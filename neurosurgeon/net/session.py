@@ -1,4 +1,7 @@
-"""The edge's side of a conversation: it asks, and the cloud (`cloud.server`) answers."""
+"""The edge's side of a connection for tasks: it sends requests, and the cloud (`cloud.server`) replies.
+
+One thread may send while another receives; any thread may close.
+"""
 
 from __future__ import annotations
 
@@ -37,50 +40,50 @@ from neurosurgeon.utils.units import mbit_per_s_to_bytes_per_s, s_to_ms
 log = logging.getLogger(__name__)
 
 HELLO_TIMEOUT_S = 5.0
-READY_TIMEOUT_S = 120.0  # a small server may build a large network first
+READY_TIMEOUT_S = 120.0  # a small cloud may build a large network first
 REPLY_TIMEOUT_S = 120.0
-PACE = 1.15  # of the link's payload rate: packets' heads are 4 % more, and the rate may have been read too low
+PACE = 1.15  # of the link's payload rate: headers add 4 %, and the measured rate may be too low
 MAX_PACE_BYTES_PER_S = mbit_per_s_to_bytes_per_s(1_000)  # beyond, this machine is the limit, and pacing costs it time
 
 Answer = TypeVar("Answer", Hello, Latencies, Ready, Reply)
 
 
 class OnCloudLoss(StrEnum):
-    """What becomes of a task whose cloud is lost."""
+    """The handling of a task whose connection is lost."""
 
-    LOCAL = "local"  # it is computed on the edge, as are all others until the cloud is back
-    RETRY = "retry"  # it is sent again when the cloud is back; after a while it fails
+    LOCAL = "local"  # it is computed on the edge, as are all others until the cloud is reconnected
+    RETRY = "retry"  # it is sent again after a reconnect; at the timeout it fails
     FAIL = "fail"
 
 
 def new_edge_id() -> bytes:
-    """Return what nobody guesses: with it, and a task's number, the cloud would tell that task's answer."""
+    """Return a new random id: with it and the number of a task, the cloud returns the reply to that task."""
     return secrets.token_bytes(EDGE_ID_BYTES)
 
 
 class RemoteResult(NamedTuple):
-    """The cloud's answer to one task, and where the time went, seen from the edge."""
+    """The cloud's result of one task, and its durations as measured by the edge."""
 
     arrays: tuple[Array, ...]
     transfer_ms: float  # round trip less what the cloud spent
     cloud_ms: float  # all that the cloud spent
     compute_ms: float  # of it, running the network
-    receive_ms: float  # from the first byte of the request to its last, seen from the cloud
-    load_queue_ms: float  # what tasks of all edges wait in the cloud of late
+    receive_ms: float  # from the first byte of the request to its last, measured by the cloud
+    load_queue_ms: float  # recent wait of the tasks of all edges in the cloud
     sent_bytes: int
 
 
 class SentTask(NamedTuple):
-    """When a task began to go out (`now_ms`), and how many bytes it had."""
+    """The time at which the first byte of a task was sent (`now_ms`), and its bytes."""
 
     start_ms: float
     size_bytes: int
 
 
 class EdgeSession:
-    """A conversation with a cloud; use it in a ``with`` block.
+    """A connection to a cloud for tasks; use it in a ``with`` block.
 
-    Args: edge_id: of the edge whose tasks these are, the same for every conversation in which they may be sent again.
+    Args: edge_id: of the edge, the same for every connection on which its tasks may be sent again.
     """
 
     def __init__(self, connection: Connection, edge_id: bytes | None = None) -> None:
@@ -97,10 +100,10 @@ class EdgeSession:
 
     @classmethod
     def open(cls, host: str, port: int, edge_id: bytes | None = None, access: Access = OPEN) -> EdgeSession:
-        """Connect, let each side prove itself to the other, and say hello.
+        """Connect, authenticate both sides, and exchange hellos. May block.
 
-        Raises: UsageError: the address makes no sense. NetworkError: nobody there, or no cloud of ours.
-                AccessError: the cloud does not let us in, or is not the one that it should be.
+        Raises: UsageError: not an address. NetworkError: no service there, or not a cloud.
+                AccessError: one side does not accept the other.
         """
         connection = connect(host, port, SMALL_LIMITS, access)
         try:
@@ -116,15 +119,15 @@ class EdgeSession:
         self.close()
 
     def close(self) -> None:
-        """End the conversation; whoever sends, or waits for an answer, in another thread is told so at once."""
+        """Close the connection; a thread that sends or receives gets a PeerGoneError at once."""
         self._connection.break_off()
         self._connection.close()
 
     def pace_first_task(self, link: LinkEstimate) -> None:
-        """Send no faster than the link, where that was just measured, until the cloud has answered a task.
+        """Send no faster than the link, if that was just measured, until the cloud has replied to a task.
 
-        TCP starts by doubling what it sends until packets are lost: a queue of one bandwidth-delay product overflows,
-        and what was lost goes again. Whoever knows the rate need not look for it that way.
+        TCP starts by doubling its window until packets are lost: a queue of one bandwidth-delay product overflows, and
+        the lost packets are sent again. With a known rate this is not needed.
         """
         if self._has_answered:
             return
@@ -134,38 +137,38 @@ class EdgeSession:
             self._connection.send_at_most(math.inf)
 
     def send_state(self) -> SendState | None:
-        """Return what may be sent before the cloud is heard from; None where the system does not tell."""
+        """Return the bytes that may be sent before an acknowledgement, or None if the system does not report them."""
         return self._connection.send_state()
 
     def least_rtt_ms(self) -> float:
-        """Return a round trip that no message to this cloud undercuts: the kernel's, which waits for no process.
+        """Return the shortest possible round trip (ms): the kernel's, which waits for no process.
 
-        The hello's, where the kernel reports none, or where that was shorter.
+        That of the hello, if the kernel reports none, or if that was shorter.
         """
         state = self.send_state()
         return min(self.rtt_ms, s_to_ms(state.rtt_s)) if state else self.rtt_ms
 
     @property
     def is_mid_frame(self) -> bool:
-        """Whether a frame may have been sent in part: nothing else can be sent by this connection then."""
+        """Whether a frame may have been sent in part: then nothing else can be sent on this connection."""
         return self._connection.is_mid_frame
 
     @property
     def reading(self) -> int:
-        """The number of the task whose answer is being received, or was last; 0 where it is not known yet."""
+        """The number of the task whose reply is being received, or was last; 0 before its head has arrived."""
         return self._connection.reading
 
     @property
     def sent_bytes(self) -> int:
-        """How many bytes went out so far."""
+        """The bytes sent so far."""
         return self._connection.sent_bytes
 
     def acked_bytes(self) -> int | None:
-        """Return how many of them the cloud's machine has acknowledged; None where the system does not tell."""
+        """Return how many of them the cloud's machine has acknowledged, or None if the system does not report it."""
         return self._connection.acked_bytes()
 
     def ask_latencies(self, model: str, graph_digest: str) -> Latencies:
-        """Return what the cloud says that the model's layers take there.
+        """Return the latencies of the model's layers in this cloud. Blocks.
 
         Raises: NetworkError; UnknownModelError, GraphError, PlanningError: the cloud has no latencies for it.
         """
@@ -177,7 +180,7 @@ class EdgeSession:
         return latencies
 
     def is_alive(self) -> bool:
-        """Wait for a sign of life, which a cloud gives every second, and return whether it came; nothing may be due."""
+        """Return whether a heartbeat arrives, which a cloud sends every second. Blocks; no reply may be due."""
         try:
             self.receive_next()
         except NetworkError:
@@ -185,11 +188,11 @@ class EdgeSession:
         return True
 
     def ask_to_prepare(self, prepare: Prepare) -> None:
-        """Name the model and the cut; the cloud gets ready while this side does the same."""
+        """Send the model and the cut; the cloud prepares while this side does the same."""
         self._connection.send(prepare)
 
     def wait_until_ready(self, weights_digest: str) -> None:
-        """Wait for the cloud, and compare the weights of the two sides before any tensor is sent.
+        """Wait until the cloud is ready, and compare the weights of both sides before any tensor is sent. Blocks.
 
         Raises: WeightsError: they differ. NetworkError; UnknownModelError, GraphError, PartitionError: the cloud
                 refused.
@@ -209,8 +212,8 @@ class EdgeSession:
     ) -> RemoteResult:
         """Send the boundary tensors of a task, and return the reply. May block.
 
-        Args:   on_sent: called when the last byte has been handed to the network.
-        Raises: NetworkError, or what the cloud answered.
+        Args:   on_sent: called when the last byte has been passed to the system.
+        Raises: NetworkError; any error of the cloud's reply.
         """
         self._tasks += 1
         sent = self.send_task(self._tasks, request, arrays)
@@ -230,16 +233,16 @@ class EdgeSession:
         return SentTask(start_ms, self._connection.sent_bytes - sent_before)
 
     def receive_next(self) -> Received:
-        """Return what the cloud says next: an answer to whatever task, or a sign of life (`Pong`).
+        """Return the next message of the cloud: a reply to any task, or a heartbeat (`Pong`). Blocks.
 
         Raises: NetworkError: the connection is lost, or the cloud has been silent for `SILENCE_S`.
         """
         return self._connection.receive(SILENCE_S)
 
     def receive_answer(self, wait_s: float) -> Received:
-        """Return the next answer of the cloud, to whatever task, waiting at most ``wait_s`` for it.
+        """Return the next reply of the cloud, to any task. Blocks for at most ``wait_s``.
 
-        Raises: NetworkError: there was none in time, or no sign of life.
+        Raises: NetworkError: there was none in time, or no heartbeat.
         """
         deadline_ms = now_ms() + s_to_ms(wait_s)
         while now_ms() < deadline_ms:
@@ -249,9 +252,9 @@ class EdgeSession:
         raise DeadlineError(f"{self._connection.peer} lives, but gave no answer within {wait_s:g} s")
 
     def result_of(self, received: Received, sent: SentTask) -> RemoteResult:
-        """Return what an answer that has just come means for its task.
+        """Return the result of a task from a reply that has just arrived.
 
-        Raises: what the cloud answered; ProtocolError: its figures cannot be true.
+        Raises: any error of the cloud's reply; ProtocolError: its durations are impossible.
         """
         reply, round_trip_ms = received.message, now_ms() - sent.start_ms
         if isinstance(reply, ErrorReply):
@@ -285,5 +288,5 @@ class EdgeSession:
 
 
 def stage_times(edge_ms: float, remote: RemoteResult | None) -> StageTimes:
-    """Return the measured stages of a task; nothing crossed where there is no remote result."""
+    """Return the measured stages of a task; without a remote result there was no transfer."""
     return StageTimes(edge_ms, remote.transfer_ms if remote else 0.0, remote.cloud_ms if remote else 0.0)

@@ -19,15 +19,15 @@ from neurosurgeon.utils.units import s_to_ms
 
 log = logging.getLogger(__name__)
 
-CONNECT_TIMEOUT_S = 0.9  # a dead address is reported within a second; a live one answers within one RTT
-ACCEPT_PAUSE_S = 0.05  # out of file descriptors: others must close theirs first
-BACKLOG = 1024  # a crowd of strangers leaves room for an edge; the system may allow less
+CONNECT_TIMEOUT_S = 0.9  # a dead address is reported within a second; a live one responds within one round trip
+ACCEPT_PAUSE_S = 0.05  # out of file descriptors: other connections must close first
+BACKLOG = 1024  # leaves room for an edge among many unauthenticated peers; the system may allow less
 
 
 def connect(host: str, port: int, limits: Limits = DEFAULT_LIMITS, access: Access = OPEN) -> Connection:
-    """Return a connection to the first address of ``host`` that answers, once each side has let the other in.
+    """Return an authenticated connection to the first address of ``host`` that responds. May block.
 
-    Raises: UsageError: the address makes no sense. ConnectError: nobody answers there. AccessError: not let in.
+    Raises: UsageError: not an address. ConnectError: no service there. AccessError: authentication failed.
     """
     sock = _connected(host, port)
     connection = Connection(sock, limits)
@@ -43,26 +43,26 @@ def _connected(host: str, port: int) -> socket.socket:
     try:
         return socket.create_connection((host, port), CONNECT_TIMEOUT_S)
     except (socket.gaierror, UnicodeError) as exc:
-        raise _unresolved(host) from exc
+        raise _address_error(host) from exc
     except OSError as exc:
         reason = "no answer" if isinstance(exc, TimeoutError) else exc.strerror or str(exc)
         raise ConnectError(f"no service at {format_address((host, port))} ({reason}): is it started there?") from exc
 
 
 def is_this_machine(host: str) -> bool:
-    """Return whether the address of ``host`` is one of this machine's own: nothing is sent to find out."""
-    with contextlib.suppress(OSError, UnicodeError):  # no such name, or no way there
+    """Return whether the address of ``host`` is one of this machine; no packet is sent."""
+    with contextlib.suppress(OSError, UnicodeError):  # no such name, or no route
         family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, socket.SOCK_DGRAM) as sock:
-            sock.bind(address)  # only to one's own
+            sock.bind(address)  # fails for those of other machines
             return True
     return False
 
 
-def reach(host: str, port: int) -> float:
-    """Return how long a bare connection takes to be made, ms.
+def connect_time_ms(host: str, port: int) -> float:
+    """Return the time (ms) to connect without authentication. May block.
 
-    Raises: UsageError: the address makes no sense. ConnectError: nobody answers there.
+    Raises: UsageError: not an address. ConnectError: no service there.
     """
     start_s = time.monotonic()
     with _connected(host, port):
@@ -74,19 +74,23 @@ def resolve(host: str, port: int) -> list[str]:
 
     Raises: UsageError: it has none.
     """
+    return list(dict.fromkeys(str(address[0]) for _, address in _families_and_addresses(host, port)))
+
+
+def _families_and_addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as exc:
-        raise _unresolved(host) from exc
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+        raise _address_error(host) from exc
+    return [(family, address) for family, *_, address in found]
 
 
-def _unresolved(host: str) -> AddressError:
+def _address_error(host: str) -> AddressError:
     return AddressError(f"address {host!r} cannot be resolved: pass an IP address or a known host name")
 
 
 def accepted(listener: socket.socket) -> Iterator[tuple[socket.socket, Any]]:
-    """Yield connections and their addresses until `stop_accepting`; a failed accept is logged, not fatal."""
+    """Yield connections and their addresses until `stop_accepting`; a failed accept is logged. Blocks."""
     while True:
         try:
             yield listener.accept()
@@ -98,7 +102,7 @@ def accepted(listener: socket.socket) -> Iterator[tuple[socket.socket, Any]]:
 
 
 def stop_accepting(listener: socket.socket) -> None:
-    """Close a listening socket and wake the thread that waits in it; twice is fine."""
+    """Close a listening socket and wake the thread that waits in it; a second call does nothing."""
     with contextlib.suppress(OSError):
         listener.shutdown(socket.SHUT_RDWR)  # close alone does not wake a waiting accept on Linux
     listener.close()
@@ -110,13 +114,10 @@ def bind(host: str, port: int, access: Access = OPEN) -> socket.socket:
     SO_REUSEADDR lets a server restart at once; SO_REUSEPORT, which would let two servers share a port unnoticed,
     is never set.
 
-    Raises: UsageError: not an address of this machine, or ``access`` does not keep strangers out there.
+    Raises: UsageError: not an address of this machine, or other machines reach it and ``access`` is open.
             PortBusyError: the port is taken.
     """
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError) as exc:
-        raise _unresolved(host) from exc
+    family, address = _families_and_addresses(host, port)[0]
     access.check_exposure(str(address[0]))
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -124,11 +125,11 @@ def bind(host: str, port: int, access: Access = OPEN) -> socket.socket:
         sock.bind(address)
     except OSError as exc:
         sock.close()
-        raise _unusable(host, port, exc) from exc
+        raise _bind_error(host, port, exc) from exc
     return sock
 
 
-def ephemeral_port(host: str) -> int:
+def free_port(host: str) -> int:
     """Return a port that is free now, for a program that cannot choose one itself."""
     with bind(host, 0) as sock:
         port: int = sock.getsockname()[1]
@@ -136,29 +137,26 @@ def ephemeral_port(host: str) -> int:
 
 
 def start_listening(sock: socket.socket) -> None:
-    """Let a bound socket take connections.
+    """Let a bound socket accept connections; close it on an error.
 
-    Raises: PortBusyError: another process was faster.
+    Raises: PortBusyError: another process took the port first.
     """
+    host, port = sock.getsockname()[:2]
     try:
         sock.listen(BACKLOG)
     except OSError as exc:
-        host, port = sock.getsockname()[:2]
-        raise _unusable(host, port, exc) from exc
+        sock.close()
+        raise _bind_error(host, port, exc) from exc
 
 
 def listen(host: str, port: int, access: Access = OPEN) -> socket.socket:
     """Return a listening socket; see `bind` and `start_listening`."""
     sock = bind(host, port, access)
-    try:
-        start_listening(sock)
-    except PortBusyError:
-        sock.close()
-        raise
+    start_listening(sock)
     return sock
 
 
-def _unusable(host: str, port: int, exc: OSError) -> NeurosurgeonError:
+def _bind_error(host: str, port: int, exc: OSError) -> NeurosurgeonError:
     if exc.errno == errno.EADDRINUSE:
         return PortBusyError(f"port {port} on {host} is busy: stop what listens there, or choose another port")
     if isinstance(exc, PermissionError):

@@ -1,4 +1,4 @@
-"""What the kernel says of the sending end of a TCP connection (struct tcp_info, linux/tcp.h), read without sockets."""
+"""The kernel's state of the sending end of a TCP connection (struct tcp_info, linux/tcp.h), parsed without sockets."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import math
 import struct
 from typing import NamedTuple
 
-UNLIMITED_SEGMENTS = 0x7FFFFFFF  # a threshold that has not been found yet
+UNLIMITED_SEGMENTS = 0x7FFFFFFF  # the slow-start threshold before the first loss
 INITIAL_SEGMENTS = 10  # RFC 6928
-UNPACED_SEGMENTS = 10  # the kernel paces none of a connection's first ones
-PIECE_S = 1 / 1024  # of the pace: what the kernel hands to the device in one piece (tcp_tso_autosize), at once
+UNPACED_SEGMENTS = 10  # the kernel does not pace the first ones of a connection
+PIECE_S = 1 / 1024  # the kernel passes the bytes of so long to the device in one piece (tcp_tso_autosize)
 PACED = frozenset({"bbr", "bbr2", "bbr3"})  # they space packets, and keep their estimate of the link while idle
 _ACKED = struct.Struct("=120xQ")  # bytes_acked, Linux 4.1
 _FIELDS = struct.Struct("=8xI4xI24xI20xI4xII20xQ44xI")  # up to data_segs_out, Linux 4.6
 
 
 class SendState(NamedTuple):
-    """What may be sent before the peer is heard from; `planner.transfer.Sender` says what comes of it."""
+    """The bytes that may be sent before an acknowledgement, and their pace; see `planner.transfer.Sender`."""
 
     window_bytes: float
     threshold_bytes: float
@@ -27,12 +27,12 @@ class SendState(NamedTuple):
 
 
 class TcpInfo(NamedTuple):
-    """The fields that matter here."""
+    """The fields of struct tcp_info that are used here."""
 
     rto_us: int
     segment_bytes: int
-    silent_ms: int  # since anything was sent
-    rtt_us: int  # smoothed, of segments and their acknowledgements: for most of these no process has to wake up
+    silent_ms: int  # since the last segment was sent
+    rtt_us: int  # smoothed, of segments and their acknowledgements: most of these wait for no process
     threshold_segments: int
     window_segments: int
     pace_bytes_per_s: int
@@ -40,9 +40,9 @@ class TcpInfo(NamedTuple):
 
 
 def send_state(data: bytes, congestion_control: str) -> SendState | None:
-    """Return the state of a connection's sender; None where the kernel says too little.
+    """Return the state of a connection's sender, or None if the kernel returns too few fields.
 
-    Args: data: what getsockopt(TCP_INFO) brought.
+    Args: data: from getsockopt(TCP_INFO).
     """
     if len(data) < _FIELDS.size:
         return None
@@ -59,9 +59,9 @@ def send_state(data: bytes, congestion_control: str) -> SendState | None:
 
 
 def acked_bytes(data: bytes) -> int | None:
-    """Return how many bytes of a connection its peer has acknowledged; None where the kernel says too little.
+    """Return the bytes that the peer's kernel has acknowledged, or None if the kernel returns too few fields.
 
-    Args: data: what getsockopt(TCP_INFO) brought.
+    Args: data: from getsockopt(TCP_INFO).
     """
     if len(data) < _ACKED.size:
         return None
@@ -70,7 +70,7 @@ def acked_bytes(data: bytes) -> int | None:
 
 
 def _window_after_silence(info: TcpInfo) -> int:
-    """Return the window that the next segment finds: it halves with every timeout of silence (RFC 2861)."""
+    """Return the window of the next segment: it is halved with every idle retransmission timeout (RFC 2861)."""
     timeouts = min(info.silent_ms * 1_000 // max(info.rto_us, 1), 32)
     floor = min(info.window_segments, INITIAL_SEGMENTS)
     return max(info.window_segments >> timeouts, floor)

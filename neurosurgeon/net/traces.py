@@ -1,7 +1,7 @@
-"""Networks over time: recorded ones as CSV files, and made-up ones to try things out.
+"""Networks over time: recorded ones as CSV files, and synthetic ones for tests.
 
-A trace is a CSV file: seconds, Mbit/s, round trip in ms; each line holds from its time on, the last one for ever. Lines
-that start with # are comments, and one line of names may come first:
+A trace is a CSV file: seconds, Mbit/s, round trip in ms. Each line holds from its time on, the last one without end.
+Lines that start with # are comments, and one line of names may come first:
 
     seconds,mbit_per_s,rtt_ms
     0,20,10
@@ -25,12 +25,12 @@ from neurosurgeon.utils.units import mbit_per_s_to_bytes_per_s
 
 NAMES = ("seconds", "mbit_per_s", "rtt_ms")
 MAX_ROWS = 1_000_000
-MAX_RTT_MS = 3_000.0  # beyond, a cloud is taken for gone; the bandwidth service is, after a second
+MAX_RTT_MS = 3_000.0  # beyond, timeouts end connections; those of the bandwidth service already after 1 s
 STEP_S, LENGTH_S = 0.5, 30.0
 
 
 class Condition(NamedTuple):
-    """How a network is from some time on."""
+    """The rate and round trip of a network from some time on."""
 
     time_s: float
     rate_mbit: float
@@ -48,8 +48,8 @@ class Trace:
         """Return the condition at a time; before the first one, the first."""
         return self.conditions[self._index(time_s)]
 
-    def crossing_s(self, start_s: float, size_bytes: float) -> float:
-        """Return how long some bytes take from a time on, at the rates that they meet."""
+    def transfer_s(self, start_s: float, size_bytes: float) -> float:
+        """Return the duration (s) of a transfer that starts at ``start_s``, at all rates that it meets."""
         time_s, left_bytes, index = start_s, size_bytes, self._index(start_s)
         for end_s in [*self._times_s[index + 1 :], math.inf]:
             rate_bytes_per_s = mbit_per_s_to_bytes_per_s(self.conditions[index].rate_mbit)
@@ -66,7 +66,7 @@ class Trace:
 def read_trace(path: Path) -> Trace:
     """Return the trace in a file.
 
-    Raises: UsageError: it cannot be read, or a line makes no sense; it names the line.
+    Raises: UsageError: it cannot be read, or a line is wrong; the message names the line.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -77,14 +77,13 @@ def read_trace(path: Path) -> Trace:
 
 def _conditions(path: Path, rows: Iterable[Sequence[str]]) -> list[Condition]:
     conditions: list[Condition] = []
-    may_be_names = True
+    is_first = True
     for number, row in enumerate(rows, 1):
         if not row or row[0].lstrip().startswith("#"):
             continue
-        if may_be_names and not _is_number(row[0]):
-            may_be_names = False
+        are_names, is_first = is_first and not _is_number(row[0]), False
+        if are_names:
             continue
-        may_be_names = False
         if len(conditions) >= MAX_ROWS:
             raise UsageError(f"{path}: more than {MAX_ROWS} lines: cut it, or keep every tenth")
         try:
@@ -109,16 +108,14 @@ def _condition(row: Sequence[str], before_s: float) -> Condition:
 
 
 def check_condition(rate_mbit: float, rtt_ms: float) -> None:
-    """Refuse a network through which nothing comes, or nothing in time.
+    """Check that bytes arrive, and before the timeouts of a connection.
 
-    Raises: ValueError.
+    Raises: ValueError: they do not.
     """
     if not 0 < rate_mbit < math.inf:
         raise ValueError(f"rate {rate_mbit:g} Mbit/s: nothing would ever arrive; write an outage as 0.01")
     if not 0 <= rtt_ms <= MAX_RTT_MS:
-        raise ValueError(
-            f"round trip {rtt_ms:g} ms is not between 0 and {MAX_RTT_MS:g}: a peer would be taken for gone"
-        )
+        raise ValueError(f"round trip {rtt_ms:g} ms is not between 0 and {MAX_RTT_MS:g}: connections would time out")
 
 
 def _is_number(text: str) -> bool:
@@ -128,7 +125,7 @@ def _is_number(text: str) -> bool:
         return False
 
 
-# ---------------------------------------------------------------- made up
+# ---------------------------------------------------------------- synthetic traces
 
 
 def stepped(time_s: float, draw: random.Random) -> tuple[float, float]:
@@ -142,32 +139,27 @@ def sinusoidal(time_s: float, draw: random.Random) -> tuple[float, float]:
 
 
 def outage(time_s: float, draw: random.Random) -> tuple[float, float]:
-    """A link that all but dies for 4 s."""
+    """A link with an outage of 4 s: 0.1 Mbit/s."""
     return (0.1, 60.0) if 12 <= time_s < 16 else (25.0, 15.0)
 
 
 def hand_over(time_s: float, draw: random.Random) -> tuple[float, float]:
-    """From Wi-Fi to a cell, by way of a second at the edge of both, and back."""
+    """From Wi-Fi to a mobile cell, with a second at the edge of both, and back."""
     phase = time_s % 15
     return (50.0, 5.0) if phase < 7 else (1.0, 80.0) if phase < 8 else (8.0, 45.0)
 
 
 def random_walk(time_s: float, draw: random.Random) -> tuple[float, float]:
-    """A link whose rate wanders: here, by which factor in the next step."""
-    return math.exp(draw.gauss(0.0, 0.25)), 25.0
+    """A link whose rate is a random walk."""
+    return math.exp(draw.gauss(0.0, 0.25)), 25.0  # the factor of the next step; `made_up` bounds the rate
 
 
-SHAPES: dict[str, Callable[[float, random.Random], tuple[float, float]]] = {
-    "stepped": stepped,
-    "sinusoidal": sinusoidal,
-    "random_walk": random_walk,
-    "outage": outage,
-    "hand_over": hand_over,
-}
+Shape = Callable[[float, random.Random], tuple[float, float]]  # from the time (s): Mbit/s, round trip (ms)
+SHAPES: dict[str, Shape] = {shape.__name__: shape for shape in (stepped, sinusoidal, random_walk, outage, hand_over)}
 
 
 def made_up(name: str, seed: int = 1) -> Trace:
-    """Return a trace of our own making, the same for every seed."""
+    """Return the synthetic trace of that name; the same seed gives the same trace."""
     draw, conditions, walk_mbit = random.Random(seed), [], 10.0  # noqa: S311  # no secret
     for index in range(round(LENGTH_S / STEP_S)):
         rate_mbit, rtt_ms = SHAPES[name](index * STEP_S, draw)
@@ -178,7 +170,7 @@ def made_up(name: str, seed: int = 1) -> Trace:
 
 
 def write_trace(path: Path, trace: Trace, comment: str) -> None:
-    """Write a trace; of equal conditions in a row only the first.
+    """Write a trace to a file, and of equal conditions in a row only the first.
 
     Raises: UsageError: the file cannot be written.
     """

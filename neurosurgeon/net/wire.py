@@ -1,4 +1,4 @@
-"""What carries bytes between two machines: a socket as it is, one under TLS, or one whose bytes are sealed."""
+"""The transport of bytes between two machines: a plain socket, one under TLS, or one whose bytes are sealed."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from neurosurgeon.net.net_utils import format_address
 from neurosurgeon.utils.errors import DeadlineError, PeerGoneError
 
 HEAD_TIMEOUT_S = 5.0  # first byte to last byte of a head, at most 64 KiB
-TIMEVAL = struct.Struct("@ll")  # seconds, microseconds: what SO_RCVTIMEO takes
-CHECK_S = 0.2  # how often a call that waits looks at its deadline
+TIMEVAL = struct.Struct("@ll")  # seconds, microseconds: for SO_RCVTIMEO
+CHECK_S = 0.2  # interval at which a blocked call checks its deadline
 MAX_PIECES = 64  # pieces for one sendmsg, far below the system's limit (IOV_MAX, 1024)
 
 
@@ -34,7 +34,7 @@ class Wire(Protocol):
         """
 
     def send(self, pieces: Sequence[Buffer], deadline_s: float) -> None:
-        """Send all pieces, one behind the other.
+        """Send all pieces in order.
 
         Raises: DeadlineError, PeerGoneError.
         """
@@ -53,10 +53,10 @@ def read_all(wire: Wire, view: memoryview, deadline_s: float) -> None:
 
 
 def read_head_unit(wire: Wire, view: memoryview, deadline_s: float) -> float:
-    """Fill ``view`` with the first bytes of a frame; return when the first of them came (s, monotonic).
+    """Fill ``view`` with the first bytes of a frame; return when the first of them arrived (s, monotonic).
 
     Args:   deadline_s: for the first byte.
-    Raises: as `read_all`; ProtocolError: a stranger, told by its first bytes, however few.
+    Raises: as `read_all`; ProtocolError: another protocol, detected by its first bytes, however few.
     """
     count = wire.read_some(view, deadline_s)
     if not count:
@@ -69,7 +69,7 @@ def read_head_unit(wire: Wire, view: memoryview, deadline_s: float) -> float:
 
 
 class SocketWire:
-    """A socket as it is; see `Wire`.
+    """A plain socket; see `Wire`.
 
     The system interrupts a call that waits every `CHECK_S`, and its deadline is checked: deadlines are that much late.
     A timeout that is set for each call would cost one system call more, and `settimeout`, which holds for the threads
@@ -79,7 +79,7 @@ class SocketWire:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.sent_bytes = self.received_bytes = 0
-        self.latest_s = math.inf  # no deadline is later: how long a peer may take to introduce itself
+        self.latest_s = math.inf  # no deadline is later: the timeout of the authentication
         self.silence_s = math.inf  # the longest pause between two reads
         try:
             self.peer = format_address(sock.getpeername())
@@ -127,7 +127,7 @@ class SocketWire:
 
 
 def _behind(pieces: Sequence[Buffer], count: int) -> list[memoryview]:
-    """Return what is left of the pieces behind their first ``count`` bytes, fewer than all."""
+    """Return the rest of the pieces after their first ``count`` bytes, fewer than all."""
     left = deque(memoryview(piece) for piece in pieces)
     while count >= len(left[0]):
         count -= len(left.popleft())

@@ -22,7 +22,7 @@ CLOSED_S = 20.0  # in which a cloud, however busy, closes a connection
 
 
 def head(header: bytes, *lengths: int, buffers: int | None = None, header_length: int | None = None) -> bytes:
-    """Return the head of a request that says what it likes of itself."""
+    """Return the head of a request whose counts and lengths may be wrong."""
     count = len(lengths) if buffers is None else buffers
     length = len(header) if header_length is None else header_length
     data = PREFIX.pack(MAGIC, WIRE_VERSION, Kind.REQUEST, count, length, 1).ljust(FIXED_START, b"\0")
@@ -62,7 +62,7 @@ def claim_from_cloud(victim: Victim, frame: bytes, count: int, closed: int) -> i
 
 
 def is_closed(sock: object) -> bool:
-    """Return whether the peer has closed a connection, whatever it sent before."""
+    """Return whether the peer has closed a connection; all bytes that it sent are read."""
     sock.settimeout(0.01)  # type: ignore[attr-defined]
     try:
         while sock.recv(65_536):  # type: ignore[attr-defined]
@@ -92,7 +92,7 @@ def main() -> None:
         print(f"naive server, 3 claims of 256 MiB: {(victim.peak_bytes - before) / MB:+.0f} MB")
         claim_from_naive(victim, 2**60, 1)
         print(f"naive server, a claim of 2^60: {victim.lines()[-1]}")
-        claim_from_cloud(ours, request(1), 1, 0)  # what a first request loads is no matter of the attack
+        claim_from_cloud(ours, request(1), 1, 0)  # a first request loads modules, which is no part of the attack
         for name, frame in LIES.items():
             ours.forget_peak()
             before = ours.peak_bytes

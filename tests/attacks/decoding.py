@@ -31,7 +31,7 @@ from neurosurgeon.net.messages import (
 )
 from neurosurgeon.utils.errors import AccessError, PeerGoneError, ProtocolError
 
-EXPECTED = (ProtocolError, PeerGoneError, AccessError)  # all that bytes of whatever kind may lead to
+EXPECTED = (ProtocolError, PeerGoneError, AccessError)  # any bytes may raise these, and no others
 CORPUS = Path(__file__).parent / "corpus.zip"
 LIMITS = Limits(max_body_bytes=1_048_576)
 PLAIN = (dict, list, tuple, str, bytes, int, float, bool, type(None))
@@ -64,7 +64,7 @@ class BytesWire:
         self._data = memoryview(data)
 
     def read_some(self, view: memoryview, deadline_s: float, fill: bool = False) -> int:
-        """Read what fits."""
+        """Read as many bytes as fit."""
         count = min(len(view), len(self._data))
         view[:count], self._data = self._data[:count], self._data[count:]
         return count
@@ -92,7 +92,7 @@ def frame_of(message: Message, arrays: Sequence[Array]) -> bytes:
 
 
 def decode(data: bytes) -> Received | None:
-    """Return the first message in ``data``, checked for consistency; None where it was refused as it should be."""
+    """Return the first message in ``data``, checked for consistency, or None if it was refused."""
     try:
         received = BytesConnection(data).receive(1.0)
     except EXPECTED:

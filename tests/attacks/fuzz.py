@@ -3,7 +3,8 @@
     pip install atheris
     python -m tests.attacks.fuzz results/corpus -max_total_time=1800
 
-Anything but the expected errors is a finding. What led to new code so far is in corpus.zip, which the tests go through.
+Any other error than the expected ones is a finding. Inputs that reached new code so far are in corpus.zip, which the
+tests decode.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ with atheris.instrument_imports(
 
 
 def seed(directory: Path) -> None:
-    """Begin a corpus with what earlier runs found, the valid frames, and their headers."""
+    """Begin a corpus with the inputs of earlier runs, the valid frames, and their headers."""
     directory.mkdir(parents=True, exist_ok=True)
     with ZipFile(CORPUS) as kept:
         kept.extractall(directory)

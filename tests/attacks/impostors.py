@@ -2,8 +2,8 @@
 
     python -m tests.attacks.impostors
 
-The naive server takes anybody's pickle. Ours must refuse before it reads anything else, and an edge must refuse a cloud
-that cannot show what it should: exit code 4, and the reason.
+The naive server loads any pickle. Ours must refuse before it reads anything else, and an edge must refuse a cloud
+without key or certificate: exit code 4, and the reason.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def edges(victim: Victim, *flags: str) -> Iterator[tuple[int, str]]:
 
 
 def replay(victim: Victim, key_file: Path) -> bytes:
-    """Record what an edge sends in its handshake, send it again, and return the kinds of frames that came back."""
+    """Record the handshake of an edge, send it again, and return the kinds of the frames in reply."""
     sent: list[bytes] = []
     with connect(*victim.address) as connection:
         send = connection.sock.sendmsg
@@ -97,18 +97,18 @@ def replay(victim: Victim, key_file: Path) -> bytes:
 
 
 def against_naive(directory: Path) -> None:
-    """Show that the naive server runs the code of somebody without a key."""
+    """Show that the naive server runs the code of an unauthenticated peer."""
     with naive() as victim, victim.connect() as sock:
-        path = directory / "made by a stranger"
+        path = directory / "made by the peer"
         sock.sendall(message(code(path)))
         sock.recv(1)
-        print(f"naive server: a stranger's code {'ran' if path.exists() else 'did not run'}")
+        print(f"naive server: an unauthenticated peer's code {'ran' if path.exists() else 'did not run'}")
 
 
-def show(what: str, outcomes: Iterator[tuple[int, str]]) -> None:
-    """Print what became of an edge on both ports."""
+def show(case: str, outcomes: Iterator[tuple[int, str]]) -> None:
+    """Print the exit code and the last line of an edge on both ports."""
     for port, (exit_code, line) in zip(("tasks", "bandwidth"), outcomes, strict=True):
-        print(f"{what:<34}{port:<11}exit {exit_code}  {line}")
+        print(f"{case:<34}{port:<11}exit {exit_code}  {line}")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Strangers who speak something else: HTTP, TLS on a plain port, random bytes, a bare pickle. Each is shut out at once.
+"""Peers of other protocols: HTTP, TLS on a plain port, random bytes, a bare pickle. Each is refused at once.
 
 python -m tests.attacks.knocks
 """
@@ -16,7 +16,7 @@ from tests.attacks.pickles import long_binput
 from tests.attacks.victims import Victim, cloud, naive, wait_until_closed
 
 ROUNDS = 20
-PATIENCE_S = 1.0
+TIMEOUT_S = 1.0
 
 
 def client_hello() -> bytes:
@@ -30,7 +30,7 @@ def client_hello() -> bytes:
     return outgoing.read()
 
 
-KNOCKS = {
+OTHER_PROTOCOLS = {
     "HTTP": b"GET / HTTP/1.1\r\nHost: cloud.example\r\n\r\n",
     "HTTP, three bytes": b"GET",
     "TLS on a plain port": client_hello(),
@@ -43,8 +43,8 @@ KNOCKS = {
 
 
 def closed_after_ms(victim: Victim, data: bytes) -> float | None:
-    """Return how long a server took to close the connection; None where it did not."""
-    with victim.connect(PATIENCE_S) as sock:
+    """Return the time (ms) after which a server closed the connection, or None if it did not."""
+    with victim.connect(TIMEOUT_S) as sock:
         start_s = time.perf_counter()
         sock.sendall(data)
         try:
@@ -57,7 +57,7 @@ def closed_after_ms(victim: Victim, data: bytes) -> float | None:
 def main() -> None:
     print(f"{'first bytes':<22}{'naive':>14}{'ours, median':>15}{'worst':>10}   log lines each")
     with naive() as victim, cloud() as ours:
-        for name, data in KNOCKS.items():
+        for name, data in OTHER_PROTOCOLS.items():
             naively_ms = closed_after_ms(victim, data)
             lines = len(ours.lines())
             times_ms = [closed_after_ms(ours, data) or float("inf") for _ in range(ROUNDS)]

@@ -55,7 +55,7 @@ def in_header(data: bytes, rng: random.Random) -> bytes:
 def run(count: int, seed: int) -> tuple[int, int]:
     """Feed mutated frames to the decoder; return how many were accepted, and refused.
 
-    Raises: whatever the decoder should not have raised.
+    Raises: any error of the decoder that is not one of the expected ones.
     """
     rng, originals = random.Random(seed), frames()
     accepted = 0

@@ -1,4 +1,4 @@
-"""A naive server of pickled tensors: no key, no limits, no deadlines. What every attack here is meant for.
+"""A naive server of pickled tensors: no key, no limits, no deadlines. Every attack here harms it.
 
     python -m tests.attacks.naive
 
@@ -27,7 +27,7 @@ def message(data: bytes) -> bytes:
 
 
 def serve_one(sock: socket.socket) -> None:
-    """Answer messages until the peer leaves."""
+    """Reply to messages until the peer closes the connection."""
     with sock:
         while True:
             (length,) = LENGTH.unpack(read(sock, LENGTH.size))
@@ -36,7 +36,7 @@ def serve_one(sock: socket.socket) -> None:
 
 
 def read(sock: socket.socket, length: int) -> bytes:
-    """Return so many bytes, into memory that is there before they are."""
+    """Return so many bytes; their memory is allocated before they arrive."""
     data = bytearray(length)
     done = 0
     while done < length:

@@ -45,7 +45,7 @@ def long_binput(path: Path) -> bytes:
 
 
 def global_call(path: Path) -> bytes:
-    """Return a pickle that asks for bytearray(400,000,000)."""
+    """Return a pickle that calls bytearray(400,000,000)."""
     return b"\x80\x05cbuiltins\nbytearray\nJ" + struct.pack("<i", CLAIM_BYTES) + b"\x85R."
 
 
@@ -70,7 +70,7 @@ ATTACKS: tuple[Callable[[Path], bytes], ...] = (code, long_binput, global_call, 
 def harm(
     victim: Victim, attack: Callable[[Victim, bytes], None], make: Callable[[Path], bytes], within_s: float = SETTLE_S
 ) -> set[str]:
-    """Return what an attack did to a server ``SETTLE_S`` later, or as soon as there is anything within ``within_s``."""
+    """Return the harm of an attack to a server after ``SETTLE_S``, or as soon as there is any within ``within_s``."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "made by the attack"
         victim.forget_peak()
@@ -85,7 +85,7 @@ def harm(
 
 
 def harm_seen(victim: Victim, path: Path, resident: int, virtual: int, errors: int) -> set[str]:
-    """Return what has happened to a server since it had so much memory and so many errors."""
+    """Return the harm to a server since it had so much memory and so many errors."""
     done = {"ran code"} if path.exists() else set()
     if not victim.is_alive():
         return done | {"crashed"}

@@ -1,9 +1,9 @@
-"""A thousand unauthenticated peers that send nothing, and a thousand that send a byte at a time, beside an honest edge.
+"""A thousand peers that send nothing, and a thousand that send a byte at a time; an honest edge goes on meanwhile.
 
     python -m tests.attacks.strangers
 
-Each crowd comes all at once, from a process of its own. Shown: when the last of them was gone, and what the honest
-edge's round trips and new connections took before and meanwhile.
+Each thousand connects at once, from a process of its own. Shown: when the last of them was closed, and the honest
+edge's round trips and new connections before and meanwhile.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from tests.net.clouds import boundary_tensors, request_at
 from tests.networks import load_network, random_input
 
 CROWD, NAIVE_CROWD = 1000, 200  # the naive server's address space has no room for the threads of more
-PATIENCE_S = 8.0
+TIMEOUT_S = 8.0
 DRIP_S = 0.1
 
 
 def crowd(address: tuple[str, int], count: int, drips: bool, pipe: Pipe) -> None:
-    """Tell that we are here, and connect ``count`` times; then tell when the last connection had been closed by the
-    server (s from the first), and how many had not."""
+    """Connect ``count`` times; send when the server had closed the last one (s from the first), and how many are open.
+
+    A first message announces that the process has started.
+    """
     pipe.send("here")
     start_s = time.monotonic()
     selector = selectors.DefaultSelector()
@@ -39,7 +41,7 @@ def crowd(address: tuple[str, int], count: int, drips: bool, pipe: Pipe) -> None
         sock.setblocking(False)
         selector.register(sock, selectors.EVENT_READ)
     last_s, drip, sent = 0.0, time.monotonic(), 0
-    while selector.get_map() and time.monotonic() - start_s < PATIENCE_S:
+    while selector.get_map() and time.monotonic() - start_s < TIMEOUT_S:
         for key, _ in selector.select(DRIP_S / 2):
             if is_over(key.fileobj):  # type: ignore[arg-type]
                 selector.unregister(key.fileobj)
@@ -61,13 +63,13 @@ def is_over(sock: socket.socket) -> bool:
         return True
 
 
-def invade(address: tuple[str, int], count: int, drips: bool, meanwhile: Callable[[], None]) -> tuple[float, int]:
-    """Send a crowd, and call ``meanwhile`` as long as it is there; return what `crowd` tells."""
+def attack(address: tuple[str, int], count: int, drips: bool, meanwhile: Callable[[], None]) -> tuple[float, int]:
+    """Start a crowd, and call ``meanwhile`` until it ends; return the result of `crowd`."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=crowd, args=(address, count, drips, theirs))
     process.start()
-    ours.recv()  # it is there; what its start took from the machine is no part of the attack
+    ours.recv()  # it has started: the load of the start is no part of the attack
     while not ours.poll():
         meanwhile()
     process.join()
@@ -75,8 +77,8 @@ def invade(address: tuple[str, int], count: int, drips: bool, meanwhile: Callabl
     return last_s, left
 
 
-class Honest:
-    """An edge that runs one small task after the other, and another that connects again each time."""
+class HonestEdge:
+    """An edge that runs one small task after the other, and another that opens a new connection each time."""
 
     def __init__(self, victim: Victim) -> None:
         self._address = victim.address
@@ -90,7 +92,7 @@ class Honest:
         self.refused = 0
 
     def once(self) -> None:
-        """Run one task, and open one more conversation."""
+        """Run one task, and open one more connection."""
         start_s = time.perf_counter()
         self._session.infer(self._request, self._arrays)
         self.tasks_ms.append((time.perf_counter() - start_s) * 1e3)
@@ -102,30 +104,35 @@ class Honest:
         self.connects_ms.append((time.perf_counter() - start_s) * 1e3)
 
     def report(self) -> tuple[float, float, int, int]:
-        """Return the median task, the median connect (ms), how many there were, how many failed; and start again."""
-        report = statistics.median(self.tasks_ms), statistics.median(self.connects_ms), len(self.tasks_ms), self.refused
+        """Return the median task and connect (ms), the count, and the failed connects; and reset them."""
+        figures = (
+            statistics.median(self.tasks_ms),
+            statistics.median(self.connects_ms),
+            len(self.tasks_ms),
+            self.refused,
+        )
         self.tasks_ms, self.connects_ms, self.refused = [], [], 0
-        return report
+        return figures
 
     def close(self) -> None:
-        """End the conversation."""
+        """Close the connection."""
         self._session.close()
 
 
 def main() -> None:
     with naive() as victim:
-        _, left = invade(victim.address, NAIVE_CROWD, False, lambda: time.sleep(0.1))
-        print(f"naive server: {left} of {NAIVE_CROWD} silent strangers are still there after {PATIENCE_S:g} s")
-    with cloud() as ours, contextlib.closing(Honest(ours)) as honest:
+        _, left = attack(victim.address, NAIVE_CROWD, False, lambda: time.sleep(0.1))
+        print(f"naive server: {left} of {NAIVE_CROWD} silent peers are still connected after {TIMEOUT_S:g} s")
+    with cloud() as ours, contextlib.closing(HonestEdge(ours)) as honest:
         for _ in range(200):
             honest.once()
         task_ms, connect_ms, _, _ = honest.report()
         print(f"ours: honest task p50 {task_ms:.2f} ms, connect p50 {connect_ms:.2f} ms")
         for drips in (False, True):
-            last_s, left = invade(ours.address, CROWD, drips, honest.once)
+            last_s, left = attack(ours.address, CROWD, drips, honest.once)
             crowded_ms, connect_ms, count, refused = honest.report()
             print(
-                f"ours, {CROWD} {'dripping' if drips else 'silent'} strangers: last one gone after {last_s:.2f} s, "
+                f"ours, {CROWD} {'dripping' if drips else 'silent'} peers: last one closed after {last_s:.2f} s, "
                 f"{left} left; honest task p50 {crowded_ms:.2f} ms ({crowded_ms / task_ms:.2f}x), "
                 f"connect p50 {connect_ms:.2f} ms, {refused} of {count} connects failed"
             )

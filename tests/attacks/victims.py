@@ -1,4 +1,4 @@
-"""The servers under attack, as processes: a naive one and a real cloud; what is seen of them from outside."""
+"""The servers under attack, as processes: a naive one and a real cloud; and their state as seen from outside."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Victim:
         return self._status("Threads", 1)
 
     def forget_peak(self) -> None:
-        """Let the peak start again at the memory that is resident now."""
+        """Reset the peak to the resident memory."""
         Path(f"/proc/{self.process.process.pid}/clear_refs").write_text("5")
 
     def is_alive(self) -> bool:
@@ -54,11 +54,11 @@ class Victim:
         return self.process.is_running()
 
     def errors(self) -> int:
-        """Return how many errors of its own it logged so far."""
+        """Return the number of internal errors that it logged so far."""
         return sum(line.startswith("ERROR") for line in self.lines())
 
     def lines(self) -> list[str]:
-        """Return what it logged so far."""
+        """Return the lines that it logged so far."""
         return list(self.process.log)
 
     def connect(self, timeout_s: float = 10.0) -> socket.socket:
@@ -86,7 +86,7 @@ def cloud(flags: Sequence[str] = ()) -> Iterator[Victim]:
 
 
 def wait_until_closed(sock: socket.socket) -> bytes:
-    """Return what the peer sends until it closes the connection, however it does."""
+    """Return the bytes that the peer sends until it closes or resets the connection."""
     data = b""
     try:
         while part := sock.recv(65_536):

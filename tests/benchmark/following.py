@@ -111,7 +111,7 @@ class World:
 
     def transfers_s(self, sent_s: float, crossing_bytes: int) -> tuple[float, float]:
         """Return the time of a tensor on the uplink, and of its reply, with the round trip."""
-        up_s = self.trace.crossing_s(sent_s, frame_bytes(crossing_bytes))
+        up_s = self.trace.transfer_s(sent_s, frame_bytes(crossing_bytes))
         down_s = frame_bytes(self.graph.output.size_bytes) / self.link(sent_s + up_s).rate_bytes_per_s
         return up_s, down_s + self.link(sent_s).rtt_ms / 1e3
 
@@ -190,11 +190,11 @@ class Follower:
     def noisy(self, value: float, noise: float) -> float:
         return value * 2.718281828 ** self.draw.gauss(0.0, noise)
 
-    def measure(self, *service: object, use_udp: bool, quick: bool, began: object) -> LinkEstimate:
+    def measure(self, *service: object, use_udp: bool, quick: bool, on_connect: object) -> LinkEstimate:
         link = self.world.link(self.time_s)
         return link._replace(rate_bytes_per_s=self.noisy(link.rate_bytes_per_s, PROBE_NOISE), error=0.05)
 
-    def ping(self, *service: object, began: object) -> Echo:
+    def ping(self, *service: object, on_connect: object) -> Echo:
         return Echo(self.world.link(self.time_s).rtt_ms, 0.0)
 
     # ------------------------------------------------------------ tasks
@@ -277,7 +277,7 @@ class Follower:
         """Run the link watch, as every second. Probes run beside tasks, and take time on the link."""
         if self.refresh_s is None and (self.time_s >= self.next_tick_s or (self.watch.wants_probe and not self.sent)):
             link = self.world.link(self.time_s)
-            probe_s = PROBE_RTTS * link.rtt_ms / 1e3 + self.world.trace.crossing_s(self.time_s, QUICK_BYTES)
+            probe_s = PROBE_RTTS * link.rtt_ms / 1e3 + self.world.trace.transfer_s(self.time_s, QUICK_BYTES)
             self.was_sending_bytes = max((sent.chosen.candidate.crossing_bytes for sent in self.sent), default=0)
             self.refresh_s = self.time_s + (link.rtt_ms / 1e3 if self.sent else probe_s)
         if self.refresh_s is not None and self.time_s >= self.refresh_s:
@@ -289,10 +289,10 @@ class Follower:
     def hear(self, sent: Sent) -> None:
         if sent.is_wanted:
             rtt_ms = self.world.link(sent.start_s).rtt_ms
-            self.watch.saw_exchange(rtt_ms + 4_512e3 / self.world.link(self.time_s).rate_bytes_per_s, 4_000)
+            self.watch.record_exchange(rtt_ms + 4_512e3 / self.world.link(self.time_s).rate_bytes_per_s, 4_000)
         factor = OUTLIER_FACTOR ** self.draw.choice((-1, 1)) if self.draw.random() < OUTLIERS else 1.0
         receive_ms = (sent.received_s - sent.start_s) * 1e3 * factor
-        self.watch.saw_transfer(sent.chosen.candidate.crossing_bytes, self.noisy(receive_ms, TRANSFER_NOISE))
+        self.watch.record_transfer(sent.chosen.candidate.crossing_bytes, self.noisy(receive_ms, TRANSFER_NOISE))
         self.sent_bytes += frame_bytes(sent.chosen.candidate.crossing_bytes)
 
     def look(self) -> None:
@@ -302,7 +302,7 @@ class Follower:
         self.hedging.saw(self.time_s * 1e3, acked_bytes, left_bytes, self.watch.now().link.rtt_ms)
         moved = self.hedging.newest()
         if self.hedges and moved:
-            self.watch.saw_progress(*moved, left_bytes)
+            self.watch.record_progress(*moved, left_bytes)
 
     def size_bytes(self, sent: Sent) -> int:
         return frame_bytes(sent.chosen.candidate.crossing_bytes)
@@ -326,7 +326,7 @@ def once_a_task(world: World) -> Strategy:
 
     def choose(time_s: float) -> tuple[int, float]:
         link = world.link(time_s)
-        choosing_s = PROBE_RTTS * link.rtt_ms / 1e3 + world.trace.crossing_s(time_s, PROBE_BYTES)
+        choosing_s = PROBE_RTTS * link.rtt_ms / 1e3 + world.trace.transfer_s(time_s, PROBE_BYTES)
         link = world.link(time_s + choosing_s)
         seen = link._replace(rate_bytes_per_s=link.rate_bytes_per_s * 2.718281828 ** draw.gauss(0.0, PROBE_NOISE))
         return world.plan(seen).best.point, choosing_s

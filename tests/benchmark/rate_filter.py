@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 
 from neurosurgeon.net.bandwidth import Rate
-from neurosurgeon.net.rate_filter import RateFilter
+from neurosurgeon.net.rate_filter import RateFilter, TransferSample
 from neurosurgeon.net.traces import SHAPES, Trace, made_up
 from tests.benchmark.common import save
 
@@ -57,10 +57,10 @@ def exponential(gain: float, rejects: bool) -> Callable[[float], Follow]:
 
 
 def ours(first: float) -> Follow:
-    known = RateFilter(Rate(first, NOISE))
+    known, times_s = RateFilter(Rate(first, NOISE)), itertools.count(1)
 
     def follow(sample: float) -> float:
-        known.saw_transfer(Rate(sample, NOISE), PERIOD_S)
+        known.update(TransferSample(Rate(sample, NOISE)), PERIOD_S * next(times_s))
         return known.rate.bytes_per_s
 
     return follow

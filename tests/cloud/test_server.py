@@ -243,7 +243,7 @@ def test_a_peer_of_another_wire_version_hears_ours(cloud: Cloud, network: Networ
 def test_a_silent_unauthenticated_peer_is_sent_away(
     cloud: Cloud, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "INTRODUCTION_S", 0.02)
+    monkeypatch.setattr(limits, "AUTHENTICATION_TIMEOUT_S", 0.02)
     with socket.create_connection(cloud.address, JOIN_S) as peer:
         assert peer.recv(1) == b""
     monkeypatch.undo()

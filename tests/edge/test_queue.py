@@ -266,7 +266,7 @@ class RestoredLink:
     def saw(self, *what: Any) -> None:
         pass
 
-    saw_transfer = saw_load = saw_exchange = saw
+    record_transfer = record_load = record_exchange = saw
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Who may speak, with real certificates: each mode works, and each side refuses who cannot show what it wants."""
+"""Authentication with real certificates: each mode works, and each side refuses a peer without key or certificate."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def edge_with(certs: Path, who: str | None = None, key: bytes | None = None) -> 
 
 @pytest.fixture
 def sides(certs: Path) -> dict[str, Sides]:
-    """What cloud and edge hold, in each mode that works."""
+    """The access of cloud and edge in each valid mode."""
     return {
         "plain": (OPEN, OPEN),
         "key": (Access(KEY), Access(KEY)),
@@ -70,7 +70,7 @@ def sides(certs: Path) -> dict[str, Sides]:
 
 
 def serve(listener: socket.socket, access: Access) -> None:
-    """Let one edge in, and echo what it sends."""
+    """Authenticate one edge, and echo its messages."""
     with Connection(listener.accept()[0]) as connection:
         connection.let_in(access, time.monotonic() + JOIN_S)
         connection.send(Hello.of())
@@ -80,7 +80,7 @@ def serve(listener: socket.socket, access: Access) -> None:
 
 
 def meet(listener: socket.socket, cloud: Access, edge: Access, host: str = LOOPBACK) -> tuple[str, str]:
-    """Let an edge come to a cloud that does not accept it, or the other way round; return what each says."""
+    """Connect an edge to a cloud of which one refuses the other; return the error messages of both."""
     with ThreadPoolExecutor(1) as pool:
         serving: Future[None] = pool.submit(serve, listener, cloud)
         with pytest.raises(AccessError) as refused:
@@ -131,7 +131,7 @@ def test_one_thread_may_send_while_another_receives(
 
 
 @pytest.mark.parametrize("mode", MODES[1:])
-def test_what_crosses_cannot_be_read_under_tls_nor_its_frames_taken_for_plain_ones(
+def test_first_bytes_show_tls_and_never_the_key(
     mode: str, sides: dict[str, Sides], listener: socket.socket, wires: tuple[socket.socket, socket.socket]
 ) -> None:
     _, edge = sides[mode]
@@ -145,7 +145,7 @@ def test_what_crosses_cannot_be_read_under_tls_nor_its_frames_taken_for_plain_on
     assert KEY not in first
 
 
-def test_a_cloud_behind_a_relay_is_known_by_its_own_name(certs: Path, listener: socket.socket) -> None:
+def test_certificate_name_of_a_cloud_behind_a_relay(certs: Path, listener: socket.socket) -> None:
     edge = replace(edge_with(certs), cloud_name="cloud.example")
     with ThreadPoolExecutor(1) as pool:
         pool.submit(serve, listener, cloud_with(certs, "elsewhere"))
@@ -157,20 +157,20 @@ def test_a_cloud_behind_a_relay_is_known_by_its_own_name(certs: Path, listener: 
 # ---------------------------------------------------------------- who does not
 
 
-def test_keys_must_be_there_on_both_sides_and_be_the_same(listener: socket.socket) -> None:
+def test_both_sides_need_the_same_key(listener: socket.socket) -> None:
     assert "--key-file" in meet(listener, Access(KEY), OPEN)[0]
     assert "it has no key" in meet(listener, OPEN, Access(KEY))[0]
     assert "another key" in meet(listener, Access(KEY), Access(OTHER_KEY))[0]
 
 
-def test_tls_must_be_there_on_both_sides(certs: Path, listener: socket.socket) -> None:
+def test_both_sides_need_tls(certs: Path, listener: socket.socket) -> None:
     assert "--tls-ca" in meet(listener, cloud_with(certs), OPEN)[0]
     assert "--tls-ca" in meet(listener, cloud_with(certs), Access(KEY))[0]
     said, logged = meet(listener, OPEN, edge_with(certs))
     assert "may not speak TLS" in said and "TLS on a port without it" in logged
 
 
-def test_a_clouds_certificate_must_be_of_the_ca_and_for_its_name(certs: Path, listener: socket.socket) -> None:
+def test_cloud_certificate_needs_the_ca_and_its_name(certs: Path, listener: socket.socket) -> None:
     edge = edge_with(certs)
     assert "self-signed" in meet(listener, cloud_with(certs / "other", "ca"), edge)[0]
     assert "unable to get local issuer" in meet(listener, cloud_with(certs / "other"), edge)[0]
@@ -178,14 +178,14 @@ def test_a_clouds_certificate_must_be_of_the_ca_and_for_its_name(certs: Path, li
     assert "not valid for" in meet(listener, cloud_with(certs, "elsewhere"), edge)[0]
 
 
-def test_an_edges_certificate_must_be_of_the_clouds_ca(certs: Path, listener: socket.socket) -> None:
+def test_edge_certificate_needs_the_ca_of_the_cloud(certs: Path, listener: socket.socket) -> None:
     cloud = cloud_with(certs, ca="ca.pem")
     assert "does not accept us" in meet(listener, cloud, edge_with(certs))[0]
     other = Access(None, edge_tls(certs / "ca.pem", certs / "other/edge.pem", certs / "other/edge.key"))
     assert "does not accept us" in meet(listener, cloud, other)[0]
 
 
-def test_under_tls_a_key_is_asked_for_all_the_same(certs: Path, listener: socket.socket) -> None:
+def test_tls_does_not_replace_the_key(certs: Path, listener: socket.socket) -> None:
     cloud = cloud_with(certs, key=KEY)
     assert "asks for a key" in meet(listener, cloud, edge_with(certs))[0]
     assert "another key" in meet(listener, cloud, edge_with(certs, key=OTHER_KEY))[0]
@@ -195,7 +195,7 @@ def test_under_tls_a_key_is_asked_for_all_the_same(certs: Path, listener: socket
 
 
 @pytest.mark.parametrize("make", [cloud_tls, edge_tls])
-def test_files_that_are_missing_or_no_pem_are_named(make: Callable[..., object], certs: Path, tmp_path: Path) -> None:
+def test_missing_or_wrong_pem_files_are_named(make: Callable[..., object], certs: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nowhere"):
         make(tmp_path / "nowhere.pem", certs / "cloud.key", certs / "ca.pem")
     (tmp_path / "text.pem").write_text("no certificate")
@@ -212,13 +212,13 @@ def test_a_key_of_another_certificate_is_refused(certs: Path) -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.8.9.10", "::1", "::ffff:127.0.0.1"])
-def test_loopback_needs_nothing(address: str) -> None:
+def test_loopback_needs_no_authentication(address: str) -> None:
     assert is_loopback(address)
     OPEN.check_exposure(address)
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.0.2.1", "fe80::1%eth0", "::ffff:10.0.0.1"])  # noqa: S104
-def test_any_other_address_needs_a_key_tls_or_a_word(address: str) -> None:
+def test_other_addresses_need_a_key_or_tls_or_insecure(address: str) -> None:
     assert not is_loopback(address)
     with pytest.raises(UsageError, match="--key-file.*--tls-cert.*--insecure"):
         OPEN.check_exposure(address)
@@ -226,7 +226,7 @@ def test_any_other_address_needs_a_key_tls_or_a_word(address: str) -> None:
     Access(insecure=True).check_exposure(address)
 
 
-def test_no_socket_is_bound_for_strangers() -> None:
+def test_bind_refuses_an_exposed_open_address() -> None:
     with pytest.raises(UsageError, match="reached from other machines"):
         bind("0.0.0.0", 0)  # noqa: S104
     with bind("0.0.0.0", 0, Access(KEY)) as sock:  # noqa: S104
@@ -237,7 +237,7 @@ def test_a_key_is_never_shown() -> None:
     assert "k" * 8 not in repr(Access(KEY))
 
 
-# ---------------------------------------------------------------- unauthenticated peers, by their first bytes
+# ---------------------------------------------------------------- other protocols, by their first bytes
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_a_key_is_never_shown() -> None:
         (b"\0", "began with"),
     ],
 )
-def test_a_stranger_is_named(data: bytes, name: str) -> None:
+def test_other_protocols_are_named(data: bytes, name: str) -> None:
     assert name in name_stranger(data)
 
 
@@ -264,18 +264,18 @@ def arguments(**given: Path) -> Namespace:
 
 
 @pytest.mark.parametrize("given", [{"tls_cert"}, {"tls_key"}, {"tls_ca"}, {"tls_cert", "tls_ca"}])
-def test_a_cloud_needs_both_halves_of_its_certificate(given: set[str]) -> None:
+def test_cloud_needs_certificate_and_private_key(given: set[str]) -> None:
     with pytest.raises(UsageError, match="both --tls-cert and --tls-key"):
         access_of_cloud(arguments(**dict.fromkeys(given, Path("file"))))
 
 
 @pytest.mark.parametrize("given", [{"tls_cert"}, {"tls_key", "tls_ca"}, {"tls_cert", "tls_key"}])
-def test_an_edge_needs_the_ca_of_the_cloud(given: set[str]) -> None:
+def test_edge_needs_the_ca_of_the_cloud(given: set[str]) -> None:
     with pytest.raises(UsageError, match="needs --tls-ca"):
         access_of_edge(arguments(**dict.fromkeys(given, Path("file"))))
 
 
-def test_flags_become_what_a_side_holds(certs: Path, tmp_path: Path) -> None:
+def test_flags_become_access(certs: Path, tmp_path: Path) -> None:
     assert access_of_edge(arguments()) == access_of_cloud(arguments()) == OPEN
     (tmp_path / "key").write_bytes(KEY)
     assert access_of_edge(arguments(key_file=tmp_path / "key")).key == KEY

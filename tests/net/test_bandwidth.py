@@ -39,7 +39,7 @@ def windows(count: int, segments: int, pause_us: int) -> tuple[list[int], list[i
     return times_us, [SEGMENT] * len(times_us)
 
 
-def test_a_steady_probe_reads_the_link_rate() -> None:
+def test_a_steady_probe_has_the_link_rate() -> None:
     assert gap_free_burst(*windows(1, 100, 0)).rate_bytes_per_s == pytest.approx(RATE)
 
 
@@ -48,10 +48,10 @@ def test_the_pauses_of_slow_start_do_not_lower_the_rate(rtt_ms: int) -> None:
     times_us, sizes_bytes = windows(5, 20, rtt_ms * 1_000)
     assert gap_free_burst(times_us, sizes_bytes).rate_bytes_per_s == pytest.approx(RATE)
     naive = sum(sizes_bytes) * 1e6 / times_us[-1]
-    assert naive < RATE / 1.5  # what the estimator is for
+    assert naive < RATE / 1.5  # the reason for the estimator
 
 
-def test_a_window_that_doubles_reads_the_link_rate() -> None:
+def test_a_window_that_doubles_has_the_link_rate() -> None:
     times_us: list[int] = []
     now_us = 0
     for window in (10, 20, 40, 80):
@@ -60,7 +60,7 @@ def test_a_window_that_doubles_reads_the_link_rate() -> None:
     assert gap_free_burst(times_us, [SEGMENT] * len(times_us)).rate_bytes_per_s == pytest.approx(RATE)
 
 
-def test_a_pause_too_short_to_tell_from_scheduling_counts() -> None:
+def test_a_pause_as_short_as_scheduling_counts() -> None:
     burst = gap_free_burst([0, 10, 20, 20 + MIN_GAP_US], [SEGMENT] * 4)
     assert burst == Burst(3 * SEGMENT, 20 + MIN_GAP_US)
     assert gap_free_burst([0, 10, 20, 21 + MIN_GAP_US], [SEGMENT] * 4) == Burst(2 * SEGMENT, 20, paused=True)
@@ -71,12 +71,12 @@ def test_a_slow_link_is_no_pause() -> None:
     assert gap_free_burst(times_us, [SEGMENT] * 10).rate_bytes_per_s == pytest.approx(12_500.0)
 
 
-def test_the_first_arrival_only_starts_the_clock() -> None:
+def test_the_first_arrival_gives_only_its_time() -> None:
     assert gap_free_burst([0, 1_000], [1_000_000, SEGMENT]) == Burst(SEGMENT, 1_000)
 
 
 @pytest.mark.parametrize("times_us", [[0], [5, 5, 5]], ids=["one arrival", "one tick of the clock"])
-def test_a_probe_of_no_duration_reads_very_fast(times_us: list[int]) -> None:
+def test_a_probe_of_no_duration_has_the_maximum_rate(times_us: list[int]) -> None:
     burst = gap_free_burst(times_us, [16_384] * len(times_us))
     assert burst.duration_us == 0
     assert 1e9 < burst.rate_bytes_per_s <= MAX_RATE_BYTES_PER_S
@@ -102,21 +102,21 @@ def test_the_origin_of_the_clock_does_not_matter(arrivals: list[tuple[int, int]]
     assert gap_free_burst([origin_us + time for time in times_us], sizes_bytes) == gap_free_burst(times_us, sizes_bytes)
 
 
-def test_a_late_reader_does_not_raise_the_rate_above_the_senders_view() -> None:
+def test_a_late_reader_does_not_exceed_the_senders_rate() -> None:
     read_at_once = Burst(1_000_000, 100)  # 10 GB/s: out of the kernel's memory
     assert probe_rate_bytes_per_s(read_at_once, 1_000_000, elapsed_ms=85.0, rtt_ms=5.0) == pytest.approx(RATE)
 
 
-def test_where_the_sender_paused_only_the_burst_tells() -> None:
+def test_after_pauses_only_the_burst_counts() -> None:
     burst = Burst(1_000_000, 80_000, paused=True)
     assert probe_rate_bytes_per_s(burst, 1_000_000, elapsed_ms=900.0, rtt_ms=100.0) == pytest.approx(RATE)
 
 
-def test_an_answer_faster_than_the_rtt_leaves_the_burst() -> None:
+def test_a_reply_faster_than_the_rtt_leaves_the_burst() -> None:
     assert probe_rate_bytes_per_s(Burst(1_250, 100), 1_250, elapsed_ms=1.0, rtt_ms=2.0) == pytest.approx(RATE)
 
 
-def test_a_pings_own_bytes_are_no_round_trip() -> None:
+def test_the_bytes_of_a_ping_are_not_part_of_the_rtt() -> None:
     slow = 125_000.0  # bytes/s: 1 Mbit/s
     assert Echo(29.024, 0.0).rtt_ms(slow, slow) == pytest.approx(20.0)
     assert Echo(1.0, 0.0).rtt_ms(slow, slow) == 1.0  # they passed at another rate
@@ -141,14 +141,14 @@ def joined(*trains: tuple[list[int], list[int]]) -> tuple[list[int], list[int]]:
     )
 
 
-def test_an_even_train_reads_the_link_rate() -> None:
+def test_an_even_train_has_the_link_rate() -> None:
     rate = train_rate([train(20), train(76)])
     assert rate is not None
     assert rate.bytes_per_s == pytest.approx(RATE)
     assert rate.error == SMALLEST_ERROR
 
 
-def test_lost_packets_leave_the_rate() -> None:
+def test_lost_packets_do_not_change_the_rate() -> None:
     times_us, sizes_bytes = train(43)  # the queue had room for no more of 76
     rate = train_rate([(times_us, sizes_bytes)])
     assert rate is not None and rate.bytes_per_s == pytest.approx(RATE)
@@ -157,22 +157,22 @@ def test_lost_packets_leave_the_rate() -> None:
 @pytest.mark.parametrize("burst", [3, 6, 11, 21, 43])
 def test_the_burst_of_a_token_bucket_does_not_count(burst: int) -> None:
     fast_us = 24  # 500 Mbit/s
-    behind = joined(train(burst, fast_us), train(76 - burst, GAP_US, fast_us * burst + GAP_US))
-    first = train(20, fast_us) if burst > 20 else behind  # a bucket that lets all of the first train pass
-    rate = train_rate([first, behind])
+    bursty = joined(train(burst, fast_us), train(76 - burst, GAP_US, fast_us * burst + GAP_US))
+    first = train(20, fast_us) if burst > 20 else bursty  # a bucket that passes all of the first train
+    rate = train_rate([first, bursty])
     assert rate is not None and rate.bytes_per_s == pytest.approx(RATE, rel=0.02)
 
 
 @pytest.mark.parametrize(("at_once", "free"), [(5, 0), (5, 27), (10, 0), (10, 27), (13, 0)])
-def test_packets_that_a_token_bucket_let_pass_together_read_its_rate(at_once: int, free: int) -> None:
+def test_batches_of_a_token_bucket_have_its_rate(at_once: int, free: int) -> None:
     fast_us, slow_us = 3, GAP_US * at_once
     starts_us = [slow_us * max(number - free // at_once, 0) + fast_us * at_once for number in range(76 // at_once)]
-    behind = joined(*(train(at_once, fast_us, start_us) for start_us in starts_us))
-    rate = train_rate([train(20, fast_us), (sorted(behind[0]), behind[1])])
+    bursty = joined(*(train(at_once, fast_us, start_us) for start_us in starts_us))
+    rate = train_rate([train(20, fast_us), (sorted(bursty[0]), bursty[1])])
     assert rate is not None and rate.bytes_per_s == pytest.approx(RATE, rel=0.02)
 
 
-def test_one_pause_in_a_train_is_forgiven() -> None:
+def test_one_pause_in_a_train_does_not_count() -> None:
     paused = joined(train(40), train(36, GAP_US, 40 * GAP_US + 20_000))
     rate = train_rate([train(20), paused])
     assert rate is not None and rate.bytes_per_s == pytest.approx(RATE, rel=0.01)
@@ -180,7 +180,7 @@ def test_one_pause_in_a_train_is_forgiven() -> None:
 
 
 @pytest.mark.parametrize("pauses_at", [(9,), (70,), (79, 89), (60, 90), (40, 80)])
-def test_a_machine_that_pauses_is_no_token_bucket(pauses_at: tuple[int, ...]) -> None:
+def test_pauses_are_not_taken_for_a_token_bucket(pauses_at: tuple[int, ...]) -> None:
     gap_us, pause_us = 24, 600  # 500 Mbit/s
     starts = [0, *pauses_at, 100]
     parts = [
@@ -191,7 +191,7 @@ def test_a_machine_that_pauses_is_no_token_bucket(pauses_at: tuple[int, ...]) ->
     assert rate is not None and rate.bytes_per_s == pytest.approx(PACKET / gap_us * 1e6, rel=0.05)
 
 
-def test_too_few_packets_tell_nothing() -> None:
+def test_too_few_packets_have_no_rate() -> None:
     assert train_rate([]) is None
     assert train_rate([([], []), train(MIN_PIECE)]) is None
     assert train_rate([train(MIN_PIECE + 1)]) is not None
@@ -207,5 +207,5 @@ def test_any_train_gives_a_rate_within_bounds(trains: list[list[tuple[int, int]]
     assert rate is None or (0 < rate.bytes_per_s <= MAX_RATE_BYTES_PER_S and rate.error >= SMALLEST_ERROR)
 
 
-def test_an_estimate_is_measured_now_unless_it_says_otherwise() -> None:
+def test_defaults_of_an_estimate() -> None:
     assert LinkEstimate(1.0, 2.0) == LinkEstimate(1.0, 2.0, LinkSource.PROBE, 0.0)

@@ -1,11 +1,11 @@
-"""The circuit breaker: how long it waits, and what it lets through."""
+"""The circuit breaker: its pauses, and the tasks that it admits."""
 
 from __future__ import annotations
 
 from neurosurgeon.net.breaker import FIRST_PAUSE_MS, LONGEST_PAUSE_MS, Breaker, BreakerState
 
 
-def test_a_lost_cloud_is_looked_for_at_once_and_then_ever_less_often() -> None:
+def test_pauses_double_up_to_the_longest() -> None:
     breaker, pauses = Breaker(), []
     for _ in range(12):
         breaker.lost(1000.0)
@@ -16,7 +16,7 @@ def test_a_lost_cloud_is_looked_for_at_once_and_then_ever_less_often() -> None:
     assert breaker.pause_ms(1000.0 + LONGEST_PAUSE_MS + 1) == 0.0
 
 
-def test_an_answer_closes_it_and_forgets_the_failures() -> None:
+def test_a_reply_closes_and_resets_the_pauses() -> None:
     breaker = Breaker()
     for _ in range(3):
         breaker.lost(0.0)
@@ -27,7 +27,7 @@ def test_an_answer_closes_it_and_forgets_the_failures() -> None:
     assert breaker.pause_ms(0.0) == 0.0
 
 
-def test_a_cloud_that_is_lost_again_on_trial_is_left_longer() -> None:
+def test_a_loss_while_half_open_lengthens_the_pause() -> None:
     breaker = Breaker()
     breaker.lost(0.0)
     breaker.reached()
@@ -35,7 +35,7 @@ def test_a_cloud_that_is_lost_again_on_trial_is_left_longer() -> None:
     assert breaker.pause_ms(0.0) == FIRST_PAUSE_MS
 
 
-def test_what_it_admits() -> None:
+def test_admits() -> None:
     breaker = Breaker()
     assert breaker.admits(0) and breaker.admits(5)
     breaker.lost(0.0)

@@ -1,4 +1,4 @@
-"""Connections over real sockets: whole messages however their bytes arrive, limits, deadlines and typed errors."""
+"""Connections over real sockets: whole messages from bytes in any pieces, limits, deadlines and typed errors."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_the_figures_of_a_reply_travel_outside_its_header(pair: Pair) -> None:
 # ---------------------------------------------------------------- memory
 
 
-def test_a_body_for_which_there_is_no_memory_is_skipped(wires: Wires) -> None:
+def test_a_body_without_memory_for_it_is_skipped(wires: Wires) -> None:
     sender, receiver = Connection(wires[0]), Connection(wires[1], memory=MemoryLimit(8192, 8192))
     held = []
     for _ in range(2):
@@ -207,9 +207,7 @@ def test_a_body_for_which_there_is_no_memory_is_skipped(wires: Wires) -> None:
     assert_received(receiver, REQUEST, [np.ones(1024, np.float32)])
 
 
-def test_whoever_claims_a_large_body_for_which_there_is_no_memory_is_left(
-    wires: Wires, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_body_without_memory_for_it_is_an_error(wires: Wires, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "MAX_SKIPPED_BYTES", 4_000)
     sender, receiver = Connection(wires[0]), Connection(wires[1], memory=MemoryLimit(4096, 4096))
     sender.send(REQUEST, [np.ones(1024, np.float32)])
@@ -254,7 +252,7 @@ def test_received_arrays_start_on_a_cache_line(pair: Pair) -> None:
 # ---------------------------------------------------------------- the peer goes
 
 
-def test_the_end_between_messages_is_a_plain_goodbye(wires: Wires) -> None:
+def test_an_end_between_messages_is_a_closed_connection(wires: Wires) -> None:
     receiver = Connection(wires[1])
     wires[0].sendall(frame_of(REQUEST, ARRAYS))
     wires[0].close()
@@ -271,14 +269,14 @@ def test_the_end_inside_a_message_says_so(wires: Wires, sent: int) -> None:
         Connection(wires[1]).receive(WAIT_S)
 
 
-def test_the_end_inside_a_long_head_says_so(wires: Wires) -> None:
+def test_an_end_inside_a_long_head_is_named(wires: Wires) -> None:
     wires[0].sendall(frame_of(Hello.of(comment="x" * 1000), [])[: HEAD_UNIT + 1])
     wires[0].close()
     with pytest.raises(PeerGoneError, match="inside a message$"):
         Connection(wires[1]).receive(WAIT_S)
 
 
-def test_the_end_inside_a_probe_says_so(wires: Wires) -> None:
+def test_an_end_inside_a_probe_is_named(wires: Wires) -> None:
     wires[0].sendall(bytes(10))
     wires[0].close()
     with pytest.raises(PeerGoneError, match="inside a probe$"):
@@ -292,7 +290,7 @@ def test_a_reset_is_a_lost_connection(wires: Wires) -> None:
         receiver.receive(WAIT_S)
 
 
-def test_sending_to_a_peer_that_is_gone_is_a_lost_connection(wires: Wires) -> None:
+def test_sending_to_a_closed_peer_is_a_lost_connection(wires: Wires) -> None:
     sender = Connection(wires[1])
     reset(wires[0])
     with pytest.raises(PeerGoneError, match="lost"):
@@ -317,7 +315,7 @@ def test_stop_reading_returns_what_has_arrived_and_lets_answers_out(pair: Pair) 
         pair[1].receive(WAIT_S)
 
 
-def test_closing_twice_is_fine(pair: Pair) -> None:
+def test_a_second_close_does_nothing(pair: Pair) -> None:
     for _ in range(2):
         pair[0].close()
         pair[0].stop_reading()
@@ -359,14 +357,14 @@ def head_of(specs: Any, *lengths: int, values: Any = tuple(REQUEST)) -> bytes:
     ],
 )
 @pytest.mark.usefixtures("no_body_memory")
-def test_a_bad_head_is_refused_before_memory_is_set_aside(wires: Wires, head: bytes, reason: str) -> None:
+def test_a_bad_head_is_refused_before_allocation(wires: Wires, head: bytes, reason: str) -> None:
     wires[0].sendall(head)
     with pytest.raises(ProtocolError, match=reason):
         Connection(wires[1]).receive(WAIT_S)
 
 
 @pytest.mark.parametrize("length", [32, 4000])
-def test_a_key_that_we_do_not_have_is_no_message(wires: Wires, length: int) -> None:
+def test_a_handshake_without_our_key_is_refused(wires: Wires, length: int) -> None:
     wires[0].sendall(pack_frame(Kind.KEY_PROOF, bytes(length))[0])
     with pytest.raises(AccessError, match="wants to prove a key"):
         Connection(wires[1]).receive(WAIT_S)
@@ -397,7 +395,7 @@ def test_a_silent_peer_meets_the_deadline(pair: Pair) -> None:
         pair[1].receive(NOW_S)
 
 
-def test_who_has_more_time_than_the_last_one_waits_on(wires: Wires) -> None:
+def test_a_longer_timeout_replaces_a_shorter_one(wires: Wires) -> None:
     near, far = SocketWire(wires[0]), memoryview(bytearray(1))
     with pytest.raises(DeadlineError):
         near.read_some(far, time.monotonic() + NOW_S)
@@ -451,6 +449,6 @@ def test_a_peer_that_does_not_read_meets_the_deadline(pair: Pair, monkeypatch: p
         pair[0].send(REQUEST, [np.zeros(32_000_000, np.uint8)])
 
 
-def test_a_long_body_gets_the_time_that_the_slowest_link_needs() -> None:
+def test_a_long_body_has_the_deadline_of_the_slowest_link() -> None:
     difference_s = connection.body_deadline_s(10 * connection.MIN_RATE_BYTES_PER_S) - connection.body_deadline_s(0)
     assert difference_s == pytest.approx(10.0, abs=1.0)

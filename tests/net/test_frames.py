@@ -155,7 +155,7 @@ def test_split_body_shares_memory_with_the_body() -> None:
     assert (first[0], second[0]) == (7, 8)
 
 
-# ---------------------------------------------------------------- unauthenticated peers
+# ---------------------------------------------------------------- other protocols
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_split_body_shares_memory_with_the_body() -> None:
     ],
     ids=["http", "tls", "pickle", "zeros", "one letter off"],
 )
-def test_a_stranger_is_told_from_us_by_its_first_bytes(data: bytes) -> None:
+def test_another_protocol_is_detected_by_its_first_bytes(data: bytes) -> None:
     with pytest.raises(ProtocolError, match="not our protocol"):
         unpack_prefix(data)
 
@@ -181,7 +181,7 @@ def test_random_bytes_are_no_frame(data: bytes) -> None:
 
 
 @given(st.binary(min_size=12, max_size=12))
-def test_whatever_follows_the_magic_is_within_limits_or_refused(data: bytes) -> None:
+def test_bytes_after_the_magic_are_within_limits_or_refused(data: bytes) -> None:
     try:
         prefix = unpack_prefix(b"NSGN" + data)
     except ProtocolError:

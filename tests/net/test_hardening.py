@@ -38,7 +38,7 @@ def executor() -> Iterator[Executor]:
     one.close()
 
 
-def test_a_peer_that_left_before_the_connection_was_made_is_a_typed_error(listener: socket.socket) -> None:
+def test_a_peer_that_left_before_accept_is_a_typed_error(listener: socket.socket) -> None:
     near = socket.create_connection(listener.getsockname())
     far = listener.accept()[0]
     near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
@@ -58,8 +58,8 @@ def test_a_peer_that_left_before_the_connection_was_made_is_a_typed_error(listen
         Samples([0, 2**2000], [1, PROBE_BYTES[0] - 1]),
     ],
 )
-def test_samples_that_cannot_be_are_refused(samples: Samples, listener: socket.socket) -> None:
-    def lie() -> None:
+def test_impossible_samples_are_refused(samples: Samples, listener: socket.socket) -> None:
+    def serve() -> None:
         with Connection(listener.accept()[0]) as connection:
             connection.receive(5)
             connection.send(Hello.of())
@@ -68,14 +68,14 @@ def test_samples_that_cannot_be_are_refused(samples: Samples, listener: socket.s
             list(connection.receive_raw(PROBE_BYTES[0], memoryview(bytearray(PROBE_BYTES[0]))))
             connection.send(samples)
 
-    liar = threading.Thread(target=lie, daemon=True)
-    liar.start()
+    server = threading.Thread(target=serve, daemon=True)
+    server.start()
     with pytest.raises(ProtocolError):
         measure_link(*listener.getsockname())
-    liar.join()
+    server.join()
 
 
-def test_a_deeply_nested_header_does_not_end_the_bandwidth_service(listener: socket.socket) -> None:
+def test_a_deeply_nested_header_does_not_end_the_service(listener: socket.socket) -> None:
     server = threading.Thread(target=MonitorServer(listener).serve, daemon=True)
     server.start()
     hello = b"\x80\x05K\x01}\x8c\x01a" + b"]" * 1500 + b"a" * 1499 + b"s\x86]\x86."
@@ -160,8 +160,8 @@ def test_an_observer_whose_output_is_closed_does_not_disturb_the_conversation(
     thread.join()
 
 
-def test_a_cloud_that_lies_about_its_time_is_refused(listener: socket.socket) -> None:
-    def lie() -> None:
+def test_an_impossible_compute_time_is_refused(listener: socket.socket) -> None:
+    def serve() -> None:
         with Connection(listener.accept()[0]) as connection:
             connection.receive(5)
             connection.send(Hello.of())
@@ -169,11 +169,11 @@ def test_a_cloud_that_lies_about_its_time_is_refused(listener: socket.socket) ->
             assert isinstance(request.message, Request)
             connection.send(Reply(float("nan"), 0.0, 0.0, 0.0), [random_input()], request.task)
 
-    liar = threading.Thread(target=lie, daemon=True)
-    liar.start()
+    server = threading.Thread(target=serve, daemon=True)
+    server.start()
     with EdgeSession.open(*listener.getsockname()) as session, pytest.raises(ProtocolError, match="says that it took"):
         session.infer(request_at(load_network("le_net"), 0), [random_input()])
-    liar.join()
+    server.join()
 
 
 def test_loading_a_model_does_not_disturb_a_running_task() -> None:

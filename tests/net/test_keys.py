@@ -37,7 +37,7 @@ def soon_s() -> float:
 
 
 class Recorder:
-    """A wire that remembers what was sent over it."""
+    """A wire that records the bytes sent over it."""
 
     peer = "recorder"
 
@@ -83,7 +83,7 @@ def test_a_missing_key_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o640, True), (0o604, True)])
-def test_a_key_that_others_can_read_is_warned_of(
+def test_a_key_file_readable_by_others_is_a_warning(
     mode: int, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "key"
@@ -120,7 +120,7 @@ def answer_edge(wire: Wire, key: bytes, certificate: bytes) -> SessionKeys:
         raise
 
 
-def test_both_sides_have_the_same_keys_and_other_ones_each_time(wires: Wires) -> None:
+def test_session_keys_agree_and_are_new_each_time(wires: Wires) -> None:
     edge, cloud = shake(wires, KEY, KEY)
     assert (edge.sending, edge.receiving) == (cloud.receiving, cloud.sending)
     assert len({*edge, *shake(wires, KEY, KEY)[0]}) == 4
@@ -129,7 +129,7 @@ def test_both_sides_have_the_same_keys_and_other_ones_each_time(wires: Wires) ->
 @pytest.mark.parametrize(
     ("edge", "cloud", "certificates"), [(OTHER_KEY, KEY, (b"", b"")), (KEY, KEY, (b"1" * 32, b"2" * 32))]
 )
-def test_another_key_and_another_certificate_are_refused(
+def test_another_key_or_certificate_is_refused(
     edge: bytes, cloud: bytes, certificates: tuple[bytes, bytes], wires: Wires
 ) -> None:
     with pytest.raises(AccessError, match="another key"):
@@ -148,7 +148,7 @@ def test_a_recorded_handshake_proves_nothing(wires: Wires) -> None:
         assert isinstance(again.exception(), AccessError)
 
 
-def test_a_cloud_that_records_and_replays_is_found_out(wires: Wires) -> None:
+def test_replayed_frames_of_a_cloud_are_refused(wires: Wires) -> None:
     near, far = SocketWire(wires[0]), SocketWire(wires[1])
     recorder = Recorder(far)
     with ThreadPoolExecutor(1) as pool:
@@ -164,7 +164,7 @@ def test_an_edges_own_proof_sent_back_proves_nothing(wires: Wires) -> None:
         for _ in range(2):
             data = bytearray(HEAD_UNIT)
             read_all(SocketWire(wires[1]), memoryview(data), soon_s())
-            data[5] += 1  # the kind that the edge expects in answer to its own
+            data[5] += 1  # the kind that the edge expects next
             wires[1].sendall(data)
 
     with ThreadPoolExecutor(1) as pool:
@@ -173,14 +173,14 @@ def test_an_edges_own_proof_sent_back_proves_nothing(wires: Wires) -> None:
             prove_to_cloud(SocketWire(wires[0]), KEY, b"", soon_s())
 
 
-def test_the_cloud_tells_nothing_of_its_key_before_the_edge_has_proved_it(wires: Wires) -> None:
+def test_the_cloud_proves_nothing_before_the_edge_has(wires: Wires) -> None:
     recorder = Recorder(SocketWire(wires[1]))
     wires[0].sendall(b"".join(pack_frame(Kind.KEY_START, b"n" * 32) + pack_frame(Kind.KEY_PROOF, b"p" * 32)))
     with pytest.raises(AccessError):
         prove_to_edge(recorder, KEY, b"", soon_s())
     assert len(recorder.sent) == 1
-    proof = recorder.sent[0][16:48]
-    assert proof not in {hmac.digest(KEY, b"n" * 32, "sha256"), KEY}
+    challenge = recorder.sent[0][16:48]
+    assert challenge not in {hmac.digest(KEY, b"n" * 32, "sha256"), KEY}
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def sealed(pieces: list[bytes]) -> list[bytes]:
 
 
 def unsealed(data: bytes, sizes: list[int]) -> bytes:
-    """Return what a receiver reads of records, so many bytes at a time."""
+    """Return the bytes that a receiver reads from records, in reads of these sizes."""
     wire = SealedWire(BytesWire(data), SessionKeys(OTHER_KEY, KEY))
     got = b""
     for size in sizes:
@@ -218,14 +218,14 @@ SIZES = [HEAD_UNIT, 100_032]
 
 
 @given(st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=5), st.data())
-def test_sealed_pieces_arrive_however_they_are_read(pieces: list[bytes], data: st.DataObject) -> None:
+def test_sealed_pieces_arrive_in_reads_of_any_size(pieces: list[bytes], data: st.DataObject) -> None:
     whole = b"".join(pieces)
     cuts = sorted(data.draw(st.sets(st.integers(1, len(whole)), max_size=4)) | {len(whole)})
     sizes = [end - start for start, end in zip([0, *cuts], cuts, strict=False)]
     assert unsealed(b"".join(sealed(pieces)), sizes) == whole
 
 
-def test_a_head_is_a_record_of_its_own_and_a_body_fills_its_records() -> None:
+def test_a_head_is_one_record_and_a_body_fills_records() -> None:
     lengths = [RECORD.unpack_from(record)[0] for record in sealed(PIECES)]
     assert lengths == [HEAD_UNIT, MAX_RECORD_BYTES, 100_032 - MAX_RECORD_BYTES]
 
@@ -255,7 +255,7 @@ def cut_off(records: list[bytes]) -> list[bytes]:
 
 
 @pytest.mark.parametrize("order", [left_out, repeated, swapped, cut_off])
-def test_records_arrive_each_once_and_in_order(order: Callable[[list[bytes]], list[bytes]]) -> None:
+def test_missing_repeated_or_reordered_records_are_refused(order: Callable[[list[bytes]], list[bytes]]) -> None:
     with pytest.raises(NetworkError):
         unsealed(b"".join(order(sealed(PIECES))), [*SIZES, HEAD_UNIT])
 
@@ -267,7 +267,7 @@ def test_records_of_the_other_direction_are_refused() -> None:
 
 
 @pytest.mark.parametrize("length", [0, MAX_RECORD_BYTES + 1, 2**32 - 1])
-def test_a_record_of_impossible_length_is_refused_before_it_is_read(length: int) -> None:
+def test_a_record_of_impossible_length_is_refused(length: int) -> None:
     wire = SealedWire(BytesWire(RECORD.pack(length, bytes(32))), SessionKeys(KEY, OTHER_KEY))
     with pytest.raises(ProtocolError, match="record of"):
         read_all(wire, memoryview(bytearray(HEAD_UNIT)), soon_s())

@@ -1,4 +1,4 @@
-"""The limits of connections: unauthenticated peers are few and brief, a crowd pushes out itself, and edges stay."""
+"""The limits of connections: of unauthenticated ones in number and time, and of authenticated ones in number."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Opened = Callable[[ConnectionLimits], ConnectionLimiter]
 
 @pytest.fixture
 def opened(listener: socket.socket) -> Iterator[Opened]:
-    """Open doors whose visitors are let in, and then answered with a hello for each of theirs."""
+    """Starts limiters whose connections are authenticated, and then get a hello for each of theirs."""
     threads: list[threading.Thread] = []
 
     def serve(limiter: ConnectionLimiter, connection: Connection) -> None:
@@ -55,23 +55,23 @@ def opened(listener: socket.socket) -> Iterator[Opened]:
         thread.join(JOIN_S)
 
 
-def knock(listener: socket.socket, host: str = "127.0.0.1") -> socket.socket:
-    """Return a connection that says nothing."""
+def connect_silently(listener: socket.socket, host: str = "127.0.0.1") -> socket.socket:
+    """Return a connection that sends nothing."""
     return socket.create_connection(listener.getsockname(), JOIN_S, source_address=(host, 0))
 
 
-def enter(listener: socket.socket) -> Connection:
-    """Return a connection that has been let in."""
+def connect_authenticated(listener: socket.socket) -> Connection:
+    """Return an authenticated connection."""
     connection = connect(*listener.getsockname())
     connection.send(Hello.of())
     assert isinstance(connection.receive(JOIN_S).message, Hello)
     return connection
 
 
-def test_the_stranger_that_stood_longest_goes(listener: socket.socket, opened: Opened) -> None:
-    opened(ConnectionLimits(max_strangers=2))
+def test_the_oldest_unauthenticated_connection_is_closed(listener: socket.socket, opened: Opened) -> None:
+    opened(ConnectionLimits(max_unauthenticated=2))
     with ExitStack() as stack:
-        first, second, third = (stack.enter_context(knock(listener)) for _ in range(3))
+        first, second, third = (stack.enter_context(connect_silently(listener)) for _ in range(3))
         assert first.recv(1) == b""
         second.settimeout(0.02)
         with pytest.raises(TimeoutError):
@@ -81,40 +81,40 @@ def test_the_stranger_that_stood_longest_goes(listener: socket.socket, opened: O
             third.recv(1)
 
 
-def test_a_crowd_pushes_out_itself_and_no_lonely_stranger(listener: socket.socket, opened: Opened) -> None:
-    opened(ConnectionLimits(max_strangers=3))
+def test_many_of_one_address_displace_each_other(listener: socket.socket, opened: Opened) -> None:
+    opened(ConnectionLimits(max_unauthenticated=3))
     with ExitStack() as stack:
-        lonely = stack.enter_context(knock(listener, "127.0.0.2"))
-        crowd = [stack.enter_context(knock(listener)) for _ in range(6)]
-        assert [peer.recv(1) for peer in crowd[:4]] == [b""] * 4
-        lonely.settimeout(0.02)
+        single = stack.enter_context(connect_silently(listener, "127.0.0.2"))
+        others = [stack.enter_context(connect_silently(listener)) for _ in range(6)]
+        assert [silent.recv(1) for silent in others[:4]] == [b""] * 4
+        single.settimeout(0.02)
         with pytest.raises(TimeoutError):
-            lonely.recv(1)
+            single.recv(1)
 
 
-def test_who_is_inside_stays_whatever_crowd_comes(listener: socket.socket, opened: Opened) -> None:
-    opened(ConnectionLimits(max_strangers=2))
-    with enter(listener) as inside, ExitStack() as stack:
-        crowd = [stack.enter_context(knock(listener)) for _ in range(8)]
-        assert [peer.recv(1) for peer in crowd[:6]] == [b""] * 6
-        inside.send(Hello.of())
-        assert isinstance(inside.receive(JOIN_S).message, Hello)
+def test_authenticated_connections_are_never_displaced(listener: socket.socket, opened: Opened) -> None:
+    opened(ConnectionLimits(max_unauthenticated=2))
+    with connect_authenticated(listener) as authenticated, ExitStack() as stack:
+        others = [stack.enter_context(connect_silently(listener)) for _ in range(8)]
+        assert [silent.recv(1) for silent in others[:6]] == [b""] * 6
+        authenticated.send(Hello.of())
+        assert isinstance(authenticated.receive(JOIN_S).message, Hello)
 
 
-@pytest.mark.parametrize("says", [b"", b"NSGN\1\1"], ids=["silent", "dripping"])
-def test_a_stranger_has_little_time_whatever_it_says(
-    says: bytes, listener: socket.socket, opened: Opened, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("first_bytes", [b"", b"NSGN\1\1"], ids=["silent", "dripping"])
+def test_authentication_has_a_timeout(
+    first_bytes: bytes, listener: socket.socket, opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "INTRODUCTION_S", 0.02)
+    monkeypatch.setattr(limits, "AUTHENTICATION_TIMEOUT_S", 0.02)
     opened(ConnectionLimits())
-    with knock(listener) as peer:
-        peer.sendall(says)
-        assert peer.recv(1) == b""
+    with connect_silently(listener) as silent:
+        silent.sendall(first_bytes)
+        assert silent.recv(1) == b""
 
 
-def test_who_finds_the_house_full_is_told_and_may_come_later(listener: socket.socket, opened: Opened) -> None:
+def test_at_the_limit_the_reply_is_busy(listener: socket.socket, opened: Opened) -> None:
     opened(ConnectionLimits(max_connections=1))
-    with enter(listener):
+    with connect_authenticated(listener):
         with connect(*listener.getsockname()) as late:
             late.send(Hello.of())
             message = late.receive(JOIN_S).message
@@ -123,12 +123,12 @@ def test_who_finds_the_house_full_is_told_and_may_come_later(listener: socket.so
                 late.receive(JOIN_S)
 
 
-def test_strangers_can_be_sent_away_at_once(listener: socket.socket, opened: Opened) -> None:
+def test_close_unauthenticated(listener: socket.socket, opened: Opened) -> None:
     limiter = opened(ConnectionLimits())
-    with enter(listener) as inside, knock(listener) as peer:
-        inside.send(Hello.of())  # by now the peer, which came before it, is known to the limiter
-        inside.receive(JOIN_S)
-        while not limiter._strangers:
+    with connect_authenticated(listener) as authenticated, connect_silently(listener) as silent:
+        authenticated.send(Hello.of())  # by now the silent one, accepted before it, is counted
+        authenticated.receive(JOIN_S)
+        while not limiter._unauthenticated:
             pass
-        limiter.send_strangers_away()
-        assert peer.recv(1) == b""
+        limiter.close_unauthenticated()
+        assert silent.recv(1) == b""

@@ -22,7 +22,7 @@ def test_memory_starts_on_a_cache_line_and_can_be_written(length: int) -> None:
         assert ctypes.addressof(ctypes.c_char.from_buffer(body)) % ALIGNMENT == 0
 
 
-def test_a_connection_and_all_together_may_have_so_much() -> None:
+def test_limits_of_a_connection_and_of_all_together() -> None:
     limit = MemoryLimit(300_000, 200_000)
     first = limit.allocate("one", 150_000)
     with pytest.raises(BusyError, match="this connection"):
@@ -34,7 +34,7 @@ def test_a_connection_and_all_together_may_have_so_much() -> None:
     assert len(limit.allocate("one", 150_000)) + len(other) == 250_000
 
 
-def test_what_never_fits_is_not_to_be_asked_for_again() -> None:
+def test_a_body_that_never_fits_is_not_busy() -> None:
     for limit in (MemoryLimit(300_000, 200_000), MemoryLimit(200_000, 300_000)):
         with pytest.raises(ProtocolError, match="may have here"):
             limit.allocate("one", 200_001)
@@ -52,7 +52,7 @@ def test_a_body_counts_until_its_last_array_is_freed() -> None:
     assert len(limit.allocate("one", 150_000)) == 150_000
 
 
-def test_what_was_freed_leaves_nothing_behind() -> None:
+def test_freed_bodies_leave_no_counts() -> None:
     limit = MemoryLimit(1000, 1000)
     for length in (1000, 400, 0):
         limit.allocate(object(), length)
@@ -62,7 +62,7 @@ def test_what_was_freed_leaves_nothing_behind() -> None:
     assert (limit._used_bytes, limit._used_by) == (0, {})
 
 
-def test_a_body_that_the_system_has_no_memory_for_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_allocation_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     class NoMemory:
         def __init__(self, *arguments: object) -> None:
             raise MemoryError

@@ -81,7 +81,7 @@ def other_types(value: Any) -> list[Any]:
     return [other for other in plain if type(other) is not type(value)]
 
 
-def test_these_tests_know_every_kind() -> None:
+def test_every_kind_is_tested() -> None:
     assert set(MESSAGES) == set(Kind) - RAW_KINDS
     assert {kind: kind_of(message) for kind, message in MESSAGES.items()} == {kind: kind for kind in MESSAGES}
 
@@ -128,7 +128,7 @@ def test_a_refusal_of_many_fields_is_a_short_line() -> None:
     assert len(str(caught.value)) < 200
 
 
-def test_hello_says_the_wire_version() -> None:
+def test_hello_has_the_wire_version() -> None:
     assert Hello.of() == (WIRE_VERSION, {})
 
 
@@ -143,13 +143,13 @@ def test_an_error_of_the_users_keeps_its_type(error: type[NeurosurgeonError]) ->
 
 
 @pytest.mark.parametrize("error", [ProtocolError, InputError, DeviceError, PlanningError, NeurosurgeonError])
-def test_any_other_error_is_a_bad_request_and_arrives_as_remote(error: type[NeurosurgeonError]) -> None:
+def test_any_other_error_is_a_bad_request_and_remote(error: type[NeurosurgeonError]) -> None:
     reply = reply_of(error("why"))
     assert reply == ErrorReply(ErrorCode.BAD_REQUEST, "why")
     assert type(error_of(reply)) is RemoteError
 
 
-def test_a_busy_cloud_says_when_to_ask_again() -> None:
+def test_a_busy_reply_has_the_time_of_the_retry() -> None:
     reply = reply_of(BusyError("64 tasks wait", 250.0))
     assert reply == ErrorReply("busy", "64 tasks wait", 250.0)
     received = error_of(reply)
@@ -158,7 +158,7 @@ def test_a_busy_cloud_says_when_to_ask_again() -> None:
 
 
 @pytest.mark.parametrize("error", [UnknownModelError, ProtocolError])
-def test_an_error_crosses_the_wire(error: type[NeurosurgeonError]) -> None:
+def test_an_error_reply_round_trips(error: type[NeurosurgeonError]) -> None:
     received = through_a_header(reply_of(error("why")))
     assert isinstance(received, ErrorReply)
     assert received.message == "why"

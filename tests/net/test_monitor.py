@@ -1,4 +1,4 @@
-"""The bandwidth monitor on loopback: it measures, refuses what it does not serve, and is missed gracefully."""
+"""The bandwidth monitor on loopback: it measures, refuses other messages, and its clients do without it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.frames import HEAD_UNIT
 from neurosurgeon.net.messages import ErrorReply, Hello, Message, Ping, Pong, Prepare, Probe, Samples
 from neurosurgeon.net.monitor_client import (
-    YOUNG_S,
+    RECENT_S,
     LinkMeasurement,
     estimate_link,
     last_link,
     links_file,
     measure_link,
+    recent_link,
     remember_link,
-    young_link,
 )
 from neurosurgeon.net.monitor_server import MAX_PROBE_BYTES, MAX_SAMPLES, MonitorServer, receive_probe
 from neurosurgeon.net.sockets import connect
@@ -53,7 +53,7 @@ Address = tuple[str, int]
 
 
 @pytest.fixture
-def missing_service(listener: socket.socket) -> Address:
+def no_service(listener: socket.socket) -> Address:
     """An address at which no service listens any more."""
     address: Address = listener.getsockname()
     listener.close()
@@ -95,7 +95,7 @@ def test_several_clients_measure_one_after_another(service: Address) -> None:
         assert_measures(service)
 
 
-def test_a_ping_is_answered_with_its_number(service: Address) -> None:
+def test_a_pong_has_the_number_of_its_ping(service: Address) -> None:
     with say_hello(service) as connection:
         for sequence in (0, 7, 2**40):
             connection.send(Ping(sequence))
@@ -114,7 +114,7 @@ def test_the_samples_of_a_probe_account_for_every_byte(service: Address, size_by
     assert samples.times_us == sorted(samples.times_us)
 
 
-def test_a_probe_in_many_pieces_has_no_more_samples_than_fit_a_header(pair: Pair) -> None:
+def test_samples_of_many_pieces_fit_a_header(pair: Pair) -> None:
     size_bytes = MAX_SAMPLES + 1000
     pair[0].send_raw(bytes(size_bytes))
     samples = receive_probe(pair[1], size_bytes, memoryview(bytearray(1)))  # a byte a read
@@ -128,7 +128,7 @@ def test_a_probe_in_many_pieces_has_no_more_samples_than_fit_a_header(pair: Pair
 
 
 @pytest.mark.parametrize("load", [CloudLoad(), CloudLoad(12.5, 3.25), CloudLoad(0.0, 1e6)])
-def test_a_line_tells_the_load(load: CloudLoad) -> None:
+def test_a_line_is_a_load(load: CloudLoad) -> None:
     assert CloudLoad.of_line(load.line()) == load
     assert CloudLoad.of_line(load.line() + "\n") == load
 
@@ -137,10 +137,10 @@ NONSENSE = ["", "\n", "load", "load 1", "load 1 2 3", "load 1 x", "load nan 1", 
 
 
 @pytest.mark.parametrize("line", NONSENSE)
-def test_a_line_that_tells_no_load_is_ignored(listener: socket.socket, line: str) -> None:
+def test_any_other_line_is_ignored(listener: socket.socket, line: str) -> None:
     server = MonitorServer(listener)
-    server.take_line("load 1 2")
-    server.take_line(line)
+    server.record_load("load 1 2")
+    server.record_load(line)
     assert server.load == CloudLoad(1.0, 2.0)
 
 
@@ -150,14 +150,14 @@ def test_pongs_carry_the_newest_load(listener: socket.socket) -> None:
     serving.start()
     with say_hello(listener.getsockname()) as connection:
         for sequence, load in enumerate([CloudLoad(12.5, 3.25), CloudLoad(0.5, 3.0)]):
-            server.take_line(load.line())
+            server.record_load(load.line())
             connection.send(Ping(sequence))
             assert connection.receive(JOIN_S).message == Pong(sequence, *load)
     listener.shutdown(socket.SHUT_RDWR)
     serving.join(JOIN_S)
 
 
-def test_the_service_process_hears_the_load_from_its_parent() -> None:
+def test_the_service_receives_the_load_from_its_parent() -> None:
     with ServiceProcess(["-m", "neurosurgeon", "monitor-server", "--monitor-port", "0"]) as service:
         service.send_line("nonsense")
         service.send_line(CloudLoad(12.5, 3.25).line())
@@ -171,7 +171,7 @@ def test_the_service_process_hears_the_load_from_its_parent() -> None:
             assert pong == Pong(sequence, 12.5, 3.25)
 
 
-# ---------------------------------------------------------------- what the service refuses
+# ---------------------------------------------------------------- refused messages
 
 
 @pytest.mark.parametrize("size_bytes", [MAX_PROBE_BYTES + 1, 2**62, 0, -1])
@@ -186,7 +186,7 @@ def test_a_probe_outside_the_limit_is_refused(service: Address, size_bytes: int)
 @pytest.mark.parametrize(
     "message", [Prepare("le_net", b"\1", "0123abcd"), Hello.of(), Pong(1)], ids=lambda message: type(message).__name__
 )
-def test_a_message_that_it_does_not_serve_is_refused(service: Address, message: Message) -> None:
+def test_any_other_message_is_refused(service: Address, message: Message) -> None:
     with say_hello(service) as connection:
         connection.send(message)
         with pytest.raises(PeerGoneError):
@@ -197,15 +197,15 @@ def test_a_message_that_it_does_not_serve_is_refused(service: Address, message: 
 @pytest.mark.parametrize(
     "data",
     [b"GET / HTTP/1.1\r\n".ljust(HEAD_UNIT), bytes(1000), pickle.dumps(bytes(1000)), b"NSGN", b""],
-    ids=["http", "zeros", "pickle", "part of a frame", "nothing"],
+    ids=["http", "zeros", "pickle", "half a frame", "nothing"],
 )
-def test_a_stranger_does_not_stop_the_service(service: Address, data: bytes) -> None:
-    with socket.create_connection(service, JOIN_S) as peer:
-        peer.sendall(data)
+def test_another_protocol_does_not_stop_the_service(service: Address, data: bytes) -> None:
+    with socket.create_connection(service, JOIN_S) as sock:
+        sock.sendall(data)
     assert_measures(service)
 
 
-def test_a_client_that_dies_inside_a_probe_does_not_stop_the_service(service: Address) -> None:
+def test_a_client_lost_in_a_probe_does_not_stop_the_service(service: Address) -> None:
     with say_hello(service) as connection:
         connection.send(Probe(100_000))
         connection.send_raw(bytes(50_000))
@@ -229,7 +229,7 @@ def test_clients_beyond_the_limit_are_closed(listener: socket.socket, monkeypatc
 # ---------------------------------------------------------------- beside other work
 
 
-def test_measurement_brings_its_estimate_from_another_process() -> None:
+def test_measurement_runs_in_another_process() -> None:
     with LinkMeasurement(lambda: LinkEstimate(1e6, float(os.getpid()))) as measurement:
         measurement.start()
         found = measurement.result()
@@ -237,12 +237,12 @@ def test_measurement_brings_its_estimate_from_another_process() -> None:
     assert found.rtt_ms != os.getpid()
 
 
-def test_measurement_starts_when_it_is_asked_for(service: Address) -> None:
+def test_measurement_starts_with_result(service: Address) -> None:
     with LinkMeasurement(lambda: measure_link(*service)) as measurement:
         assert measurement.result().source is LinkSource.PROBE
 
 
-def test_measurement_raises_what_went_wrong_with_its_traceback() -> None:
+def test_measurement_raises_with_the_childs_traceback() -> None:
     def refuse() -> LinkEstimate:
         raise AccessError("another key", 7)
 
@@ -252,7 +252,7 @@ def test_measurement_raises_what_went_wrong_with_its_traceback() -> None:
     assert "in refuse" in caught.value.__notes__[0]
 
 
-def test_measurement_whose_process_is_killed_says_what_to_do() -> None:
+def test_measurement_of_a_killed_process_is_an_error() -> None:
     def die() -> LinkEstimate:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
@@ -274,45 +274,45 @@ def test_measurement_ends_with_its_block() -> None:
     os.close(reader)
 
 
-def test_measurement_that_never_starts_is_no_process() -> None:
+def test_measurement_that_never_starts_has_no_process() -> None:
     with LinkMeasurement(lambda: LinkEstimate(1.0, 1.0)):
         pass
 
 
-# ---------------------------------------------------------------- a service that is away
+# ---------------------------------------------------------------- an unreachable service
 
 
-def test_a_missing_service_is_a_network_error(missing_service: Address) -> None:
+def test_a_missing_service_is_a_network_error(no_service: Address) -> None:
     with pytest.raises(ConnectError, match="no service at"):
-        measure_link(*missing_service)
+        measure_link(*no_service)
 
 
 def test_a_silent_service_is_a_network_error(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "ANSWER_TIMEOUT_S", 0.02)
+    monkeypatch.setattr(probe, "REPLY_TIMEOUT_S", 0.02)
     with pytest.raises(DeadlineError):
         measure_link(*listener.getsockname())
 
 
-def test_a_missing_service_is_replaced_by_the_last_value(
-    missing_service: Address, cache: Path, caplog: pytest.LogCaptureFixture
+def test_a_missing_service_gives_the_last_estimate(
+    no_service: Address, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache.parent.mkdir(parents=True)
-    host, port = missing_service
+    host, port = no_service
     cache.write_text(json.dumps({f"{host}:{port}": [1e6, 2.5, time.time() - 90]}))
-    link = estimate_link(*missing_service)
+    link = estimate_link(*no_service)
     assert (link.rate_bytes_per_s, link.rtt_ms, link.source) == (1e6, 2.5, LinkSource.LAST)
     assert link.age_s == pytest.approx(90, abs=30)
     assert "using the value of" in caplog.text
 
 
 @pytest.mark.usefixtures("cache")
-def test_a_missing_service_without_a_last_value_says_what_to_do(missing_service: Address) -> None:
+def test_a_missing_service_without_an_estimate_is_an_error(no_service: Address) -> None:
     with pytest.raises(ConnectError, match="pass --bandwidth"):
-        estimate_link(*missing_service)
+        estimate_link(*no_service)
 
 
 @pytest.mark.usefixtures("cache")
-def test_a_full_service_without_a_last_value_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_service_without_an_estimate_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*service: object) -> LinkEstimate:
         raise BusyError("too many edges", 50.0)
 
@@ -322,7 +322,7 @@ def test_a_full_service_without_a_last_value_says_what_to_do(monkeypatch: pytest
 
 
 @pytest.mark.usefixtures("cache")
-def test_a_measured_value_is_kept(service: Address) -> None:
+def test_an_estimate_is_stored(service: Address) -> None:
     link = estimate_link(*service)
     last = last_link(*service)
     assert last is not None
@@ -331,7 +331,7 @@ def test_a_measured_value_is_kept(service: Address) -> None:
 
 
 @pytest.mark.usefixtures("cache")
-def test_every_cloud_has_its_own_last_value() -> None:
+def test_every_cloud_has_its_own_estimate() -> None:
     remember_link("near", 9922, LinkEstimate(1e8, 0.1))
     remember_link("far", 9922, LinkEstimate(1e5, 90.0))
     near, far = last_link("near", 9922), last_link("far", 9922)
@@ -341,13 +341,13 @@ def test_every_cloud_has_its_own_last_value() -> None:
 
 
 @pytest.mark.parametrize(
-    ("age_s", "is_young"), [(0.0, True), (YOUNG_S / 2, True), (2 * YOUNG_S, False), (-60.0, False)]
+    ("age_s", "is_young"), [(0.0, True), (RECENT_S / 2, True), (2 * RECENT_S, False), (-60.0, False)]
 )
-def test_young_link_is_neither_old_nor_of_the_future(cache: Path, age_s: float, is_young: bool) -> None:
+def test_recent_link_is_neither_old_nor_of_the_future(cache: Path, age_s: float, is_young: bool) -> None:
     cache.parent.mkdir(parents=True)
     cache.write_text(json.dumps({"near:9922": [1e6, 2.5, time.time() - age_s]}))
-    assert (young_link("near", 9922) is not None) is is_young
-    assert young_link("far", 9922) is None
+    assert (recent_link("near", 9922) is not None) is is_young
+    assert recent_link("far", 9922) is None
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ def test_young_link_is_neither_old_nor_of_the_future(cache: Path, age_s: float, 
         "[" * 100_000,
     ],
 )
-def test_a_damaged_cache_is_no_value(cache: Path, text: str) -> None:
+def test_a_damaged_cache_has_no_estimate(cache: Path, text: str) -> None:
     cache.parent.mkdir(parents=True)
     cache.write_text(text)
     assert last_link("near", 9922) is None
@@ -379,7 +379,7 @@ def test_a_damaged_cache_is_no_value(cache: Path, text: str) -> None:
     assert last_link("near", 9922) is not None
 
 
-def test_a_cache_that_cannot_be_written_is_only_a_pity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
     file.touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(file))
@@ -387,7 +387,7 @@ def test_a_cache_that_cannot_be_written_is_only_a_pity(tmp_path: Path, monkeypat
     assert last_link("near", 9922) is None
 
 
-def test_a_wrong_address_is_not_hidden_by_the_last_value(cache: Path) -> None:
+def test_a_wrong_address_is_not_hidden_by_the_last_estimate(cache: Path) -> None:
     host = "a" * 64 + ".example"
     remember_link(host, 9922, LinkEstimate(1.0, 2.0))
     with pytest.raises(UsageError):
@@ -409,11 +409,9 @@ def test_the_client_prints_one_json_object(service: Address, capsys: pytest.Capt
 
 
 def test_the_client_reports_a_missing_service_in_one_line(
-    missing_service: Address, capsys: pytest.CaptureFixture[str]
+    no_service: Address, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert (
-        monitor.client(["-i", missing_service[0], "--monitor-port", str(missing_service[1])]) == NetworkError.exit_code
-    )
+    assert monitor.client(["-i", no_service[0], "--monitor-port", str(no_service[1])]) == NetworkError.exit_code
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1 and "no service at" in captured.err
@@ -454,7 +452,7 @@ def test_iperf3_is_a_cross_check(
     assert "iperf3 failed: nonsense" in capsys.readouterr().err
 
 
-def test_without_iperf3_it_says_what_to_do(
+def test_a_missing_iperf3_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Conversations as the edge sees them: it gets the network's own output, and refuses what makes no sense."""
+"""Sessions on the edge's side: results equal the unsplit network, and impossible replies are refused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.networks import Network, random_input, run_whole
 # ---------------------------------------------------------------- the answer
 
 
-def test_every_partition_point_answers_as_the_unsplit_network(cloud: Cloud, network: Network) -> None:
+def test_every_partition_point_equals_the_unsplit_network(cloud: Cloud, network: Network) -> None:
     with cloud.edge() as edge:
         for point in range(len(network.graph.layers)):
             assert_answers(edge, network, point)
@@ -39,7 +39,7 @@ def test_many_tasks_follow_on_one_connection(cloud: Cloud, network: Network) -> 
             assert_answers(edge, network, seed=seed)
 
 
-def test_answers_outlive_the_next_task(cloud: Cloud, network: Network) -> None:
+def test_results_outlive_the_next_task(cloud: Cloud, network: Network) -> None:
     request = request_at(network)
     with cloud.edge() as edge:
         first = edge.infer(request, boundary_tensors(network, POINT, random_input())).arrays[0]
@@ -90,9 +90,7 @@ def test_the_first_task_is_paced_for_a_link_that_was_measured(cloud: Cloud, netw
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the kernel takes no pace")
-def test_no_pace_is_left_where_the_answer_comes_just_then(
-    cloud: Cloud, network: Network, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reply_during_pacing_ends_it(cloud: Cloud, network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     with cloud.edge() as edge:
         _choose_congestion_control(edge, b"bbr")
         send_at_most = Connection.send_at_most
@@ -116,9 +114,7 @@ def test_no_pace_is_left_where_the_answer_comes_just_then(
         (b"reno", LinkEstimate(1e6, 1.0)),
     ],
 )
-def test_no_task_is_paced_for_a_made_up_or_fast_link_nor_where_tcp_paces_none(
-    cloud: Cloud, name: bytes, link: LinkEstimate
-) -> None:
+def test_no_pacing_for_given_or_fast_links_or_without_bbr(cloud: Cloud, name: bytes, link: LinkEstimate) -> None:
     with cloud.edge() as edge:
         _choose_congestion_control(edge, name)
         edge.pace_first_task(link)
@@ -163,7 +159,7 @@ def test_a_cloud_that_says_no_hello_is_refused(listener: socket.socket) -> None:
         EdgeSession.open(*listener.getsockname())
 
 
-def test_an_answer_to_another_task_is_refused(listener: socket.socket, network: Network) -> None:
+def test_a_reply_to_another_task_is_refused(listener: socket.socket, network: Network) -> None:
     answer_once(listener, Hello.of(), Reply(1.0, 1.0, 0.0, 0.0))
     with EdgeSession.open(*listener.getsockname()) as edge, pytest.raises(ProtocolError, match="another task"):
         edge.infer(request_at(network), [])
@@ -228,7 +224,7 @@ def test_a_silent_cloud_is_found_long_before_a_reply_is_due(
             edge.infer(request_at(network), [])
 
 
-def test_a_cloud_that_lives_but_does_not_answer_is_given_up(
+def test_heartbeats_without_a_reply_end_at_the_timeout(
     listener: socket.socket, network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "REPLY_TIMEOUT_S", 0.02)

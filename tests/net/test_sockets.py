@@ -32,15 +32,15 @@ def test_a_server_can_restart_at_once(listener: socket.socket) -> None:
     listen(*address).close()
 
 
-def test_nobody_there_is_named() -> None:
-    with socket.socket() as taken:  # bound, so that no other program listens there; it does not listen either
+def test_a_refused_connection_is_named() -> None:
+    with socket.socket() as taken:  # bound, so that no other socket listens there; it does not listen either
         taken.bind((LOOPBACK, 0))
         port = taken.getsockname()[1]
         with pytest.raises(ConnectError, match=f"no service at {LOOPBACK}:{port}"):
             connect(LOOPBACK, port)
 
 
-def test_an_address_that_never_answers_is_named(monkeypatch: pytest.MonkeyPatch, listener: socket.socket) -> None:
+def test_an_address_that_never_responds_is_named(monkeypatch: pytest.MonkeyPatch, listener: socket.socket) -> None:
     def never(sock: socket.socket, address: Any) -> None:
         raise TimeoutError
 
@@ -50,7 +50,7 @@ def test_an_address_that_never_answers_is_named(monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.parametrize("host", ["a" * 64 + ".example", "host\0name"])
-def test_an_address_that_is_none_is_a_usage_error(host: str) -> None:
+def test_an_impossible_address_is_a_usage_error(host: str) -> None:
     with pytest.raises(UsageError, match="cannot be resolved"):
         connect(host, 9999)
 
@@ -74,5 +74,5 @@ def test_listening_on_another_machines_address_is_a_usage_error() -> None:
     ("host", "is_ours"),
     [("127.0.0.1", True), ("localhost", True), ("127.3.4.5", True), ("192.0.2.1", False), ("no such name", False)],
 )
-def test_this_machine_is_known_by_its_address(host: str, is_ours: bool) -> None:
+def test_is_this_machine(host: str, is_ours: bool) -> None:
     assert is_this_machine(host) is is_ours

@@ -1,4 +1,4 @@
-"""The kernel's view of a connection's sender: fields at their places, and what silence does to a window."""
+"""The kernel's state of a connection's sender: its fields, and the window after an idle time."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def tcp_info(**fields: int) -> bytes:
     return bytes(data)
 
 
-def test_a_window_is_in_bytes_and_knows_its_threshold() -> None:
+def test_a_window_and_its_threshold_are_in_bytes() -> None:
     state = send_state(tcp_info(window=40, threshold=30, rtt=1_500), "cubic")
     assert state == (40 * SEGMENT, 30 * SEGMENT, math.inf, 0.0, 0.0015, False)
     unlimited = send_state(tcp_info(window=10), "reno")
     assert unlimited is not None and unlimited.threshold_bytes == math.inf
 
 
-def test_silence_halves_the_window_down_to_the_initial_one() -> None:
+def test_an_idle_window_is_halved_down_to_the_initial_one() -> None:
     for silent_ms, segments in ((100, 80), (250, 40), (450, 20), (5_000, 10), (10**9, 10)):
         state = send_state(tcp_info(window=80, silent=silent_ms), "cubic")
         assert state is not None and state.window_bytes == segments * SEGMENT
@@ -47,11 +47,11 @@ def test_a_paced_sender_keeps_its_window_and_its_pace() -> None:
     assert later is not None and later.burst_bytes == pytest.approx(1e6 / 1024)
 
 
-def test_a_kernel_that_says_too_little_is_not_read() -> None:
+def test_too_few_fields_are_none() -> None:
     assert send_state(bytes(104), "cubic") is None
 
 
-def test_a_connection_tells_its_state(pair: tuple[Connection, Connection]) -> None:
+def test_a_connection_has_a_send_state(pair: tuple[Connection, Connection]) -> None:
     state = pair[0].send_state()
     assert state is None or state.window_bytes > 0
     pair[0].close()
@@ -63,10 +63,10 @@ def test_acknowledged_bytes_are_counted() -> None:
     assert acked_bytes(bytes(120)) is None
 
 
-def test_a_connection_counts_what_its_peer_acknowledged(pair: tuple[Connection, Connection]) -> None:
+def test_a_connection_counts_acknowledged_bytes(pair: tuple[Connection, Connection]) -> None:
     before = pair[0].acked_bytes()
     if before is None:
-        pytest.skip("this system does not tell")
+        pytest.skip("this system has no such count")
     pair[0].send_raw(bytes(1_000))
     pair[0].wait_until_delivered(5.0)
     after = pair[0].acked_bytes()

@@ -1,4 +1,4 @@
-"""Traces: what is written is read, the shipped ones are as generated, and every mistake is named with its line."""
+"""Traces: a written one is read again, the shipped ones are as generated, and a wrong line is named."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("text", MISTAKES)
-def test_a_mistake_is_named(tmp_path: Path, text: str) -> None:
+def test_a_wrong_line_is_named(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError) as raised:
         trace_of(tmp_path, text)
     assert MISTAKES[text] in str(raised.value)
@@ -63,7 +63,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_what_is_written_is_read(tmp_path: Path, name: str) -> None:
+def test_a_written_trace_is_read_again(tmp_path: Path, name: str) -> None:
     trace = made_up(name)
     write_trace(tmp_path / "trace.csv", trace, "made up")
     again = read_trace(tmp_path / "trace.csv")
@@ -80,10 +80,10 @@ TRACES = ROOT / "traces"
 
 
 @pytest.mark.parametrize(
-    ("start_s", "size_bytes", "crossing_s"),
+    ("start_s", "size_bytes", "transfer_s"),
     [(0.0, 500_000, 0.5), (0.5, 1_000_000, 1.0), (1.5, 750_000, 1.0), (9.0, 500_000, 1.0), (-1.0, 1_000_000, 1.0)],
 )
-def test_bytes_cross_at_the_rates_that_they_meet(start_s: float, size_bytes: float, crossing_s: float) -> None:
-    """1 MB/s, a second of that again, and then half of it."""
+def test_a_transfer_meets_the_rates_of_its_time(start_s: float, size_bytes: float, transfer_s: float) -> None:
+    """Two seconds at 1 MB/s, then half of it."""
     trace = Trace([Condition(0.0, 8.0, 0.0), Condition(1.0, 8.0, 0.0), Condition(2.0, 4.0, 0.0)])
-    assert trace.crossing_s(start_s, size_bytes) == pytest.approx(crossing_s)
+    assert trace.transfer_s(start_s, size_bytes) == pytest.approx(transfer_s)

@@ -1,4 +1,4 @@
-"""UDP beside the monitor connection: trains arrive, and without a proof no address gets more than it sent."""
+"""UDP trains: they are measured, and a sender without proof of its address receives no more bytes than it sent."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -16,9 +17,9 @@ from neurosurgeon.net.bandwidth import MAX_RATE_BYTES_PER_S, Echo, Rate
 from neurosurgeon.net.connection import Connection
 from neurosurgeon.net.datagrams import (
     COOKIE_BYTES,
-    KNOCK,
     MAX_DATAGRAM_BYTES,
     NONCE_BYTES,
+    UDP_PING,
     VERSION,
     Arrival,
     Datagram,
@@ -29,9 +30,9 @@ from neurosurgeon.net.datagrams import (
 from neurosurgeon.net.messages import AskTicket, AskTrain, ErrorReply, Hello, Ping, Pong, Samples, Ticket, Train
 from neurosurgeon.net.monitor_client import measure_link
 from neurosurgeon.net.monitor_server import MonitorServer
-from neurosurgeon.net.probe import KNOCK_BYTES, LinkProbe
+from neurosurgeon.net.probe import UDP_PING_BYTES, LinkProbe
 from neurosurgeon.net.sockets import connect
-from neurosurgeon.net.trains import MAX_TRAIN_PACKETS, Collector, Guest
+from neurosurgeon.net.trains import MAX_TRAIN_PACKETS, Collector, UdpSession
 from neurosurgeon.utils.errors import BusyError, DeadlineError, PeerGoneError
 from neurosurgeon.utils.link import ProbeMethod
 from tests.net.conftest import JOIN_S, LOOPBACK, wait_until
@@ -42,7 +43,7 @@ COOKIE = bytes(range(COOKIE_BYTES))
 
 @pytest.fixture
 def ticket(service: Address) -> Iterator[tuple[Connection, Ticket]]:
-    """A connection on which both sides have said hello, and its ticket."""
+    """A connection after both hellos, and its ticket."""
     with connect(*service) as connection:
         connection.send(Hello.of())
         hello = connection.receive(JOIN_S).message
@@ -53,8 +54,8 @@ def ticket(service: Address) -> Iterator[tuple[Connection, Ticket]]:
         yield connection, ticket
 
 
-def knock(datagrams: Datagrams, cookie: bytes, size_bytes: int = KNOCK_BYTES) -> Arrival | None:
-    datagrams.send(pack_datagram(cookie, KNOCK, 0, size_bytes))
+def ping(datagrams: Datagrams, cookie: bytes, size_bytes: int = UDP_PING_BYTES) -> Arrival | None:
+    datagrams.send(pack_datagram(cookie, UDP_PING, 0, size_bytes))
     return datagrams.receive(0.2)
 
 
@@ -62,43 +63,46 @@ def knock(datagrams: Datagrams, cookie: bytes, size_bytes: int = KNOCK_BYTES) ->
 
 
 @pytest.mark.parametrize("size", [0, 24, 64, MAX_DATAGRAM_BYTES])
-def test_a_datagram_says_what_was_packed(size: int) -> None:
+def test_a_datagram_is_packed_and_unpacked(size: int) -> None:
     data = pack_datagram(COOKIE, 7, 41, size)
     assert len(data) == max(size, 24)
     assert unpack_datagram(data) == Datagram(COOKIE, 7, 41, bytes(max(size, 24) - 24))
 
 
-def test_a_strangers_datagram_says_nothing() -> None:
+def test_a_short_datagram_is_none() -> None:
     assert unpack_datagram(b"") is None and unpack_datagram(bytes(23)) is None
 
 
-def test_a_train_counts_each_of_its_packets_once() -> None:
+def test_a_packet_of_a_train_counts_once() -> None:
     collector = Collector(3, 2)
     for train, sequence, time_ns in ((3, 1, 5_000), (3, 1, 9_000), (2, 0, 1_000), (3, 2, 1_000), (3, 0, 2_000)):
-        collector.take(Datagram(COOKIE, train, sequence, b""), Arrival(bytes(100), time_ns, None))
+        collector.record(Datagram(COOKIE, train, sequence, b""), Arrival(bytes(100), time_ns, None))
     assert collector.is_complete
     assert collector.wait() == Samples([0, 3], [100, 100])
 
 
-def test_what_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_train_that_is_lost_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trains, "FIRST_WAIT_S", 0.01)
     assert Collector(1, 10).wait() == Samples([], [])
 
 
-def test_a_nonce_serves_once_and_only_the_last() -> None:
-    guest = Guest()
-    first, second = guest.knocked("here"), guest.knocked("there")
-    assert guest.proven_address(first) is None
-    assert guest.proven_address(second) is None  # a wrong one spends it
-    third = guest.knocked("there")
-    assert guest.proven_address(third) == "there"
-    assert guest.proven_address(third) is None
+def test_a_nonce_is_valid_once_and_only_the_last() -> None:
+    datagrams = Mock()
+    session = UdpSession(datagrams, 1)
+    first, second = session.issue_nonce("here"), session.issue_nonce("there")
+    assert not session.send_train(first, 1, 2, 100)
+    assert not session.send_train(second, 1, 2, 100)  # a wrong one spends it
+    assert not datagrams.send_train.called
+    third = session.issue_nonce("there")
+    assert session.send_train(third, 1, 2, 100)
+    datagrams.send_train.assert_called_once_with(session.cookie, 1, 2, 100, "there")
+    assert not session.send_train(third, 1, 2, 100)
 
 
 # ---------------------------------------------------------------- the service
 
 
-def test_a_train_is_told_packet_by_packet(ticket: tuple[Connection, Ticket]) -> None:
+def test_samples_of_a_train(ticket: tuple[Connection, Ticket]) -> None:
     connection, (port, cookie) = ticket
     with Datagrams.connected(LOOPBACK, port) as datagrams:
         for number in (1, 2):
@@ -110,14 +114,14 @@ def test_a_train_is_told_packet_by_packet(ticket: tuple[Connection, Ticket]) -> 
             assert samples.times_us == sorted(samples.times_us) and samples.times_us[0] == 0
 
 
-def test_a_train_comes_only_for_a_nonce_that_went_through_udp(ticket: tuple[Connection, Ticket]) -> None:
+def test_a_train_needs_a_nonce_received_by_udp(ticket: tuple[Connection, Ticket]) -> None:
     connection, (port, cookie) = ticket
     with Datagrams.connected(LOOPBACK, port) as datagrams:
         connection.send(AskTrain(secrets.token_bytes(NONCE_BYTES), 1, 10, 1000))
         connection.send(Ping(1))
         assert isinstance(connection.receive(JOIN_S).message, Pong)  # the service goes on
         assert datagrams.receive(0.05) is None
-        arrival = knock(datagrams, cookie)
+        arrival = ping(datagrams, cookie)
         answer = unpack_datagram(arrival.data) if arrival else None
         assert answer is not None
         connection.send(AskTrain(answer.rest[:NONCE_BYTES], 5, 3, 1000))
@@ -125,19 +129,19 @@ def test_a_train_comes_only_for_a_nonce_that_went_through_udp(ticket: tuple[Conn
     assert [unpack_datagram(one.data).sequence for one in arrivals if one] == [0, 1, 2]  # type: ignore[union-attr]
 
 
-def test_a_false_address_gets_no_train(ticket: tuple[Connection, Ticket]) -> None:
-    """Somebody with a ticket knocks in another's name: the nonce goes there, and without it nothing follows."""
+def test_a_forged_address_gets_no_train(ticket: tuple[Connection, Ticket]) -> None:
+    """A client with a ticket sends a ping with a forged address: the nonce goes there, and without it no train does."""
     connection, (port, cookie) = ticket
     with Datagrams.connected(LOOPBACK, port) as victim:
-        arrival = knock(victim, cookie)
-        assert arrival is not None and len(arrival.data) <= KNOCK_BYTES
+        arrival = ping(victim, cookie)
+        assert arrival is not None and len(arrival.data) <= UDP_PING_BYTES
         connection.send(AskTrain(bytes(NONCE_BYTES), 1, MAX_TRAIN_PACKETS, MAX_DATAGRAM_BYTES))
         connection.send(Ping(1))
         connection.receive(JOIN_S)
         assert victim.receive(0.05) is None
 
 
-def test_a_kernel_that_cuts_no_datagrams_gets_them_one_by_one(
+def test_without_udp_segment_datagrams_go_one_by_one(
     ticket: tuple[Connection, Ticket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connection, (port, cookie) = ticket
@@ -150,17 +154,17 @@ def test_a_kernel_that_cuts_no_datagrams_gets_them_one_by_one(
 
 
 @pytest.mark.parametrize("size", [1, 23, 24, 47])
-def test_no_answer_is_longer_than_its_question(ticket: tuple[Connection, Ticket], size: int) -> None:
+def test_a_pong_is_no_longer_than_its_ping(ticket: tuple[Connection, Ticket], size: int) -> None:
     _, (port, cookie) = ticket
     with Datagrams.connected(LOOPBACK, port) as datagrams:
-        datagrams.send(pack_datagram(cookie, KNOCK, 0)[:size].ljust(size, b"\0"))
+        datagrams.send(pack_datagram(cookie, UDP_PING, 0)[:size].ljust(size, b"\0"))
         assert datagrams.receive(0.05) is None
 
 
-def test_datagrams_without_a_cookie_are_not_answered(service: Address) -> None:
+def test_datagrams_without_a_known_cookie_get_no_reply(service: Address) -> None:
     with Datagrams.connected(*service) as datagrams:
         for cookie in (bytes(COOKIE_BYTES), secrets.token_bytes(COOKIE_BYTES)):
-            assert knock(datagrams, cookie) is None
+            assert ping(datagrams, cookie) is None
 
 
 def test_a_cookie_ends_with_its_connection(service: Address) -> None:
@@ -171,7 +175,7 @@ def test_a_cookie_ends_with_its_connection(service: Address) -> None:
         ticket = connection.receive(JOIN_S).message
         assert isinstance(ticket, Ticket)
     with Datagrams.connected(*service) as datagrams:
-        wait_until(lambda: knock(datagrams, ticket.cookie) is None)  # the service has seen the end
+        wait_until(lambda: ping(datagrams, ticket.cookie) is None)  # the service has closed the session
 
 
 @pytest.mark.parametrize(
@@ -196,7 +200,7 @@ def test_trains_outside_the_limits_are_refused(ticket: tuple[Connection, Ticket]
 # ---------------------------------------------------------------- the client
 
 
-def test_both_ways_are_measured(service: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_directions_are_measured(service: Address, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "SENDER_SHARE", float("inf"))  # loopback is as fast as the sender
     link = measure_link(*service, duplex=True)
     assert link.method is ProbeMethod.UDP_TRAIN
@@ -206,7 +210,7 @@ def test_both_ways_are_measured(service: Address, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("use_udp", [True, False])
 def test_a_measurement_costs_at_most_200_kb(service: Address, monkeypatch: pytest.MonkeyPatch, use_udp: bool) -> None:
-    monkeypatch.setattr(probe, "SENDER_SHARE", 0.0)  # the link is taken to be faster than the sender: TCP is asked, too
+    monkeypatch.setattr(probe, "SENDER_SHARE", 0.0)  # the train counts as sender-limited: TCP measures, too
     assert measure_link(*service, use_udp=use_udp).probe_bytes <= 200_000
 
 
@@ -216,10 +220,10 @@ def test_a_measurement_costs_at_most_200_kb(service: Address, monkeypatch: pytes
         (0.9, ProbeMethod.UDP_TRAIN),
         (1.1, ProbeMethod.TCP_BURST),
         (1e6, ProbeMethod.UDP_TRAIN),  # read at once
-        (None, ProbeMethod.UDP_TRAIN),  # TCP's probe was stuck
+        (None, ProbeMethod.UDP_TRAIN),  # TCP's burst stalled
     ],
 )
-def test_where_the_link_outruns_the_trains_tcp_may_tell_more_but_need_not_tell(
+def test_a_sender_limited_train_is_followed_by_tcp(
     service: Address, monkeypatch: pytest.MonkeyPatch, burst_share: float | None, method: ProbeMethod
 ) -> None:
     rate = Rate(1e8)
@@ -229,7 +233,7 @@ def test_where_the_link_outruns_the_trains_tcp_may_tell_more_but_need_not_tell(
             raise DeadlineError("stuck")
         return min(burst_share * rate.bytes_per_s, MAX_RATE_BYTES_PER_S)
 
-    monkeypatch.setattr(LinkProbe, "_rate_up", lambda *_: probe._ByUdp(rate, outran=True))
+    monkeypatch.setattr(LinkProbe, "_rate_up", lambda *_: probe._UdpResult(rate, is_sender_limited=True))
     monkeypatch.setattr(LinkProbe, "_burst", burst)
     link = measure_link(*service)
     assert link.method is method
@@ -237,9 +241,7 @@ def test_where_the_link_outruns_the_trains_tcp_may_tell_more_but_need_not_tell(
     assert link.rate_bytes_per_s == pytest.approx(rate.bytes_per_s * (burst_share if is_tcp else 1.0))
 
 
-def test_a_knock_tells_the_round_trip_where_pings_pass_quicker_than_the_rate(
-    service: Address, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_udp_pings_measure_the_rtt_of_a_token_bucket(service: Address, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "SENDER_SHARE", float("inf"))
     monkeypatch.setattr(LinkProbe, "echo", lambda self: Echo(0.0, 0.0))  # as through a token bucket
     link = measure_link(*service)
@@ -248,27 +250,27 @@ def test_a_knock_tells_the_round_trip_where_pings_pass_quicker_than_the_rate(
 
 
 @pytest.mark.parametrize(
-    ("round_trips_ms", "knocks"),
+    ("round_trips_ms", "pings"),
     [
-        ([1.0] * 20, probe.SHORT_KNOCKS),
-        ([20.0] * 20, probe.KNOCKS),
-        ([None, 1.0] * 10, probe.KNOCKS),  # each that is lost takes its time
-        ([None, None], probe.HOPELESS_KNOCKS),
+        ([1.0] * 20, probe.SHORT_RTT_PINGS),
+        ([20.0] * 20, probe.UDP_PINGS),
+        ([None, 1.0] * 10, probe.UDP_PINGS),  # each timeout takes its time
+        ([None, None], probe.BLOCKED_PINGS),
     ],
 )
-def test_a_short_way_is_knocked_at_more_often(
-    service: Address, monkeypatch: pytest.MonkeyPatch, round_trips_ms: list[float | None], knocks: int
+def test_a_short_round_trip_gets_more_udp_pings(
+    service: Address, monkeypatch: pytest.MonkeyPatch, round_trips_ms: list[float | None], pings: int
 ) -> None:
-    answers = iter([rtt_ms and probe._Knock(b"", rtt_ms) for rtt_ms in round_trips_ms])
+    answers = iter([rtt_ms and probe._UdpPong(b"", rtt_ms) for rtt_ms in round_trips_ms])
     asked: list[int] = []
 
-    def knock(_: LinkProbe, __: Datagrams, ___: bytes, sequence: int) -> Any:
+    def ping(_: LinkProbe, __: Datagrams, ___: bytes, sequence: int) -> Any:
         asked.append(sequence)
         return next(answers)
 
-    monkeypatch.setattr(LinkProbe, "_knock", knock)
+    monkeypatch.setattr(LinkProbe, "_ping_by_udp", ping)
     measure_link(*service)
-    assert asked == list(range(1, knocks + 1))
+    assert asked == list(range(1, pings + 1))
 
 
 def test_a_quick_measurement_costs_a_fifth(service: Address, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,25 +279,25 @@ def test_a_quick_measurement_costs_a_fifth(service: Address, monkeypatch: pytest
     assert measure_link(*service, quick=True, use_udp=False).probe_bytes < 30_000
 
 
-def test_where_udp_is_blocked_tcp_measures(
+def test_blocked_udp_is_replaced_by_tcp(
     service: Address, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(probe, "KNOCK_WAIT_S", 0.01)
-    monkeypatch.setattr(Datagrams, "send", lambda *arguments: True)  # swallowed on the way
+    monkeypatch.setattr(probe, "UDP_PING_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(Datagrams, "send", lambda *arguments: True)  # dropped in transit
     link = measure_link(*service, duplex=True)
     assert (link.method, link.down_bytes_per_s) == (ProbeMethod.TCP_BURST, None)
     assert "no rate by UDP" in caplog.text
 
 
-def test_trains_that_are_lost_are_replaced_by_tcp(service: Address, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small datagrams pass, large ones do not."""
+def test_lost_trains_are_replaced_by_tcp(service: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small datagrams arrive, large ones do not."""
     monkeypatch.setattr(trains, "FIRST_WAIT_S", 0.01)
     monkeypatch.setattr(Datagrams, "send_train", lambda *arguments: 1e-5)
     assert measure_link(*service).method is ProbeMethod.TCP_BURST
 
 
-def test_a_service_that_refuses_says_why(listener: socket.socket) -> None:
+def test_a_refusal_of_the_service_has_its_reason(listener: socket.socket) -> None:
     def refuse() -> None:
         with Connection(listener.accept()[0]) as connection:
             connection.receive(JOIN_S)
@@ -308,7 +310,7 @@ def test_a_service_that_refuses_says_why(listener: socket.socket) -> None:
     serving.join(JOIN_S)
 
 
-def test_a_link_that_dies_during_a_probe_is_a_network_error(listener: socket.socket) -> None:
+def test_a_connection_lost_in_a_probe_is_a_network_error(listener: socket.socket) -> None:
     def vanish() -> None:
         with Connection(listener.accept()[0]) as connection:
             connection.receive(JOIN_S)
@@ -316,7 +318,7 @@ def test_a_link_that_dies_during_a_probe_is_a_network_error(listener: socket.soc
             for sequence in range(probe.PINGS):
                 connection.receive(JOIN_S)
                 connection.send(Pong(sequence))
-            connection.receive(JOIN_S)  # asks for a ticket, and gets none
+            connection.receive(JOIN_S)  # the request for a ticket
 
     serving = threading.Thread(target=vanish, daemon=True)
     serving.start()
@@ -341,9 +343,7 @@ def test_an_older_service_is_measured_by_tcp(service: Address) -> None:
         assert measuring.measure().method is ProbeMethod.TCP_BURST
 
 
-def test_the_small_probe_is_enough_where_the_larger_one_is_held_back(
-    service: Address, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_small_burst_counts_if_the_larger_one_is_lost(service: Address, monkeypatch: pytest.MonkeyPatch) -> None:
     with connect(*service) as connection:
         measuring = LinkProbe(connection)
         bursts = iter([1e6, PeerGoneError("the service waits no longer")])
@@ -356,4 +356,4 @@ def test_the_small_probe_is_enough_where_the_larger_one_is_held_back(
 
         monkeypatch.setattr(measuring, "_burst", burst)
         found = measuring.measure(use_udp=False)
-    assert (found.up.bytes_per_s, found.udp_is_blocked) == (1e6, False)
+    assert (found.rate_bytes_per_s, found.udp_is_blocked) == (1e6, False)
