@@ -23,6 +23,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from neurosurgeon.utils.machine import set_waiting_policy
+from neurosurgeon.utils.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
     Model = str | nn.Module | LayerGraph
 
-__version__ = "0.2.0"
 __all__ = ["Cloud", "Edge", "compare", "latencies", "layer_graph", "plan"]
 
 set_waiting_policy()  # before any module of this project imports torch

@@ -117,7 +117,7 @@ def test_a_split_task_equals_the_unsplit_network(
     whole = run_whole(load_network(model), load_image(photo))
     assert [guess["index"] for guess in result["output"]["top5"]] == [guess.index for guess in top_guesses(whole, None)]
     assert result["max_abs_diff"] <= allowed_difference(whole, same_setup=False)
-    assert result["sent_bytes"] > load_network(model).graph.crossing_bytes[middle]
+    assert result["sent_bytes"] > load_network(model).graph.boundary_bytes[middle]
 
 
 def test_edge_json_has_all_keys(address: list[str], capsys: pytest.CaptureFixture[str]) -> None:

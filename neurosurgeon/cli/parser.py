@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from neurosurgeon import __version__
 from neurosurgeon.net.access import Access
 from neurosurgeon.net.keys import find_key
 from neurosurgeon.utils.errors import UsageError
 from neurosurgeon.utils.logs import LEVELS
 from neurosurgeon.utils.machine import SPARE_CORE, free_cores
+from neurosurgeon.utils.version import __version__
 
 DEFAULT_IP, DEFAULT_PORT, DEFAULT_MONITOR_PORT = "127.0.0.1", 9999, 9922
 PREDICTORS = {

@@ -289,7 +289,7 @@ class QueueRun:
         except Exception as exc:  # belongs to this task: its image, a network that does not take it, or internal
             self._apply(task, Broke(exc), partial(self._results.failed, queued, exc))
             return
-        done = PartDone(task.candidate.crossing_bytes > 0, task.planned.chosen.rest_ms, task.timeout_ms)
+        done = PartDone(task.candidate.boundary_bytes > 0, task.planned.chosen.rest_ms, task.timeout_ms)
         self._apply(task, done, partial(self._results.finish, task.planned, task.arrays[0], where="edge"))
 
     def _run_edge_partition(self, task: InFlightTask, array: Array) -> None:
@@ -352,7 +352,7 @@ class QueueRun:
         if self._settings.hedges_tasks:
             left_bytes, hedging, time_ms = self._watch_transfers(), self._planner.hedging, now_ms()
             records = [(task.record, left_bytes.get(task.id, 0)) for task in awaited]
-            ways = [hedging.way(time_ms, record.sent_ms, record.timeout_ms, left) for record, left in records]
+            ways = [hedging.progress_of(time_ms, record.sent_ms, record.timeout_ms, left) for record, left in records]
             left_ms = max(way.left_ms for way in ways)
         return self._planner.pipeline_now(left_ms)
 
@@ -362,8 +362,8 @@ class QueueRun:
         left_bytes = crossing.left_bytes if crossing else {}
         waiting_bytes = max(left_bytes.values(), default=0)
         if crossing:
-            hedging.saw(now_ms(), crossing.acked_bytes, waiting_bytes, self._watch.now().link.rtt_ms)
-        if moved := hedging.newest():
+            hedging.record_progress(now_ms(), crossing.acked_bytes, waiting_bytes, self._watch.now().link.rtt_ms)
+        if moved := hedging.recent_transfer():
             self._watch.record_progress(*moved, waiting_bytes)
         return left_bytes
 
@@ -420,7 +420,7 @@ class QueueRun:
             finish = partial(self._results.finish, task.planned, result.arrays[0], where="edge", measured=measured)
             self._apply(task, RestDone(), finish)
         if task.record.is_hedged:
-            self._planner.hedging.ended(was_first=is_first)
+            self._planner.hedging.record_outcome(was_first=is_first)
 
     def _look_for_cloud(self, task: InFlightTask, rest_start_ms: float) -> None:
         """Send a lost task again, if that is clearly faster by now than to compute the rest of it here."""

@@ -85,7 +85,7 @@ class TaskResult:
     @property
     def crossing(self) -> tuple[Node, ...]:
         """The nodes of its graph whose tensors cross at its cut."""
-        return self.graph.crossing(self.edge_nodes) if self.graph and self.point < self.layers else ()
+        return self.graph.boundary(self.edge_nodes) if self.graph and self.point < self.layers else ()
 
     @property
     def crossed(self) -> bool:

@@ -9,6 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
+
 from neurosurgeon.edge.link_thread import PATIENCE_S
 from neurosurgeon.edge.outcome import Outcome, Run, is_whole, max_difference, top_guesses
 from neurosurgeon.edge.records import (
@@ -32,12 +34,12 @@ from neurosurgeon.graph.spec import Array, TensorSpec, dtype_of, synthetic_input
 from neurosurgeon.net.breaker import Breaker
 from neurosurgeon.net.messages import Prepare, Request
 from neurosurgeon.net.session import EdgeSession, OnCloudLoss, stage_times
-from neurosurgeon.planner.plan import Candidate, SplitPlan
+from neurosurgeon.planner.plan import Candidate, Candidates, SplitPlan
 from neurosurgeon.predictor.correction import Corrections
 from neurosurgeon.predictor.latencies import LayerLatencies
 from neurosurgeon.utils.errors import AddressError, ConnectError, NetworkError, ProtocolError, is_connection_loss
 from neurosurgeon.utils.link import LinkEstimate, LinkSource
-from neurosurgeon.utils.timing import StageTimes, now_ms
+from neurosurgeon.utils.timing import now_ms
 from neurosurgeon.utils.units import MS_PER_S, s_to_ms
 
 log = logging.getLogger(__name__)
@@ -128,7 +130,7 @@ def stays_here(
     corrections = Corrections.load() if task.learns else Corrections()
     stages = stages_of(task, session, ideal, here.latencies, cloud, is_warm=task.repeat > 1)
     plan, candidate = plan_task(task, here.graph, session, ideal, corrections, stages)
-    if plan.best.crossing_bytes or candidate.crossing_bytes:
+    if plan.best.boundary_bytes or candidate.boundary_bytes:
         return False
     observe(LinkNotNeeded(plan, ideal.rtt_ms))
     return True
@@ -192,9 +194,9 @@ def run_here(task: TaskSettings, link: LinkEstimate | None, here: EdgeSide, obse
 
 def plan_alone(graph: LayerGraph, edge: LayerLatencies) -> SplitPlan:
     """Return the plan of an edge that has no cloud: there is one candidate."""
-    point, stages = len(graph.layers), StageTimes(edge.total(), 0.0, 0.0)
-    alone = Candidate(point, graph.point_name(point), stages, stages, 0)
-    return SplitPlan(graph, edge, replace(edge, source="lost", origin=""), [alone], alone, 0.0)
+    stages_ms = np.array([(edge.total(), 0.0, 0.0)])
+    candidates = Candidates(graph, [len(graph.layers)], [0], stages_ms, stages_ms, [None])
+    return SplitPlan(graph, edge, replace(edge, source="lost", origin=""), candidates, candidates[0], 0.0)
 
 
 def infer(

@@ -160,8 +160,8 @@ def _sent(record: TaskRecord, timeout_ms: float, now_ms: float) -> TaskRecord:
 
 
 def _is_stalled(record: TaskRecord, progress: Progress, now_ms: float) -> bool:
-    way = progress.hedging.way(now_ms, record.sent_ms, record.timeout_ms, progress.left_bytes)
-    return record.may_run_here and progress.hedging.pays(way, record.rest_ms)
+    way = progress.hedging.progress_of(now_ms, record.sent_ms, record.timeout_ms, progress.left_bytes)
+    return record.may_run_here and progress.hedging.should_hedge(way, record.rest_ms)
 
 
 def _runs_here_after(record: TaskRecord, error: NeurosurgeonError) -> bool:

@@ -153,7 +153,7 @@ class TorchNetwork:
     def partition(self, edge_nodes: frozenset[int], side: Side) -> TorchPartition:
         """See `engine.base.Network`. A partition takes 0.1 KB of code a node beside the weights that it shares."""
         module = partition_module(self.module, self.graph, edge_nodes, side)
-        nodes = self.graph.crossing(edge_nodes) if side is Side.CLOUD else self.graph.nodes[:1]
+        nodes = self.graph.boundary(edge_nodes) if side is Side.CLOUD else self.graph.nodes[:1]
         inputs = tuple(sent for node in nodes for sent in node.sent)
         values = tuple(output for node in nodes for output in node.outputs)
         gc.collect(1)  # a partition's program is a cycle: young now, it would wait long for the collector

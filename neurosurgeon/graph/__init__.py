@@ -1,1 +1,1 @@
-"""A network as plain numbers: nodes, layers, tensors, and where it can be cut. No torch."""
+"""A network as plain data: nodes, layers, tensors and possible cuts. No torch."""

@@ -1,7 +1,7 @@
-"""A network as a graph: nodes with kinds, shapes, bytes and FLOPs, and the layers and cuts that they make.
+"""A network as a graph: nodes with kinds, shapes, bytes and FLOPs, their layers, and the boundaries of cuts.
 
-Everything the planner knows about a network is here. A chain is a graph in which every layer reads the one before it;
-a cut is any set of nodes that contains the inputs of its members, so several tensors may cross.
+This is all that the planner knows about a network. A chain is a graph in which every layer reads the one before it. A
+cut is any set of nodes that contains the inputs of its members, so its boundary may have several tensors.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from neurosurgeon.graph.spec import LayerKind, TensorSpec, pixels_of, takes_images
+from neurosurgeon.graph.spec import LayerKind, TensorSpec, takes_images
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One operation: what it computes, what it reads, what it makes.
+    """One operation: its kind, its inputs and its outputs.
 
     ``params`` holds the data-set columns of the kind (``HW``, ``kernel``, ``Cin`` ...). ``folded`` marks a batch
-    norm that lives inside the convolution before it: its partition point stays, its work is gone.
+    norm that is folded into the convolution before it: it keeps its partition point, but computes nothing.
     """
 
     index: int
@@ -32,8 +32,8 @@ class Node:
     input_bytes: int = 0
     weight_bytes: int = 0
     folded: bool = False
-    further_outputs: tuple[TensorSpec, ...] = ()  # of the few that make several tensors; these stay together
-    parameters: Mapping[str, int] = field(default_factory=dict)  # bytes of each, and of buffers, that it needs
+    further_outputs: tuple[TensorSpec, ...] = ()  # of the few nodes with several tensors, which stay together
+    parameters: Mapping[str, int] = field(default_factory=dict)  # bytes of each parameter and buffer that it needs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
@@ -42,18 +42,18 @@ class Node:
 
     @property
     def output_bytes(self) -> int:
-        """Bytes of what it makes."""
+        """Bytes of all tensors it makes."""
         return sum(output.size_bytes for output in self.outputs)
 
     @property
     def sent(self) -> tuple[TensorSpec, ...]:
-        """All tensors it makes, as they cross: an image as pixels."""
+        """All tensors it makes, as they are sent: an image as pixels."""
         is_image = self.kind is LayerKind.INPUT and takes_images(self.output)
-        return (pixels_of(self.output),) if is_image else self.outputs
+        return (TensorSpec(self.output.shape, "uint8"),) if is_image else self.outputs
 
     @property
     def sent_bytes(self) -> int:
-        """Bytes of its tensors, as they cross."""
+        """Bytes of its tensors, as they are sent."""
         return sum(tensor.size_bytes for tensor in self.sent)
 
 
@@ -68,7 +68,7 @@ class Layer:
 
     @property
     def output(self) -> TensorSpec:
-        """The tensor that leaves the layer."""
+        """The tensor that the layer makes."""
         return self.nodes[-1].output
 
     @property
@@ -90,39 +90,36 @@ class LayerGraph:
     model: str
     nodes: tuple[Node, ...]
     layers: tuple[Layer, ...]
-    digest: str  # tells the network's structure from every other; its weights have a digest of their own
-    _edge_nodes: dict[int, frozenset[int]] = field(init=False, default_factory=dict, repr=False)  # by partition point
+    digest: str  # of the network's structure; its weights have a digest of their own
 
     @property
     def input(self) -> TensorSpec:
-        """The tensor that enters the network."""
+        """The tensor that the network reads."""
         return self.nodes[0].output
 
     @property
     def output(self) -> TensorSpec:
-        """The tensor that leaves the network."""
+        """The tensor that the network makes."""
         return self.nodes[-1].output
 
     @property
     def is_chain(self) -> bool:
-        """Whether one tensor, and no other, crosses at every partition point."""
+        """Whether the boundary of every partition point is a single tensor."""
         return len(self.block_points) == len(self.layers) + 1
 
     def edge_nodes(self, point: int) -> frozenset[int]:
-        """Return the nodes that partition point ``point`` (0 ... len(layers)) leaves on the edge."""
-        known = self._edge_nodes.get(point)
-        if known is None:
-            known = self._edge_nodes[point] = frozenset(node.index for node in self.nodes if node.layer < point)
-        return known
+        """Return the nodes on the edge for partition point ``point`` (0 ... len(layers))."""
+        last = self.layers[point - 1].nodes[-1] if point else self.nodes[0]
+        return frozenset(range(last.index + 1))
 
     @cached_property
     def block_points(self) -> tuple[int, ...]:
-        """The partition points at which one tensor crosses, and the last one: where a chain of blocks can be cut."""
+        """The partition points of a chain of blocks: those whose boundary is a single tensor, and the last one."""
         last = len(self.layers)
-        return (*(point for point in range(last) if self.crossing_counts[point] == 1), last)
+        return (*(point for point in range(last) if self.boundary_counts[point] == 1), last)
 
-    def crossing(self, edge_nodes: Collection[int]) -> tuple[Node, ...]:
-        """Return the nodes on the edge whose tensors the other side reads, each once."""
+    def boundary(self, edge_nodes: Collection[int]) -> tuple[Node, ...]:
+        """Return the nodes on the edge whose tensors the cloud reads, each once; with all on the edge, the last one."""
         readers = (node for node in self.nodes if node.index not in edge_nodes)
         wanted = {index for reader in readers for index in reader.inputs if index in edge_nodes}
         if len(edge_nodes) == len(self.nodes):
@@ -130,7 +127,7 @@ class LayerGraph:
         return tuple(self.nodes[index] for index in sorted(wanted))
 
     def parameter_bytes(self, nodes: Iterable[int]) -> int:
-        """Return the bytes of the parameters and buffers that some nodes need together; shared ones count once."""
+        """Return the bytes of the parameters and buffers that some nodes need; shared ones count once."""
         needed: dict[str, int] = {}
         for index in nodes:
             needed.update(self.nodes[index].parameters)
@@ -146,7 +143,7 @@ class LayerGraph:
         return last_reader
 
     def _sums_at_points(self, values: Iterable[int]) -> tuple[int, ...]:
-        """Return the sum of the nodes' values over what crosses at every partition point, (layers + 1,)."""
+        """Return the sum of a value of the nodes over the boundary of every partition point, (layers + 1,)."""
         sums = [0] * (len(self.layers) + 1)
         for node, reader, value in zip(self.nodes, self._last_layers, values, strict=True):
             for point in range(node.layer + 1, reader + 1):
@@ -154,15 +151,25 @@ class LayerGraph:
         return tuple(sums)
 
     @cached_property
-    def crossing_bytes(self) -> tuple[int, ...]:
-        """Bytes that cross at every partition point, (layers + 1,); nothing crosses behind the last layer."""
-        return self._sums_at_points(node.sent_bytes for node in self.nodes)
+    def sent_bytes(self) -> tuple[int, ...]:
+        """Bytes of the tensors of each node, as they are sent, (nodes,)."""
+        return tuple(node.sent_bytes for node in self.nodes)
 
     @cached_property
-    def crossing_counts(self) -> tuple[int, ...]:
-        """Tensors that cross at every partition point, (layers + 1,)."""
-        return self._sums_at_points(len(node.outputs) for node in self.nodes)
+    def tensor_counts(self) -> tuple[int, ...]:
+        """Number of tensors that each node makes, (nodes,)."""
+        return tuple(len(node.outputs) for node in self.nodes)
+
+    @cached_property
+    def boundary_bytes(self) -> tuple[int, ...]:
+        """Bytes to send at every partition point, (layers + 1,); none after the last layer."""
+        return self._sums_at_points(self.sent_bytes)
+
+    @cached_property
+    def boundary_counts(self) -> tuple[int, ...]:
+        """Number of tensors to send at every partition point, (layers + 1,)."""
+        return self._sums_at_points(self.tensor_counts)
 
     def point_name(self, point: int) -> str:
-        """Return the layer that partition point ``point`` follows; ``None`` for point 0."""
+        """Return the layer before partition point ``point``; ``None`` for point 0."""
         return str(self.layers[point - 1]) if point else "None"

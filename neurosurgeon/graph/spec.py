@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-# By torch's names of the types.
+# Keys are torch's names of the types.
 ITEM_BYTES = {
     "bool": 1,
     "uint8": 1,
@@ -58,17 +58,12 @@ class TensorSpec:
         return ITEM_BYTES[self.dtype]
 
 
-NO_TENSOR = TensorSpec((0,))  # a size, or a tuple of parts
+NO_TENSOR = TensorSpec((0,))  # of a result that is a size, or a tuple of parts
 
 
 def takes_images(spec: TensorSpec) -> bool:
-    """Return whether a network with this input can be given images: batches of three colours."""
+    """Return whether an input of a network is a batch of images with three colours."""
     return spec.dtype == "float32" and len(spec.shape) == 4 and spec.shape[1] == COLOURS
-
-
-def pixels_of(spec: TensorSpec) -> TensorSpec:
-    """Return the pixels that become such an input."""
-    return TensorSpec(spec.shape, "uint8")
 
 
 def dtype_of(array: Array) -> str:
@@ -100,7 +95,7 @@ def synthetic_input(spec: TensorSpec) -> Array:
 
 
 class LayerKind(StrEnum):
-    """What a node computes; each kind has its own data set and predictor."""
+    """The kind of operation of a node; each kind has its own data set and predictor."""
 
     INPUT = "input"
     CONV = "conv"
@@ -120,7 +115,7 @@ class LayerKind(StrEnum):
     LAYER_NORM = "layer_norm"
     SOFTMAX = "softmax"
     ATTENTION = "attention"  # projections, softmax and all, in one operation
-    VIEW = "view"  # looks at a tensor in another way, or at a part of it: nothing is computed or moved
+    VIEW = "view"  # the same memory as another shape, or a part of it: nothing is computed or moved
     BLOCK = "block"  # a layer of several nodes
     WEIGHTED = "weighted"  # any other module with weights: a recurrent layer, a transposed convolution
     OTHER = "other"  # anything else

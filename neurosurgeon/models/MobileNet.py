@@ -28,7 +28,7 @@ def _conv_bn_relu6(cin: int, cout: int, kernel: int, stride: int = 1, groups: in
 
 
 class InvertedResidual(nn.Module):
-    """Expand 1x1, depth-wise 3x3, project 1x1; added to its input where the shapes allow."""
+    """Expand 1x1, depth-wise 3x3, project 1x1; added to its input if the shapes are the same."""
 
     def __init__(self, cin: int, cout: int, stride: int, expansion: int) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""The networks, the graph that describes one, and where their weights come from."""
+"""The networks, how their graphs are traced, and the sources of their weights."""

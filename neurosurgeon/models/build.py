@@ -1,16 +1,16 @@
-"""A module to its layer graph, without running it on data; batch norms folded into convolutions.
+"""Building of a module's layer graph, without running it on data, with batch norms folded into convolutions.
 
-What costs nothing is no node, unless it is a layer of a chain: sizes, weights, another view of a whole tensor, an
-identity. Both halves of a cut make it again where they need it, so it never crosses.
+Operations without cost are no nodes, unless they are layers of a chain: sizes, weights, other views of a whole tensor,
+identities. Both partitions of a cut compute them again if they need them, so their results are never sent.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
@@ -20,7 +20,7 @@ from neurosurgeon.graph.layer_graph import Layer, LayerGraph, Node
 from neurosurgeon.graph.spec import NO_TENSOR, LayerKind, TensorSpec
 from neurosurgeon.models.chain import ChainNetwork
 from neurosurgeon.models.operations import Operation, describe
-from neurosurgeon.models.shapes import attribute_of, function_name, is_plain, spec_of
+from neurosurgeon.models.shapes import attribute_named, function_name, makes_no_tensor, spec_of
 from neurosurgeon.models.tracing import trace_program
 
 DIGEST_HEX_CHARS = 32  # 128 bits, as of the weights
@@ -30,16 +30,16 @@ DIGEST_HEX_CHARS = 32  # 128 bits, as of the weights
 class TracedGraph(LayerGraph):
     """The graph of a module, and the program from which its partitions are made."""
 
-    program: fx.Graph = field(repr=False)  # what torch.fx runs
-    made_by: tuple[tuple[fx.Node, ...], ...] = field(repr=False)  # what in the program makes each node's tensors
-    fixed: frozenset[fx.Node] = field(repr=False)  # what in the program depends on no input: computed once
-    constants: Mapping[str, Tensor] = field(repr=False)  # of the program, made while tracing
+    program: fx.Graph = field(repr=False)  # for torch.fx
+    made_by: tuple[tuple[fx.Node, ...], ...] = field(repr=False)  # the operations that make each node's tensors
+    fixed: frozenset[fx.Node] = field(repr=False)  # operations that depend on no input: computed once
+    constants: Mapping[str, Tensor] = field(repr=False)  # of the program, created while it was traced
 
     def attributes(self, model: nn.Module) -> dict[str, Tensor]:
-        """Return the tensors that the program reads from ``model``, or has made itself, other than in modules."""
+        """Return the tensors that the program reads outside of modules: constants, and attributes of ``model``."""
         targets = {str(node.target) for node in self.program.nodes if node.op == "get_attr"}
         values = {target: self.constants.get(target) for target in targets}
-        return {target: attribute_of(model, target) if made is None else made for target, made in values.items()}
+        return {target: attribute_named(model, target) if made is None else made for target, made in values.items()}
 
 
 # ---------------------------------------------------------------- tracing
@@ -48,13 +48,13 @@ class TracedGraph(LayerGraph):
 def trace(model: nn.Module, name: str, input_shape: tuple[int, ...]) -> TracedGraph:
     """Return the graph of ``model`` for an input of ``input_shape``, without running it on data.
 
-    The model is not changed; it may live on the meta device and hold no weights at all.
+    The model is not changed; it may be on the meta device, without any weights.
 
-    Raises: TraceError: its control flow depends on its data. InputSizeError: the input is of no size for it.
+    Raises: TraceError: its control flow depends on its data. InputSizeError: it cannot take an input of this size.
     """
     traced = trace_program(model, name, input_shape)
     layer_names = _layer_names(model)
-    builder = _Builder(traced, _layer_lookup(layer_names), keeps_all=layer_names is not None)
+    builder = _Builder(traced, layer_names)
     for fx_node in traced.graph.nodes:
         if fx_node.op != "output":
             builder.add(fx_node)
@@ -71,67 +71,65 @@ def trace(model: nn.Module, name: str, input_shape: tuple[int, ...]) -> TracedGr
     )
 
 
-class _Builder:
-    """Makes nodes of the operations that compute something, in their order; see the top of this file."""
+class _Needs(NamedTuple):
+    """The nodes whose tensors an operation needs, and the bytes of the further parameters that it needs, by name."""
 
-    def __init__(self, traced: fx.GraphModule, layer_of: Callable[[fx.Node, int], int], *, keeps_all: bool) -> None:
+    nodes: tuple[int, ...]
+    parameters: Mapping[str, int]
+
+
+class _Builder:
+    """Makes nodes of the operations with a cost, in their order; see the top of this file."""
+
+    def __init__(self, traced: fx.GraphModule, layer_names: list[str] | None) -> None:
         self.nodes: list[Node] = []
         self.made_by: list[tuple[fx.Node, ...]] = []
         self.fixed: set[fx.Node] = set()
         self._traced = traced
-        self._layer_of = layer_of
-        self._keeps_all = keeps_all
+        self._layer_names = layer_names  # None: every node is a layer of its own
         self._folded = _foldable_norms(traced.graph, traced)
-        self._with_norm = set(self._folded.values())  # their convolutions get a bias
         named = (*traced.named_parameters(), *traced.named_buffers())
         self._parameter_names = {id(value): name for name, value in named}
-        self._sources: dict[fx.Node, tuple[int, ...]] = {}  # the nodes whose tensors an operation depends on
-        self._parameters: dict[fx.Node, dict[str, int]] = {}  # what comes along with it, other than by those nodes
-        self._names: Counter[str] = Counter()
-        self._result = traced.graph.output_node().args[0]
+        self._needs: dict[fx.Node, _Needs] = {}
+        self._names: Counter[str] = Counter()  # how often each was given
 
     def add(self, fx_node: fx.Node) -> None:
-        """Take in the next operation."""
+        """Add the next operation of the program."""
         module = self._traced.get_submodule(str(fx_node.target)) if fx_node.op == "call_module" else None
-        tensors = [node for node in fx_node.all_input_nodes if not is_plain(node)]
-        sources = tuple(dict.fromkeys(source for node in tensors for source in self._sources[node]))
-        parameters = {name: size for node in tensors for name, size in self._parameters[node].items()}
+        tensors = [node for node in fx_node.all_input_nodes if not makes_no_tensor(node)]
+        sources = tuple(dict.fromkeys(source for node in tensors for source in self._needs[node].nodes))
+        parameters = {name: size for node in tensors for name, size in self._needs[node].parameters.items()}
         parameters |= self._own_parameters(fx_node, module)
         if fx_node.op != "placeholder" and self.fixed.issuperset(fx_node.all_input_nodes):
             self.fixed.add(fx_node)
             if fx_node.op != "get_attr":
                 parameters = {f"{fx_node.name} (computed once)": spec_of(fx_node).size_bytes}
         made = self._tensors_made(fx_node)
-        reads = tuple(spec_of(node) for node in tensors if self._sources[node])
+        reads = tuple(spec_of(node) for node in tensors if self._needs[node].nodes)
         operation = describe(fx_node, module, reads, spec_of(made[0]) if made else None)
         if fx_node.op != "placeholder" and self._is_free(fx_node, operation, sources, tensors):
-            self._sources[fx_node], self._parameters[fx_node] = sources, parameters
+            self._needs[fx_node] = _Needs(sources, parameters)
             return
-        self._sources[fx_node], self._parameters[fx_node] = (len(self.nodes),), {}
+        self._needs[fx_node] = _Needs((len(self.nodes),), {})
         self.made_by.append(made)
         self.nodes.append(self._node(fx_node, module, operation, sources, reads, parameters))
 
     def _is_free(
         self, fx_node: fx.Node, operation: Operation, sources: tuple[int, ...], tensors: Sequence[fx.Node]
     ) -> bool:
-        """Return whether it is made again where it is needed."""
-        if is_plain(fx_node) or fx_node in self.fixed:
-            return True
-        if self._takes_part(fx_node, sources):
+        """Return whether an operation has no cost, so that each partition that needs its result computes it again."""
+        takes_part = function_name(fx_node) == "getitem" and len(sources) == 1 and fx_node in self.made_by[sources[0]]
+        if makes_no_tensor(fx_node) or fx_node in self.fixed or takes_part:
             return True
         is_trivial = operation.kind in TRIVIAL_KINDS or fx_node in self._folded
-        if not is_trivial or fx_node is self._result:
+        if not is_trivial or fx_node is self._traced.graph.output_node().args[0]:
             return False
         if not sources or "spec" not in fx_node.meta:
             return True
-        return not self._keeps_all and spec_of(fx_node).numel == spec_of(tensors[0]).numel
-
-    def _takes_part(self, fx_node: fx.Node, sources: tuple[int, ...]) -> bool:
-        """Return whether it takes one of several tensors that a node makes."""
-        return function_name(fx_node) == "getitem" and len(sources) == 1 and fx_node in self.made_by[sources[0]]
+        return self._layer_names is None and spec_of(fx_node).numel == spec_of(tensors[0]).numel
 
     def _tensors_made(self, fx_node: fx.Node) -> tuple[fx.Node, ...]:
-        """Return what stands for the tensors that an operation makes: itself, or what takes them from its tuple."""
+        """Return the operations of the tensors of a result: the operation itself, or those that unpack its tuple."""
         if "spec" in fx_node.meta:
             return (fx_node,)
         takers = [user for user in fx_node.users if function_name(user) == "getitem"]
@@ -142,11 +140,9 @@ class _Builder:
             return {}
         values: Iterable[Any] = (*module.parameters(), *module.buffers()) if module is not None else ()
         if fx_node.op == "get_attr":
-            values = [attribute_of(self._traced, str(fx_node.target))]
+            values = [attribute_named(self._traced, str(fx_node.target))]
         return {
-            self._parameter_names[id(value)]: value.numel() * value.element_size()
-            for value in values
-            if id(value) in self._parameter_names
+            self._parameter_names[id(value)]: value.nbytes for value in values if id(value) in self._parameter_names
         }
 
     def _node(
@@ -160,12 +156,12 @@ class _Builder:
     ) -> Node:
         index = len(self.nodes)
         outputs = tuple(spec_of(made) for made in self.made_by[index]) or (NO_TENSOR,)
-        weights = parameters.values() if module is None else map(_size_bytes, module.parameters())
+        weights = parameters.values() if module is None else (weight.nbytes for weight in module.parameters())
         node = Node(
             index=index,
             name=self._name(fx_node),
             kind=operation.kind,
-            layer=self._layer_of(fx_node, index - 1),
+            layer=self._layer(fx_node, index - 1),
             inputs=sources,
             output=outputs[0],
             params=operation.params,
@@ -176,10 +172,19 @@ class _Builder:
             further_outputs=outputs[1:],
             parameters=parameters,
         )
-        return _with_bias(node) if fx_node in self._with_norm else node
+        return _with_bias(node) if fx_node in self._folded.values() else node
+
+    def _layer(self, fx_node: fx.Node, index: int) -> int:
+        """Return the index of the layer of a traced node; -1 for the input."""
+        if self._layer_names is None:
+            return index
+        path = [entry[0] for entry in fx_node.meta.get("nn_module_stack", {}).values()]
+        if fx_node.op == "call_module":
+            path.append(str(fx_node.target))
+        return next((self._layer_names.index(name) for name in path if name in self._layer_names), -1)
 
     def _name(self, fx_node: fx.Node) -> str:
-        """Return the module's name, or the function's behind that of the module which calls it; a second call is #2."""
+        """Return the name of a module, or of a function after that of its calling module; a second call ends in #2."""
         if fx_node.op == "call_module":
             name = str(fx_node.target)
         elif fx_node.op == "placeholder":
@@ -194,28 +199,23 @@ class _Builder:
 TRIVIAL_KINDS = frozenset({LayerKind.VIEW, LayerKind.DROPOUT})
 
 
-def _size_bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
 def _constants(traced: fx.GraphModule, model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of a program that the model has not: they were made while it was traced."""
+    """Return the tensors of a program that the model does not have: they were created while it was traced."""
     targets = {str(node.target) for node in traced.graph.nodes if node.op == "get_attr"}
-    known = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
-    found = {target: attribute_of(traced, target) for target in targets - known}
-    return {target: value for target, value in found.items() if isinstance(value, Tensor) and not _has(model, target)}
+    found = {target: attribute_named(traced, target) for target in targets if not _has(model, target)}
+    return {target: value for target, value in found.items() if isinstance(value, Tensor)}
 
 
 def _has(model: nn.Module, target: str) -> bool:
     try:
-        attribute_of(model, target)
+        attribute_named(model, target)
     except AttributeError:
         return False
     return True
 
 
 def _with_bias(conv: Node) -> Node:
-    """Return a convolution that has a batch norm folded into it: what is left of the norm is a bias."""
+    """Return a convolution with a folded batch norm, which adds a bias to it."""
     if conv.params["bias"]:
         return conv
     bias_bytes = conv.output.shape[1] * conv.output.item_bytes
@@ -228,29 +228,11 @@ def _with_bias(conv: Node) -> Node:
 
 
 def _layer_names(model: nn.Module) -> list[str] | None:
-    """Return the qualified names of a chain's layers; None where the model is no chain."""
+    """Return the qualified names of a chain's layers; None if the model is no chain."""
     if not isinstance(model, ChainNetwork):
         return None
     names = {id(module): name for name, module in model.named_modules()}
     return [names[id(layer)] for layer in model]
-
-
-def _layer_lookup(names: list[str] | None) -> Callable[[fx.Node, int], int]:
-    """Return the function from a traced node to the index of its layer.
-
-    Without a chain every node is a layer of its own.
-    """
-    if names is None:
-        return lambda fx_node, index: index
-    positions = {name: index for index, name in enumerate(names)}
-
-    def lookup(fx_node: fx.Node, index: int) -> int:
-        path = [entry[0] for entry in fx_node.meta.get("nn_module_stack", {}).values()]
-        if fx_node.op == "call_module":
-            path.append(str(fx_node.target))
-        return next((positions[name] for name in path if name in positions), -1)
-
-    return lookup
 
 
 def _group_layers(nodes: tuple[Node, ...], names: list[str] | None) -> tuple[Layer, ...]:
@@ -271,7 +253,7 @@ def _group_layers(nodes: tuple[Node, ...], names: list[str] | None) -> tuple[Lay
 def _foldable_norms(program: fx.Graph, model: nn.Module) -> dict[fx.Node, fx.Node]:
     """Return {batch norm: convolution} for every batch norm that alone reads a convolution, each of them called once.
 
-    What has two names is left alone, too: one of them would go on meaning the module as it was.
+    Modules with two names are left out: the other name would still refer to the unfolded module.
     """
     calls = Counter(str(node.target) for node in program.nodes if node.op == "call_module")
     names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
@@ -283,13 +265,10 @@ def _foldable_norms(program: fx.Graph, model: nn.Module) -> dict[fx.Node, fx.Nod
         targets = [str(node.target), str(source.target)]
         norm, conv = (model.get_submodule(target) for target in targets)
         is_single = all(calls[target] == 1 and names[id(model.get_submodule(target))] == 1 for target in targets)
-        if is_single and _is_fixed_norm(norm) and isinstance(conv, nn.Conv2d):
+        is_fixed_norm = isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
+        if is_single and is_fixed_norm and isinstance(conv, nn.Conv2d):
             pairs[node] = source
     return pairs
-
-
-def _is_fixed_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.BatchNorm2d) and module.running_mean is not None
 
 
 def fold_batch_norms(model: nn.Module, graph: TracedGraph) -> nn.Module:
@@ -311,10 +290,10 @@ def fold_batch_norms(model: nn.Module, graph: TracedGraph) -> nn.Module:
 
 
 def graph_digest(program: fx.Graph) -> str:
-    """Return 128 bits of SHA-256 over all that a network computes but for its weights.
+    """Return 128 bits of SHA-256 over a network's structure, without its weights.
 
-    These are, one by one, the operations with their settings and constants, what they read, and the shape and type of
-    what they make.
+    It covers the operations in their order, with their settings, constants and inputs, and the shapes and types of
+    their results.
     """
     operations = list(program.nodes)
     positions = {node: f"%{index}" for index, node in enumerate(operations)}
@@ -328,7 +307,7 @@ def graph_digest(program: fx.Graph) -> str:
 
 
 def _operation(node: fx.Node, root: nn.Module | None) -> str:
-    """Return what a traced node calls, with the settings of a module."""
+    """Return the name of the function or module that a traced node calls, with the module's settings."""
     if node.op == "call_module" and root is not None:
         module = root.get_submodule(str(node.target))
         return f"{node.target} {type(module).__qualname__}({module.extra_repr()})"

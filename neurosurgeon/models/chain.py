@@ -1,4 +1,4 @@
-"""The shape of a chain network: layers that run one after another, each a possible partition point."""
+"""The base class of chain networks: layers that run one after another, with a partition point after each."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 
 class ChainNetwork(nn.Module):
-    """A network that is iterated, indexed and measured with ``len`` by its layers.
+    """A network as a sequence of its layers: it can be iterated and indexed, and has a length.
 
-    A layer is a leaf module or a block; partition point ``p`` lies behind the first ``p`` layers.
+    A layer is a leaf module or a block; partition point ``p`` is after the first ``p`` layers.
     """
 
     def layers(self) -> list[nn.Module]:

@@ -1,6 +1,6 @@
-"""What one traced operation is: its kind, the columns that describe it, and its FLOPs.
+"""Description of traced operations: their kind, the columns of their kind's data set, and their FLOPs.
 
-The columns are those of the kind's data set, so that a traced layer and a measured row speak of the same things.
+So a traced layer has the same columns as a measured row.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from neurosurgeon.models.shapes import ACTIVATIONS, function_name, pair
 log = logging.getLogger(__name__)
 
 
-# Modules by name; functions have the same names. A data set has the name's position.
+# Modules by name; functions have the same names. Data sets hold the position of the name.
 _ACTIVATION_MODULES = {module.__name__.lower(): module for module in ACTIVATIONS}
 ACTIVATION_NAMES = tuple(_ACTIVATION_MODULES)
 
@@ -32,9 +32,9 @@ class Operation(NamedTuple):
 
 
 class Call(NamedTuple):
-    """One traced call: of a module, or of a function with its arguments; and the tensors that it reads and makes."""
+    """One traced call of a module, or of a function with its arguments, and the tensors that it reads and makes."""
 
-    module: Any  # None for a function
+    module: Any  # None: a function is called
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     reads: Sequence[TensorSpec]
@@ -47,7 +47,7 @@ Describer = Callable[[Call], Operation]
 def describe(
     node: fx.Node, module: nn.Module | None, reads: Sequence[TensorSpec], output: TensorSpec | None
 ) -> Operation:
-    """Return what a traced node is; one that makes no single tensor (a size, a tuple of parts) is a view."""
+    """Return the description of a traced node; it is a view if its result is no single tensor (a size, a tuple)."""
     if node.op == "placeholder":
         return Operation(LayerKind.INPUT, {}, 0)
     if output is None or not reads:
@@ -56,7 +56,7 @@ def describe(
     describer = _DESCRIBERS.get(function_name(node)) if module is None else _module_describer(module)
     try:
         return (describer or _other)(call)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:  # called in an unusual way
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as exc:  # its arguments are unusual
         log.debug("%s is described by its size alone: %s", node.name, exc)
         return _other(call)
 
@@ -68,7 +68,7 @@ def _module_describer(module: nn.Module) -> Describer | None:
 
 
 def _plane(spec: TensorSpec) -> dict[str, int]:
-    """Return feature-map width and channels; of tokens (N, L, C), the width of a map with as many positions."""
+    """Return the width and the channels of a feature map; for tokens (N, L, C), the width of a map with L positions."""
     if len(spec.shape) == 4:
         return {"HW": round(math.sqrt(math.prod(spec.shape[2:]))), "Cin": spec.shape[1]}
     if len(spec.shape) == 3:
@@ -84,7 +84,7 @@ def _argument(call: Call, position: int, name: str, default: Any) -> Any:
 
 
 def _shape(call: Call, position: int, name: str) -> tuple[int, ...]:
-    """Return the shape of a tensor argument; an empty one where there is none."""
+    """Return the shape of a tensor argument; an empty one if it is missing."""
     value = _argument(call, position, name, None)
     if isinstance(value, fx.Node):
         return value.meta["spec"].shape if "spec" in value.meta else ()
@@ -117,7 +117,7 @@ def _linear(call: Call) -> Operation:
 
 
 def _product(batch: int, rows: int, inner: int, columns: int, *, is_linear: bool = False) -> Operation:
-    """Describe ``batch`` products of (rows, inner) with (inner, columns), which are the weights of a linear layer."""
+    """Describe ``batch`` products of (rows, inner) and (inner, columns); ``is_linear``: the latter are weights."""
     params = {"batch": batch, "rows": rows, "inner": inner, "columns": columns, "linear": int(is_linear)}
     return Operation(LayerKind.MATMUL, params, 2 * batch * rows * inner * columns)
 
@@ -145,7 +145,7 @@ PRODUCT_COLUMNS = ("batch", "rows", "inner", "columns")
 
 
 def _rows(kind: LayerKind, flops_per_element: int) -> Describer:
-    """Describe what works on each row of the last dimension by itself."""
+    """Describe an operation on each row of the last dimension."""
 
     def describe(call: Call) -> Operation:
         width = call.reads[0].shape[-1]
@@ -156,13 +156,13 @@ def _rows(kind: LayerKind, flops_per_element: int) -> Describer:
 
 
 def _attention(call: Call) -> Operation:
-    """Describe a `MultiheadAttention` of tokens (N, L, C) on themselves."""
+    """Describe the self-attention of a `MultiheadAttention` on tokens (N, L, C)."""
     tokens = call.reads[0].shape[1 if call.module.batch_first else 0]
     return _attention_of(call.reads[0].numel, tokens, call.module.embed_dim, call.module.num_heads, is_windowed=False)
 
 
 def _window_attention(call: Call) -> Operation:
-    """Describe torchvision's attention inside windows of a map (N, H, W, C), padded to whole windows."""
+    """Describe torchvision's attention within windows of a map (N, H, W, C), which is padded to whole windows."""
     window = call.args[4]
     batch, *plane, width = call.reads[0].shape
     padded = [-(-size // side) * side for size, side in zip(plane, window, strict=True)]
@@ -171,7 +171,7 @@ def _window_attention(call: Call) -> Operation:
 
 
 def _attention_of(elements: int, tokens: int, width: int, heads: int, *, is_windowed: bool) -> Operation:
-    """Describe attention of groups of ``tokens`` among themselves: four projections, scores, and their use."""
+    """Describe self-attention in groups of ``tokens``: four projections, the scores, and the weighted sums."""
     params = {"groups": elements // (tokens * width), "tokens": tokens, "width": width, "heads": heads}
     params["windowed"] = int(is_windowed)
     return Operation(LayerKind.ATTENTION, params, elements * (8 * width + 4 * tokens))
@@ -190,7 +190,7 @@ def _maxpool(call: Call) -> Operation:
 
 
 def _avgpool(call: Call) -> Operation:
-    """Describe a window of fixed size."""
+    """Describe an average pool with a window of fixed size."""
     kernel = pair(_argument(call, 1, "kernel_size", 1))[0]
     params = {**_plane(call.reads[0]), "output": call.output.shape[-1], "kernel": kernel}
     return Operation(LayerKind.AVGPOOL, params, call.output.numel * kernel * kernel)
@@ -205,7 +205,7 @@ def _adaptive_avgpool(call: Call) -> Operation:
 
 
 def _mean(call: Call) -> Operation:
-    """Describe a mean: over the feature map it is a pool."""
+    """Describe a mean, which is a pool if it is over the feature map."""
     is_pool = len(call.reads[0].shape) == 4 and call.output.numel == math.prod(call.reads[0].shape[:2])
     return (_adaptive_avgpool if is_pool else _other)(call)
 
@@ -227,7 +227,7 @@ def _elementwise(kind: LayerKind, flops_per_element: int) -> Describer:
 
 
 def _other(call: Call) -> Operation:
-    """Describe what is not known: every weight is used at every position of what is read, in one multiply-add."""
+    """Describe an unknown operation: it uses every weight at every position of its input, in one multiply-add."""
     weights = sum(value.numel() for value in call.module.parameters()) if call.module is not None else 0
     if not weights:
         return _elementwise(LayerKind.OTHER, 1)(call)
@@ -237,7 +237,7 @@ def _other(call: Call) -> Operation:
 
 
 def _sum_or_product(kind: LayerKind) -> Describer:
-    """Describe a sum or product of tensors: of one shape, or where the second is a factor for each channel."""
+    """Describe a sum or product of tensors with one shape, or with a smaller tensor that is broadcast."""
 
     def describe(call: Call) -> Operation:
         smaller = min(read.numel for read in call.reads) if len(call.reads) > 1 else 0
@@ -256,7 +256,7 @@ def _view(call: Call) -> Operation:
 
 
 def _reshape(call: Call) -> Operation:
-    """Describe a change of shape: joining channels and positions moves every element (channels-last); else a view."""
+    """Describe a change of shape: a view, unless it joins channels and positions, which moves all (channels-last)."""
     before, after = call.reads[0].shape, call.output.shape
     is_plane = len(before) == 4 and (len(after) == 2 or (len(after) == 3 and before[:2] != after[:2]))
     return _elementwise(LayerKind.FLATTEN, 0)(call) if is_plane else _view(call)

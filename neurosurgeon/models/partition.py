@@ -15,7 +15,7 @@ from neurosurgeon.graph.layer_graph import Layer
 from neurosurgeon.graph.spec import takes_images
 from neurosurgeon.models.build import TracedGraph
 from neurosurgeon.models.preprocess import as_values
-from neurosurgeon.models.shapes import attribute_of, function_name, is_plain
+from neurosurgeon.models.shapes import attribute_named, function_name, makes_no_tensor
 
 MAX_BLOCKS = 32  # of a partition that may be stopped
 
@@ -23,7 +23,7 @@ MAX_BLOCKS = 32  # of a partition that may be stopped
 def partition_module(model: nn.Module, graph: TracedGraph, edge_nodes: Collection[int], side: Side) -> PartitionModule:
     """Return the part of ``model`` on one side of a cut; it holds only the parameters that it needs, and shares them.
 
-    The edge partition maps the network's input to the tuple of boundary tensors, in the order of ``graph.crossing``;
+    The edge partition maps the network's input to the tuple of boundary tensors, in the order of ``graph.boundary``;
     the cloud partition maps these to the 1-tuple of the network's output. An image may be given as pixels or as
     values, and is sent as it was given.
 
@@ -32,7 +32,7 @@ def partition_module(model: nn.Module, graph: TracedGraph, edge_nodes: Collectio
     """
     edge_nodes = frozenset(edge_nodes)
     check_cut(graph, edge_nodes)
-    boundary = [made for node in graph.crossing(edge_nodes) for made in graph.made_by[node.index]]
+    boundary = [made for node in graph.boundary(edge_nodes) for made in graph.made_by[node.index]]
     body = [
         made
         for node, all_made in zip(graph.nodes, graph.made_by, strict=True)
@@ -116,13 +116,13 @@ class _Part:
     def _copy(self, node: fx.Node) -> Any:
         """Return the copy of an operation, made with all that it needs; a size whose tensor is not here is a number."""
         if node not in self._copies:
-            if is_plain(node) and not self._is_here(node):
+            if makes_no_tensor(node) and not self._is_here(node):
                 return node.meta["value"]
             self._copies[node] = self._copied(node)
         return self._copies[node]
 
     def _copied(self, node: fx.Node) -> fx.Node:
-        if node in self._fixed and not is_plain(node):
+        if node in self._fixed and not makes_no_tensor(node):
             name = f"{node.name}_value"
             with torch.no_grad():
                 self._attributes[name] = self._value(node)
@@ -149,7 +149,7 @@ class _Part:
         if node.op == "get_attr":
             target = str(node.target)
             made = self._constants.get(target)
-            return attribute_of(self._model, target) if made is None else made.to(self._device)
+            return attribute_named(self._model, target) if made is None else made.to(self._device)
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._value)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
@@ -159,7 +159,7 @@ class _Part:
     def _is_here(self, node: fx.Node) -> bool:
         if node in self._copies or node in self._fixed:
             return True
-        return is_plain(node) and all(self._is_here(read) for read in node.all_input_nodes)
+        return makes_no_tensor(node) and all(self._is_here(read) for read in node.all_input_nodes)
 
     def _dense(self, node: fx.Node) -> Any:
         """Return an output; a part of a tensor without the rest of it, in the same order of memory."""

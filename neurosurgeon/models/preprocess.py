@@ -1,7 +1,7 @@
-"""Images as 8-bit pixels: a network's input at a quarter of the bytes.
+"""Images as 8-bit pixels, which have a quarter of the bytes of a network's input.
 
-What a network computes on are the pixels, scaled and normalised. Both halves of a cut do that themselves, so that an
-image crosses as it was read, and becomes the same values on all machines of a kind.
+A network's input are the scaled and normalised pixels. Both partitions of a cut compute it themselves. So an image is
+sent as it was read, and becomes the same values on all machines with the same processor.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from torch import Tensor
 
 # torchvision's evaluation transform for the classic networks (its ImageClassification preset).
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-KEPT_ROWS = 64  # widths of images, on any device
+KEPT_ROWS = 64  # widths of images, each on a device
 
 
 def as_values(tensor: Tensor) -> Tensor:
-    """Return pixels (n, 3, h, w) uint8 as what a network computes on, float32, channels-last; values as they are.
+    """Return pixels (n, 3, h, w) uint8 as the input of a network, float32, channels-last; other tensors unchanged.
 
-    (pixel / 255 - mean) / std as a multiplication and an addition, by rows: long ones run at the speed of memory.
+    (pixel / 255 - mean) / std is one multiplication and one addition. It runs by rows, which are long enough for the
+    speed of memory.
     """
     if tensor.dtype != torch.uint8:
         return tensor
@@ -45,7 +46,7 @@ def synchronise(device: str) -> None:
 
 @lru_cache(KEPT_ROWS)
 def _row(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the factors and the summands of a row of an image, (3 width,) each."""
+    """Return the factors and the summands of the values of one row of an image, (3 width,) each."""
     mean, std = torch.tensor(MEAN, dtype=torch.float64), torch.tensor(STD, dtype=torch.float64)
     scale, shift = (column.float().repeat(width).to(device) for column in (1 / (255 * std), -mean / std))
     return scale, shift

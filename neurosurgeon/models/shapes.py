@@ -1,7 +1,7 @@
-"""The shape of every result of a traced program, on meta tensors and without running the usual modules.
+"""The shape of every result of a traced program, on meta tensors and without running the common modules.
 
-On meta tensors a convolution or a batch norm first imports a second of compiler, so the shapes of common modules are
-worked out here. For the same reason this is not torch's `ShapeProp`.
+On meta tensors, the first convolution or batch norm imports a compiler, which takes a second. So the shapes of common
+modules are computed here, and torch's `ShapeProp` is not used.
 """
 
 from __future__ import annotations
@@ -22,30 +22,29 @@ SHAPE_PRESERVING = (nn.BatchNorm2d, nn.LayerNorm, nn.Dropout, nn.Identity, *ACTI
 
 
 def function_name(node: fx.Node) -> str:
-    """Return the name that a function has alike in torch, as a method, as an operator, and as torch.export sees it."""
+    """Return the name of a function, the same for torch's function, method, operator and torch.export's operator."""
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     return name if node.op == "call_module" else name.split(".")[0]
 
 
 def spec_of(fx_node: fx.Node) -> TensorSpec:
-    """Return what tensor a traced operation makes; none where it makes something else."""
+    """Return the spec of the tensor that a traced operation makes; `NO_TENSOR` for any other result."""
     spec: TensorSpec = fx_node.meta.get("spec", NO_TENSOR)
     return spec
 
 
-def is_plain(fx_node: fx.Node) -> bool:
-    """Return whether a traced operation makes no tensors, but a size, a type or the like."""
+def makes_no_tensor(fx_node: fx.Node) -> bool:
+    """Return whether the result of a traced operation holds no tensor: a size, a type or the like."""
     return "value" in fx_node.meta and not any(isinstance(leaf, Tensor) for leaf in tree_leaves(fx_node.meta["value"]))
 
 
-def attribute_of(root: nn.Module, target: str) -> Any:
-    """Return what a dotted name means in a module."""
-    path, _, leaf = target.rpartition(".")
-    return getattr(root.get_submodule(path), leaf)
+def attribute_named(root: nn.Module, target: str) -> Any:
+    """Return the attribute of a module with a dotted name."""
+    return operator.attrgetter(target)(root)
 
 
-def keep_result(node: fx.Node, result: Any) -> None:
-    """Keep the `TensorSpec` of a tensor in its node's ``meta["spec"]``, any other result in ``meta["value"]``."""
+def record_result(node: fx.Node, result: Any) -> None:
+    """Store the `TensorSpec` of a tensor in its node's ``meta["spec"]``, any other result in ``meta["value"]``."""
     if isinstance(result, torch.Tensor):
         node.meta["spec"] = TensorSpec(tuple(result.shape), str(result.dtype).removeprefix("torch."))
     else:
@@ -53,9 +52,9 @@ def keep_result(node: fx.Node, result: Any) -> None:
 
 
 class ShapeRecorder(fx.Interpreter):
-    """Runs a program on meta tensors, and keeps what each node makes."""
+    """Runs a program on meta tensors, and records the result of each node."""
 
-    current = "the input"  # what runs, for whoever catches an error
+    current = "the input"  # the operation that runs, for messages of errors
 
     def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Fetch an attribute; a tensor, without its data."""
@@ -76,20 +75,20 @@ class ShapeRecorder(fx.Interpreter):
         return super().call_function(target, args, kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run a node and keep its result's description."""
+        """Run a node and record its result."""
         self.current = str(n.target) if n.op == "call_module" else n.name
         result = super().run_node(n)
-        keep_result(n, result)
+        record_result(n, result)
         return result
 
 
 def _output_shape(module: nn.Module, shape: Sequence[int]) -> Sequence[int] | None:
-    """Return the output shape of a common module for an input of ``shape``; None where it must be run to know."""
+    """Return the output shape of a common module for an input of ``shape``; None if it must be run."""
     if isinstance(module, SHAPE_PRESERVING):
         return shape
     if isinstance(module, nn.Linear):
         if shape[-1] != module.in_features:
-            raise ValueError(f"{shape[-1]} values where {module.in_features} are expected")
+            raise ValueError(f"a linear layer expects {module.in_features} values, got {shape[-1]}")
         return (*shape[:-1], module.out_features)
     if len(shape) != 4:
         return None
@@ -97,7 +96,7 @@ def _output_shape(module: nn.Module, shape: Sequence[int]) -> Sequence[int] | No
         return (*shape[:2], *pair(module.output_size))
     if isinstance(module, nn.Conv2d) and not isinstance(module.padding, str):
         if shape[1] != module.in_channels:
-            raise ValueError(f"{shape[1]} channels where {module.in_channels} are expected")
+            raise ValueError(f"a convolution expects {module.in_channels} channels, got {shape[1]}")
         return (shape[0], module.out_channels, *_window_planes(module, shape))
     if isinstance(module, nn.MaxPool2d) and not (module.ceil_mode or module.return_indices):
         return (*shape[:2], *_window_planes(module, shape))
@@ -105,7 +104,7 @@ def _output_shape(module: nn.Module, shape: Sequence[int]) -> Sequence[int] | No
 
 
 def _window_planes(module: Any, shape: Sequence[int]) -> list[int]:
-    """Return height and width behind a sliding window."""
+    """Return the height and the width of a sliding window's output."""
     sizes = (pair(value) for value in (module.kernel_size, module.stride, module.padding, module.dilation))
     windows = zip(shape[2:], *sizes, strict=True)
     planes = [(size + 2 * pad - step * (kernel - 1) - 1) // stride + 1 for size, kernel, stride, pad, step in windows]
@@ -115,5 +114,5 @@ def _window_planes(module: Any, shape: Sequence[int]) -> list[int]:
 
 
 def pair(value: Any) -> tuple[int, int]:
-    """Return a size for both directions, given as one number or as two."""
+    """Return a size for both directions from one number or from two."""
     return (value[0], value[-1]) if isinstance(value, tuple | list) else (value, value)

@@ -1,8 +1,8 @@
-"""Import torchvision, also beside a CPU build of torch.
+"""Import torchvision, also with a CPU build of torch.
 
-torchvision's package is built against a CUDA torch. Beside a CPU torch its compiled operators do not load, and the
-import stops at the registration of two of them (``operator torchvision::nms does not exist``). Classification
-networks need none of these operators, so their schemas are declared, only then and only where they are missing.
+torchvision's package is built against a CUDA torch. With a CPU torch its compiled operators do not load, and the
+import fails at the registration of two of them (``operator torchvision::nms does not exist``). Classification
+networks need none of these operators. So their schemas are declared, but only in this case and only missing ones.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MISSING_SCHEMAS = {
     "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
-_declared: list[Any] = []  # a schema lives as long as its library object
+_declared: list[Any] = []  # a schema is removed with its library object
 
 
 def import_torchvision(module: str = "torchvision.models") -> ModuleType:

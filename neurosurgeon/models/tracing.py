@@ -1,8 +1,8 @@
-"""A module to a torch.fx program with the shape of every result, without running it on data.
+"""Tracing of a module to a torch.fx program with the shape of every result, without running it on data.
 
-torch.fx comes first: it keeps modules whole, so that batch norms can be folded. Where it cannot follow (a decision
-that depends on a shape), torch.export tries, which knows all shapes. What neither follows depends on data, and is
-told with the line that it stands in.
+torch.fx is tried first: it keeps modules whole, so that batch norms can be folded. If it fails, because a decision
+depends on a shape, torch.export is tried, which knows all shapes. If both fail, control flow depends on data, and the
+error names the line.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from neurosurgeon.models.shapes import ShapeRecorder, function_name, keep_result
+from neurosurgeon.models.shapes import ShapeRecorder, function_name, record_result
 from neurosurgeon.utils.errors import InputSizeError, TraceError
 
 log = logging.getLogger(__name__)
 
-_ONE_AT_A_TIME = threading.Lock()  # tracing replaces nn.Module.__call__ for the whole process
+_TRACING_LOCK = threading.Lock()  # tracing replaces nn.Module.__call__ for the whole process
 _LIBRARY = str(Path(torch.__file__).parent)
 ASSERTIONS = ("_assert", "_assert_tensor_metadata", "_guards_fn")  # of shapes, which are the same at every run
 ADVICE = (
@@ -39,15 +39,17 @@ ADVICE = (
 def trace_program(model: nn.Module, name: str, input_shape: tuple[int, ...]) -> fx.GraphModule:
     """Return the program of ``model`` for one input, with a ``TensorSpec`` of every tensor in ``meta["spec"]``.
 
-    Dead code and assertions are gone; nothing is changed in place that is read elsewhere. The modules in it lie on
-    the meta device: they have shapes, and no memory.
+    Dead code and assertions are removed; no tensor is changed in place that is read elsewhere. Its modules are on the
+    meta device: they have shapes, but no memory. May block while another thread traces.
 
     Raises: TraceError: the module's control flow depends on its data, or it has not one input and one output.
-            InputSizeError: the input is of no size for it.
+            InputSizeError: the module cannot take an input of this size.
     """
     try:
-        traced = _symbolic(meta_copy(model))
-    except Exception as symbolic:  # whatever the module does with a tensor that has no value yet
+        skeleton = meta_copy(model)
+        with _TRACING_LOCK:
+            traced = fx.GraphModule(skeleton, _Tracer().trace(skeleton))
+    except Exception as symbolic:  # a module may fail in any way on a tensor without a value
         log.debug("torch.fx cannot trace %s (%s); trying torch.export", name, symbolic)
         try:
             traced = _exported(model, input_shape)
@@ -55,7 +57,6 @@ def trace_program(model: nn.Module, name: str, input_shape: tuple[int, ...]) -> 
             log.debug("torch.export cannot, either: %s", exc)
             raise TraceError(_explanation(name, symbolic)) from exc
     else:
-        _check_output(traced.graph, name)
         _record_shapes(traced, name, input_shape)
     _check_output(traced.graph, name)
     _separate_in_place(traced, name)
@@ -67,9 +68,9 @@ def trace_program(model: nn.Module, name: str, input_shape: tuple[int, ...]) -> 
 
 
 class _WithoutStorage(TorchFunctionMode):
-    """Makes what modules call for uninitialised memory, their parameters, on the meta device.
+    """Allocates uninitialised memory, which modules use for their parameters, on the meta device.
 
-    What they compute while they are built (indices, masks) is real.
+    Tensors that modules compute while they are built (indices, masks) have data.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -80,13 +81,13 @@ class _WithoutStorage(TorchFunctionMode):
 
 
 def without_storage(build: Callable[[], nn.Module]) -> nn.Module:
-    """Return what ``build`` makes, with parameters that have shapes and no memory."""
+    """Return the module that ``build`` makes, with parameters that have shapes but no memory."""
     with _WithoutStorage():
         return build().eval()
 
 
 def meta_copy(model: nn.Module) -> nn.Module:
-    """Return a copy in evaluation mode whose parameters and buffers lie on the meta device; no memory is copied."""
+    """Return a copy in evaluation mode whose parameters and buffers are on the meta device; no memory is copied."""
     return _copy_with(model, lambda tensor: tensor.detach().to("meta"))
 
 
@@ -101,51 +102,46 @@ def _copy_with(model: nn.Module, replacement: Callable[[Tensor], Tensor]) -> nn.
 
 
 class _Tracer(fx.Tracer):
-    """Traces a module of one input; calls of other threads pass, whose modules are none of its business."""
+    """Traces a module with one input; modules that other threads call at the same time run as usual."""
 
-    proxy_buffer_attributes = True  # buffers have no data here: nothing may be computed from them yet
+    proxy_buffer_attributes = True  # buffers have no data here, so no value may be computed from them
 
     def __init__(self) -> None:
         super().__init__()
         self._thread = threading.get_ident()
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        """Let the first argument be the input; the others keep their defaults."""
+        """Make the first argument the input; the others keep their defaults."""
         return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Trace a call, unless another thread makes it."""
+        """Trace a call, or run it if another thread makes it."""
         if threading.get_ident() != self._thread:
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
 
-def _symbolic(skeleton: nn.Module) -> fx.GraphModule:
-    with _ONE_AT_A_TIME:
-        return fx.GraphModule(skeleton, _Tracer().trace(skeleton))
-
-
 def _exported(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
-    """Return the program as torch.export sees it: operators that change nothing in place, parameters as attributes.
+    """Return the program of torch.export, with all shapes.
 
-    It knows all shapes already.
+    Its operators change nothing in place, and its parameters are attributes.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
-        twin = _copy_with(model, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+        fake_model = _copy_with(model, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
         image = torch.empty(input_shape)
-    with _ONE_AT_A_TIME, torch.no_grad(), _silence():
-        program: Any = torch.export.export(twin, (image,), strict=False).run_decompositions({}).module()
+    with _TRACING_LOCK, torch.no_grad(), _silence():
+        program: Any = torch.export.export(fake_model, (image,), strict=False).run_decompositions({}).module()
     for node in program.graph.nodes:
         made = node.meta.get("val")
         if node.op == "get_attr":
             made = _move_to_meta(program, node.target)
-        elif node.target is torch.ops.aten.view.default:  # a view of this layout in memory; others have to be moved
+        elif node.target is torch.ops.aten.view.default:  # it would fail for another memory layout
             node.target = torch.ops.aten.reshape.default
-        keep_result(node, made)
+        record_result(node, made)
     output = program.graph.output_node()
     if isinstance(output.args[0], tuple | list) and len(output.args[0]) == 1:
         output.args = (output.args[0][0],)
@@ -155,12 +151,12 @@ def _exported(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keep to itself what torch.export warns of, logs and prints; what matters it raises."""
+    """Suppress the warnings, logs and prints of torch.export; it raises all errors."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)  # its loggers have handlers of their own
-    nowhere = io.StringIO()
+    discarded = io.StringIO()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(discarded), contextlib.redirect_stderr(discarded):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -199,7 +195,7 @@ def _check_output(program: fx.Graph, name: str) -> None:
 
 
 def _explanation(name: str, exc: BaseException) -> str:
-    """Return what cannot be traced, and the last line on the way there that is not torch's own."""
+    """Return the message of a module that cannot be traced, with the last line of the traceback outside of torch."""
     frames = traceback.extract_tb(exc.__traceback__)
     own = [frame for frame in frames if frame.filename != __file__ and not frame.filename.startswith(_LIBRARY)]
     where = f"{own[-1].filename}, line {own[-1].lineno}, `{own[-1].line}`: " if own else ""
@@ -215,7 +211,7 @@ def _first_line(exc: BaseException) -> str:
 
 
 def _drop_dead(program: fx.Graph) -> None:
-    """Remove checks of shapes, and what nobody reads: it would otherwise look like the output."""
+    """Remove checks of shapes and unread results, which would otherwise look like the output."""
     for node in reversed(list(program.nodes)):
         if function_name(node) in ASSERTIONS and not node.users:
             program.erase_node(node)
@@ -223,11 +219,11 @@ def _drop_dead(program: fx.Graph) -> None:
 
 
 def _separate_in_place(traced: fx.GraphModule, name: str) -> None:
-    """Let what works in place work on a copy where its operand is read elsewhere; later readers read its result.
+    """Let in-place operations work on a copy if their operand is read elsewhere; later readers read the result.
 
-    Halves on two machines share no memory, so nothing may rely on it.
+    Partitions on two machines share no memory, so no operation may rely on shared memory.
 
-    Raises: TraceError: a part of a tensor is changed, and the whole is read later.
+    Raises: TraceError: a part of a tensor is changed, and another part of it is read later.
     """
     order = {node: position for position, node in enumerate(traced.graph.nodes)}
     bases = {node: _base(node, traced) for node in order}
@@ -241,7 +237,7 @@ def _separate_in_place(traced: fx.GraphModule, name: str) -> None:
         later = {user for user in readers if order.get(user, -1) > order[node]}
         for user in later:
             for read in user.all_input_nodes:
-                if bases[read] is base and _unwrapped(read, traced) is not _unwrapped(operand, traced):
+                if bases[read] is base and _base(read, traced, IDENTITIES) is not _base(operand, traced, IDENTITIES):
                     raise TraceError(
                         f"{name} cannot be split: {node.name} changes a tensor in place of which {user.name} reads "
                         "another part; make a new tensor instead"
@@ -255,9 +251,9 @@ def _separate_in_place(traced: fx.GraphModule, name: str) -> None:
             node.replace_input_with(operand, copied)
 
 
-SAME = ("identity", "dropout", "stochastic_depth", "stochasticdepth", "detach")
+IDENTITIES = ("identity", "dropout", "stochastic_depth", "stochasticdepth", "detach")
 VIEWS = (
-    *SAME,
+    *IDENTITIES,
     *"view reshape flatten permute transpose swapaxes movedim squeeze unsqueeze expand chunk split unbind".split(),
     *"getitem narrow select slice contiguous unflatten t".split(),
 )
@@ -275,16 +271,12 @@ def _works_in_place(node: fx.Node, traced: fx.GraphModule) -> bool:
         return bool(getattr(traced.get_submodule(str(node.target)), "inplace", False))
     name = function_name(node)
     is_method = name.endswith("_") and not name.endswith("__")
-    is_asked_for = node.kwargs.get("inplace") is True or (name in ("relu", "relu6") and node.args[1:2] == (True,))
-    return "spec" in node.meta and (is_method or is_asked_for or name in IN_PLACE_OPERATORS)
+    is_requested = node.kwargs.get("inplace") is True or (name in ("relu", "relu6") and node.args[1:2] == (True,))
+    return "spec" in node.meta and (is_method or is_requested or name in IN_PLACE_OPERATORS)
 
 
 def _base(node: fx.Node, traced: fx.GraphModule, names: tuple[str, ...] = VIEWS) -> fx.Node:
-    """Return the node whose memory a node may share, through operations of those names."""
+    """Return the node whose memory a node may share, through operations with those names."""
     while node.args and isinstance(node.args[0], fx.Node) and _name_of_call(node, traced) in names:
         node = node.args[0]
     return node
-
-
-def _unwrapped(node: fx.Node, traced: fx.GraphModule) -> fx.Node:
-    return _base(node, traced, SAME)

@@ -1,1 +1,4 @@
-"""The decision: candidates of a cut, the search for the best one, and plans of whole queues. No torch, no sockets."""
+"""Planning: the candidate cuts of a network, the search for the best one, and the cuts of whole queues.
+
+No torch, no sockets.
+"""

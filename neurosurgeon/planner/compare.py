@@ -1,4 +1,4 @@
-"""Strategies beside each other over bandwidth, and the rates at which the best cut changes."""
+"""Comparison of strategies over bandwidth, and the rates at which the best cut changes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from neurosurgeon.planner.strategies import Strategy
 from neurosurgeon.utils.errors import PlanningError
 from neurosurgeon.utils.units import bytes_per_s_to_mb_per_s
 
-PlanAt = Callable[[float, Strategy], SplitPlan]  # a rate in bytes/s, and how to cut
+PlanAt = Callable[[float, Strategy], SplitPlan]  # from a rate in bytes/s and a strategy
 
 
 class ComparisonRow(NamedTuple):
@@ -28,7 +28,7 @@ class ComparisonRow(NamedTuple):
     total_ms: float
     edge_nodes: int
     crossing_bytes: int
-    cut: str  # the layer it follows, or those whose tensors are transferred
+    cut: str  # the layer before it, or the nodes whose tensors are transferred
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as a JSON object."""
@@ -37,7 +37,7 @@ class ComparisonRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What every strategy is predicted to take over bandwidth, and where the best cut changes."""
+    """The plan of every strategy at every rate, and the rates at which the best cut changes."""
 
     graph: LayerGraph
     rates_bytes_per_s: Sequence[float]
@@ -46,22 +46,20 @@ class Comparison:
 
     @property
     def origins(self) -> dict[str, str]:
-        """Whose data the predictions of each side come from."""
+        """The source of the predictions of each side."""
         return next((plan.origins for plans in self.plans.values() for plan in plans if plan), {})
 
     def rows(self) -> list[ComparisonRow]:
-        """Return a row for each strategy and rate; none where no cut of the strategy fits on the edge."""
+        """Return a row for each strategy and rate, except those at which no cut of the strategy fits on the edge."""
         return [
             ComparisonRow(
                 self.graph.model,
                 str(strategy),
                 bytes_per_s_to_mb_per_s(rate),
-                plan.best.stages.edge_ms,
-                plan.best.stages.transfer_ms,
-                plan.best.stages.cloud_ms,
+                *plan.best.stages,
                 plan.best.stages.total_ms,
                 len(plan.edge_nodes(plan.best)),
-                plan.best.crossing_bytes,
+                plan.best.boundary_bytes,
                 plan.best.layer,
             )
             for strategy, plans in self.plans.items()
@@ -93,7 +91,7 @@ class Comparison:
 def compare(graph: LayerGraph, plan_at: PlanAt, rates_bytes_per_s: Sequence[float]) -> Comparison:
     """Plan with every strategy at every rate, and find the rates at which the best cut of the graph changes.
 
-    Raises: PlanningError: nothing fits on the edge.
+    Raises: PlanningError: no cut fits on the edge.
     """
     changes = crossovers(
         lambda rate: plan_at(rate, Strategy.DADS),

@@ -1,4 +1,4 @@
-"""Where the best of several lines changes: the bandwidths at which another cut becomes the best one."""
+"""Crossovers: the bandwidths at which another cut becomes the best one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Choice = TypeVar("Choice")
 
 @dataclass(frozen=True, slots=True)
 class Crossover(Generic[Choice]):
-    """A rate, and what is best below and above it."""
+    """A rate, and the best choices below and above it."""
 
     rate: float
     below: Choice
@@ -27,11 +27,11 @@ def crossovers(
 ) -> list[Crossover[Choice]]:
     """Return every rate from ``low`` to ``high`` at which the best choice changes, by bisection, in order.
 
-    None is missed where each choice costs a constant and a share of 1 / rate, as cuts do on a warm connection: the
-    cheapest of such lines is concave in 1 / rate, so each is best on one interval, and one that is best at both ends
-    is best between them.
+    None is missed if each choice costs a constant and a share of 1 / rate, as cuts do on a warm connection. The minimum
+    of such lines is concave in 1 / rate, so each is best on one interval. A line that is best at both ends of an
+    interval is best inside it.
 
-    Args: key: what tells choices apart.
+    Args: key: equal for equal choices.
     """
 
     def between(low: float, below: Choice, high: float, above: Choice) -> list[Crossover[Choice]]:

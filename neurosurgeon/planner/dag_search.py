@@ -1,8 +1,8 @@
 """The search for the best cut of any graph: an exact minimum cut (DADS, INFOCOM'19), no network is run.
 
-Wherever a single tensor passes, a block ends. What is cut inside a block is independent of all other blocks, so the
-search weighs the ends of blocks by prefix sums, as in a chain, and finds the best cut inside every block with one flow
-network: all blocks side by side between one source, the edge, and one sink, the cloud.
+A block ends at every node whose tensor is the only one alive. A cut inside a block is independent of all other blocks.
+So the search compares the cuts at the ends of blocks by prefix sums, as in a chain. It finds the best cut inside every
+block with one flow network: all blocks side by side between one source, the edge, and one sink, the cloud.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from neurosurgeon.planner.chain_search import Floats, sums_after, sums_before
 from neurosurgeon.utils.errors import PlanningError
 
-Floats = NDArray[np.float64]
 SOURCE, SINK = 0, 1  # nodes of the flow network
 UNCUTTABLE = 2**30  # capacity; nearly twice as much is still an int32
-NEGLIGIBLE_MS = 1e-9  # no search is worth less
+NEGLIGIBLE_MS = 1e-9  # a search that cannot gain more is skipped
 
 
 @dataclass(frozen=True)
 class DagCosts:
-    """What a graph's nodes and tensors cost, (n,), and what is paid once if anything crosses; ms.
+    """The costs of a graph's nodes and tensors, (n,), and ``fixed_ms``, paid once if any tensor is sent; ms.
 
-    ``send_ms`` is infinite where a tensor must not cross. Raises PlanningError where a cost is none.
+    ``send_ms`` is infinite for a tensor that cannot be sent.
+
+    Raises: PlanningError: lengths differ, or a cost is negative or no number.
     """
 
     edge_ms: Floats
@@ -40,22 +42,22 @@ class DagCosts:
             raise PlanningError("latencies on the edge, in the cloud and of sending differ in number")
         if not (np.isfinite(self.edge_ms).all() and np.isfinite(self.cloud_ms).all() and np.isfinite(self.fixed_ms)):
             raise PlanningError("a latency is not a number")
-        if not all((costs >= 0).all() for costs in (self.edge_ms, self.send_ms, self.cloud_ms)):  # false for NaN, too
+        if not all((costs >= 0).all() for costs in (self.edge_ms, self.send_ms, self.cloud_ms)):  # NaN >= 0 is false
             raise PlanningError("a latency is negative or not a number")
 
     @cached_property
     def edge_before_ms(self) -> Floats:
-        """Latency on the edge of the first 0 ... n nodes, (n + 1,)."""
-        return np.concatenate(([0.0], np.cumsum(self.edge_ms)))
+        """Latency of the first 0 ... n nodes on the edge, (n + 1,), ms."""
+        return sums_before(self.edge_ms)
 
     @cached_property
     def cloud_after_ms(self) -> Floats:
-        """Latency in the cloud of all but the first 0 ... n nodes, (n + 1,)."""
-        return np.concatenate((np.cumsum(self.cloud_ms[::-1])[::-1], [0.0]))
+        """Latency of all but the first 0 ... n nodes in the cloud, (n + 1,), ms."""
+        return sums_after(self.cloud_ms)
 
 
 class DagCut(NamedTuple):
-    """The nodes on the edge, and what this costs; ms."""
+    """The nodes on the edge, and the cost of this cut, ms."""
 
     edge_nodes: frozenset[int]
     cost_ms: float
@@ -64,48 +66,38 @@ class DagCut(NamedTuple):
 class DagSearch:
     """The blocks of one graph and their flow network, built once; only capacities depend on latencies and the link.
 
-    Every node has a latency on each side (DADS' light load, sec. IV). A tensor crosses at most once, however many read
-    it: one node of the flow network stands between it and its readers. Nothing returns from the cloud to the edge:
-    reverse arcs are uncuttable. The input lives on the edge. A node that reads nothing, such as a parameter, stays in
-    the cloud if the end of the block before it does.
+    Every node has a latency on each side (DADS' light load, sec. IV). A tensor is sent at most once, however many nodes
+    read it: one node of the flow network lies between it and its readers. No tensor returns from the cloud to the edge:
+    reverse arcs are uncuttable. The input is on the edge. A node that reads nothing, such as a parameter, stays in the
+    cloud if the end of the block before it does.
 
-    Capacities are whole numbers, with 2^30 for the cost of the best cut between blocks; the cut inside a block with m
-    arcs costs at most m / 2^30 of this more than the best one: 4 millionths for the largest block of torchvision's
-    networks, which is DenseNet-201's. Costs between blocks are compared as they are, so a chain gets its prefix sums.
+    Capacities are whole numbers; the cost of the best cut between blocks is 2^30. So the cut inside a block with m arcs
+    costs at most m / 2^30 of this more than the best one. For the largest block of torchvision's networks, which is
+    DenseNet-201's, that is 4 millionths. Costs between blocks are compared as they are: a chain gets its prefix sums.
 
     Args:   reads: for every node in execution order, the nodes whose outputs it reads, (n,); node 0 is the input.
-            outputs: the nodes whose outputs are wanted; None: the last node's.
-            wanted_in_cloud: outputs made on the edge must cross (default: they are wanted on the edge, so that with
-            all nodes there nothing crosses).
+            The output of the last node is wanted on the edge, so no tensor is sent if all nodes are there.
     Raises: PlanningError: a node reads one that does not come before it.
     """
 
-    def __init__(
-        self, reads: Sequence[Sequence[int]], outputs: Sequence[int] | None = None, *, wanted_in_cloud: bool = False
-    ) -> None:
+    def __init__(self, reads: Sequence[Sequence[int]]) -> None:
         if not reads or any(not 0 <= index < node for node, inputs in enumerate(reads) for index in inputs):
             raise PlanningError("the nodes of a graph must come after all that they read")
         self.size = len(reads)
         self.reads = [sorted(set(inputs)) for inputs in reads]
-        self.wanted_in_cloud = wanted_in_cloud
-        wanted = {self.size - 1} if outputs is None else set(outputs)
         self.readers: list[list[int]] = [[] for _ in reads]
         for node, inputs in enumerate(self.reads):
             for index in inputs:
                 self.readers[index].append(node)
-        last_reader = [self.size if node in wanted else max([0, *found]) for node, found in enumerate(self.readers)]
-        if wanted_in_cloud:
-            for node in wanted:
-                self.readers[node].append(self.size)
-        self.ends = _single_passages(last_reader)  # (blocks,): nodes behind which theirs is the only tensor alive
+        self.ends: list[int] = []  # (blocks,): nodes after which theirs is the only tensor alive; the last one, too
+        last_reader = 0  # of all nodes so far
+        for node, readers in enumerate(self.readers):
+            if last_reader <= node:
+                self.ends.append(node)
+            last_reader = max([last_reader, *readers])
         self._network = _FlowNetwork(self.reads, self.readers, self.ends)
 
-    @property
-    def has_interior(self) -> bool:
-        """Whether any cut goes through a block, and not between two."""
-        return bool(self._network.interior.size)
-
-    def crossing(self, edge_nodes: Collection[int]) -> list[int]:
+    def boundary(self, edge_nodes: Collection[int]) -> list[int]:
         """Return the nodes on the edge whose tensors are read in the cloud."""
         start = self.ends[self.block_of(edge_nodes)]
         return [
@@ -115,45 +107,34 @@ class DagSearch:
         ]
 
     def block_of(self, edge_nodes: Collection[int]) -> int:
-        """Return the block that a cut goes through, or begins with: that of the last end on the edge."""
+        """Return the block of the last block end on the edge: a cut lies inside it, or right after that end."""
         return sum(end in edge_nodes for end in self.ends) - 1
 
     def goes_through_block(self, edge_nodes: Collection[int]) -> bool:
-        """Return whether a cut is none between blocks, nor all on the edge."""
-        return len(edge_nodes) not in (self.ends[self.block_of(edge_nodes)] + 1, self.size)
+        """Return whether a cut lies inside a block: not between two, and not with all nodes on the edge."""
+        return len(edge_nodes) != self.ends[self.block_of(edge_nodes)] + 1
 
     def best(self, costs: DagCosts) -> DagCut:
         """Return the cheapest cut; of equals, one between blocks, and the one with more in the cloud.
 
-        Raises: PlanningError: the costs are not those of the graph's nodes, or every cut needs a tensor to cross that
-                must not.
+        Raises: PlanningError: the costs are not those of the graph's nodes.
         """
         end_ms = self.end_costs(costs)
         first = int(np.argmin(end_ms))
         inner = self.inner_cuts(costs, below_ms=float(end_ms[first]))
-        if inner:
-            return inner[0]
-        if not np.isfinite(end_ms[first]):
-            raise PlanningError("no cut is possible: each needs a tensor to cross that cannot be sent")
-        last = self.ends[first] if first < len(self.ends) else self.size - 1
-        return DagCut(frozenset(range(last + 1)), float(end_ms[first]))
+        return inner[0] if inner else DagCut(frozenset(range(self.ends[first] + 1)), float(end_ms[first]))
 
     def end_costs(self, costs: DagCosts) -> Floats:
-        """Return what it costs to cut behind every block, and to have all nodes on the edge, (blocks + 1,), ms."""
+        """Return the cost of a cut after every block end, (blocks,), ms; the last one has all nodes on the edge."""
         if len(costs.edge_ms) != self.size:
             raise PlanningError(f"{len(costs.edge_ms)} latencies do not make a graph of {self.size} nodes")
         ends = np.array(self.ends)
         total_ms = costs.edge_before_ms[ends + 1] + costs.send_ms[ends] + costs.cloud_after_ms[ends + 1]
-        end_ms = np.append(total_ms + costs.fixed_ms, costs.edge_before_ms[-1])
-        if self.wanted_in_cloud:
-            end_ms[-1] = np.inf
-        elif self.ends[-1] == self.size - 1:
-            end_ms[-2] = np.inf  # this is all on the edge, which pays no transfer
-        return end_ms
+        return np.append(total_ms[:-1] + costs.fixed_ms, costs.edge_before_ms[-1])
 
     def inner_cuts(self, costs: DagCosts, below_ms: float) -> list[DagCut]:
-        """Return the best cut inside each block, of those that cost less than ``below_ms``; cheapest first."""
-        if not self.has_interior or below_ms < NEGLIGIBLE_MS:
+        """Return the best cut inside each block, if it costs less than ``below_ms``; the cheapest first."""
+        if not self._network.interior.size or below_ms < NEGLIGIBLE_MS:
             return []
         on_edge, inner_ms = self._network.solve(costs, below_ms)
         ends = np.array((*self.ends, self.size))
@@ -170,82 +151,70 @@ class DagSearch:
         ]
 
 
-def _single_passages(last_reader: Sequence[int]) -> tuple[int, ...]:
-    """Return the nodes that no tensor passes by: none made before is read after."""
-    found, reach = [], 0
-    for node, last in enumerate(last_reader):
-        if reach <= node:
-            found.append(node)
-        reach = max(reach, last)
-    return tuple(found)
-
-
 class _FlowNetwork:
     """All blocks of a graph that have nodes inside, side by side: the start of each is the source, its end the sink.
 
-    Arcs are in the order of their costs: what each interior node loses in the cloud, what each loses on the edge, what
-    each tensor costs that crosses, and those that must not be cut.
+    An arc from the source is cut if its interior node is in the cloud, one to the sink if its node is on the edge. The
+    other arcs are those of tensors, which cost the time to send them, and uncuttable ones. Costs come in this order.
     """
 
     def __init__(self, reads: Sequence[Sequence[int]], readers: Sequence[Sequence[int]], ends: Sequence[int]) -> None:
         nodes = np.arange(len(reads))
-        blocks = np.searchsorted(ends, nodes, side="right") - 1
-        self.interior = np.setdiff1d(nodes, ends)
+        blocks = np.searchsorted(ends, nodes, side="right") - 1  # the block of every node
         self.blocks = len(ends)
+        self.interior = np.setdiff1d(nodes, ends)
+        self._block_of_node = blocks[self.interior]
         names = {node: SINK + 1 + position for position, node in enumerate(self.interior.tolist())}
         inside = set(names.values())
-        with_interior = set(blocks[self.interior].tolist())
+        with_interior = set(self._block_of_node.tolist())
         tensors: list[tuple[int, int, int]] = []  # tail, head, node
         fixed: list[tuple[int, int, int]] = []
         self.size = SINK + 1 + len(names)
         for node, found in enumerate(readers):
-            heads = {names.get(reader, SINK) for reader in found}
-            if not heads or blocks[node] not in with_interior:
+            targets = {names.get(reader, SINK) for reader in found}
+            if not targets or blocks[node] not in with_interior:
                 continue
             tail = names.get(node, SOURCE)
-            if len(heads) == 1 and {tail, *heads} <= inside:
-                tensors.append((tail, heads.pop(), node))
+            if len(targets) == 1 and {tail, *targets} <= inside:
+                tensors.append((tail, targets.pop(), node))
             else:
                 tensors.append((tail, self.size, node))
-                fixed += [(self.size, head, node) for head in heads]
+                fixed += [(self.size, head, node) for head in targets]
                 self.size += 1
         for node, tail in names.items():
             fixed += [(tail, names[index], node) for index in reads[node] if index in names]
         self._sent = np.array([node for _, _, node in tensors], dtype=np.intp)
         inner = np.array(list(names.values()), dtype=np.intp)
         arcs = np.array([*tensors, *fixed], dtype=np.intp).reshape(-1, 3)
-        self._tails = np.concatenate((np.full(len(inner), SOURCE), inner, arcs[:, 0]))
-        self._heads = np.concatenate((inner, np.full(len(inner), SINK), arcs[:, 1]))
-        self._block_of_arc = blocks[np.concatenate((self.interior, self.interior, arcs[:, 2]))]
-        self._block_of_node = blocks[self.interior]
-        self._fixed = np.full(len(fixed), np.inf)
-        self._order = np.lexsort((self._heads, self._tails))
-        self._indices = self._heads[self._order].astype(np.int32)
-        counts = np.bincount(self._tails, minlength=self.size)
-        self._starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
+        tails = np.concatenate((np.full(len(inner), SOURCE), inner, arcs[:, 0]))
+        heads = np.concatenate((inner, np.full(len(inner), SINK), arcs[:, 1]))
+        self._order = np.lexsort((heads, tails))  # from the order of costs to that of a sparse matrix
+        self._tails, self._heads = tails[self._order], heads[self._order].astype(np.int32)
+        self._starts = np.searchsorted(self._tails, np.arange(self.size + 1)).astype(np.int32)
+        self._block_of_arc = np.concatenate((self._block_of_node, self._block_of_node, blocks[arcs[:, 2]]))[self._order]
 
     def solve(self, costs: DagCosts, bound_ms: float) -> tuple[NDArray[np.bool_], Floats]:
-        """Return which interior nodes are on the edge in the best cut of each block, and what each block then costs.
+        """Return whether each interior node is on the edge, (interior,), and the cost of each block, (blocks,), ms.
 
-        The first is (interior,), the second (blocks,), ms. Blocks that cost more than ``bound_ms`` may be cut badly.
+        Each block has its best cut. Only in blocks that cost more than ``bound_ms`` may a better one be missed.
         """
-        from scipy.sparse import csr_array  # 0.2 s, for which a chain need not wait
+        from scipy.sparse import csr_array  # takes 0.2 s, which a chain does not need
         from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
         edge_ms, cloud_ms = costs.edge_ms[self.interior], costs.cloud_ms[self.interior]
         gain_ms = cloud_ms - edge_ms
-        lost_ms = np.concatenate(
-            (np.maximum(gain_ms, 0.0), np.maximum(-gain_ms, 0.0), costs.send_ms[self._sent], self._fixed)
-        )
+        uncuttable_ms = np.full(len(self._order) - 2 * len(self.interior) - len(self._sent), np.inf)
+        costs_ms = (np.maximum(gain_ms, 0.0), np.maximum(-gain_ms, 0.0), costs.send_ms[self._sent], uncuttable_ms)
+        lost_ms = np.concatenate(costs_ms)[self._order]
         if not np.isfinite(bound_ms):
             bound_ms = float(lost_ms[np.isfinite(lost_ms)].sum()) or 1.0
         capacities = np.rint(np.minimum(lost_ms, bound_ms) * (UNCUTTABLE / bound_ms)).astype(np.int32)
-        graph = csr_array((capacities[self._order], self._indices, self._starts), shape=(self.size, self.size))
+        graph = csr_array((capacities, self._heads, self._starts), shape=(self.size, self.size))
         residual = graph - maximum_flow(graph, SOURCE, SINK).flow
         on_edge = np.zeros(self.size, dtype=np.bool_)
         on_edge[breadth_first_order(residual, SOURCE, return_predecessors=False)] = True
         is_cut = on_edge[self._tails] & ~on_edge[self._heads]
         block_ms = np.zeros(self.blocks)
-        np.add.at(block_ms, self._block_of_arc, np.where(is_cut, lost_ms, 0.0))
-        np.add.at(block_ms, self._block_of_node, np.minimum(edge_ms, cloud_ms))
+        block_ms += np.bincount(self._block_of_arc, np.where(is_cut, lost_ms, 0.0), minlength=self.blocks)
+        block_ms += np.bincount(self._block_of_node, np.minimum(edge_ms, cloud_ms), minlength=self.blocks)
         return on_edge[SINK + 1 : SINK + 1 + len(self.interior)], block_ms

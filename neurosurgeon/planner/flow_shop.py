@@ -1,4 +1,4 @@
-"""Many tasks on three machines in a row, edge, link and cloud: which cut each should have, and in which order."""
+"""The cuts and the order of many tasks on three machines in a row: edge, link and cloud (a permutation flow shop)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+from neurosurgeon.planner.chain_search import Floats
 from neurosurgeon.utils.timing import StageTimes
 
-NORMS = (4, 8)  # of loads: the longest counts most, yet the others still count
+NORMS = (4, 8)  # of the loads: the longest counts most, but the others count as well
 BALANCING_SWEEPS = 5
-MAX_SWEEPS = 8  # most queues settle after two or three
-STEPS = 8
+MAX_SWEEPS = 8  # most queues need two or three
+STEPS = 8  # of the grid of prices
 PRICES = np.array([(a, b, STEPS - a - b) for a in range(STEPS + 1) for b in range(STEPS + 1 - a)]) / STEPS
 
 
 class Schedule(StrEnum):
-    """In which order a queue is worked through."""
+    """The order in which the tasks of a queue run."""
 
     FIFO = "fifo"
     JOHNSON = "johnson"
@@ -29,7 +30,7 @@ class Schedule(StrEnum):
 def order_of(schedule: Schedule, busy: Sequence[StageTimes]) -> list[int]:
     """Return the order of tasks, as indices into the queue.
 
-    Args: busy: how long each task keeps edge, link and cloud busy, (n,).
+    Args: busy: how long each task keeps edge, link and cloud busy, (n,), ms.
     """
     if schedule is Schedule.FIFO:
         return list(range(len(busy)))
@@ -50,30 +51,30 @@ def johnson_order(first_ms: Sequence[float], second_ms: Sequence[float]) -> list
 
 
 class Pipeline(NamedTuple):
-    """When edge, link and cloud have done what they were given, and when its answers come, ms from now."""
+    """The times from now, ms, at which edge, link and cloud have finished all their tasks, and replies arrive."""
 
     edge_ms: float = 0.0
     link_ms: float = 0.0
     cloud_ms: float = 0.0
-    answers_ms: tuple[float, ...] = ()  # of tasks that are on their way, earliest first
+    replies_ms: tuple[float, ...] = ()  # of tasks in flight, earliest first
 
     def after(self, busy: StageTimes, in_flight: int | None = None) -> Pipeline:
-        """Return the times after one more task, which waits until fewer than ``in_flight`` are on their way."""
-        edge_ms, link_ms, cloud_ms, answers_ms = self
-        if in_flight and len(answers_ms) >= in_flight:
-            edge_ms = max(edge_ms, answers_ms[-in_flight])
-            answers_ms = answers_ms[len(answers_ms) - in_flight + 1 :]
+        """Return the times after one more task, which starts when fewer than ``in_flight`` others are in flight."""
+        edge_ms, link_ms, cloud_ms, replies_ms = self
+        if in_flight and len(replies_ms) >= in_flight:
+            edge_ms = max(edge_ms, replies_ms[-in_flight])
+            replies_ms = replies_ms[len(replies_ms) - in_flight + 1 :]
         edge_ms += busy.edge_ms
         if busy.transfer_ms or busy.cloud_ms:
             link_ms = max(link_ms, edge_ms) + busy.transfer_ms
             cloud_ms = max(cloud_ms, link_ms) + busy.cloud_ms
-            answers_ms = (*answers_ms, cloud_ms)
-        return Pipeline(edge_ms, link_ms, cloud_ms, answers_ms)
+            replies_ms = (*replies_ms, cloud_ms)
+        return Pipeline(edge_ms, link_ms, cloud_ms, replies_ms)
 
     def with_waits(self, stages: StageTimes, busy: StageTimes) -> StageTimes:
-        """Return the stages of a task that begins now and waits for link and cloud until they have done the rest.
+        """Return the stages of a task that starts now, with its waits for link and cloud.
 
-        Args: stages: what it takes where nothing else is under way; a wait for the cloud may be part of it already.
+        Args: stages: its stages without other tasks; they may already contain a wait for the cloud.
               busy: how long it keeps the stages busy.
         """
         if not (busy.transfer_ms or busy.cloud_ms):
@@ -84,14 +85,27 @@ class Pipeline(NamedTuple):
         cloud_wait_ms = max(self.cloud_ms - arrives_ms - known_wait_ms, 0.0)
         return StageTimes(stages.edge_ms, stages.transfer_ms + link_wait_ms, stages.cloud_ms + cloud_wait_ms)
 
+    def totals_ms(self, stages_ms: Floats, busy_ms: Floats) -> Floats:
+        """Return the total of `with_waits` for every cut of a task, (n,), ms.
+
+        Args: stages_ms, busy_ms: those of each cut, (n, 3), ms.
+        """
+        edge_ms, link_ms, cloud_ms = busy_ms.T
+        link_wait_ms = np.maximum(self.link_ms - edge_ms, 0.0)
+        arrives_ms = edge_ms + link_wait_ms + link_ms
+        known_wait_ms = stages_ms[:, 2] - cloud_ms
+        cloud_wait_ms = np.maximum(self.cloud_ms - arrives_ms - known_wait_ms, 0.0)
+        waits_ms = np.where(link_ms + cloud_ms > 0, link_wait_ms + cloud_wait_ms, 0.0)
+        return np.asarray(stages_ms.sum(axis=1) + waits_ms)
+
     def from_now(self) -> Pipeline:
-        """Return the same, counted from when the edge is free."""
-        edge_ms, link_ms, cloud_ms, answers_ms = self
-        left = tuple(answer_ms - edge_ms for answer_ms in answers_ms if answer_ms > edge_ms)
+        """Return the times relative to the moment when the edge is free."""
+        edge_ms, link_ms, cloud_ms, replies_ms = self
+        left = tuple(reply_ms - edge_ms for reply_ms in replies_ms if reply_ms > edge_ms)
         return Pipeline(0.0, max(link_ms - edge_ms, 0.0), max(cloud_ms - edge_ms, 0.0), left)
 
     def end_ms(self, tasks: Iterable[StageTimes], in_flight: int | None = None) -> float:
-        """Return when the last of these tasks, and of those before, is finished."""
+        """Return the time at which the last of these tasks, and of those before, is finished."""
         pipeline = self
         for busy in tasks:
             pipeline = pipeline.after(busy, in_flight)
@@ -102,7 +116,7 @@ IDLE = Pipeline()
 
 
 def makespan_ms(busy: Iterable[StageTimes], in_flight: int | None = None) -> float:
-    """Return when the last task is finished, if edge, link and cloud each work through the tasks in this order."""
+    """Return the time until the last task is finished, ms; edge, link and cloud each run the tasks in this order."""
     return IDLE.end_ms(busy, in_flight)
 
 
@@ -112,16 +126,16 @@ def choose_cuts(
     in_flight: int | None = None,
     earlier: Sequence[int] = (),
 ) -> list[int]:
-    """Return which candidate each task of a queue should have, (n,), for a short makespan in this order.
+    """Return the index of a candidate for each task of a queue, (n,), for a short makespan in this order.
 
-    A task's own bottleneck is the wrong measure: a queue that sends one task whole and keeps the next is often faster
-    than one that cuts both in the middle. So the loads of the stages are balanced over the whole queue, and then each
-    task in turn is given what finishes the queue earliest, until that gains no more: a local optimum.
+    The bottleneck of each task is the wrong measure. A queue that sends one task whole and keeps the next is often
+    faster than one that cuts both in the middle. So the loads of the stages are balanced over the whole queue. Then
+    each task in turn gets the candidate that finishes the queue first, until no change helps: a local optimum.
 
     Args: candidates: how long each candidate of each task keeps the stages busy, (n, candidates of the task).
-          pipeline: what the stages are still busy with.
-          in_flight: how many tasks may be on their way at once; None: any number.
-          earlier: choices of an earlier call for these tasks, or the first of them, to be made better.
+          pipeline: how long the stages are still busy with earlier tasks.
+          in_flight: how many tasks may be in flight at once; None: any number.
+          earlier: results of an earlier call for all of these tasks, or for the first of them, to be improved.
     """
     options = _worthwhile(candidates, earlier)
     times = [[busy[option] for option in few] for busy, few in zip(candidates, options, strict=True)]
@@ -133,9 +147,9 @@ def choose_cuts(
 
 
 def _worthwhile(candidates: Sequence[Sequence[StageTimes]], earlier: Sequence[int]) -> list[list[int]]:
-    """Return the candidates of each task that are best for some prices of the stages' time, and earlier choices.
+    """Return the candidates of each task that are cheapest for some prices of the stages' time, and earlier choices.
 
-    Only these can be part of the linear-programming optimum of the loads; of fifty they are two to five.
+    Only these can be part of the linear-programming optimum of the loads: two to five of fifty candidates.
     """
     cheapest: dict[int, set[int]] = {}  # tasks of one model share their candidates
     for busy in candidates:
@@ -147,7 +161,7 @@ def _worthwhile(candidates: Sequence[Sequence[StageTimes]], earlier: Sequence[in
 
 
 def _balanced(times: Sequence[Sequence[StageTimes]], pipeline: Pipeline, norm: int, known: Sequence[int]) -> list[int]:
-    """Return choices that keep a norm of the stages' loads small: the known ones, then greedily, and task by task."""
+    """Return choices that keep a norm of the stages' loads small: first the known ones, then greedily task by task."""
     loads_ms = pipeline[:3]
     for options, option in zip(times, known, strict=False):
         loads_ms = _loads(loads_ms, options[option])
@@ -174,7 +188,7 @@ def _loads(loads_ms: tuple[float, float, float], busy: StageTimes, sign: int = 1
 def _settled(
     times: Sequence[Sequence[StageTimes]], chosen: list[int], pipeline: Pipeline, in_flight: int | None
 ) -> list[int]:
-    """Return choices that are improved until that gains no more."""
+    """Return choices that are improved until no sweep changes them."""
     for _ in range(MAX_SWEEPS):
         improved = _improved(times, chosen, pipeline, in_flight)
         if improved == chosen:
@@ -186,11 +200,11 @@ def _settled(
 def _improved(
     candidates: Sequence[Sequence[StageTimes]], chosen: Sequence[int], pipeline: Pipeline, in_flight: int | None
 ) -> list[int]:
-    """Return choices with each task's, one after the other, changed to what ends the queue earliest.
+    """Return the choices after each task in turn was given the candidate that finishes the queue first.
 
-    Linear in the number of tasks: what comes after a task is summed up once, from the end.
+    It takes linear time: the tasks after each one are summed up once, beginning at the end.
     """
-    rests = [Rest.of_nothing(in_flight)]  # after each task, the last one first
+    rests = [RestOfQueue.empty(in_flight)]  # after each task, the last task first
     for busy in reversed(list(map(getitem, candidates, chosen))[1:]):
         rests.append(rests[-1].before(busy))
     improved = []
@@ -204,37 +218,37 @@ def _improved(
     return improved
 
 
-class Rest(NamedTuple):
-    """What the rest of a queue adds to each time of a `Pipeline`, ms; the queue ends at the latest of these sums.
+class RestOfQueue(NamedTuple):
+    """The time that the rest of a queue adds to each time of a `Pipeline`, ms; the queue ends at the latest sum.
 
-    Every start is the maximum of some ends before it, so the end of the queue is linear in the algebra of maximum and
-    plus, and any number of tasks is summed up by one number for each time.
+    Every start is the maximum of some ends before it. So the end of the queue is linear in the max-plus algebra, and
+    one number for each time sums up any number of tasks.
     """
 
     edge_ms: float
     link_ms: float
     cloud_ms: float
-    answers_ms: tuple[float, ...]  # of as many tasks as may be in flight, the last one first
+    replies_ms: tuple[float, ...]  # of as many tasks as may be in flight, the last task first
 
     @classmethod
-    def of_nothing(cls, in_flight: int | None) -> Rest:
-        """Return the rest of a queue whose last task has begun."""
+    def empty(cls, in_flight: int | None) -> RestOfQueue:
+        """Return the rest of a queue whose last task has started."""
         return cls(0.0, 0.0, 0.0, (-math.inf,) * (in_flight or 0))
 
-    def before(self, busy: StageTimes) -> Rest:
-        """Return the rest with one more task, which comes before all others; see `Pipeline.after`."""
-        edge_ms, link_ms, cloud_ms, answers_ms = self
+    def before(self, busy: StageTimes) -> RestOfQueue:
+        """Return the rest with one more task before all others; see `Pipeline.after`."""
+        edge_ms, link_ms, cloud_ms, replies_ms = self
         if busy.transfer_ms or busy.cloud_ms:
-            cloud_ms = max((cloud_ms, *answers_ms[:1])) + busy.cloud_ms
+            cloud_ms = max((cloud_ms, *replies_ms[:1])) + busy.cloud_ms
             link_ms = max(link_ms, cloud_ms) + busy.transfer_ms
             edge_ms = max(edge_ms, link_ms) + busy.edge_ms
-            return Rest(edge_ms, link_ms, cloud_ms, answers_ms and (*answers_ms[1:], edge_ms))
+            return RestOfQueue(edge_ms, link_ms, cloud_ms, replies_ms and (*replies_ms[1:], edge_ms))
         edge_ms += busy.edge_ms
-        return Rest(edge_ms, link_ms, cloud_ms, answers_ms and (*answers_ms[:-1], max(answers_ms[-1], edge_ms)))
+        return RestOfQueue(edge_ms, link_ms, cloud_ms, replies_ms and (*replies_ms[:-1], max(replies_ms[-1], edge_ms)))
 
     def end_ms(self, pipeline: Pipeline) -> float:
-        """Return when the last task is finished, after those of a pipeline."""
-        edge_ms, link_ms, cloud_ms, answers_ms = pipeline
+        """Return the time at which the last task is finished, after those of a pipeline."""
+        edge_ms, link_ms, cloud_ms, replies_ms = pipeline
         stages_ms = (edge_ms + self.edge_ms, link_ms + self.link_ms, cloud_ms + self.cloud_ms)
-        end_ms: float = max(*stages_ms, *map(add, reversed(answers_ms), self.answers_ms))
+        end_ms: float = max(*stages_ms, *map(add, reversed(replies_ms), self.replies_ms))
         return end_ms

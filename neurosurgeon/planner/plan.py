@@ -1,19 +1,20 @@
-"""A split plan: every candidate cut of a network on a link, with predicted stage times, and the best of them."""
+"""A split plan: the candidate cuts of a network on a link, with their predicted stage times, and the best of them."""
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 
 from neurosurgeon.graph.layer_graph import LayerGraph, Node
-from neurosurgeon.planner.chain_search import Objective, best_point, chain_candidates, cost_ms
+from neurosurgeon.planner.chain_search import Floats, Objective, chain_stages, rank_cuts
 from neurosurgeon.planner.dag_search import DagCosts
-from neurosurgeon.planner.memory import EdgeMemory, edge_memory, memory_at_points
+from neurosurgeon.planner.heavy_load import busy_times
+from neurosurgeon.planner.memory import EdgeMemory, edge_memory
 from neurosurgeon.planner.strategies import Strategy, inner_cuts, points_of, search_of
 from neurosurgeon.planner.transfer import TENSOR_MS, WARM, Sender, transfer_time_ms
 from neurosurgeon.predictor.latencies import Interval, LayerLatencies
@@ -21,20 +22,20 @@ from neurosurgeon.utils.errors import PlanningError
 from neurosurgeon.utils.timing import StageTimes, now_ms
 from neurosurgeon.utils.units import readable_bytes, s_to_ms
 
-if TYPE_CHECKING:  # installed by who wants tables
+if TYPE_CHECKING:  # an optional dependency
     import pandas
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One cut: what crosses, and what each stage is predicted to take."""
+    """One cut, with its predicted stage times and the bytes to send."""
 
     point: int  # the number of layers on the edge
-    layer: str  # the layer it follows, or those whose tensors cross; "None" for point 0
+    layer: str  # the layer before the cut, or the nodes whose tensors are sent; "None" for point 0
     stages: StageTimes
-    busy: StageTimes  # how long it keeps edge, link and cloud from other tasks: no round trip, no waiting
-    crossing_bytes: int
-    inside: frozenset[int] | None = None  # the nodes on the edge of a cut that is no partition point
+    busy: StageTimes  # how long a task keeps edge, link and cloud from other tasks: no round trip, no waits
+    boundary_bytes: int
+    inside: frozenset[int] | None = None  # the nodes on the edge, if the cut is not at a partition point
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as a JSON object."""
@@ -42,89 +43,136 @@ class Candidate:
             "point": self.point,
             "layer": self.layer,
             **self.stages.as_dict(),
-            "crossing_bytes": self.crossing_bytes,
+            "crossing_bytes": self.boundary_bytes,
         }
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates(Sequence[Candidate]):
+    """The cuts that a plan considers, as columns; a `Candidate` is built when it is first read."""
+
+    graph: LayerGraph
+    points: Sequence[int]  # (n,), in order
+    boundary_bytes: Sequence[int]  # (n,)
+    stages_ms: Floats  # (n, 3)
+    busy_ms: Floats  # (n, 3)
+    inside: Sequence[frozenset[int] | None]  # (n,)
+    _built: dict[int, Candidate] = field(init=False, default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    @overload
+    def __getitem__(self, index: int) -> Candidate: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Candidate]: ...
+
+    def __getitem__(self, index: int | slice) -> Candidate | list[Candidate]:
+        """Return the candidate with this index, always the same object, or a list of them for a slice."""
+        row = range(len(self.points))[index]
+        if isinstance(row, range):
+            return [self[each] for each in row]
+        if row not in self._built:
+            inside = self.inside[row]
+            name = self.graph.point_name(self.points[row])
+            if inside is not None:
+                name = " + ".join(node.name for node in self.graph.boundary(inside))
+            stages, busy = (StageTimes(*times_ms[row].tolist()) for times_ms in (self.stages_ms, self.busy_ms))
+            self._built[row] = Candidate(self.points[row], name, stages, busy, self.boundary_bytes[row], inside)
+        return self._built[row]
 
 
 @dataclass(frozen=True, slots=True)
 class SplitPlan:
-    """Every candidate for one model on one link, and the best of them."""
+    """The candidates for one model on one link, and the best of them."""
 
     graph: LayerGraph
     edge: LayerLatencies
     cloud: LayerLatencies
-    candidates: Sequence[Candidate]  # by number of layers on the edge
+    candidates: Candidates  # by number of layers on the edge
     best: Candidate
     decision_ms: float
     objective: Objective = Objective.LATENCY
     strategy: Strategy = Strategy.DADS
+    runner_up: Candidate | None = None  # the best of the other candidates; None: there is no other
 
     def edge_nodes(self, candidate: Candidate) -> frozenset[int]:
-        """Return the nodes that a candidate leaves on the edge."""
+        """Return the nodes of a candidate's edge partition."""
         return self.graph.edge_nodes(candidate.point) if candidate.inside is None else candidate.inside
 
-    def crossing(self, candidate: Candidate) -> tuple[Node, ...]:
-        """Return the nodes whose tensors cross; none where the whole network is on the edge."""
-        return self.graph.crossing(self.edge_nodes(candidate)) if candidate.crossing_bytes else ()
+    def boundary(self, candidate: Candidate) -> tuple[Node, ...]:
+        """Return the nodes whose tensors are sent; none if the whole network is on the edge."""
+        return self.graph.boundary(self.edge_nodes(candidate)) if candidate.boundary_bytes else ()
 
     def memory(self, candidate: Candidate) -> EdgeMemory:
-        """Return what the edge has to hold."""
+        """Return the memory that the edge partition needs."""
         return edge_memory(self.graph, self.edge_nodes(candidate))
 
     def cloud_parameter_bytes(self, candidate: Candidate) -> int:
-        """Return the bytes of the parameters that the cloud half needs."""
+        """Return the bytes of the parameters of the cloud partition."""
         edge_nodes = self.edge_nodes(candidate)
         return self.graph.parameter_bytes(node.index for node in self.graph.nodes if node.index not in edge_nodes)
 
-    def cost_ms(self, candidate: Candidate) -> tuple[float, float]:
-        """Return what the plan minimises, and what decides among equals."""
-        return cost_ms(self.objective, candidate.stages, candidate.busy)
-
     def interval(self, candidate: Candidate) -> Interval:
-        """Return where the total of a candidate lies, nine times in ten; the link's share is taken as certain."""
+        """Return the 90 % interval of a candidate's total, ms; the time on the link is taken as certain."""
         total_ms = candidate.stages.total_ms
-        on_edge = {self.graph.nodes[index].layer for index in self.edge_nodes(candidate)}
-        in_cloud = set(range(len(self.graph.layers))) - on_edge
-        halves = (self.edge.of(sorted(on_edge - {-1})), self.cloud.of(sorted(in_cloud)))
-        intervals = [(half.total(), half.interval()) for half in halves]
-        below_ms = math.hypot(*(total - interval.low_ms for total, interval in intervals))
-        above_ms = math.hypot(*(interval.high_ms - total for total, interval in intervals))
+        widths_ms = [
+            _error_widths_ms(side, layers)
+            for side, layers in zip(
+                (self.edge, self.cloud), self._costly_layers(candidate, Objective.LATENCY), strict=True
+            )
+        ]
+        below_ms, above_ms = (math.hypot(*widths) for widths in zip(*widths_ms, strict=True))
         return Interval(total_ms - below_ms, total_ms + above_ms)
 
     @property
     def origins(self) -> dict[str, str]:
-        """Whose data the predictions of each side come from."""
+        """The source of the predictions of each side."""
         return {"edge": self.edge.origin, "cloud": self.cloud.origin}
 
     @property
-    def runner_up(self) -> Candidate | None:
-        """The best of the other candidates; None where there is no other."""
-        others = [candidate for candidate in self.candidates if candidate is not self.best]
-        return min(others, key=self.cost_ms, default=None)
-
-    @property
     def is_too_close_to_call(self) -> bool:
-        """Whether the runner-up lies inside the interval of the best; the bottleneck stages have the same errors."""
-        runner_up = self.runner_up
-        if runner_up is None:
+        """Whether the errors of the predictions may have swapped the best candidate and the runner-up.
+
+        A layer that costs the same with both cuts has the same error in both, so only the other layers count. The time
+        on the link is taken as certain. Nine times in ten, errors are inside the intervals of the latencies.
+        """
+        if self.runner_up is None:
             return False
-        best_ms, next_ms = self.cost_ms(self.best)[0], self.cost_ms(runner_up)[0]
-        return next_ms * self.best.stages.total_ms <= self.interval(self.best).high_ms * best_ms
+        widths_ms: list[float] = []
+        layers = (self._costly_layers(candidate, self.objective) for candidate in (self.best, self.runner_up))
+        for side, of_best, of_other in zip((self.edge, self.cloud), *layers, strict=True):
+            widths_ms += [_error_widths_ms(side, of_best - of_other)[1], _error_widths_ms(side, of_other - of_best)[0]]
+        return self._cost_ms(self.runner_up) - self._cost_ms(self.best) <= math.hypot(*widths_ms)
+
+    def _cost_ms(self, candidate: Candidate) -> float:
+        return candidate.stages.total_ms if self.objective is Objective.LATENCY else candidate.busy.longest_ms
+
+    def _costly_layers(self, candidate: Candidate, objective: Objective) -> tuple[set[int], set[int]]:
+        """Return the layers on the edge, and those in the cloud, whose latency is part of the candidate's cost."""
+        on_edge = {self.graph.nodes[index].layer for index in self.edge_nodes(candidate)} - {-1}
+        in_cloud = set(range(len(self.graph.layers))) - on_edge
+        if objective is Objective.THROUGHPUT:
+            busy, longest_ms = candidate.busy, candidate.busy.longest_ms
+            on_edge = on_edge if busy.edge_ms == longest_ms else set()
+            in_cloud = in_cloud if busy.cloud_ms == longest_ms else set()
+        return on_edge, in_cloud
 
     def cut_dict(self, candidate: Candidate) -> dict[str, Any]:
-        """Return a cut as a JSON object: where it is, the transferred tensors, and the memory that each side needs."""
+        """Return a cut as a JSON object: its edge nodes, the transferred tensors, and the memory of each side."""
         memory = self.memory(candidate)
         return {
             "strategy": str(self.strategy),
             "edge_nodes": sorted(self.edge_nodes(candidate)),
-            "crossing": tensor_documents(self.crossing(candidate)),
+            "crossing": tensor_documents(self.boundary(candidate)),
             "edge_parameter_bytes": memory.parameter_bytes,
             "edge_activation_bytes": memory.activation_bytes,
             "cloud_parameter_bytes": self.cloud_parameter_bytes(candidate),
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the whole plan as a JSON object: layers, candidates, the best one, and how sure it is."""
+        """Return the plan as a JSON object: layers, candidates, the best one, and its interval."""
         layers = [
             {
                 "index": layer.index + 1,
@@ -178,101 +226,92 @@ def plan_split(
 ) -> SplitPlan:
     """Return the plan for a model on a link, from the latencies of its layers on both sides.
 
-    Args:   transfer_factor: how much longer than computed transfers were of late.
-            queue_ms: how long a task waits in the cloud before it is computed.
-            sender: what the edge's end of the connection may send at once.
-            max_edge_bytes: no candidate has more than this in parameters and live tensors on the edge.
+    Args:   transfer_factor: measured / computed time of recent transfers.
+            queue_ms: time for which a task waits in the cloud before it is computed.
+            sender: how much the edge may send without acknowledgements.
+            max_edge_bytes: limit of parameters and live tensors on the edge, for every candidate.
     Raises: PlanningError: the latencies are not those of the graph's layers, or no cut fits.
     """
     start_ms = now_ms()
-    planner = _Planner(graph, edge, cloud, rate_bytes_per_s, rtt_ms, transfer_factor, queue_ms, sender)
-    candidates = planner.at_points(points_of(strategy, graph))
-    if max_edge_bytes < math.inf:
-        memory = memory_at_points(graph)
-        candidates = [found for found in candidates if memory[found.point].total_bytes <= max_edge_bytes]
+    if not len(edge.latency_ms) == len(cloud.latency_ms) == len(graph.layers):
+        counts = f"{len(edge.latency_ms)} and {len(cloud.latency_ms)}"
+        raise PlanningError(f"{counts} latencies are not those of the {len(graph.layers)} layers of {graph.model}")
+    link = _Link(rate_bytes_per_s, rtt_ms, transfer_factor, sender, graph.output.size_bytes)
+    points = points_of(strategy, graph, max_edge_bytes)
+    boundaries = list(zip(graph.boundary_bytes, graph.boundary_counts, strict=True))
+    transfer_ms = {boundary: link.transfer_ms(*boundary) for boundary in set(boundaries)}  # many are the same
+    times_ms = chain_stages(edge.latency_ms, [transfer_ms[each] for each in boundaries], cloud.latency_ms)[points]
+    sizes_bytes = [graph.boundary_bytes[point] for point in points]
+    inside: list[frozenset[int] | None] = [None] * len(points)
     if strategy is Strategy.DADS and not graph.is_chain:
-        candidates += planner.inside_blocks(objective, max_edge_bytes)
-        candidates.sort(key=lambda candidate: candidate.point)
-    if not candidates:
+        costs = _dag_costs(graph, edge, cloud, link, queue_ms, objective)
+        for cut in inner_cuts(graph, costs, objective, max_edge_bytes):
+            cut_ms, cut_bytes = _times_of_nodes(graph, costs, link, cut)
+            row = bisect_right(points, len(cut) - 1)
+            points.insert(row, len(cut) - 1)
+            sizes_bytes.insert(row, cut_bytes)
+            inside.insert(row, cut)
+            times_ms = np.insert(times_ms, row, cut_ms, axis=0)
+    if not points:
         limit = readable_bytes(int(max_edge_bytes))
         raise PlanningError(f"no cut of {graph.model} that {strategy} considers fits into {limit} on the edge")
-    best = candidates[best_point([c.stages for c in candidates], [c.busy for c in candidates], objective)]
-    return SplitPlan(graph, edge, cloud, candidates, best, now_ms() - start_ms, objective, strategy)
+    stages_ms, busy_ms = times_ms.copy(), times_ms.copy()
+    stages_ms[:, 2] += np.where(sizes_bytes, queue_ms, 0.0)
+    busy_ms[:, 1] = np.array(sizes_bytes) * s_to_ms(1 / rate_bytes_per_s)
+    candidates = Candidates(graph, points, sizes_bytes, stages_ms, busy_ms, inside)
+    best, *others = (candidates[row] for row in rank_cuts(stages_ms, busy_ms, objective)[:2].tolist())
+    return SplitPlan(graph, edge, cloud, candidates, best, now_ms() - start_ms, objective, strategy, *others)
 
 
-@dataclass(frozen=True, slots=True)
-class _Planner:
-    """Makes candidates of cuts; see `plan_split`."""
+class _Link(NamedTuple):
+    """The link of one plan; see `plan_split`."""
 
-    graph: LayerGraph
-    edge: LayerLatencies
-    cloud: LayerLatencies
     rate_bytes_per_s: float
     rtt_ms: float
     transfer_factor: float
-    queue_ms: float
     sender: Sender
+    reply_bytes: int
 
-    def at_points(self, points: Sequence[int]) -> list[Candidate]:
-        """Return the candidates of some partition points: those of a chain whose layers are what lies between."""
-        graph, last = self.graph, len(self.graph.layers)
-        if not len(self.edge.latency_ms) == len(self.cloud.latency_ms) == last:
-            counts = f"{len(self.edge.latency_ms)} and {len(self.cloud.latency_ms)}"
-            raise PlanningError(f"{counts} latencies are not those of the {last} layers of {graph.model}")
-        ends = sorted({0, *points, last})
-        edge_ms, cloud_ms = (
-            [sum(side.latency_ms[start:end]) for start, end in pairwise(ends)] for side in (self.edge, self.cloud)
-        )
-        transfer_ms = [self._transfer_ms(graph.crossing_bytes[end], graph.crossing_counts[end]) for end in ends]
-        wanted = frozenset(points)
-        return [
-            self._candidate(end, graph.point_name(end), times, graph.crossing_bytes[end])
-            for end, times in zip(ends, chain_candidates(edge_ms, transfer_ms, cloud_ms), strict=True)
-            if end in wanted
-        ]
-
-    def inside_blocks(self, objective: Objective, max_edge_bytes: float) -> list[Candidate]:
-        """Return the candidates that are no partition points between blocks, but may be better."""
-        sizes_bytes = np.array([float(node.sent_bytes) for node in self.graph.nodes])
-        edge_ms, cloud_ms = (np.concatenate(([0.0], side.latency_ms)) for side in (self.edge, self.cloud))
-        link_ms = sizes_bytes * s_to_ms(1 / self.rate_bytes_per_s)
-        costs = DagCosts(edge_ms, link_ms, cloud_ms)
-        if objective is Objective.LATENCY:
-            tensors = np.array([len(node.outputs) for node in self.graph.nodes])
-            fixed_ms = self._transfer_ms(1, tensors=0) + self.queue_ms
-            costs = DagCosts(edge_ms, self.transfer_factor * (link_ms + TENSOR_MS * tensors), cloud_ms, fixed_ms)
-        cuts = inner_cuts(self.graph, costs, objective, max_edge_bytes)
-        return [self._inside(cut, costs) for cut in cuts]
-
-    def _inside(self, edge_nodes: frozenset[int], costs: DagCosts) -> Candidate:
-        crossing = [self.graph.nodes[index] for index in search_of(self.graph).crossing(edge_nodes)]
-        size_bytes = sum(node.sent_bytes for node in crossing)
-        here = list(edge_nodes)
-        edge_ms = float(costs.edge_ms[here].sum())
-        cloud_ms = float(np.delete(costs.cloud_ms, here).sum())
-        tensors = sum(len(node.outputs) for node in crossing)
-        times = StageTimes(edge_ms, self._transfer_ms(size_bytes, tensors), cloud_ms)
-        name = " + ".join(node.name for node in crossing)
-        return self._candidate(len(edge_nodes) - 1, name, times, size_bytes, edge_nodes)
-
-    def _transfer_ms(self, size_bytes: int, tensors: int) -> float:
+    def transfer_ms(self, size_bytes: int, tensors: int) -> float:
+        """Return the time to send tensors with this total size and to receive the reply, ms; 0 without bytes."""
         if not size_bytes:
             return 0.0
-        reply_bytes = self.graph.output.size_bytes
-        computed_ms = transfer_time_ms(size_bytes, reply_bytes, self.rate_bytes_per_s, self.rtt_ms, self.sender)
+        computed_ms = transfer_time_ms(size_bytes, self.reply_bytes, self.rate_bytes_per_s, self.rtt_ms, self.sender)
         return self.transfer_factor * (computed_ms + TENSOR_MS * (tensors - 1))
 
-    def _candidate(
-        self, point: int, layer: str, times: StageTimes, size_bytes: int, inside: frozenset[int] | None = None
-    ) -> Candidate:
-        waited_ms = times.cloud_ms + self.queue_ms if size_bytes else 0.0
-        stages = StageTimes(times.edge_ms, times.transfer_ms, waited_ms)
-        busy = StageTimes(times.edge_ms, s_to_ms(size_bytes / self.rate_bytes_per_s), times.cloud_ms)
-        return Candidate(point, layer, stages, busy, size_bytes, inside)
+
+def _dag_costs(
+    graph: LayerGraph, edge: LayerLatencies, cloud: LayerLatencies, link: _Link, queue_ms: float, objective: Objective
+) -> DagCosts:
+    """Return the costs of all nodes and tensors for an objective, ms."""
+    edge_ms, cloud_ms = (np.concatenate(([0.0], side.latency_ms)) for side in (edge, cloud))
+    send_ms = np.array(graph.sent_bytes) * s_to_ms(1 / link.rate_bytes_per_s)
+    if objective is Objective.THROUGHPUT:
+        return DagCosts(edge_ms, send_ms, cloud_ms)
+    send_ms = link.transfer_factor * (send_ms + TENSOR_MS * np.array(graph.tensor_counts))
+    return DagCosts(edge_ms, send_ms, cloud_ms, fixed_ms=link.transfer_ms(1, tensors=0) + queue_ms)
+
+
+def _times_of_nodes(
+    graph: LayerGraph, costs: DagCosts, link: _Link, edge_nodes: frozenset[int]
+) -> tuple[StageTimes, int]:
+    """Return the times of edge, link and cloud, ms, with these nodes on the edge, and the bytes to send."""
+    boundary = graph.boundary(edge_nodes)
+    size_bytes = sum(node.sent_bytes for node in boundary)
+    transfer_ms = link.transfer_ms(size_bytes, sum(len(node.outputs) for node in boundary))
+    edge_ms, _, cloud_ms = busy_times(search_of(graph), costs, edge_nodes)
+    return StageTimes(edge_ms, transfer_ms, cloud_ms), size_bytes
+
+
+def _error_widths_ms(side: LayerLatencies, layers: Iterable[int]) -> tuple[float, float]:
+    """Return how far the latency of some layers may lie below and above its prediction, ms (90 % interval)."""
+    some = side.of(sorted(layers))
+    total_ms, interval = some.total(), some.interval()
+    return total_ms - interval.low_ms, interval.high_ms - total_ms
 
 
 def tensor_documents(nodes: Iterable[Node]) -> list[dict[str, Any]]:
-    """Return the tensors that nodes make, as the JSON interface has those that cross."""
+    """Return the tensors that nodes make as JSON objects, in the form in which they are sent."""
     return [
         {"name": node.name, "shape": list(sent.shape), "dtype": sent.dtype, "bytes": sent.size_bytes}
         for node in nodes
@@ -281,7 +320,7 @@ def tensor_documents(nodes: Iterable[Node]) -> list[dict[str, Any]]:
 
 
 def needless_link(plan: SplitPlan, rtt_ms: float) -> str:
-    """Return why no link could change a plan that keeps everything on the edge, made for an infinitely fast one."""
+    """Return why no link would change a plan with everything on the edge; the plan is for an infinitely fast link."""
     alone_ms, other = plan.best.stages.total_ms, plan.runner_up
     if other is None:
         return f"edge-only , {alone_ms:.2f} ms , is the only cut"

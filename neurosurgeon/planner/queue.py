@@ -69,15 +69,8 @@ def plan_resend(chosen: Choice, elapsed_ms: float, plan: SplitPlan, pipeline: Pi
 
 
 def _fastest(plan: SplitPlan, pipeline: Pipeline) -> Choice:
-    return min(_choices(plan, pipeline), key=_total_ms)
-
-
-def _choices(plan: SplitPlan, pipeline: Pipeline) -> list[Choice]:
-    return [choice(plan, index, pipeline) for index in range(len(plan.candidates))]
-
-
-def _total_ms(choice: Choice) -> float:
-    return choice.predicted.total_ms
+    totals_ms = pipeline.totals_ms(plan.candidates.stages_ms, plan.candidates.busy_ms)
+    return choice(plan, int(totals_ms.argmin()), pipeline)
 
 
 class Chooser:
@@ -116,7 +109,7 @@ class Chooser:
 
     def _plan_ahead(self, plan_of: Callable[[str], SplitPlan], position: int, pipeline: Pipeline) -> None:
         ahead = [plan_of(model).candidates for model in self._queue[position:][:HORIZON]]
-        busy = {id(candidates): [candidate.busy for candidate in candidates] for candidates in ahead}
+        busy = {id(candidates): [StageTimes(*row) for row in candidates.busy_ms.tolist()] for candidates in ahead}
         options = [busy[id(candidates)] for candidates in ahead]
         known = zip(self._ahead[REPLAN_TASKS:], options, strict=False)  # a plan may have a cut less than the one before
         start = [min(index, len(option) - 1) for index, option in known]
@@ -126,7 +119,7 @@ class Chooser:
         model = plan.graph.model
         best = choice(plan, plan.best.point, IDLE) if pipeline == IDLE else _fastest(plan, pipeline)
         chosen = choice(plan, self._last.get(model, best.candidate.point), pipeline)
-        if _total_ms(best) < (1 - MIN_GAIN) * _total_ms(chosen):
+        if best.predicted.total_ms < (1 - MIN_GAIN) * chosen.predicted.total_ms:
             chosen = best
         self._last[model] = chosen.candidate.point
         return chosen

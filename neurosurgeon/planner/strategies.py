@@ -1,4 +1,4 @@
-"""Which cuts of a network each strategy considers; the planner weighs them, and takes the best."""
+"""The cuts of a network that each strategy considers; the planner takes the best of them."""
 
 from __future__ import annotations
 
@@ -16,35 +16,40 @@ from neurosurgeon.planner.dag_search import DagCosts, DagSearch
 from neurosurgeon.planner.heavy_load import shortest_bottleneck
 from neurosurgeon.planner.memory import edge_memory, memory_at_points
 
-PRICES = np.geomspace(2**-8, 2**8, 17)  # of a byte, times latency per byte on the edge
+PRICES = np.geomspace(2**-8, 2**8, 17)  # of a byte of parameters, in units of the edge's latency per byte
 
 
 class Strategy(StrEnum):
-    """How a network is cut; of a chain, the first three find the same."""
+    """How a network is cut; the first three find the same cut of a chain."""
 
     DADS = "dads"  # anywhere: the minimum cut of the graph (Hu et al., INFOCOM'19)
-    NEUROSURGEON = "neurosurgeon"  # behind any layer, in execution order (Kang et al., ASPLOS'17)
-    CHAIN_OF_BLOCKS = "chain-of-blocks"  # only where a single tensor crosses
+    NEUROSURGEON = "neurosurgeon"  # after any layer, in execution order (Kang et al., ASPLOS'17)
+    CHAIN_OF_BLOCKS = "chain-of-blocks"  # only where a single tensor is sent
     EDGE_ONLY = "edge-only"
     CLOUD_ONLY = "cloud-only"
 
 
-@cache
+@cache  # building a search takes 0.4 ms for GoogLeNet and 3 ms for DenseNet-201, which is longer than a plan
 def search_of(graph: LayerGraph) -> DagSearch:
-    """Return the search for cuts of a graph, built once."""
+    """Return the search for cuts of a graph, which is built once."""
     return DagSearch([node.inputs for node in graph.nodes])
 
 
-def points_of(strategy: Strategy, graph: LayerGraph) -> Sequence[int]:
-    """Return the partition points that a strategy considers, in order."""
+def points_of(strategy: Strategy, graph: LayerGraph, max_edge_bytes: float = math.inf) -> list[int]:
+    """Return the partition points that a strategy considers and whose edge partition fits the limit, in order."""
     last = len(graph.layers)
     if strategy is Strategy.EDGE_ONLY:
-        return [last]
-    if strategy is Strategy.CLOUD_ONLY:
-        return [0]
-    if strategy is Strategy.NEUROSURGEON or graph.is_chain:
-        return range(last + 1)
-    return graph.block_points if strategy is Strategy.CHAIN_OF_BLOCKS else search_of(graph).ends
+        points: Sequence[int] = [last]
+    elif strategy is Strategy.CLOUD_ONLY:
+        points = [0]
+    elif strategy is Strategy.NEUROSURGEON or graph.is_chain:
+        points = range(last + 1)
+    else:
+        points = graph.block_points if strategy is Strategy.CHAIN_OF_BLOCKS else search_of(graph).ends
+    if max_edge_bytes == math.inf:
+        return list(points)
+    memory = memory_at_points(graph)
+    return [point for point in points if memory[point].total_bytes <= max_edge_bytes]
 
 
 def inner_cuts(
@@ -53,24 +58,22 @@ def inner_cuts(
     objective: Objective = Objective.LATENCY,
     max_edge_bytes: float = math.inf,
 ) -> list[frozenset[int]]:
-    """Return cuts inside blocks that fit the edge's memory, the best of all cuts among them if it is one.
+    """Return cuts inside blocks that fit the edge's memory; if the best cut of all lies inside a block, it is included.
 
-    For latency this is exact, for throughput an approximation (`planner.heavy_load`). In a block whose best cut does
-    not fit, others are tried: those that are best when every byte of parameters on the edge has a price, for a range of
-    prices. Only there may a better one that fits be missed.
+    For latency this is exact, for throughput an approximation (`planner.heavy_load`). If the best cut of a block does
+    not fit, others are tried: the best ones if each byte of parameters on the edge has a price, for a range of prices.
+    Only in this case may a better cut that fits be missed.
 
     Args: costs: of latency; for throughput, how long nodes and tensors keep edge, link and cloud busy.
     """
     search = search_of(graph)
-    if not search.has_interior:
-        return []
     if objective is Objective.THROUGHPUT:
         cuts = [cut for cut in (shortest_bottleneck(search, costs).edge_nodes,) if search.goes_through_block(cut)]
     else:
         end_ms = search.end_costs(costs)
         if max_edge_bytes < math.inf:
-            sizes = [memory_at_points(graph)[point].total_bytes for point in (*search.ends, len(graph.layers))]
-            end_ms[np.array(sizes) > max_edge_bytes] = np.inf
+            memory = memory_at_points(graph)
+            end_ms[[memory[point].total_bytes > max_edge_bytes for point in search.ends]] = np.inf
         cuts = [cut.edge_nodes for cut in search.inner_cuts(costs, below_ms=float(end_ms.min()))]
     if max_edge_bytes == math.inf:
         return cuts

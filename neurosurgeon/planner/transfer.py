@@ -1,8 +1,8 @@
-"""How long a cut's tensors take to cross: bytes, the link's rate and round trip, and how much its sender may send.
+"""Transfer time of the tensors of a cut, from their bytes, the link's rate and round trip, and the sender's window.
 
-TCP starts with a window of ten segments and doubles it with every round trip (RFC 5681, RFC 6928), so a connection
-that has been silent is slower than bytes / rate says, the more so the longer the link is. A connection that has just
-carried tensors keeps its window. A sender that paces itself (BBR) spreads each window over the round trip.
+TCP starts with a window of ten segments and doubles it with every round trip (RFC 5681, RFC 6928). So a connection that
+has been idle needs longer than bytes / rate, and more so if the round trip is long. A connection that has just sent
+tensors keeps its window. A sender with pacing (BBR) spreads each window over the round trip.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ SEGMENT_BYTES = 1448  # an Ethernet packet less the headers of IP and TCP, with 
 INITIAL_WINDOW_BYTES = 10 * SEGMENT_BYTES  # RFC 6928
 FRAME_BYTES = 512  # the head of a frame (`net.frames`)
 ALIGNMENT_BYTES = 64  # of the tensors in it
-TENSOR_MS = 0.01  # for each tensor of a frame but the first: both ends describe it, and handle a buffer more
+TENSOR_MS = 0.01  # of each tensor of a frame but the first: both ends describe it and handle one more buffer
 TLS_SHARE = 22 / 16_384  # header, tag and type of every full record (RFC 8446, sec. 5)
 
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """What the sending end of a connection may do before it hears from the other one."""
+    """How much the sending end of a connection may send before it receives acknowledgements."""
 
     window_bytes: float = INITIAL_WINDOW_BYTES
-    threshold_bytes: float = math.inf  # the window doubles no further than this
-    pace_bytes_per_s: float = math.inf  # of a first window; infinite: it leaves as fast as the link takes it
-    burst_bytes: float = 0.0  # what leaves before pacing begins
-    rtt_s: float = math.inf  # of segments and their acknowledgements, where it is known to be less than an exchange's
+    threshold_bytes: float = math.inf  # the window is doubled up to this
+    pace_bytes_per_s: float = math.inf  # of the first window; infinite: it is sent at the link's rate
+    burst_bytes: float = 0.0  # sent before pacing begins
+    rtt_s: float = math.inf  # of segments and acknowledgements, if it is known; at most that of an exchange
     is_encrypted: bool = False
 
 
@@ -37,19 +37,19 @@ WARM = Sender(window_bytes=math.inf)
 
 
 def transfer_time_ms(
-    crossing_bytes: int, reply_bytes: int, rate_bytes_per_s: float, rtt_ms: float, sender: Sender = WARM
+    boundary_bytes: int, reply_bytes: int, rate_bytes_per_s: float, rtt_ms: float, sender: Sender = WARM
 ) -> float:
-    """Return the time (ms) to send what crosses and to get the answer back.
+    """Return the time to send the boundary tensors and to receive the reply, ms.
 
-    A round trip, the frames of both ways at the link's rate (the downlink is taken to be as fast), and what the
-    sender waits for acknowledgements. Nothing crosses when the whole network runs on the edge: 0.
+    It consists of a round trip, the frames of both directions at the link's rate, and the sender's waits for
+    acknowledgements. The downlink is assumed to be as fast as the uplink. Without boundary tensors the time is 0.
 
     Args: rate_bytes_per_s: of TCP's payload.
     """
-    if not crossing_bytes:
+    if not boundary_bytes:
         return 0.0
     rtt_s, share = ms_to_s(rtt_ms), 1 + TLS_SHARE * sender.is_encrypted
-    request_s = sending_s(share * frame_bytes(crossing_bytes), rate_bytes_per_s, rtt_s, sender)
+    request_s = sending_s(share * frame_bytes(boundary_bytes), rate_bytes_per_s, rtt_s, sender)
     reply_s = sending_s(share * frame_bytes(reply_bytes), rate_bytes_per_s, rtt_s, IDLE)
     return s_to_ms(request_s + reply_s) + rtt_ms
 
@@ -60,19 +60,19 @@ def frame_bytes(tensor_bytes: int) -> int:
 
 
 def sending_s(size_bytes: float, rate_bytes_per_s: float, rtt_s: float, sender: Sender) -> float:
-    """Return the time (s) from the first byte's start to the last byte's end, the delay of the link left out."""
-    rtt_s = min(rtt_s, sender.rtt_s)  # a window waits for kernels alone, an exchange for processes to wake up, too
+    """Return the time from the start of the first byte to the end of the last one, s, without the link's delay."""
+    rtt_s = min(rtt_s, sender.rtt_s)  # a window waits for kernels only, an exchange also for processes to wake up
     if math.isfinite(sender.pace_bytes_per_s):
         return _paced_s(size_bytes, rate_bytes_per_s, rtt_s, sender)
     return size_bytes / rate_bytes_per_s + _pauses_s(size_bytes, rate_bytes_per_s, rtt_s, sender)
 
 
 def _pauses_s(size_bytes: float, rate_bytes_per_s: float, rtt_s: float, sender: Sender) -> float:
-    """Return how long the link is idle, because whole windows are on their way and none is acknowledged."""
+    """Return the time for which the link is idle, s, because the sender waits until a window is acknowledged."""
     pauses_s, left_bytes, window_bytes = 0.0, size_bytes, sender.window_bytes
     while left_bytes > window_bytes and window_bytes < rate_bytes_per_s * rtt_s:
         pause_s = rtt_s - window_bytes / rate_bytes_per_s
-        if window_bytes >= sender.threshold_bytes:  # from here on it grows too slowly to matter
+        if window_bytes >= sender.threshold_bytes:  # beyond it, its growth is too slow to matter
             return pauses_s + pause_s * (math.ceil(left_bytes / window_bytes) - 1)
         pauses_s += pause_s
         left_bytes -= window_bytes
@@ -81,9 +81,9 @@ def _pauses_s(size_bytes: float, rate_bytes_per_s: float, rtt_s: float, sender: 
 
 
 def _paced_s(size_bytes: float, rate_bytes_per_s: float, rtt_s: float, sender: Sender) -> float:
-    """Return the time (s) of a sender that doubles its pace with every round trip, evenly.
+    """Return the time of a sender that doubles its rate with every round trip, evenly, s.
 
-    After t it has sent window * 2 ** (t / RTT), at ln 2 / RTT times as much a second, until the link allows no more.
+    After time t it has sent window * 2 ** (t / RTT), at a rate of ln 2 / RTT times that, up to the link's rate.
     """
     first_bytes = min(size_bytes, sender.window_bytes)
     pace_bytes_per_s = min(rate_bytes_per_s, sender.pace_bytes_per_s)

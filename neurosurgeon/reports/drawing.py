@@ -68,7 +68,7 @@ def dot_text(graph: LayerGraph, edge_nodes: Collection[int]) -> str:
     boxes = boxes_of(graph, edge_nodes)
     box_of = {index: number for number, box in enumerate(boxes) for index in box}
     is_cut = len(edge_nodes) < len(graph.nodes)
-    transferred = graph.crossing(edge_nodes) if is_cut else ()
+    transferred = graph.boundary(edge_nodes) if is_cut else ()
     on_edge, in_cloud = ([n for n, box in enumerate(boxes) if (box[0] in edge_nodes) is side] for side in (True, False))
     labels = [_box_label([graph.nodes[index] for index in box]) for box in boxes]
     lines = [

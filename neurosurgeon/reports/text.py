@@ -96,7 +96,7 @@ def cut_lines(
 def best_lines(plan: SplitPlan) -> list[str]:
     """Return the lines of the best cut."""
     best = plan.best
-    boundary = plan.crossing(best)
+    boundary = plan.boundary(best)
     return cut_lines(plan.graph, best.point, best.layer, plan.edge_nodes(best), boundary, best.stages.total_ms)
 
 
@@ -226,7 +226,7 @@ def print_plan(plan: SplitPlan, bandwidth_mb_per_s: float, rtt_ms: float) -> Non
         edge, transfer, cloud, total = candidate.stages.as_dict().values()
         layer = candidate.layer if len(candidate.layer) < 30 else f"{candidate.layer[:28]}…"
         print(
-            f"{candidate.point:>5}  {layer:<30}{readable_bytes(candidate.crossing_bytes):>11}"
+            f"{candidate.point:>5}  {layer:<30}{readable_bytes(candidate.boundary_bytes):>11}"
             f"{edge:>11.3f}{transfer:>12.3f}{cloud:>11.3f}{total:>12.3f}"
             f"{'  <- best' if candidate is plan.best else ''}"
         )
@@ -244,7 +244,9 @@ def print_confidence(plan: SplitPlan) -> None:
     low_ms, high_ms = plan.interval(plan.best)
     print(f"90 % interval of its latency : {low_ms:.2f} to {high_ms:.2f} ms")
     if plan.runner_up:
-        verdict = "too close to call" if plan.is_too_close_to_call else "outside that interval"
+        verdict = (
+            "too close to call" if plan.is_too_close_to_call else "slower by more than the error of the predictions"
+        )
         runner_up = plan.runner_up
         print(f"runner-up : {runner_up.point} - {runner_up.layer} , {runner_up.stages.total_ms:.2f} ms , {verdict}")
     for side, latencies in (("edge", plan.edge), ("cloud", plan.cloud)):

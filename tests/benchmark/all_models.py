@@ -92,7 +92,7 @@ def examine(name: str) -> dict[str, Any]:
         "search_ms": search_ms,
         "cutting_ms": cutting_ms,
         "edge_nodes": len(edge_nodes),
-        "crossing": len(graph.crossing(edge_nodes)) if edge_nodes != everything else 0,
+        "crossing": len(graph.boundary(edge_nodes)) if edge_nodes != everything else 0,
         "edge_parameter_mb": graph.parameter_bytes(edge_nodes) / 1e6,
         "cloud_parameter_mb": graph.parameter_bytes(everything - edge_nodes) / 1e6,
         "meta_only": meta_only,

@@ -49,7 +49,7 @@ from neurosurgeon.net.link_watch import LinkWatch
 from neurosurgeon.net.traces import SHAPES, Condition, Trace, made_up, read_trace
 from neurosurgeon.planner.chain_search import Objective
 from neurosurgeon.planner.flow_shop import Pipeline
-from neurosurgeon.planner.hedge import Hedging, OnItsWay
+from neurosurgeon.planner.hedge import Hedging, TransferProgress
 from neurosurgeon.planner.plan import SplitPlan, plan_split
 from neurosurgeon.planner.queue import Choice, Chooser, replan_whole_task
 from neurosurgeon.planner.transfer import frame_bytes
@@ -105,9 +105,9 @@ class World:
         """Return the times of edge, transfer and cloud of a task that starts at a time."""
         candidate = self.plan(self.link(start_s)).candidates[point]
         edge_s, cloud_s = candidate.busy.edge_ms / 1e3, candidate.busy.cloud_ms / 1e3
-        if not candidate.crossing_bytes:
+        if not candidate.boundary_bytes:
             return edge_s, 0.0, 0.0
-        return edge_s, sum(self.transfers_s(start_s + edge_s, candidate.crossing_bytes)), cloud_s
+        return edge_s, sum(self.transfers_s(start_s + edge_s, candidate.boundary_bytes)), cloud_s
 
     def transfers_s(self, sent_s: float, crossing_bytes: int) -> tuple[float, float]:
         """Return the time of a tensor on the uplink, and of its reply, with the round trip."""
@@ -211,7 +211,7 @@ class Follower:
         start_s = self.time_s
         begun = self.chooser.choose(lambda model: self.plan(), self.under_way())
         chosen = self.compute(begun)
-        end_s = self.wait_for(self.send(chosen)) if chosen.candidate.crossing_bytes else self.time_s
+        end_s = self.wait_for(self.send(chosen)) if chosen.candidate.boundary_bytes else self.time_s
         return Task(start_s, begun.candidate.point, end_s - start_s)
 
     def plan(self) -> SplitPlan:
@@ -240,7 +240,7 @@ class Follower:
 
     def send(self, chosen: Choice) -> Sent:
         start_s = max([self.time_s, *(sent.received_s for sent in self.sent)])
-        up_s, back_s = self.world.transfers_s(start_s, chosen.candidate.crossing_bytes)
+        up_s, back_s = self.world.transfers_s(start_s, chosen.candidate.boundary_bytes)
         answer_s = start_s + up_s + back_s + chosen.candidate.busy.cloud_ms / 1e3
         self.sent.append(Sent(chosen, start_s, self.time_s, start_s + up_s, answer_s))
         return self.sent[-1]
@@ -248,13 +248,13 @@ class Follower:
     def wait_for(self, sent: Sent) -> float:
         """Return the time at which the task has its result, from the cloud or the edge."""
         while sent in self.sent:
-            if self.hedges and self.hedging.pays(self.way(sent), sent.chosen.rest_ms):
+            if self.hedges and self.hedging.should_hedge(self.way(sent), sent.chosen.rest_ms):
                 sent.is_wanted = False
                 here_s = self.time_s + sent.chosen.rest_ms / 1e3
                 self.hedged += 1
                 self.in_vain += here_s > sent.answer_s
                 self.advance(min(here_s, sent.answer_s))
-                self.hedging.ended(was_first=here_s <= sent.answer_s)
+                self.hedging.record_outcome(was_first=here_s <= sent.answer_s)
                 return self.time_s
             self.advance(min(self.time_s + POLL_S, sent.answer_s))
         return sent.answer_s
@@ -278,7 +278,7 @@ class Follower:
         if self.refresh_s is None and (self.time_s >= self.next_tick_s or (self.watch.wants_probe and not self.sent)):
             link = self.world.link(self.time_s)
             probe_s = PROBE_RTTS * link.rtt_ms / 1e3 + self.world.trace.transfer_s(self.time_s, QUICK_BYTES)
-            self.was_sending_bytes = max((sent.chosen.candidate.crossing_bytes for sent in self.sent), default=0)
+            self.was_sending_bytes = max((sent.chosen.candidate.boundary_bytes for sent in self.sent), default=0)
             self.refresh_s = self.time_s + (link.rtt_ms / 1e3 if self.sent else probe_s)
         if self.refresh_s is not None and self.time_s >= self.refresh_s:
             self.watch.refresh()
@@ -292,20 +292,20 @@ class Follower:
             self.watch.record_exchange(rtt_ms + 4_512e3 / self.world.link(self.time_s).rate_bytes_per_s, 4_000)
         factor = OUTLIER_FACTOR ** self.draw.choice((-1, 1)) if self.draw.random() < OUTLIERS else 1.0
         receive_ms = (sent.received_s - sent.start_s) * 1e3 * factor
-        self.watch.record_transfer(sent.chosen.candidate.crossing_bytes, self.noisy(receive_ms, TRANSFER_NOISE))
-        self.sent_bytes += frame_bytes(sent.chosen.candidate.crossing_bytes)
+        self.watch.record_transfer(sent.chosen.candidate.boundary_bytes, self.noisy(receive_ms, TRANSFER_NOISE))
+        self.sent_bytes += frame_bytes(sent.chosen.candidate.boundary_bytes)
 
     def look(self) -> None:
         """Look how far the tensors are, as `edge.queue` does."""
         left_bytes = self.left_bytes(self.sent[-1]) if self.sent else 0
         acked_bytes = self.sent_bytes + sum(map(self.size_bytes, self.sent)) - left_bytes
-        self.hedging.saw(self.time_s * 1e3, acked_bytes, left_bytes, self.watch.now().link.rtt_ms)
-        moved = self.hedging.newest()
+        self.hedging.record_progress(self.time_s * 1e3, acked_bytes, left_bytes, self.watch.now().link.rtt_ms)
+        moved = self.hedging.recent_transfer()
         if self.hedges and moved:
             self.watch.record_progress(*moved, left_bytes)
 
     def size_bytes(self, sent: Sent) -> int:
-        return frame_bytes(sent.chosen.candidate.crossing_bytes)
+        return frame_bytes(sent.chosen.candidate.boundary_bytes)
 
     def left_bytes(self, last: Sent) -> int:
         """Return how much is not acknowledged of a tensor and of those before it."""
@@ -315,9 +315,9 @@ class Follower:
         sizes = map(self.size_bytes, before)
         return round(sum(size - min(size, done) for size, done in zip(sizes, crossed, strict=True)))
 
-    def way(self, sent: Sent) -> OnItsWay:
+    def way(self, sent: Sent) -> TransferProgress:
         predicted_ms = sent.chosen.predicted.transfer_ms + sent.chosen.predicted.cloud_ms
-        return self.hedging.way(self.time_s * 1e3, sent.sent_s * 1e3, predicted_ms, self.left_bytes(sent))
+        return self.hedging.progress_of(self.time_s * 1e3, sent.sent_s * 1e3, predicted_ms, self.left_bytes(sent))
 
 
 def once_a_task(world: World) -> Strategy:

@@ -73,7 +73,7 @@ def raw_transfer_ms(model: str, threads: int) -> float:
     listener = socket.create_server((DEFAULT_IP, 0))
     peer = multiprocessing.get_context("spawn").Process(target=compute_bare, args=(listener, model, threads))
     peer.start()
-    data, answer = bytes(graph.crossing_bytes[0]), memoryview(bytearray(TOOK_MS.size + graph.output.size_bytes))
+    data, answer = bytes(graph.boundary_bytes[0]), memoryview(bytearray(TOOK_MS.size + graph.output.size_bytes))
     found_ms: list[float] = []
     with socket.create_connection(listener.getsockname()) as raw:
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -79,7 +79,7 @@ def regrets(measured: Measured, source: str) -> list[dict[str, object]]:
             costs = [
                 edge_ms + transfer_time_ms(sent_bytes, graph.output.size_bytes, rate * 1e6, RTT_MS) + cloud_ms
                 for edge_ms, sent_bytes, cloud_ms in zip(
-                    partitions["edge"], graph.crossing_bytes, partitions["cloud"], strict=True
+                    partitions["edge"], graph.boundary_bytes, partitions["cloud"], strict=True
                 )
             ]
             chosen = plan_split(graph, edge, cloud, rate * 1e6, RTT_MS).best.point

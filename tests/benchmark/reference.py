@@ -17,7 +17,7 @@ from sklearn.linear_model import LinearRegression
 
 from neurosurgeon.graph.layer_graph import LayerGraph, Node
 from neurosurgeon.graph.spec import LayerKind
-from neurosurgeon.planner.chain_search import best_point, chain_candidates
+from neurosurgeon.planner.chain_search import chain_stages, rank_cuts
 from neurosurgeon.predictor.get_datasets_func import COLUMNS, csv_path, read_rows
 from neurosurgeon.predictor.places import dataset_directory
 from neurosurgeon.utils.units import s_to_ms
@@ -29,10 +29,10 @@ def reference_point(graph: LayerGraph, rate_bytes_per_s: float, slowdown: float)
     """Return the chosen partition point, for an edge with a known slowdown."""
     points = graph.block_points
     edge_ms, cloud_ms = (_between(points, predicted_ms(side, graph)) for side in ("edge", "cloud"))
-    sizes_bytes = [graph.crossing_bytes[point] if point else graph.input.size_bytes for point in points]
+    sizes_bytes = [graph.boundary_bytes[point] if point else graph.input.size_bytes for point in points]
     transfer_ms = [s_to_ms(size_bytes / rate_bytes_per_s) for size_bytes in sizes_bytes]
-    stages = chain_candidates([slowdown * latency for latency in edge_ms], transfer_ms, cloud_ms)
-    return points[best_point(stages, stages)]
+    stages_ms = chain_stages([slowdown * latency for latency in edge_ms], transfer_ms, cloud_ms)
+    return points[rank_cuts(stages_ms, stages_ms)[0]]
 
 
 def _between(points: Sequence[int], latency_ms: Sequence[float]) -> list[float]:

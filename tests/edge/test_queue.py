@@ -333,7 +333,7 @@ def test_a_lost_task_is_sent_again_once_when_the_cloud_is_back_before_the_edge_h
 
 def where_a_stalled_task_is_answered(stream: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Run one task that is sent, and taken over at once."""
-    monkeypatch.setattr(Hedging, "pays", lambda *what: True)
+    monkeypatch.setattr(Hedging, "should_hedge", lambda *arguments: True)
     model = QueueModel(load_network(MODEL), SLOW_EDGE, FASTER, StageKeys("edge", "transfer", "cloud"))
     settings = QueueSettings({}, learns=False, in_flight=1)
     watch = LinkWatch("nowhere", 1, LINK)

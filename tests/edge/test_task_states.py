@@ -111,7 +111,7 @@ def watched(acked_bytes: int, until_ms: int) -> Hedging:
     """Return what has seen nothing move since time 100 of 10 KB that were sent then."""
     hedging = Hedging()
     for time_ms in range(100, until_ms + 1, 10):
-        hedging.saw(time_ms, acked_bytes, 10_000 - acked_bytes, 0.0)
+        hedging.record_progress(time_ms, acked_bytes, 10_000 - acked_bytes, 0.0)
     return hedging
 
 

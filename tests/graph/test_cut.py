@@ -24,12 +24,12 @@ SOME_CUTS = st.sampled_from(CUTS)
 
 
 @given(SOME_CUTS)
-def test_a_cut_survives_the_wire(edge_nodes: frozenset[int]) -> None:
+def test_unpack_nodes_reverses_pack_nodes(edge_nodes: frozenset[int]) -> None:
     assert unpack_nodes(GRAPH, pack_nodes(GRAPH, edge_nodes)) == edge_nodes
 
 
 @given(st.binary(max_size=3))
-def test_a_mask_is_a_cut_or_refused(mask: bytes) -> None:
+def test_unpack_nodes_refuses_masks_that_are_no_cut(mask: bytes) -> None:
     try:
         assert unpack_nodes(GRAPH, mask) in CUTS
     except PartitionError as exc:
@@ -38,7 +38,7 @@ def test_a_mask_is_a_cut_or_refused(mask: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_every_partition_point_survives_the_wire(name: str) -> None:
+def test_unpack_nodes_returns_every_partition_point(name: str) -> None:
     graph = model_graph(name)
     for point in range(len(graph.layers) + 1):
         mask = pack_nodes(graph, graph.edge_nodes(point))
@@ -80,7 +80,7 @@ def test_parts_of_a_tensor_are_boundary_tensors() -> None:
 
     graph = trace(Parts(), "parts", SHAPE)
     assert [node.name for node in graph.nodes] == ["x", "getitem", "getitem#2", "add"]
-    assert [node.name for node in graph.crossing({0, 1})] == ["x", "getitem"]
+    assert [node.name for node in graph.boundary({0, 1})] == ["x", "getitem"]
     for edge_nodes in closed_sets(graph):
         check_cut(graph, edge_nodes)
 
@@ -89,7 +89,7 @@ def test_parts_of_a_tensor_are_boundary_tensors() -> None:
 
 
 class Small(nn.Module):
-    """A network with settings of every sort."""
+    """A network with settings of every kind."""
 
     def __init__(self, **changes: float) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ def small(**changes: float) -> LayerGraph:
     return trace(Small(**changes), "small", SHAPE)
 
 
-def test_the_same_network_has_the_same_digest() -> None:
+def test_digest_of_the_same_network_is_the_same() -> None:
     torch.manual_seed(5)  # weights have a digest of their own
     assert small().digest == small().digest
     assert len(small().digest) == 32
@@ -127,10 +127,10 @@ def test_the_same_network_has_the_same_digest() -> None:
     ],
     ids=["kernel", "slope", "epsilon", "constant", "order of reading", "input size"],
 )
-def test_another_network_has_another_digest(other: Callable[[], LayerGraph]) -> None:
+def test_check_graph_digest_refuses_another_network(other: Callable[[], LayerGraph]) -> None:
     with pytest.raises(GraphError, match="different networks under the name small"):
         check_graph_digest(small(), other().digest)
 
 
-def test_the_digests_of_the_zoo_differ() -> None:
+def test_digests_of_the_zoo_differ() -> None:
     assert len({model_graph(name).digest for name in ZOO}) == len(ZOO)

@@ -59,7 +59,7 @@ def split_output(model: nn.Module, graph: TracedGraph, edge_nodes: frozenset[int
     with torch.inference_mode():
         boundary = [over_the_wire(made) for made in edge(tensor.clone())]
         assert [made.shape for made in boundary] == [
-            output.shape for node in graph.crossing(edge_nodes) for output in node.outputs
+            output.shape for node in graph.boundary(edge_nodes) for output in node.outputs
         ]
         output: Tensor = cloud(*boundary)[0]
     return output

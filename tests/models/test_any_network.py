@@ -21,7 +21,7 @@ NETWORKS = (
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def network(request: pytest.FixtureRequest) -> Network:
-    return load_network.__wrapped__(request.param)  # and not kept: they are many
+    return load_network.__wrapped__(request.param)  # without the cache: they are many
 
 
 def test_the_partitions_of_any_cut_compute_the_output_of_the_whole(network: Network) -> None:
@@ -31,7 +31,7 @@ def test_the_partitions_of_any_cut_compute_the_output_of_the_whole(network: Netw
     blocks = [network.graph.edge_nodes(point) for point in network.graph.block_points[::4]]
     most_tensors = 0
     for edge_nodes in (*random_cuts(network.graph, 6), *blocks):
-        most_tensors = max(most_tensors, len(network.graph.crossing(edge_nodes)))
+        most_tensors = max(most_tensors, len(network.graph.boundary(edge_nodes)))
         output = split_output(network.module, network.graph, edge_nodes, as_tensor(images))
         assert_equal(output, whole, same_setup=True, what=sorted(edge_nodes))
     assert most_tensors > 1
@@ -45,7 +45,7 @@ def test_partitions_hold_the_parameters_that_the_graph_counts(network: Network) 
         assert network.graph.parameter_bytes(everything - edge_nodes) == cloud.parameter_bytes
 
 
-def test_only_operations_that_make_something_are_nodes(network: Network) -> None:
+def test_nodes_are_operations_with_a_result(network: Network) -> None:
     for node in network.graph.nodes[1:]:
         assert node.output_bytes > 0
         assert node.inputs
@@ -61,7 +61,7 @@ def test_between_blocks_there_is_one_boundary_tensor(network: Network) -> None:
     assert graph.block_points[0] == 0
     assert graph.block_points[-1] == len(graph.layers)
     for point in range(len(graph.layers)):
-        assert (len(graph.crossing(graph.edge_nodes(point))) == 1) == (point in graph.block_points)
+        assert (len(graph.boundary(graph.edge_nodes(point))) == 1) == (point in graph.block_points)
     assert not graph.is_chain
 
 
@@ -69,7 +69,7 @@ def test_torchvision_has_eighty_networks() -> None:
     assert len(torchvision_names()) >= 80
 
 
-def test_the_wire_keeps_the_order_of_memory() -> None:
+def test_wire_keeps_the_memory_layout() -> None:
     tensor = torch.rand(1, 4, 3, 3).contiguous(memory_format=torch.channels_last)
     assert over_the_wire(tensor).stride() == tensor.stride()
 
@@ -78,7 +78,7 @@ def test_the_wire_keeps_the_order_of_memory() -> None:
     ("name", "giga_multiply_adds", "million_parameters"),
     [("resnet18", 1.81, 11.7), ("googlenet", 1.50, 6.6), ("swin_t", 4.49, 28.3), ("vit_h_14", 1016.7, 633.5)],
 )
-def test_flops_and_weights_are_those_that_torchvision_publishes(
+def test_flops_and_weights_are_those_of_torchvision(
     name: str, giga_multiply_adds: float, million_parameters: float
 ) -> None:
     graph = model_graph(name)
@@ -86,7 +86,7 @@ def test_flops_and_weights_are_those_that_torchvision_publishes(
     assert sum(node.weight_bytes for node in graph.nodes) / 4e6 == pytest.approx(million_parameters, rel=0.02)
 
 
-def test_the_largest_networks_are_traced_without_their_weights() -> None:
+def test_trace_of_the_largest_network_needs_no_weights() -> None:
     graph = model_graph("regnet_y_128gf")
     assert graph.input.shape == (1, 3, 384, 384)
     assert graph.parameter_bytes(range(len(graph.nodes))) > 2.5e9

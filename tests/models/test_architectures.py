@@ -1,4 +1,4 @@
-"""The four architectures: torchvision's parameter names, shapes and outputs, and a chain's manners."""
+"""The four architectures: torchvision's parameter names, shapes and outputs, and the interface of a chain."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def torchvision_model(name: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", WITH_CHECKPOINTS)
-def test_parameters_have_the_names_and_shapes_of_torchvision(name: str) -> None:
+def test_parameters_have_torchvisions_names_and_shapes(name: str) -> None:
     ours = {key: value.shape for key, value in architecture(name).state_dict().items()}
     theirs = {key: value.shape for key, value in torchvision_model(name).state_dict().items()}
     assert ours == theirs
@@ -51,7 +51,7 @@ def test_outputs_are_those_of_torchvision(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_a_model_is_a_sequence_of_its_layers(name: str) -> None:
+def test_model_is_a_sequence_of_its_layers(name: str) -> None:
     model = architecture(name)
     layers = list(model)
     assert len(model) == len(layers) > 10
@@ -60,15 +60,15 @@ def test_a_model_is_a_sequence_of_its_layers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_the_layers_hold_every_parameter(name: str) -> None:
+def test_layers_hold_every_parameter(name: str) -> None:
     model = architecture(name)
     assert {id(p) for layer in model for p in layer.parameters()} == {id(p) for p in model.parameters()}
 
 
-def test_the_first_linear_layer_of_le_net_has_46656_inputs() -> None:
+def test_first_linear_layer_of_le_net_has_46656_inputs() -> None:
     first = next(layer for layer in LeNet() if isinstance(layer, nn.Linear))
     assert first.in_features == 46656
 
 
-def test_the_number_of_classes_can_be_chosen() -> None:
+def test_number_of_classes_can_be_chosen() -> None:
     assert LeNet(num_classes=10)(torch.zeros(2, 3, 224, 224)).shape == (2, 10)

@@ -84,7 +84,7 @@ def test_the_boundary_tensors_are_those_of_the_graph(network: Network) -> None:
 
 
 @pytest.mark.parametrize("name", ["vgg_net", "mobile_net"])
-def test_folding_changes_the_outputs_by_rounding_only(name: str) -> None:
+def test_folding_changes_outputs_by_rounding_only(name: str) -> None:
     model = skeleton(name)
     model.load_state_dict(seeded_state(name, model), assign=True)
     with torch.inference_mode():
@@ -93,9 +93,9 @@ def test_folding_changes_the_outputs_by_rounding_only(name: str) -> None:
     assert_equal(folded, unfolded, same_setup=False)
 
 
-def test_folding_leaves_identities_where_the_norms_were() -> None:
+def test_folding_replaces_norms_by_identities() -> None:
     model = skeleton("le_net")
-    assert fold_batch_norms(model, model_graph("le_net")) is model  # nothing to fold, nothing changed
+    assert fold_batch_norms(model, model_graph("le_net")) is model  # it has no norm to fold
     folded = load_network("mobile_net").module
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
 
@@ -108,24 +108,24 @@ def test_crossing_bytes_are_those_of_the_boundary_tensors(name: str) -> None:
     graph = model_graph(name)
     last = len(graph.layers)
     for point in range(last):
-        nodes = graph.crossing(graph.edge_nodes(point))
-        assert graph.crossing_bytes[point] == sum(node.sent_bytes for node in nodes), f"point {point}"
-    assert len(graph.crossing_bytes) == last + 1
-    assert graph.crossing_bytes[0] == 3 * 224 * 224
-    assert graph.crossing_bytes[last] == 0
+        nodes = graph.boundary(graph.edge_nodes(point))
+        assert graph.boundary_bytes[point] == sum(node.sent_bytes for node in nodes), f"point {point}"
+    assert len(graph.boundary_bytes) == last + 1
+    assert graph.boundary_bytes[0] == 3 * 224 * 224
+    assert graph.boundary_bytes[last] == 0
 
 
 @pytest.mark.parametrize("name", ZOO)
 def test_a_cut_of_a_chain_has_exactly_one_boundary_tensor(name: str) -> None:
     graph = model_graph(name)
     for point, layer in enumerate(graph.layers, start=1):
-        assert graph.crossing(graph.edge_nodes(point)) == (layer.nodes[-1],)
+        assert graph.boundary(graph.edge_nodes(point)) == (layer.nodes[-1],)
 
 
 # ---------------------------------------------------------------- tracing
 
 
-def test_tracing_needs_no_data_and_leaves_the_model_alone() -> None:
+def test_trace_leaves_the_model_unchanged() -> None:
     model = LeNet()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     model.train()
@@ -137,7 +137,7 @@ def test_tracing_needs_no_data_and_leaves_the_model_alone() -> None:
 
 
 class Devices(TorchDispatchMode):
-    """Remembers on which devices operators ran."""
+    """Records the devices on which operators ran."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class Devices(TorchDispatchMode):
         return output
 
 
-def test_tracing_computes_on_no_data() -> None:
+def test_trace_computes_on_the_meta_device_only() -> None:
     model = skeleton("le_net")
     with Devices() as devices:
         trace(model, "le_net", INPUT_SHAPE)
@@ -157,7 +157,7 @@ def test_tracing_computes_on_no_data() -> None:
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_a_graph_starts_at_an_image_and_ends_at_logits(name: str) -> None:
+def test_graph_begins_with_an_image_and_ends_with_logits(name: str) -> None:
     graph = model_graph(name)
     assert graph.nodes[0].kind is LayerKind.INPUT
     assert graph.input.shape == (1, 3, 224, 224)
@@ -165,7 +165,7 @@ def test_a_graph_starts_at_an_image_and_ends_at_logits(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_nodes_are_in_order_and_read_only_earlier_ones(name: str) -> None:
+def test_nodes_are_in_order_and_read_earlier_ones(name: str) -> None:
     graph = model_graph(name)
     assert [node.index for node in graph.nodes] == list(range(len(graph.nodes)))
     assert all(read < node.index for node in graph.nodes for read in node.inputs)
@@ -173,8 +173,8 @@ def test_nodes_are_in_order_and_read_only_earlier_ones(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_the_graph_counts_all_weights(name: str) -> None:
-    """... and the biases that folded batch norms leave behind."""
+def test_weight_bytes_are_those_of_all_weights(name: str) -> None:
+    """The biases that folded batch norms add are included."""
     graph, model = model_graph(name), skeleton(name)
     folded_into = [graph.nodes[node.inputs[0]] for node in graph.nodes if node.folded]
     bare = [conv for conv in folded_into if model.get_submodule(conv.name).bias is None]
@@ -182,14 +182,14 @@ def test_the_graph_counts_all_weights(name: str) -> None:
     assert sum(node.weight_bytes for node in graph.nodes) == 4 * (count(model) + biases)
 
 
-def test_the_layers_of_alex_net_have_the_kinds_of_its_modules() -> None:
+def test_layers_of_alex_net_have_kinds_of_their_modules() -> None:
     kinds = [layer.kind.value for layer in model_graph("alex_net").layers]
     features = "conv activation maxpool conv activation maxpool conv activation conv activation conv activation maxpool"
     head = "avgpool flatten dropout linear activation dropout linear activation linear"
     assert kinds == f"{features} {head}".split()
 
 
-def test_a_block_of_mobile_net_is_one_layer() -> None:
+def test_block_of_mobile_net_is_one_layer() -> None:
     graph = model_graph("mobile_net")
     assert graph.layers[3].kind is LayerKind.BLOCK
     kinds = [node.kind for node in graph.layers[3].nodes]
@@ -210,9 +210,7 @@ def test_flops_and_shapes_of_known_layers() -> None:
 @pytest.mark.parametrize(
     ("name", "published_giga_multiply_adds"), [("alex_net", 0.71), ("vgg_net", 15.47), ("mobile_net", 0.30)]
 )
-def test_flops_of_whole_networks_are_those_that_torchvision_publishes(
-    name: str, published_giga_multiply_adds: float
-) -> None:
+def test_flops_of_chains_are_those_that_torchvision_publishes(name: str, published_giga_multiply_adds: float) -> None:
     flops = sum(
         layer_node.flops
         for layer in model_graph(name).layers
@@ -222,14 +220,14 @@ def test_flops_of_whole_networks_are_those_that_torchvision_publishes(
     assert flops / 2e9 == pytest.approx(published_giga_multiply_adds, abs=0.01)
 
 
-def test_every_batch_norm_of_the_models_is_folded() -> None:
+def test_every_batch_norm_of_the_zoo_is_folded() -> None:
     for name in ("vgg_net", "mobile_net"):
         norms = [node for node in model_graph(name).nodes if node.kind is LayerKind.BATCHNORM]
         assert norms
         assert all(node.folded for node in norms)
 
 
-def test_a_point_is_named_after_the_layer_it_follows() -> None:
+def test_point_name_is_the_layer_before_it() -> None:
     graph = model_graph("alex_net")
     assert graph.point_name(0) == "None"
     assert graph.point_name(3) == "features.2 (maxpool)"

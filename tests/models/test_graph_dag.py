@@ -69,13 +69,13 @@ def test_every_cut_computes_the_output_of_the_whole(model: nn.Module, graph: Tra
 def test_boundary_tensors_have_the_order_of_the_graph(model: nn.Module, graph: TracedGraph) -> None:
     names = {node.name: node.index for node in graph.nodes}
     edge_nodes = {names[name] for name in ("x", "stem", "left", "act")}
-    assert [node.name for node in graph.crossing(edge_nodes)] == ["stem", "act"]
+    assert [node.name for node in graph.boundary(edge_nodes)] == ["stem", "act"]
     edge, _ = cut_module(model, graph, edge_nodes)
     assert len(edge(torch.zeros(SHAPE))) == 2
 
 
 def test_a_tensor_read_twice_is_one_boundary_tensor(graph: TracedGraph) -> None:
-    assert [node.name for node in graph.crossing({0, 1})] == ["stem"]
+    assert [node.name for node in graph.boundary({0, 1})] == ["stem"]
 
 
 def test_every_node_is_a_layer_of_its_own(graph: TracedGraph) -> None:
@@ -88,8 +88,8 @@ def test_every_partition_point_of_the_execution_order_works(model: nn.Module, gr
     for point in range(len(graph.layers)):
         edge, cloud = cut_module(model, graph, graph.edge_nodes(point))
         assert_equal(cloud(*edge(images))[0], model(images), same_setup=True, what=f"point {point}")
-        boundary = graph.crossing(graph.edge_nodes(point))
-        assert graph.crossing_bytes[point] == sum(node.sent_bytes for node in boundary)
+        boundary = graph.boundary(graph.edge_nodes(point))
+        assert graph.boundary_bytes[point] == sum(node.sent_bytes for node in boundary)
 
 
 def test_sums_and_concatenations_have_kinds(graph: TracedGraph) -> None:
@@ -99,7 +99,7 @@ def test_sums_and_concatenations_have_kinds(graph: TracedGraph) -> None:
     assert graph.output.shape == (1, 8, 8, 8)
 
 
-def test_a_norm_whose_convolution_is_read_elsewhere_is_not_folded() -> None:
+def test_folding_skips_a_convolution_with_two_readers() -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:
             super().__init__()

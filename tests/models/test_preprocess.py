@@ -19,7 +19,7 @@ from tests.networks import cut, load_network, pixels, random_input, run, run_who
 
 
 @given(st.integers(1, 3), st.integers(2, 40), st.integers(2, 40), st.booleans(), st.integers(0, 2**32))
-def test_pixels_become_normalised_values(count: int, height: int, width: int, is_dense: bool, seed: int) -> None:
+def test_as_values_normalises_pixels(count: int, height: int, width: int, is_dense: bool, seed: int) -> None:
     generator = np.random.default_rng(seed)
     images = generator.integers(256, size=(count, height, width, 3), dtype=np.uint8)
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
@@ -30,7 +30,7 @@ def test_pixels_become_normalised_values(count: int, height: int, width: int, is
     np.testing.assert_allclose(values.permute(0, 2, 3, 1).numpy(), expected, atol=1e-6)
 
 
-def test_values_stay_as_they_are() -> None:
+def test_as_values_returns_values_unchanged() -> None:
     values = torch.rand(1, 3, 8, 8)
     assert as_values(values) is values
 
@@ -45,7 +45,7 @@ def test_values_stay_as_they_are() -> None:
         (TensorSpec((1, 3, 224, 224), "uint8"), False),
     ],
 )
-def test_images_have_three_colours(spec: TensorSpec, takes: bool) -> None:
+def test_takes_images_needs_three_colours(spec: TensorSpec, takes: bool) -> None:
     assert takes_images(spec) is takes
 
 
@@ -96,7 +96,7 @@ def test_an_image_may_be_sent_beside_a_layers_output() -> None:
     with torch.inference_mode():
         boundary = edge(image)
         assert [tensor.dtype for tensor in boundary] == [torch.uint8, torch.float32]
-        assert graph.crossing_bytes[1] == sum(tensor.nbytes for tensor in boundary)
+        assert graph.boundary_bytes[1] == sum(tensor.nbytes for tensor in boundary)
         assert_equal(cloud(*boundary)[0], model(as_values(image)), same_setup=True)
 
 

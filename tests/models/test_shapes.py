@@ -1,4 +1,4 @@
-"""Shapes that are worked out equal those of a real run."""
+"""Computed shapes are those of a run on data."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.networks import load_network, random_input
 
 
 @pytest.mark.parametrize("name", list(ZOO))
-def test_every_layer_of_a_network_has_the_shape_of_its_real_output(name: str) -> None:
+def test_shape_of_every_layer_is_that_of_its_output(name: str) -> None:
     network = load_network(name)
     value = as_tensor(random_input())
     with torch.inference_mode():
@@ -38,14 +38,14 @@ def test_every_layer_of_a_network_has_the_shape_of_its_real_output(name: str) ->
     ],
     ids=repr,
 )
-def test_a_module_has_the_shape_of_its_real_output(module: nn.Module) -> None:
+def test_shape_of_a_module_is_that_of_its_output(module: nn.Module) -> None:
     shape = (1, 4, 11, 10)
     graph = trace(nn.Sequential(module), "one", shape)
     with torch.inference_mode():
         assert graph.output.shape == tuple(module(torch.zeros(shape)).shape)
 
 
-def test_a_sum_that_broadcasts_is_run_to_know_its_shape() -> None:
+def test_shape_of_a_sum_that_broadcasts() -> None:
     class Broadcast(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x + torch.relu(x)[:, :1]

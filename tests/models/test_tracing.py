@@ -1,4 +1,4 @@
-"""Modules as users write them: traced, cut and run, or refused in one line."""
+"""Modules of users: traced, cut and run, or refused with one line."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class CalledTwice(nn.Module):
         return self.norm(self.conv(self.conv(x))) + x
 
 
-def test_a_module_called_twice_is_two_nodes_with_one_set_of_weights() -> None:
+def test_module_called_twice_is_two_nodes_with_shared_weights() -> None:
     graph = traced(CalledTwice())
     assert [node.name for node in graph.nodes] == ["x", "conv", "conv#2", "norm", "add"]
     assert graph.parameter_bytes([1]) == graph.parameter_bytes([1, 2]) == 4 * (4 * 4 * 9 + 4)
@@ -71,12 +71,12 @@ def test_a_module_called_twice_is_two_nodes_with_one_set_of_weights() -> None:
     assert parameter_bytes(cloud) == graph.parameter_bytes({2, 3, 4})
 
 
-def test_a_convolution_called_twice_keeps_its_norm() -> None:
+def test_folding_skips_a_convolution_called_twice() -> None:
     model = CalledTwice().eval()
     assert isinstance(fold_batch_norms(model, trace(model, "own", SHAPE)).norm, nn.BatchNorm2d)
 
 
-def test_a_module_with_two_names_is_not_folded() -> None:
+def test_folding_skips_a_module_with_two_names() -> None:
     class Alias(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -125,7 +125,7 @@ def test_sizes_are_never_transferred() -> None:
 
     graph = traced(Sizes())
     relu = next(node for node in graph.nodes if node.name == "relu")
-    assert [node.name for node in graph.crossing({0, relu.index})] == ["relu"]
+    assert [node.name for node in graph.boundary({0, relu.index})] == ["relu"]
 
 
 def test_parts_of_a_tensor_are_transferred_by_themselves() -> None:
@@ -139,7 +139,7 @@ def test_parts_of_a_tensor_are_transferred_by_themselves() -> None:
     assert [part.output.shape[1] for part in parts] == [2, 2, 1]
 
 
-def test_several_tensors_of_one_operation_stay_together() -> None:
+def test_boundary_has_all_tensors_of_one_operation() -> None:
     class Recurrent(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -171,7 +171,7 @@ def test_values_that_depend_on_no_input_are_computed_once() -> None:
     assert kinds(graph) == ["multiply", "activation", "add", "add"]
 
 
-def test_arguments_with_defaults_keep_them() -> None:
+def test_trace_keeps_default_arguments() -> None:
     class Optional(nn.Module):
         def forward(self, x: Tensor, mask: Tensor | None = None, scale: float = 2.0) -> Tensor:
             return torch.relu(x) * scale if mask is None else x * mask
@@ -179,7 +179,7 @@ def test_arguments_with_defaults_keep_them() -> None:
     assert kinds(traced(Optional())) == ["activation", "multiply"]
 
 
-def test_a_decision_that_depends_on_a_shape_is_followed() -> None:
+def test_trace_follows_a_decision_on_a_shape() -> None:
     class Shapes(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -222,7 +222,7 @@ def test_an_earlier_reader_gets_the_values_before_the_change() -> None:
     traced(Before())
 
 
-def test_a_change_in_place_without_a_reader_is_not_lost() -> None:
+def test_in_place_change_without_a_reader_is_kept() -> None:
     class Unread(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             y = torch.tanh(x)
@@ -232,7 +232,7 @@ def test_a_change_in_place_without_a_reader_is_not_lost() -> None:
     assert "add" in kinds(traced(Unread()))
 
 
-def test_the_input_is_left_as_it_is() -> None:
+def test_in_place_operations_leave_the_input_unchanged() -> None:
     class First(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return functional.relu(x, inplace=True) + 1
@@ -244,7 +244,7 @@ def test_the_input_is_left_as_it_is() -> None:
     assert torch.equal(images, INPUT)
 
 
-def test_a_part_that_is_changed_in_place_is_refused_where_the_whole_is_read() -> None:
+def test_in_place_change_of_a_part_is_refused() -> None:
     class PartOf(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             y = torch.tanh(x)
@@ -287,7 +287,7 @@ def test_a_shape_that_depends_on_data_is_refused_with_its_operation() -> None:
 
 
 @pytest.mark.parametrize("results", [lambda x: (x, x + 1), lambda x: {"out": x}], ids=["tuple", "dict"])
-def test_several_results_are_refused(results: object) -> None:
+def test_trace_refuses_several_results(results: object) -> None:
     class Several(nn.Module):
         def forward(self, x: Tensor) -> object:
             return results(torch.relu(x))  # type: ignore[operator]
@@ -296,7 +296,7 @@ def test_several_results_are_refused(results: object) -> None:
         trace(Several(), "own", SHAPE)
 
 
-def test_a_module_of_two_inputs_is_refused() -> None:
+def test_trace_refuses_a_module_with_two_inputs() -> None:
     class Two(nn.Module):
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
             return x + y

@@ -1,4 +1,4 @@
-"""Small graphs, what they cost, and every cut of them: what the searches are checked against."""
+"""Small graphs with costs, and all their cuts: the oracle of the searches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COSTS = st.one_of(st.sampled_from([0.0, 1.0, 2.0]), st.floats(0, 1e3))  # zeros 
 
 @st.composite
 def dags(draw: st.DrawFn, most: int = 12) -> Reads:
-    """What each node of a graph reads; what nobody else reads, the last node does."""
+    """The inputs of every node of a graph; the last node reads all results without another reader."""
     size = draw(st.integers(1, most))
     reads: Reads = [[]]
     for node in range(1, size):
@@ -30,7 +30,7 @@ def dags(draw: st.DrawFn, most: int = 12) -> Reads:
 
 @st.composite
 def costs_of(draw: st.DrawFn, size: int, send: st.SearchStrategy[float] = COSTS) -> DagCosts:
-    """What each node costs; the input is computed nowhere."""
+    """The costs of every node; the input costs no computation."""
 
     def values(strategy: st.SearchStrategy[float]) -> list[float]:
         return draw(st.lists(strategy, min_size=size, max_size=size))
@@ -52,19 +52,16 @@ def random_case(seed: int) -> tuple[Reads, DagCosts]:
 
 
 def closed_sets(reads: Reads) -> Iterator[frozenset[int]]:
-    """Yield every set of nodes that contains the input and what its members read."""
+    """Yield every set of nodes that contains the input and the inputs of its members."""
     for flags in itertools.product((False, True), repeat=len(reads) - 1):
         edge = frozenset((0, *itertools.compress(range(1, len(reads)), flags)))
         if all(index in edge for node in edge for index in reads[node]):
             yield edge
 
 
-def stages_of(
-    edge: Collection[int], reads: Reads, costs: DagCosts, sent: Collection[int] = ()
-) -> tuple[float, float, float]:
-    """Return how long a cut keeps edge, link and cloud busy, by definition; ``sent``: outputs wanted in the cloud."""
+def stages_of(edge: Collection[int], reads: Reads, costs: DagCosts) -> tuple[float, float, float]:
+    """Return the times for which a cut keeps edge, link and cloud busy, by definition."""
     wanted = {index for node in range(len(reads)) if node not in edge for index in reads[node] if index in edge}
-    wanted |= {node for node in sent if node in edge}
     return (
         math.fsum(costs.edge_ms[node] for node in edge),
         math.fsum(costs.send_ms[node] for node in wanted),
@@ -72,7 +69,7 @@ def stages_of(
     )
 
 
-def cost_of(edge: Collection[int], reads: Reads, costs: DagCosts, sent: Collection[int] = ()) -> float:
-    """Return what a cut costs, by definition."""
-    crosses = bool(sent) or len(edge) < len(reads)
-    return math.fsum((*stages_of(edge, reads, costs, sent), costs.fixed_ms if crosses else 0.0))
+def cost_of(edge: Collection[int], reads: Reads, costs: DagCosts) -> float:
+    """Return the cost of a cut, by definition."""
+    is_sent = len(edge) < len(reads)
+    return math.fsum((*stages_of(edge, reads, costs), costs.fixed_ms if is_sent else 0.0))

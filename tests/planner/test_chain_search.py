@@ -1,16 +1,16 @@
-"""The search over a chain against brute force, and latencies it must refuse."""
+"""The search over a chain against brute force, and refused latencies."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neurosurgeon.planner.chain_search import Objective, best_point, chain_candidates
+from neurosurgeon.planner.chain_search import Objective, chain_stages, rank_cuts
 from neurosurgeon.utils.errors import PlanningError
-from neurosurgeon.utils.timing import StageTimes
 
 LATENCIES = st.floats(0, 1e6)
 
@@ -27,62 +27,60 @@ def chains(draw: st.DrawFn) -> tuple[list[float], list[float], list[float]]:
 
 
 @given(chains())
-def test_every_candidate_is_what_brute_force_says(chain: tuple[list[float], list[float], list[float]]) -> None:
+def test_chain_stages_are_those_of_brute_force(chain: tuple[list[float], list[float], list[float]]) -> None:
     edge, transfer, cloud = chain
-    candidates = chain_candidates(*chain)
-    assert len(candidates) == len(transfer)
-    for point, times in enumerate(candidates):
-        assert times.edge_ms == pytest.approx(math.fsum(edge[:point]))
-        assert times.transfer_ms == transfer[point]
-        assert times.cloud_ms == pytest.approx(math.fsum(cloud[point:]))
-        assert times.total_ms == pytest.approx(math.fsum([*edge[:point], transfer[point], *cloud[point:]]))
+    stages_ms = chain_stages(*chain).tolist()
+    assert len(stages_ms) == len(transfer)
+    for point, (edge_ms, transfer_ms, cloud_ms) in enumerate(stages_ms):
+        assert edge_ms == pytest.approx(math.fsum(edge[:point]))
+        assert transfer_ms == transfer[point]
+        assert cloud_ms == pytest.approx(math.fsum(cloud[point:]))
 
 
 @given(chains())
-def test_no_point_is_better_than_the_best(chain: tuple[list[float], list[float], list[float]]) -> None:
-    edge, transfer, cloud = chain
-    totals = [math.fsum([*edge[:p], transfer[p], *cloud[p:]]) for p in range(len(transfer))]
-    candidates = chain_candidates(*chain)
-    best = best_point(candidates, candidates)
-    assert totals[best] == pytest.approx(min(totals))
+def test_rank_cuts_begins_with_the_shortest_latency(chain: tuple[list[float], list[float], list[float]]) -> None:
+    totals = chain_stages(*chain).sum(axis=1)
+    ranked = rank_cuts(chain_stages(*chain), chain_stages(*chain))
+    assert totals[ranked].tolist() == sorted(totals.tolist())
 
 
 @given(chains())
-def test_the_ends_pay_nothing_on_the_other_side(chain: tuple[list[float], list[float], list[float]]) -> None:
-    candidates = chain_candidates(*chain)
-    assert candidates[0].edge_ms == 0
-    assert candidates[-1].cloud_ms == 0
+def test_chain_stages_are_0_on_the_other_side(chain: tuple[list[float], list[float], list[float]]) -> None:
+    stages_ms = chain_stages(*chain)
+    assert stages_ms[0, 0] == 0
+    assert stages_ms[-1, 2] == 0
 
 
-def test_of_equals_the_one_with_more_in_the_cloud_wins() -> None:
-    stages = [StageTimes(0, 2, 1), StageTimes(1, 1, 0), StageTimes(0, 0, 2)]
-    assert best_point(stages, stages) == 1
+def test_rank_cuts_keeps_the_order_of_equals() -> None:
+    stages_ms = np.array([(0.0, 2.0, 1.0), (1.0, 1.0, 0.0), (0.0, 0.0, 2.0), (1.0, 1.0, 0.0)])
+    assert rank_cuts(stages_ms, stages_ms).tolist() == [1, 3, 2, 0]
 
 
 @given(chains())
-def test_no_point_has_a_shorter_bottleneck(chain: tuple[list[float], list[float], list[float]]) -> None:
-    candidates = chain_candidates(*chain)
-    best = best_point(candidates, candidates, Objective.THROUGHPUT)
-    assert candidates[best].longest_ms == min(max(c.edge_ms, c.transfer_ms, c.cloud_ms) for c in candidates)
+def test_rank_cuts_begins_with_the_shortest_bottleneck(chain: tuple[list[float], list[float], list[float]]) -> None:
+    stages_ms = chain_stages(*chain)
+    longest_ms = stages_ms.max(axis=1)
+    ranked = rank_cuts(stages_ms, stages_ms, Objective.THROUGHPUT)
+    assert longest_ms[ranked].tolist() == sorted(longest_ms.tolist())
 
 
-def test_waiting_and_round_trips_are_no_bottleneck() -> None:
-    stages = [StageTimes(0, 60, 9), StageTimes(30, 0, 0)]
-    busy = [StageTimes(0, 10, 9), StageTimes(30, 0, 0)]
-    assert best_point(stages, busy, Objective.THROUGHPUT) == 0
-    assert best_point(stages, busy, Objective.LATENCY) == 1
+def test_rank_cuts_ignores_waits_and_round_trips_for_throughput() -> None:
+    stages_ms = np.array([(0.0, 60.0, 9.0), (30.0, 0.0, 0.0)])
+    busy_ms = np.array([(0.0, 10.0, 9.0), (30.0, 0.0, 0.0)])
+    assert rank_cuts(stages_ms, busy_ms, Objective.THROUGHPUT)[0] == 0
+    assert rank_cuts(stages_ms, busy_ms, Objective.LATENCY)[0] == 1
 
 
 @pytest.mark.parametrize("position", range(3))
 @pytest.mark.parametrize("bad", [-1.0, -1e-9, math.nan, math.inf, -math.inf])
-def test_a_latency_that_is_none_is_refused(position: int, bad: float) -> None:
+def test_chain_stages_refuse_a_latency_that_is_none(position: int, bad: float) -> None:
     chain = [[1.0, 1.0], [1.0, 1.0, 1.0], [1.0, 1.0]]
     chain[position][1] = bad
     with pytest.raises(PlanningError, match="negative or not a number"):
-        chain_candidates(*chain)
+        chain_stages(*chain)
 
 
 @pytest.mark.parametrize(("edge", "transfer", "cloud"), [(2, 2, 2), (2, 4, 2), (1, 3, 2), (2, 3, 1), (0, 0, 0)])
-def test_lengths_that_make_no_chain_are_refused(edge: int, transfer: int, cloud: int) -> None:
+def test_chain_stages_refuse_other_lengths(edge: int, transfer: int, cloud: int) -> None:
     with pytest.raises(PlanningError, match=f"{edge} edge, {cloud} cloud and {transfer} transfer"):
-        chain_candidates([1.0] * edge, [1.0] * transfer, [1.0] * cloud)
+        chain_stages([1.0] * edge, [1.0] * transfer, [1.0] * cloud)

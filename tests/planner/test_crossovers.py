@@ -1,4 +1,4 @@
-"""Crossovers of lines against where they really meet."""
+"""Crossovers of lines against their intersections."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def best_of(lines: list[Line], rate: float) -> Line:
     return min(lines, key=lambda line: line[0] + line[1] / rate)
 
 
-def test_the_best_line_changes_where_two_meet() -> None:
+def test_crossovers_are_where_two_lines_meet() -> None:
     found = crossovers(lambda rate: best_of([(10, 0), (0, 10), (6, 2)], rate), 0.01, 100, lambda line: line)
     assert [change.rate for change in found] == [pytest.approx(0.5, rel=1e-6), pytest.approx(4 / 3, rel=1e-6)]
     assert [(change.below, change.above) for change in found] == [((10, 0), (6, 2)), ((6, 2), (0, 10))]
 
 
-def test_where_nothing_changes_there_is_none() -> None:
+def test_crossovers_of_one_choice_are_none() -> None:
     assert crossovers(lambda rate: 1, 0.1, 10, lambda choice: choice) == []
 
 
 @given(LINES, st.floats(0.01, 100))
-def test_between_crossovers_the_best_line_stays(lines: list[Line], rate: float) -> None:
+def test_crossovers_have_one_best_line_between_them(lines: list[Line], rate: float) -> None:
     found = crossovers(lambda rate: best_of(lines, rate), 0.01, 100, lambda line: line)
     rates = [change.rate for change in found]
     assert rates == sorted(rates)

@@ -1,4 +1,4 @@
-"""The shortest bottleneck against brute force: never beyond the bound, seldom above the optimum."""
+"""The shortest bottleneck against brute force: never above the bound, seldom above the optimum."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ APPROXIMATION = 3.0  # of the cheapest cut, where the search begins
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_the_bottleneck_is_a_cut_and_within_the_bound(data: st.DataObject) -> None:
+def test_shortest_bottleneck_is_within_its_bound(data: st.DataObject) -> None:
     reads = data.draw(dags(most=9))
     costs = data.draw(costs_of(len(reads), st.one_of(COSTS, st.just(math.inf))))
     cut = shortest_bottleneck(DagSearch(reads), costs)
@@ -27,7 +27,7 @@ def test_the_bottleneck_is_a_cut_and_within_the_bound(data: st.DataObject) -> No
     assert cut.cost_ms <= APPROXIMATION * min(bottlenecks.values()) + 1e-6
 
 
-def test_the_bottleneck_is_mostly_the_shortest() -> None:
+def test_shortest_bottleneck_is_mostly_exact() -> None:
     ratios = []
     for seed in range(60):
         reads, costs = random_case(seed)
@@ -37,12 +37,12 @@ def test_the_bottleneck_is_mostly_the_shortest() -> None:
     assert max(ratios) < 1.5
 
 
-def test_of_a_chain_it_is_the_best_point() -> None:
+def test_shortest_bottleneck_of_a_chain() -> None:
     costs = DagCosts(np.array([0.0, 2, 2, 2]), np.array([9.0, 3, 1, 9]), np.array([0.0, 4, 3, 3]))
     assert shortest_bottleneck(DagSearch([[], [0], [1], [2]]), costs) == (frozenset({0, 1, 2}), 4)
 
 
-def test_busy_times_are_those_of_the_definition() -> None:
+def test_busy_times_follow_their_definition() -> None:
     reads, costs = random_case(1)
     for edge in closed_sets(reads):
         assert busy_times(DagSearch(reads), costs, edge) == pytest.approx(stages_of(edge, reads, costs))

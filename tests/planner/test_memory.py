@@ -24,7 +24,7 @@ def nodes_of(graph: LayerGraph, *names: str) -> frozenset[int]:
     return frozenset({0, *(node.index for node in graph.nodes if node.name in names)})
 
 
-def test_the_input_alone_has_no_parameters(diamond: LayerGraph) -> None:
+def test_edge_memory_of_the_input_alone(diamond: LayerGraph) -> None:
     assert edge_memory(diamond, {0}) == EdgeMemory(0, PLANE)
 
 
@@ -34,14 +34,14 @@ def test_boundary_tensors_are_kept_and_others_end_at_their_last_reader(diamond: 
     assert edge_memory(diamond, nodes_of(diamond, "stem")) == EdgeMemory(CONV["stem"], 2 * PLANE)
 
 
-def test_the_whole_network_has_all_parameters(diamond: LayerGraph) -> None:
+def test_edge_memory_of_the_whole_network(diamond: LayerGraph) -> None:
     whole = edge_memory(diamond, diamond.edge_nodes(len(diamond.layers)))
     assert whole.parameter_bytes == sum(CONV.values())
     assert whole.total_bytes == whole.parameter_bytes + whole.activation_bytes
 
 
 @pytest.mark.parametrize("name", [*ZOO, "resnet18", "googlenet"])
-def test_all_points_at_once_are_what_each_is_alone(name: str) -> None:
+def test_memory_at_points_is_that_of_each_point(name: str) -> None:
     graph = model_graph(name)
     memory = memory_at_points(graph)
     assert len(memory) == len(graph.layers) + 1

@@ -1,4 +1,4 @@
-"""Planning: the best point against brute force, links at their extremes, and the command that shows it all."""
+"""Plans: the best point against brute force, extreme links, errors of predictions, and the planning command."""
 
 from __future__ import annotations
 
@@ -47,20 +47,19 @@ def plan_for(model: str, rate_mb_per_s: float, rtt_ms: float, *, edge_slowdown: 
 
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(list(ZOO)), st.floats(0.01, 1e5), st.floats(0, 500), st.floats(0.1, 100))
-def test_the_best_candidate_is_that_of_brute_force(model: str, rate: float, rtt_ms: float, slowdown: float) -> None:
+def test_plan_has_the_best_candidate_of_brute_force(model: str, rate: float, rtt_ms: float, slowdown: float) -> None:
     plan = plan_for(model, rate, rtt_ms, edge_slowdown=slowdown)
     graph = plan.graph
     totals = []
     for point in range(len(graph.layers) + 1):
-        crossing = graph.crossing_bytes[point]
-        transfer_ms = transfer_time_ms(crossing, 4000, rate * MB, rtt_ms)
+        transfer_ms = transfer_time_ms(graph.boundary_bytes[point], 4000, rate * MB, rtt_ms)
         totals.append(plan.edge.total(slice(point)) + transfer_ms + plan.cloud.total(slice(point, None)))
         assert plan.candidates[point].stages.total_ms == pytest.approx(totals[-1])
     assert totals[plan.best.point] == pytest.approx(min(totals))
 
 
 @pytest.mark.parametrize("model", ZOO)
-def test_candidates_are_in_order_and_named_after_their_layers(model: str) -> None:
+def test_candidates_are_in_order_with_names_of_layers(model: str) -> None:
     plan = plan_for(model, 10, 5)
     assert [candidate.point for candidate in plan.candidates] == list(range(len(plan.graph.layers) + 1))
     assert plan.candidates[0].layer == "None"
@@ -69,39 +68,39 @@ def test_candidates_are_in_order_and_named_after_their_layers(model: str) -> Non
 
 
 @pytest.mark.parametrize("model", ZOO)
-def test_a_network_that_stays_on_the_edge_pays_no_transfer(model: str) -> None:
+def test_candidate_with_all_on_the_edge_sends_nothing(model: str) -> None:
     last = plan_for(model, 0.01, 1000).candidates[-1]
-    assert (last.crossing_bytes, last.stages.transfer_ms, last.stages.cloud_ms) == (0, 0, 0)
+    assert (last.boundary_bytes, last.stages.transfer_ms, last.stages.cloud_ms) == (0, 0, 0)
 
 
 @pytest.mark.parametrize("model", ZOO)
-def test_a_perfect_link_and_a_slow_edge_send_everything(model: str) -> None:
+def test_plan_sends_the_input_on_a_perfect_link(model: str) -> None:
     best = plan_for(model, 1e5, 0, edge_slowdown=100).best
     assert (best.point, best.layer, best.stages.edge_ms) == (0, "None", 0)
 
 
 @pytest.mark.parametrize("model", ZOO)
-def test_a_dead_slow_link_sends_nothing(model: str) -> None:
+def test_plan_sends_nothing_on_a_very_slow_link(model: str) -> None:
     plan = plan_for(model, 1e-6, 10_000, edge_slowdown=100)
     assert plan.best.point == len(plan.graph.layers)
 
 
-def test_a_link_in_between_splits_the_network() -> None:
+def test_plan_splits_the_network_on_a_link_in_between() -> None:
     plans = [plan_for("alex_net", rate, 1, edge_slowdown=10) for rate in (0.2, 0.3, 0.5, 0.7, 1.0)]
     assert any(0 < plan.best.point < len(plan.graph.layers) for plan in plans)
 
 
-def test_a_faster_link_never_makes_the_best_slower() -> None:
+def test_plan_is_never_slower_on_a_faster_link() -> None:
     totals = [plan_for("alex_net", rate, 5).best.stages.total_ms for rate in (0.1, 1, 10, 100, 1000)]
     assert totals == sorted(totals, reverse=True)
 
 
-def test_a_kind_without_predictor_is_an_error() -> None:
+def test_predict_refuses_a_kind_without_predictor() -> None:
     with pytest.raises(MissingPredictorError, match=r"features\.0"):
         LatencyPredictor("linear", {}, {}).predict(model_graph("le_net"))
 
 
-def test_predictors_of_the_user_take_the_place_of_the_shipped_ones(tmp_path: Path) -> None:
+def test_find_predictor_prefers_that_of_the_user(tmp_path: Path) -> None:
     document = json.loads(config_path("edge").read_text())
     document["provenance"]["threads"] = 17
     (tmp_path / "mine.json").write_text(json.dumps(document))
@@ -111,7 +110,7 @@ def test_predictors_of_the_user_take_the_place_of_the_shipped_ones(tmp_path: Pat
         find_predictor("cloud", path=tmp_path / "none.json")
 
 
-# ---------------------------------------------------------------- how sure it is
+# ---------------------------------------------------------------- errors of predictions
 
 
 def flat(graph_layers: int, latency_ms: float, spread: float) -> LayerLatencies:
@@ -121,7 +120,7 @@ def flat(graph_layers: int, latency_ms: float, spread: float) -> LayerLatencies:
 
 
 @pytest.mark.parametrize(("spread", "is_close"), [(0.001, False), (0.9, True)])
-def test_the_runner_up_inside_the_interval_of_the_best_is_too_close_to_call(spread: float, is_close: bool) -> None:
+def test_too_close_to_call_depends_on_the_errors(spread: float, is_close: bool) -> None:
     graph = model_graph("le_net")
     size = len(graph.layers)
     plan = plan_split(graph, flat(size, 1.0, spread), flat(size, 1.1, spread), 1.0, 1000.0)
@@ -133,7 +132,63 @@ def test_the_runner_up_inside_the_interval_of_the_best_is_too_close_to_call(spre
     assert fast.is_too_close_to_call is is_close
 
 
-def test_the_interval_of_a_candidate_holds_its_total_and_both_halves() -> None:
+def with_last_layer(others: LayerLatencies, latency_ms: float, spread: float) -> LayerLatencies:
+    """Return latencies with one layer more, give or take ``spread`` of its latency."""
+    columns = [[*getattr(others, name)] for name in ("latency_ms", "low_ms", "high_ms")]
+    for column, factor in zip(columns, (1, 1 - spread, 1 + spread), strict=True):
+        column.append(latency_ms * factor)
+    return LayerLatencies(*columns, "x")
+
+
+def unsure_but_for_the_last(last_spread: float, objective: Objective, cloud_factor: float = 1.5) -> SplitPlan:
+    """Return a plan of AlexNet whose best cut and runner-up differ in the last layer alone."""
+    graph = model_graph("alex_net")
+    others = flat(len(graph.layers) - 1, 20.0, 0.9)
+    edge = with_last_layer(others, 1.0, last_spread)
+    cloud = with_last_layer(others.scaled(cloud_factor), 2.0, last_spread)
+    plan = plan_split(graph, edge, cloud, 1e12, 0.05, objective=objective)
+    assert plan.runner_up is not None
+    assert {plan.best.point, plan.runner_up.point} == {len(graph.layers) - 1, len(graph.layers)}
+    return plan
+
+
+@pytest.mark.parametrize(("spread", "is_close"), [(0.0, False), (0.4, False), (0.9, True)])
+def test_too_close_to_call_counts_only_layers_that_differ(spread: float, is_close: bool) -> None:
+    plan = unsure_but_for_the_last(spread, Objective.LATENCY)
+    runner_up = plan.runner_up
+    assert runner_up is not None
+    assert runner_up.stages.total_ms < plan.interval(plan.best).high_ms
+    assert plan.is_too_close_to_call is is_close
+
+
+def test_too_close_to_call_is_false_for_one_more_layer() -> None:
+    plan = unsure_but_for_the_last(0.9, Objective.THROUGHPUT, cloud_factor=45.0)
+    assert plan.best.point < len(plan.graph.layers)
+    assert plan.is_too_close_to_call is False
+
+
+@pytest.mark.parametrize(("spread", "is_close"), [(0.0, False), (0.5, True)])
+def test_too_close_to_call_counts_all_layers_of_two_bottlenecks(spread: float, is_close: bool) -> None:
+    graph = model_graph("alex_net")
+    sides = flat(len(graph.layers), 1.0, spread), flat(len(graph.layers), 0.9, spread)
+    plan = plan_split(graph, *sides, 1e12, 0.05, objective=Objective.THROUGHPUT)
+    assert plan.runner_up is not None
+    edge_is_busier = [found.busy.edge_ms > found.busy.cloud_ms for found in (plan.best, plan.runner_up)]
+    assert sorted(edge_is_busier) == [False, True]
+    assert plan.is_too_close_to_call is is_close
+
+
+def test_candidates_are_built_once_and_only_when_read() -> None:
+    candidates = plan_for("alex_net", 10, 5).candidates
+    assert candidates[3] is candidates[3]
+    assert candidates[-1] is candidates[len(candidates) - 1]
+    assert candidates[1:3] == [candidates[1], candidates[2]]
+    assert list(candidates)[3] is candidates[3]
+    with pytest.raises(IndexError):
+        candidates[len(candidates)]
+
+
+def test_interval_contains_the_total_and_both_partitions() -> None:
     graph = model_graph("le_net")
     size = len(graph.layers)
     plan = plan_split(graph, flat(size, 1.0, 0.5), flat(size, 1.0, 0.0), 1e9, 0.0)
@@ -142,7 +197,7 @@ def test_the_interval_of_a_candidate_holds_its_total_and_both_halves() -> None:
     assert all_edge.low_ms < plan.candidates[-1].stages.total_ms < all_edge.high_ms
 
 
-def test_a_slow_link_of_late_makes_transfers_longer() -> None:
+def test_transfer_factor_makes_transfers_longer() -> None:
     graph = model_graph("le_net")
     size = len(graph.layers)
     usual, slower = (plan_split(graph, flat(size, 1, 0), flat(size, 1, 0), 1e6, 5.0, factor) for factor in (1.0, 1.5))
@@ -162,7 +217,7 @@ def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, A
     return document
 
 
-def test_the_command_prints_every_candidate_and_the_best(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_every_candidate_and_the_best(capsys: pytest.CaptureFixture[str]) -> None:
     assert deployment.main(["-t", "alex_net", "-b", "10", "--rtt", "5", *AS_IT_IS]) == 0
     lines = capsys.readouterr().out.splitlines()
     plan = plan_for("alex_net", 10, 5)
@@ -178,7 +233,7 @@ def test_the_command_prints_every_candidate_and_the_best(capsys: pytest.CaptureF
     assert any(line.startswith("runner-up : ") for line in lines)
 
 
-def test_the_json_object_has_exactly_the_documented_keys(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_exactly_the_documented_keys(capsys: pytest.CaptureFixture[str]) -> None:
     document = run_json(capsys, "-t", "le_net", "-b", "10", "--rtt", "5")
     assert list(document) == [
         "model",
@@ -205,7 +260,7 @@ def test_the_json_object_has_exactly_the_documented_keys(capsys: pytest.CaptureF
     assert document["best"] in document["candidates"]
 
 
-def test_the_json_object_says_what_the_plan_says(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_the_values_of_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     document = run_json(capsys, "-t", "mobilenet", "-b", "2", "--rtt", "3", *AS_IT_IS)
     plan = plan_for("mobile_net", 2, 3)
     assert document["model"] == "mobile_net"
@@ -228,7 +283,7 @@ def test_shipped_data_is_scaled_to_this_machine_and_named(capsys: pytest.Capture
     assert f"edge predicted from {document['predicted_from']['edge']}" in capsys.readouterr().out
 
 
-def test_the_speed_of_this_machine_is_measured_again_when_asked(
+def test_remeasure_machine_forgets_measured_speeds(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forgotten = []
@@ -245,7 +300,7 @@ def test_the_round_trip_is_nothing_unless_given(capsys: pytest.CaptureFixture[st
     assert without["candidates"] == zero["candidates"]
 
 
-def test_tables_and_a_picture_are_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_saves_tables_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table, picture = tmp_path / "plan.xlsx", tmp_path / "plan.png"
     document = run_json(capsys, "-t", "le_net", "-b", "1", "--excel", str(table), "--plot", str(picture))
     book = load_workbook(table)
@@ -266,7 +321,7 @@ def test_tables_and_a_picture_are_saved(tmp_path: Path, capsys: pytest.CaptureFi
         (["-t", "le_net", "-b", "1", "--rtt", "-1"], "'-1' is not a number of at least 0"),
     ],
 )
-def test_a_wrong_command_line_is_one_line_and_code_2(
+def test_wrong_command_line_is_one_line_and_code_2(
     arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:
@@ -288,7 +343,7 @@ def test_a_wrong_command_line_is_one_line_and_code_2(
         ["--plot", "plan.sheet"],
     ],
 )
-def test_a_wrong_file_is_one_line_and_code_2(
+def test_wrong_file_is_one_line_and_code_2(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -303,37 +358,37 @@ def test_a_wrong_file_is_one_line_and_code_2(
 
 
 def dag_plan(strategy: Strategy = Strategy.DADS, rate_mb_per_s: float = 10, **settings: Any) -> SplitPlan:
-    """Return a plan of GoogLeNet, cut behind its first inception block or so: an edge ten times as slow as here."""
+    """Return a plan of GoogLeNet for an edge that is ten times as slow, which cuts after an early inception block."""
     graph = model_graph("googlenet")
     edge, cloud = (find_predictor(side, name="linear").predict(graph) for side in ("edge", "cloud"))
     return plan_split(graph, edge.scaled(10), cloud, rate_mb_per_s * MB, 5.0, strategy=strategy, **settings)
 
 
 def total_of(plan: SplitPlan, edge_nodes: frozenset[int], rate_mb_per_s: float, rtt_ms: float = 5.0) -> float:
-    """Return what a cut takes, by definition."""
+    """Return the total time of a cut, by definition, ms."""
     graph = plan.graph
     whole = len(edge_nodes) == len(graph.nodes)
-    crossing = () if whole else graph.crossing(edge_nodes)
-    size_bytes = sum(node.sent_bytes for node in crossing)
+    boundary = () if whole else graph.boundary(edge_nodes)
+    size_bytes = sum(node.sent_bytes for node in boundary)
     reply_bytes = graph.output.size_bytes
     transfer_ms = transfer_time_ms(size_bytes, reply_bytes, rate_mb_per_s * MB, rtt_ms)
     layers = range(len(graph.layers))
     return (
         sum(plan.edge.latency_ms[layer] for layer in layers if layer + 1 in edge_nodes)
         + sum(plan.cloud.latency_ms[layer] for layer in layers if layer + 1 not in edge_nodes)
-        + (transfer_ms + TENSOR_MS * (len(crossing) - 1) if crossing else 0.0)
+        + (transfer_ms + TENSOR_MS * (len(boundary) - 1) if boundary else 0.0)
     )
 
 
 @pytest.mark.parametrize("rate", [0.1, 1, 5, 20, 50, 100, 1000])
-def test_dads_is_at_least_as_good_as_every_other_strategy(rate: float) -> None:
+def test_dads_is_no_slower_than_every_other_strategy(rate: float) -> None:
     best_ms = dag_plan(rate_mb_per_s=rate).best.stages.total_ms
     others = [dag_plan(strategy, rate).best.stages.total_ms for strategy in Strategy]
     assert best_ms == pytest.approx(min(others), rel=1e-5)
 
 
 @pytest.mark.parametrize("strategy", Strategy)
-def test_every_candidate_takes_what_its_nodes_and_tensors_take(strategy: Strategy) -> None:
+def test_candidate_has_the_times_of_its_nodes_and_tensors(strategy: Strategy) -> None:
     plan = dag_plan(strategy, 20)
     for candidate in plan.candidates:
         edge_nodes = plan.edge_nodes(candidate)
@@ -343,7 +398,7 @@ def test_every_candidate_takes_what_its_nodes_and_tensors_take(strategy: Strateg
     assert points == sorted(points)
 
 
-def test_a_better_cut_inside_a_block_is_found() -> None:
+def test_plan_finds_a_better_cut_inside_a_block() -> None:
     graph = model_graph("googlenet")
     size = len(graph.layers)
     inside = {node.index for node in graph.nodes if node.name.startswith("inception4b.branch2")}
@@ -353,11 +408,11 @@ def test_a_better_cut_inside_a_block_is_found() -> None:
     there = LayerLatencies(*[[9.0 if layer + 1 in edge_nodes else 0.0 for layer in range(size)]] * 3, "x")
     plan = plan_split(graph, here, there, 1e9, 1.0)
     assert plan.edge_nodes(plan.best) == edge_nodes
-    assert len(plan.crossing(plan.best)) == 2
-    assert plan.best.layer == " + ".join(node.name for node in plan.crossing(plan.best))
+    assert len(plan.boundary(plan.best)) == 2
+    assert plan.best.layer == " + ".join(node.name for node in plan.boundary(plan.best))
 
 
-def test_cuts_that_do_not_fit_are_no_candidates() -> None:
+def test_candidates_fit_the_memory_limit() -> None:
     limit = 2 * MB
     plan = dag_plan(rate_mb_per_s=0.1, max_edge_bytes=limit)
     assert plan.best.point < len(plan.graph.layers)
@@ -366,7 +421,7 @@ def test_cuts_that_do_not_fit_are_no_candidates() -> None:
         dag_plan(max_edge_bytes=1000)
 
 
-def test_of_a_chain_the_best_point_that_fits_is_found() -> None:
+def test_plan_of_a_chain_has_the_best_point_that_fits() -> None:
     graph = model_graph("alex_net")
     edge, cloud = (find_predictor(side, name="linear").predict(graph) for side in ("edge", "cloud"))
     free, limited = (plan_split(graph, edge, cloud, 1e4, 5.0, max_edge_bytes=size) for size in (math.inf, 50 * MB))
@@ -374,20 +429,20 @@ def test_of_a_chain_the_best_point_that_fits_is_found() -> None:
     assert limited.best == min(fitting, key=lambda candidate: candidate.stages.total_ms)
 
 
-def test_for_throughput_the_bottleneck_is_no_longer_than_that_of_any_partition_point() -> None:
+def test_bottleneck_is_no_longer_than_at_any_point() -> None:
     plan = dag_plan(rate_mb_per_s=20, objective=Objective.THROUGHPUT)
     points = dag_plan(Strategy.NEUROSURGEON, 20, objective=Objective.THROUGHPUT)
     assert plan.best.busy.longest_ms <= points.best.busy.longest_ms * (1 + 1e-9)
 
 
-def test_a_cut_of_a_graph_is_printed_with_its_nodes_and_every_tensor(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_nodes_and_tensors_of_a_graph_cut(capsys: pytest.CaptureFixture[str]) -> None:
     assert deployment.main(["-t", "googlenet", "-b", "1000", "--predictor", "linear", "--strategy", "cloud-only"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(re.fullmatch(r"best latency : \d+\.\d\d ms , edge nodes : 1 of \d+", line) for line in lines)
     assert "transferred tensor : x , 1x3x224x224 uint8 , 150.5 KB" in lines
 
 
-def test_json_says_where_a_graph_is_cut_and_what_each_half_holds(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_has_the_cut_of_a_graph_and_its_parameters(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["-t", "resnet18", "-b", "9999", "--predictor", "linear", "--strategy", "chain-of-blocks"]
     document = run_json(capsys, *command)
     graph = model_graph("resnet18")
@@ -403,7 +458,7 @@ def test_json_says_where_a_graph_is_cut_and_what_each_half_holds(capsys: pytest.
 # ---------------------------------------------------------------- strategies beside each other
 
 
-def test_strategies_are_compared_in_a_table_and_a_plot(
+def test_compare_prints_a_table_and_saves_a_plot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -418,7 +473,7 @@ def test_strategies_are_compared_in_a_table_and_a_plot(
         assert image.format == "PNG"
 
 
-def test_at_a_crossover_the_cuts_below_and_above_take_the_same() -> None:
+def test_cuts_beside_a_crossover_take_the_same_time() -> None:
     def plan_at(rate_bytes_per_s: float, strategy: Strategy) -> SplitPlan:
         return dag_plan(strategy, rate_bytes_per_s / MB)
 
@@ -440,7 +495,7 @@ def test_at_a_crossover_the_cuts_below_and_above_take_the_same() -> None:
         (["-b", "1", "--graph", "cut.jpeg"], "cannot draw cut.jpeg"),
     ],
 )
-def test_what_does_not_go_together_is_one_line_and_code_2(
+def test_flags_that_exclude_each_other_are_code_2(
     arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -450,6 +505,6 @@ def test_what_does_not_go_together_is_one_line_and_code_2(
     assert error.count("\n") == 1
 
 
-def test_a_limit_of_memory_that_nothing_fits_is_one_line_and_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+def test_memory_limit_that_no_cut_fits_is_code_1(capsys: pytest.CaptureFixture[str]) -> None:
     assert deployment.main(["-t", "le_net", "-b", "1", "--predictor", "linear", "--max-edge-memory", "0.1"]) == 1
     assert "fits into 100.0 KB on the edge" in capsys.readouterr().err

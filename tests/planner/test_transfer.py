@@ -1,4 +1,4 @@
-"""Transfer time: round trips, the bytes of both ways, and nothing where nothing crosses."""
+"""Transfer time: round trips, the bytes of both directions, windows and pacing."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ SENDERS = st.builds(
 )
 
 
-def test_a_warm_transfer_is_a_round_trip_and_the_frames_of_both_ways() -> None:
+def test_transfer_time_is_a_round_trip_and_both_frames() -> None:
     assert transfer_time_ms(900_000, 100_000, 10e6, 0.0) == pytest.approx((900_032 + 100_032 + 2 * 512) / 10e3)
     small = transfer_time_ms(10_000, 4_000, 10e6, 5.0)
     assert small == pytest.approx(5 + (frame_bytes(10_000) + frame_bytes(4_000)) / 10e3)
 
 
-def test_nothing_crosses_for_free() -> None:
+def test_transfer_time_of_no_bytes_is_0() -> None:
     assert transfer_time_ms(0, 4000, 1.0, 1000.0) == 0
 
 
-def test_an_idle_connection_waits_for_every_window_until_the_link_is_full() -> None:
+def test_sending_waits_for_windows_on_an_idle_connection() -> None:
     size = 7 * INITIAL_WINDOW_BYTES  # windows of 1, 2 and 4: two pauses
     pauses_s = 2 * RTT_S - 3 * INITIAL_WINDOW_BYTES / RATE
     assert sending_s(size, RATE, RTT_S, IDLE) == pytest.approx(size / RATE + pauses_s)
@@ -50,25 +50,25 @@ def test_an_idle_connection_waits_for_every_window_until_the_link_is_full() -> N
     assert sending_s(10**10, RATE, RTT_S, IDLE) - 10**10 / RATE == pytest.approx(longest_s, rel=1e-6)
 
 
-def test_a_short_link_has_no_pauses() -> None:
+def test_sending_has_no_pauses_on_a_short_link() -> None:
     assert sending_s(10**7, RATE, 0.001, IDLE) == 10**7 / RATE
 
 
-def test_a_window_grows_no_further_than_its_threshold() -> None:
+def test_sending_window_grows_up_to_its_threshold() -> None:
     window = 100_000
     sender = Sender(window_bytes=window, threshold_bytes=window)
     pause_s = RTT_S - window / RATE
     assert sending_s(5 * window, RATE, RTT_S, sender) == pytest.approx(5 * window / RATE + 4 * pause_s)
 
 
-def test_a_paced_sender_spreads_its_window_and_doubles() -> None:
+def test_sending_with_pacing_spreads_and_doubles_its_window() -> None:
     sender = Sender(window_bytes=20_000, pace_bytes_per_s=1e6)
     assert sending_s(10_000, RATE, RTT_S, sender) == pytest.approx(0.01)
     assert sending_s(80_000, RATE, RTT_S, sender) == pytest.approx(0.02 + 2 * RTT_S)
     assert sending_s(10_000, RATE, RTT_S, Sender(20_000, math.inf, 1e6, 10_000)) == pytest.approx(10_000 / RATE)
 
 
-def test_windows_wait_for_the_kernels_round_trip_and_the_answer_for_that_of_an_exchange() -> None:
+def test_sending_uses_the_round_trip_of_kernels() -> None:
     kernel_s = RTT_S / 2
     for sender in (IDLE, Sender(window_bytes=20_000, pace_bytes_per_s=1e6)):
         quick = replace(sender, rtt_s=kernel_s)
@@ -78,7 +78,7 @@ def test_windows_wait_for_the_kernels_round_trip_and_the_answer_for_that_of_an_e
         assert a_byte_ms[0] == a_byte_ms[1]
 
 
-def test_encryption_adds_a_tenth_of_a_percent() -> None:
+def test_transfer_time_grows_by_0_1_percent_with_encryption() -> None:
     plain, encrypted = (
         transfer_time_ms(10**6, 4_000, RATE, 10.0, Sender(math.inf, is_encrypted=yes)) for yes in (False, True)
     )
@@ -86,7 +86,7 @@ def test_encryption_adds_a_tenth_of_a_percent() -> None:
 
 
 @given(st.integers(1, 10**9), st.integers(0, 10**6), st.floats(1, 1e10), st.floats(0, 1e4))
-def test_more_bytes_or_a_slower_link_never_take_less(size: int, reply: int, rate: float, rtt_ms: float) -> None:
+def test_transfer_time_grows_with_bytes_and_a_slower_link(size: int, reply: int, rate: float, rtt_ms: float) -> None:
     for sender in (IDLE, WARM):
         time_ms = transfer_time_ms(size, reply, rate, rtt_ms, sender)
         assert time_ms >= rtt_ms
@@ -95,7 +95,7 @@ def test_more_bytes_or_a_slower_link_never_take_less(size: int, reply: int, rate
 
 
 @given(st.floats(1, 1e9), st.floats(1e3, 1e10), st.floats(0, 10), SENDERS)
-def test_no_sender_beats_the_link(size: float, rate: float, rtt_s: float, sender: Sender) -> None:
+def test_sending_is_never_faster_than_the_link(size: float, rate: float, rtt_s: float, sender: Sender) -> None:
     time_s = sending_s(size, rate, rtt_s, sender)
     assert size / rate * (1 - 1e-9) <= time_s < math.inf
     assert sending_s(2 * size, rate, rtt_s, sender) >= time_s
