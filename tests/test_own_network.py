@@ -1,4 +1,4 @@
-"""A residual network of the user in a file, served and split over loopback; and two sides that differ."""
+"""A user's own residual network in a file, served and split over loopback; and how two sides may differ."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from neurosurgeon.models.zoo import _model_graph
 
 import edge_api
 import tasks_edge_api
 from neurosurgeon.cli.process import ServiceProcess
 from neurosurgeon.edge.task import request_of
+from neurosurgeon.engine.torch_engine import TorchEngine
 from neurosurgeon.graph.layer_graph import LayerGraph
-from neurosurgeon.models.own_models import register_files
+from neurosurgeon.models.names import Catalogue
 from neurosurgeon.net.session import EdgeSession
-from neurosurgeon.predictor.whole_networks import build_network
 from tests.equality import assert_equal
 from tests.networks import Network, random_input, run, run_whole, split
 
 MODEL_FILE = '''
-"""A network of the user."""
+"""A user's own network."""
 
 import torch
 from torch import nn
@@ -70,7 +69,7 @@ def write(directory: Path, text: str = MODEL_FILE) -> Path:
     return file
 
 
-@pytest.fixture(scope="session")  # a process takes one file of a name
+@pytest.fixture(scope="session")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("own"))
 
@@ -85,9 +84,8 @@ def served(model_file: Path) -> Iterator[list[str]]:
 
 @pytest.fixture
 def network(model_file: Path) -> Network:
-    """The network on the edge."""
-    register_files([model_file])
-    return build_network("my_nets:mine")
+    """The edge's own."""
+    return TorchEngine(Catalogue([model_file])).open("my_nets:mine")
 
 
 def random_cut(graph: LayerGraph, draw: random.Random) -> frozenset[int]:
@@ -99,19 +97,19 @@ def random_cut(graph: LayerGraph, draw: random.Random) -> frozenset[int]:
     return frozenset(edge_nodes)
 
 
-def test_any_cut_over_the_wire_answers_as_the_whole_network(served: list[str], network: Network) -> None:
-    tensor, draw = random_input(), random.Random(1)
-    whole = run_whole(network, tensor)
+def test_any_cut_over_the_wire_gives_the_output_of_the_whole(served: list[str], network: Network) -> None:
+    image, draw = random_input(), random.Random(1)
+    whole = run_whole(network, image)
     most = 0
     with EdgeSession.open("127.0.0.1", int(served[1])) as session:
         for _ in range(30):
             cut = random_cut(network.graph, draw)
-            request = request_of(network, cut)
+            request = request_of(network.ref, cut)
             session.ask_to_prepare(request.preparation)
             session.wait_until_ready(network.ref.weights_digest)
-            crossing = run(split(network, cut).edge, [tensor]).arrays
-            most = max(most, len(crossing))
-            (output,) = session.infer(request, crossing).arrays
+            boundary = run(split(network, cut).edge, [image]).arrays
+            most = max(most, len(boundary))
+            (output,) = session.infer(request, boundary).arrays
             assert_equal(output, whole, same_setup=True, what=sorted(cut))
     assert most >= 2
 
@@ -136,7 +134,7 @@ def test_edge_script_splits_an_own_network_at_any_point(
     assert len(result["output"]["top5"]) == 4
 
 
-def test_edge_script_lists_the_transferred_tensors(
+def test_the_script_finds_a_cut_and_lists_the_boundary_tensors(
     served: list[str], model_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["-t", "mine", "--model-file", str(model_file), *served, "--strategy", "cloud-only"]
@@ -156,7 +154,7 @@ def test_a_queue_runs_an_own_network(served: list[str], model_file: Path, capsys
     assert {task["model"] for task in tasks} == {"my_nets:mine", "le_net"}
 
 
-# ---------------------------------------------------------------- two sides that differ
+# ---------------------------------------------------------------- how two sides may differ
 
 
 def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
@@ -184,15 +182,6 @@ CHANGES: dict[str, Callable[[str], str]] = {
 }
 
 
-@pytest.fixture
-def other_edge(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let this process be an edge that has run no model file yet."""
-    monkeypatch.setattr("neurosurgeon.models.own_models._functions", {})
-    monkeypatch.setattr("neurosurgeon.models.own_models._files", {})
-    monkeypatch.setattr("neurosurgeon.models.zoo._model_graph", _model_graph.__wrapped__)
-
-
-@pytest.mark.usefixtures("other_edge")
 @pytest.mark.parametrize("change", CHANGES)
 def test_different_files_of_one_name_are_refused(
     change: str, served: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -203,7 +192,6 @@ def test_different_files_of_one_name_are_refused(
     assert "--model-file" in line
 
 
-@pytest.mark.usefixtures("other_edge")
 def test_different_weights_are_refused(served: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = write(tmp_path / "weights", MODEL_FILE.replace("return Mine()", "torch.manual_seed(7)\n    return Mine()"))
     line = refused(capsys, ["-t", "my_nets:mine", "--model-file", str(other), "--point", "1", *served])

@@ -1,10 +1,10 @@
-"""The overhead of a split task: its total less the edge partition, the cloud partition and a raw transfer of its bytes.
+"""What a split task costs beyond its parts: total less both partitions and a raw transfer of the same bytes.
 
     python -m tests.benchmark.overhead
 
-Two contenders take turns in every round. One is the task over a session to a cloud process on loopback, which reports
-the time of its partition. The other is an edge partition, so that caches are as cold, and directly after it a raw
-socket that sends the boundary tensors and receives the bytes of an output.
+Measured in turn in every round: the task over a session to a cloud process on loopback (which reports the
+time of its partition), and, right after another run of the edge partition so that caches are as cold, a raw socket that
+sends as many bytes and gets an output's bytes back.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ time.sleep(60)
 
 
 def free_port() -> int:
-    """Return a port without a service."""
+    """Return a port on which no process listens."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         return int(sock.getsockname()[1])
 

@@ -12,7 +12,7 @@ from tests.networks import model_graph
 STEADY, LUCKY = frozenset([0]), frozenset([0, 1])
 
 
-def test_who_was_lucky_once_is_not_lucky_again() -> None:
+def test_a_lucky_cut_is_not_scored_by_its_lucky_runs() -> None:
     taken = {STEADY: [Taken(10.0, 0.0)] * 4, LUCKY: [Taken(1.0, 0.0), Taken(20.0, 0.0)] * 2}
     best, latency_ms = score(taken, slowdown=1.0)
     assert best == LUCKY and latency_ms == {STEADY: 10.0, LUCKY: 20.0}
@@ -33,7 +33,7 @@ def test_no_task_is_faster_than_its_bytes_and_a_round_trip(size_bytes: int, leas
     assert Link(1.0, 50.0).least_ms(size_bytes) == least_ms
 
 
-def test_regret_is_what_the_choice_takes_beyond_the_best() -> None:
+def test_regret_is_the_share_beyond_the_best() -> None:
     edge = {"edge_nodes": 3, "nodes": 3, "crossing": [], "edge_ms_rest_ms": [(10.0, 0.0)] * 4}
     cloud = {"edge_nodes": 1, "nodes": 3, "crossing": ["x"], "edge_ms_rest_ms": [(0.0, 20.0)] * 4}
     names = {"forest": 0, "measured": 0, "reference": 1, "edge-only": 0, "cloud-only": 1}

@@ -11,7 +11,7 @@ from neurosurgeon.predictor.forest import fit_forest
 
 
 @pytest.mark.parametrize(("rows", "features"), [(4, 1), (50, 3), (2000, 7)])
-def test_arrays_predict_what_the_library_predicts(rows: int, features: int) -> None:
+def test_arrays_predict_the_same_as_the_library(rows: int, features: int) -> None:
     rng = np.random.default_rng(rows)
     inputs = rng.uniform(-1, 1, (rows, features))
     targets = np.sin(3 * inputs[:, 0]) + inputs.sum(axis=1) ** 2
