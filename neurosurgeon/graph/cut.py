@@ -62,10 +62,10 @@ def check_cut(graph: LayerGraph, edge_nodes: Collection[int]) -> None:
     for index in edge_nodes:
         node = graph.nodes[index]
         if not all(read in edge_nodes for read in node.inputs):
-            raise PartitionError(f"no cut of {graph.model}: {node.name} on the edge reads what the cloud makes")
+            raise PartitionError(f"no cut of {graph.model}: {node.name} on the edge reads a tensor of the cloud")
     for node in graph.boundary(edge_nodes):
         if node.output == NO_TENSOR:
-            raise PartitionError(f"no cut of {graph.model}: what {node.name} makes is no tensor and cannot be sent")
+            raise PartitionError(f"no cut of {graph.model}: the result of {node.name} is no tensor and cannot be sent")
 
 
 def check_graph_digest(graph: LayerGraph, digest: str) -> None:

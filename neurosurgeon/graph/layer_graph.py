@@ -133,20 +133,15 @@ class LayerGraph:
             needed.update(self.nodes[index].parameters)
         return sum(needed.values())
 
-    @cached_property
-    def _last_layers(self) -> list[int]:
-        """The layer of the last reader of every node."""
-        last_reader = [node.layer for node in self.nodes]
-        for node in self.nodes:
-            for index in node.inputs:
-                last_reader[index] = max(last_reader[index], node.layer)
-        return last_reader
-
     def _sums_at_points(self, values: Iterable[int]) -> tuple[int, ...]:
         """Return the sum of a value of the nodes over the boundary of every partition point, (layers + 1,)."""
+        last_readers = [node.layer for node in self.nodes]  # the layer of the last reader of every node
+        for node in self.nodes:
+            for index in node.inputs:
+                last_readers[index] = max(last_readers[index], node.layer)
         sums = [0] * (len(self.layers) + 1)
-        for node, reader, value in zip(self.nodes, self._last_layers, values, strict=True):
-            for point in range(node.layer + 1, reader + 1):
+        for node, last_reader, value in zip(self.nodes, last_readers, values, strict=True):
+            for point in range(node.layer + 1, last_reader + 1):
                 sums[point] += value
         return tuple(sums)
 

@@ -110,7 +110,7 @@ class Hedging:
             self._samples.popleft()
 
     def recent_transfer(self) -> RecentTransfer | None:
-        """Return an upper bound of what moved recently; None if bytes have been waiting for less than the window."""
+        """Return an upper bound of the recently moved bytes; None if bytes have waited for less than the window."""
         if not self._samples:
             return None
         first, last = self._samples[0], self._samples[-1]

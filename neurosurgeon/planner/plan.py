@@ -109,11 +109,6 @@ class SplitPlan:
         """Return the memory that the edge partition needs."""
         return edge_memory(self.graph, self.edge_nodes(candidate))
 
-    def cloud_parameter_bytes(self, candidate: Candidate) -> int:
-        """Return the bytes of the parameters of the cloud partition."""
-        edge_nodes = self.edge_nodes(candidate)
-        return self.graph.parameter_bytes(node.index for node in self.graph.nodes if node.index not in edge_nodes)
-
     def interval(self, candidate: Candidate) -> Interval:
         """Return the 90 % interval of a candidate's total, ms; the time on the link is taken as certain."""
         total_ms = candidate.stages.total_ms
@@ -161,14 +156,15 @@ class SplitPlan:
 
     def cut_dict(self, candidate: Candidate) -> dict[str, Any]:
         """Return a cut as a JSON object: its edge nodes, the transferred tensors, and the memory of each side."""
-        memory = self.memory(candidate)
+        memory, edge_nodes = self.memory(candidate), self.edge_nodes(candidate)
+        cloud_nodes = frozenset(range(len(self.graph.nodes))) - edge_nodes
         return {
             "strategy": str(self.strategy),
-            "edge_nodes": sorted(self.edge_nodes(candidate)),
+            "edge_nodes": sorted(edge_nodes),
             "crossing": tensor_documents(self.boundary(candidate)),
             "edge_parameter_bytes": memory.parameter_bytes,
             "edge_activation_bytes": memory.activation_bytes,
-            "cloud_parameter_bytes": self.cloud_parameter_bytes(candidate),
+            "cloud_parameter_bytes": self.graph.parameter_bytes(cloud_nodes),
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -236,71 +232,77 @@ def plan_split(
     if not len(edge.latency_ms) == len(cloud.latency_ms) == len(graph.layers):
         counts = f"{len(edge.latency_ms)} and {len(cloud.latency_ms)}"
         raise PlanningError(f"{counts} latencies are not those of the {len(graph.layers)} layers of {graph.model}")
-    link = _Link(rate_bytes_per_s, rtt_ms, transfer_factor, sender, graph.output.size_bytes)
-    points = points_of(strategy, graph, max_edge_bytes)
-    boundaries = list(zip(graph.boundary_bytes, graph.boundary_counts, strict=True))
-    transfer_ms = {boundary: link.transfer_ms(*boundary) for boundary in set(boundaries)}  # many are the same
-    times_ms = chain_stages(edge.latency_ms, [transfer_ms[each] for each in boundaries], cloud.latency_ms)[points]
-    sizes_bytes = [graph.boundary_bytes[point] for point in points]
-    inside: list[frozenset[int] | None] = [None] * len(points)
-    if strategy is Strategy.DADS and not graph.is_chain:
-        costs = _dag_costs(graph, edge, cloud, link, queue_ms, objective)
-        for cut in inner_cuts(graph, costs, objective, max_edge_bytes):
-            cut_ms, cut_bytes = _times_of_nodes(graph, costs, link, cut)
-            row = bisect_right(points, len(cut) - 1)
-            points.insert(row, len(cut) - 1)
-            sizes_bytes.insert(row, cut_bytes)
-            inside.insert(row, cut)
-            times_ms = np.insert(times_ms, row, cut_ms, axis=0)
-    if not points:
+    reply_bytes = graph.output.size_bytes
+    planner = _Planner(graph, edge, cloud, reply_bytes, rate_bytes_per_s, rtt_ms, transfer_factor, queue_ms, sender)
+    candidates = planner.candidates(objective, strategy, max_edge_bytes)
+    if not candidates:
         limit = readable_bytes(int(max_edge_bytes))
         raise PlanningError(f"no cut of {graph.model} that {strategy} considers fits into {limit} on the edge")
-    stages_ms, busy_ms = times_ms.copy(), times_ms.copy()
-    stages_ms[:, 2] += np.where(sizes_bytes, queue_ms, 0.0)
-    busy_ms[:, 1] = np.array(sizes_bytes) * s_to_ms(1 / rate_bytes_per_s)
-    candidates = Candidates(graph, points, sizes_bytes, stages_ms, busy_ms, inside)
-    best, *others = (candidates[row] for row in rank_cuts(stages_ms, busy_ms, objective)[:2].tolist())
+    ranked = rank_cuts(candidates.stages_ms, candidates.busy_ms, objective)
+    best, *others = (candidates[row] for row in ranked[:2].tolist())
     return SplitPlan(graph, edge, cloud, candidates, best, now_ms() - start_ms, objective, strategy, *others)
 
 
-class _Link(NamedTuple):
-    """The link of one plan; see `plan_split`."""
+class _Planner(NamedTuple):
+    """Makes the candidates of one plan; see `plan_split`."""
 
+    graph: LayerGraph
+    edge: LayerLatencies
+    cloud: LayerLatencies
+    reply_bytes: int
     rate_bytes_per_s: float
     rtt_ms: float
     transfer_factor: float
+    queue_ms: float
     sender: Sender
-    reply_bytes: int
 
-    def transfer_ms(self, size_bytes: int, tensors: int) -> float:
+    def candidates(self, objective: Objective, strategy: Strategy, max_edge_bytes: float) -> Candidates:
+        """Return the candidates at partition points, and those inside blocks that may be better."""
+        graph = self.graph
+        points = points_of(strategy, graph, max_edge_bytes)
+        boundaries = list(zip(graph.boundary_bytes, graph.boundary_counts, strict=True))
+        transfer_ms = {boundary: self._transfer_ms(*boundary) for boundary in set(boundaries)}  # many are the same
+        transfers_ms = [transfer_ms[boundary] for boundary in boundaries]
+        times_ms = chain_stages(self.edge.latency_ms, transfers_ms, self.cloud.latency_ms)[points]
+        sizes_bytes = [graph.boundary_bytes[point] for point in points]
+        inside: list[frozenset[int] | None] = [None] * len(points)
+        if strategy is Strategy.DADS and not graph.is_chain:
+            costs = self._dag_costs(objective)
+            for cut in inner_cuts(graph, costs, objective, max_edge_bytes):
+                cut_ms, cut_bytes = self._times_of_nodes(cut, costs)
+                row = bisect_right(points, len(cut) - 1)
+                points.insert(row, len(cut) - 1)
+                sizes_bytes.insert(row, cut_bytes)
+                inside.insert(row, cut)
+                times_ms = np.insert(times_ms, row, cut_ms, axis=0)
+        stages_ms, busy_ms = times_ms.copy(), times_ms.copy()
+        stages_ms[:, 2] += np.where(sizes_bytes, self.queue_ms, 0.0)
+        busy_ms[:, 1] = np.array(sizes_bytes) * s_to_ms(1 / self.rate_bytes_per_s)
+        return Candidates(graph, points, sizes_bytes, stages_ms, busy_ms, inside)
+
+    def _transfer_ms(self, size_bytes: int, tensors: int) -> float:
         """Return the time to send tensors with this total size and to receive the reply, ms; 0 without bytes."""
         if not size_bytes:
             return 0.0
         computed_ms = transfer_time_ms(size_bytes, self.reply_bytes, self.rate_bytes_per_s, self.rtt_ms, self.sender)
         return self.transfer_factor * (computed_ms + TENSOR_MS * (tensors - 1))
 
+    def _dag_costs(self, objective: Objective) -> DagCosts:
+        """Return the costs of all nodes and tensors for an objective, ms."""
+        edge_ms, cloud_ms = (np.concatenate(([0.0], side.latency_ms)) for side in (self.edge, self.cloud))
+        send_ms = np.array(self.graph.sent_bytes) * s_to_ms(1 / self.rate_bytes_per_s)
+        if objective is Objective.THROUGHPUT:
+            return DagCosts(edge_ms, send_ms, cloud_ms)
+        send_ms = self.transfer_factor * (send_ms + TENSOR_MS * np.array(self.graph.tensor_counts))
+        return DagCosts(edge_ms, send_ms, cloud_ms, fixed_ms=self._transfer_ms(1, tensors=0) + self.queue_ms)
 
-def _dag_costs(
-    graph: LayerGraph, edge: LayerLatencies, cloud: LayerLatencies, link: _Link, queue_ms: float, objective: Objective
-) -> DagCosts:
-    """Return the costs of all nodes and tensors for an objective, ms."""
-    edge_ms, cloud_ms = (np.concatenate(([0.0], side.latency_ms)) for side in (edge, cloud))
-    send_ms = np.array(graph.sent_bytes) * s_to_ms(1 / link.rate_bytes_per_s)
-    if objective is Objective.THROUGHPUT:
-        return DagCosts(edge_ms, send_ms, cloud_ms)
-    send_ms = link.transfer_factor * (send_ms + TENSOR_MS * np.array(graph.tensor_counts))
-    return DagCosts(edge_ms, send_ms, cloud_ms, fixed_ms=link.transfer_ms(1, tensors=0) + queue_ms)
-
-
-def _times_of_nodes(
-    graph: LayerGraph, costs: DagCosts, link: _Link, edge_nodes: frozenset[int]
-) -> tuple[StageTimes, int]:
-    """Return the times of edge, link and cloud, ms, with these nodes on the edge, and the bytes to send."""
-    boundary = graph.boundary(edge_nodes)
-    size_bytes = sum(node.sent_bytes for node in boundary)
-    transfer_ms = link.transfer_ms(size_bytes, sum(len(node.outputs) for node in boundary))
-    edge_ms, _, cloud_ms = busy_times(search_of(graph), costs, edge_nodes)
-    return StageTimes(edge_ms, transfer_ms, cloud_ms), size_bytes
+    def _times_of_nodes(self, edge_nodes: frozenset[int], costs: DagCosts) -> tuple[StageTimes, int]:
+        """Return the times of edge, link and cloud, ms, with these nodes on the edge, and the bytes to send."""
+        boundary = self.graph.boundary(edge_nodes)
+        size_bytes = sum(node.sent_bytes for node in boundary)
+        transfer_ms = self._transfer_ms(size_bytes, sum(len(node.outputs) for node in boundary))
+        edge_ms, _, cloud_ms = busy_times(search_of(self.graph), costs, edge_nodes)
+        return StageTimes(edge_ms, transfer_ms, cloud_ms), size_bytes
 
 
 def _error_widths_ms(side: LayerLatencies, layers: Iterable[int]) -> tuple[float, float]:

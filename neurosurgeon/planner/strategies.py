@@ -77,10 +77,13 @@ def inner_cuts(
         cuts = [cut.edge_nodes for cut in search.inner_cuts(costs, below_ms=float(end_ms.min()))]
     if max_edge_bytes == math.inf:
         return cuts
-    fitting = [cut for cut in cuts if edge_memory(graph, cut).total_bytes <= max_edge_bytes]
-    if len(fitting) < len(cuts):
-        fitting += [cut for cut in _priced_cuts(graph, costs) if edge_memory(graph, cut).total_bytes <= max_edge_bytes]
-    return [cut for cut in dict.fromkeys(fitting) if search.goes_through_block(cut)]
+
+    def fits(cut: frozenset[int]) -> bool:
+        return search.goes_through_block(cut) and edge_memory(graph, cut).total_bytes <= max_edge_bytes
+
+    if not all(map(fits, cuts)):
+        cuts += _priced_cuts(graph, costs)
+    return list(filter(fits, dict.fromkeys(cuts)))
 
 
 def _priced_cuts(graph: LayerGraph, costs: DagCosts) -> set[frozenset[int]]:

@@ -53,7 +53,7 @@ def test_unpack_nodes_returns_every_partition_point(name: str) -> None:
         ({1}, "input"),
         ({0, 7}, "0 to 6"),
         ({0, -1}, "0 to 6"),
-        ({0, 1, 3}, "act on the edge reads what the cloud makes"),
+        ({0, 1, 3}, "act on the edge reads a tensor of the cloud"),
     ],
 )
 def test_a_set_of_nodes_that_is_no_cut_is_refused(edge_nodes: set[int], why: str) -> None:
