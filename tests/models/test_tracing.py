@@ -12,20 +12,10 @@ from neurosurgeon.models.build import TracedGraph, fold_batch_norms, trace
 from neurosurgeon.utils.errors import InputSizeError, TraceError
 from tests.equality import assert_equal
 from tests.models.cuts_of import cut_module, split_output
+from tests.models.test_graph_dag import closed_sets
 
 SHAPE = (1, 4, 8, 8)
 INPUT = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1))
-
-
-def closed_sets(graph: TracedGraph) -> Iterator[frozenset[int]]:
-    """Yield every cut."""
-    others = range(1, len(graph.nodes))
-    for chosen in itertools.chain.from_iterable(
-        itertools.combinations(others, size) for size in range(len(others) + 1)
-    ):
-        edge = frozenset((0, *chosen))
-        if all(read in edge for index in edge for read in graph.nodes[index].inputs):
-            yield edge
 
 
 def traced(model: nn.Module) -> TracedGraph:
