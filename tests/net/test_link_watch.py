@@ -76,11 +76,11 @@ def fake_service(monkeypatch: pytest.MonkeyPatch, *estimates: LinkEstimate, echo
         (PROBED, MIN_TRANSFER_BYTES, 9.0, Ping(), None),
         (PROBED, 0, 9.0, Ping(), Probe(quick=True)),  # the tensors arrived during the ping
         (PROBED, 1, 0.4, None, Ping()),
-        (PROBED, 1, 0.6, None, Ping(probe_is_due=True)),
+        (PROBED, 1, 0.6, None, Ping(wants_probe=True)),
         (PROBED._replace(is_stale=True), 1, 3.1, None, Probe(quick=True)),
         (TRANSFERRED, 0, 0.9, None, Ping()),
         (TRANSFERRED, 0, 1.1, None, Probe(quick=True)),
-        (TRANSFERRED._replace(needs_probe=True), 0, 0.1, None, Probe(quick=True)),
+        (TRANSFERRED._replace(wants_probe=True), 0, 0.1, None, Probe(quick=True)),
         (TRANSFERRED._replace(outlier_bytes_per_s=2e6), 0, 0.1, None, Probe(quick=True)),
         (GIVEN, 1, 0.0, None, Ping()),
         (GIVEN, 0, 0.0, Ping(), None),
