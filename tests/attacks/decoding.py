@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 
 from neurosurgeon.graph.spec import Array
 from neurosurgeon.net.connection import Connection, Received, pack_message
-from neurosurgeon.net.frames import HEAD_UNIT, Buffer, Limits
+from neurosurgeon.net.frames import HEAD_UNIT, MAGIC, WIRE_VERSION, Buffer, Limits
 from neurosurgeon.net.header import ALLOWED_OPCODES, unpack_header
 from neurosurgeon.net.memory import UNLIMITED
 from neurosurgeon.net.messages import (
@@ -114,6 +115,14 @@ def decode_header(data: bytes) -> None:
         return
     assert {opcode.code.encode("latin-1")[0] for opcode, _, _ in pickletools.genops(data)} <= ALLOWED_OPCODES
     check_plain(values)
+
+
+def corpus() -> Iterator[bytes]:
+    """Yield the inputs that a fuzzer has found; frames have this wire version, whatever they were found in."""
+    with ZipFile(CORPUS) as kept:
+        for data in map(kept.read, kept.namelist()):
+            is_frame = data[1:5] == MAGIC and len(data) > 5
+            yield data[:5] + bytes([WIRE_VERSION]) + data[6:] if is_frame else data
 
 
 def decode_input(data: bytes) -> None:

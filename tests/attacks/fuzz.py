@@ -12,7 +12,6 @@ from __future__ import annotations
 import sys
 import warnings
 from pathlib import Path
-from zipfile import ZipFile
 
 import atheris
 
@@ -26,14 +25,14 @@ with atheris.instrument_imports(
     ]
 ):
     from neurosurgeon.net.frames import FIXED_START, PREFIX
-    from tests.attacks.decoding import CORPUS, decode_input, frames
+    from tests.attacks.decoding import corpus, decode_input, frames
 
 
 def seed(directory: Path) -> None:
     """Begin a corpus with the inputs of earlier runs, the valid frames, and their headers."""
     directory.mkdir(parents=True, exist_ok=True)
-    with ZipFile(CORPUS) as kept:
-        kept.extractall(directory)
+    for number, data in enumerate(corpus()):
+        (directory / f"kept{number}").write_bytes(data)
     for number, frame in enumerate(frames()):
         _, _, _, buffers, length, _ = PREFIX.unpack_from(frame)
         start = FIXED_START + 8 * buffers
