@@ -223,16 +223,18 @@ def test_a_task_is_sent_once_more_when_the_edge_needs_longer_for_its_rest() -> N
     assert plan_resend(chosen, 100.0, slow_plan(1e-3), IDLE) is None
 
 
-def test_a_plan_follows_rate_round_trip_and_load() -> None:
+def test_a_plan_is_kept_while_its_inputs_round_to_the_same() -> None:
     model, settings = queue_model(), QueueSettings({})
 
     def plan_at(rate_bytes_per_s: float = 1e6, rtt_ms: float = 10.0, queue_ms: float = 0.0) -> SplitPlan:
         now = LinkNow(LinkEstimate(rate_bytes_per_s, rtt_ms), is_stale=False, queue_ms=queue_ms)
         return model.plan(now, Corrections(), settings)
 
-    first = plan_at().candidates[0].stages
-    for worse in (plan_at(0.99e6), plan_at(rtt_ms=10.1), plan_at(queue_ms=1.0)):
-        assert worse.candidates[0].stages.total_ms > first.total_ms
+    first = plan_at()
+    assert all(plan is first for plan in (plan_at(1.004e6), plan_at(rtt_ms=10.04), plan_at(queue_ms=0.4)))
+    for moved in (plan_at(1.006e6), plan_at(rtt_ms=10.1), plan_at(queue_ms=1.0)):
+        assert moved is not first
+    assert plan_at(rtt_ms=10.1).candidates[0].stages.transfer_ms > first.candidates[0].stages.transfer_ms
 
 
 def test_a_plan_follows_corrections() -> None:
