@@ -7,8 +7,9 @@
         print(edge.run("mobile_net", "photo.jpg").guesses)
 
 A model is a name (`alex_net`, or any classification network of torchvision). To plan only, it may also be a
-`torch.nn.Module`, or a `LayerGraph`. Errors are those of `neurosurgeon.utils.errors`. Importing this package imports
-neither torch nor numpy.
+`torch.nn.Module`, or a `LayerGraph`. To run a module of your own, give it a name on both sides:
+`Cloud({"mine": module})` and `Edge(models={"mine": module})`. Errors are those of `neurosurgeon.utils.errors`; an
+unknown keyword is a TypeError. Importing this package imports neither torch nor numpy.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
+from neurosurgeon.utils.arguments import check_numbers, one_of, settings_of
+from neurosurgeon.utils.errors import InputError, NetworkError, UsageError
 from neurosurgeon.utils.machine import set_waiting_policy
 from neurosurgeon.utils.version import __version__ as __version__
 
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from neurosurgeon.edge.records import QueuedTask, QueueEvent, TaskDone, TaskEvent
     from neurosurgeon.engine.base import Engine
     from neurosurgeon.graph.layer_graph import LayerGraph
+    from neurosurgeon.graph.spec import Array
     from neurosurgeon.net.access import Access
     from neurosurgeon.planner.compare import ComparisonRow
     from neurosurgeon.planner.plan import SplitPlan
@@ -51,8 +55,10 @@ def layer_graph(model: Model, *, input_shape: Sequence[int] | None = None) -> La
     """Return a model as a graph of plain numbers: layers, shapes, bytes and FLOPs.
 
     Args:   model: a name, a module (the graph has the name of its class), or a graph, which is returned unchanged.
-            input_shape: the shape of a module's input (default: one image, 1 x 3 x 224 x 224). A name has its own.
-    Raises: UnknownModelError. TraceError: the control flow of the module depends on its data.
+            input_shape: the shape of a module's input (default: one image, 1 x 3 x 224 x 224). A name or a graph has
+            its own; another image size is part of the name, as in "le_net@64".
+    Raises: UnknownModelError. InputSizeError: the module cannot take this shape. TraceError: its control flow depends
+            on its data. UsageError: it is no model at all.
     """
     from neurosurgeon.graph.layer_graph import LayerGraph
 
@@ -62,8 +68,12 @@ def layer_graph(model: Model, *, input_shape: Sequence[int] | None = None) -> La
         from neurosurgeon.engine.torch_engine import TorchEngine
 
         return TorchEngine().graph(model)
+    from torch import nn
+
     from neurosurgeon.models.build import trace
 
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"model: expected a name, a torch.nn.Module or a LayerGraph, got {type(model).__name__}")
     return trace(model, type(model).__name__, tuple(input_shape or IMAGE_SHAPE))
 
 
@@ -88,13 +98,15 @@ def plan(
             objective: "latency" of one task, or "throughput".
             strategy: "dads", "neurosurgeon", "chain-of-blocks", "edge-only" or "cloud-only".
             max_edge_memory_mb: memory limit of the edge partition, 10^6 bytes (default: none).
-    Raises: PlanningError: no cut fits into that memory. UnknownModelError, TraceError.
+    Raises: PlanningError: no cut fits into that memory, or the latencies are those of another graph. UsageError: a name
+            or a number is wrong. UnknownModelError, TraceError.
     """
     from neurosurgeon.planner.chain_search import Objective
     from neurosurgeon.planner.plan import plan_split
     from neurosurgeon.planner.strategies import Strategy
     from neurosurgeon.utils.units import mb_per_s_to_bytes_per_s, mb_to_bytes
 
+    check_numbers(rate_mb_per_s=rate_mb_per_s, rtt_ms=rtt_ms, max_edge_memory_mb=max_edge_memory_mb)
     known = layer_graph(model)
     return plan_split(
         known,
@@ -102,26 +114,30 @@ def plan(
         cloud or latencies(known, "cloud"),
         mb_per_s_to_bytes_per_s(rate_mb_per_s),
         rtt_ms,
-        objective=Objective(objective),
-        strategy=Strategy(strategy),
-        max_edge_bytes=mb_to_bytes(max_edge_memory_mb) if max_edge_memory_mb else float("inf"),
+        objective=Objective(one_of(Objective, "objective", objective)),
+        strategy=Strategy(one_of(Strategy, "strategy", strategy)),
+        max_edge_bytes=float("inf") if max_edge_memory_mb is None else mb_to_bytes(max_edge_memory_mb),
     )
 
 
-def latencies(model: Model, side: str, *, predictor: str = "forest", config: Path | None = None) -> LayerLatencies:
+def latencies(
+    model: Model, side: str, *, predictor: str = "forest", config: Path | str | None = None
+) -> LayerLatencies:
     """Return the predicted latency of each layer of a model on one side, in ms.
 
     Args:   side: "edge" or "cloud". predictor: "forest" or "linear".
             config: a parameter file, or a directory of data sets, used unscaled (default: the data for this machine,
             scaled to its speed, which may be measured for seconds).
-    Raises: DataSetError: the data is missing or malformed.
+    Raises: DataSetError: the data is missing or malformed. UsageError: there is no such side or predictor.
     """
     import os
 
     from neurosurgeon.predictor.machine_speed import scaled_to_machine
     from neurosurgeon.predictor.store import find_predictor
 
-    found = find_predictor(side, name=predictor, path=config)
+    one_of(("edge", "cloud"), "side", side)
+    one_of(("forest", "linear"), "predictor", predictor)
+    found = find_predictor(side, name=predictor, path=None if config is None else Path(config))
     if config is None:
         found = scaled_to_machine(found, "cpu", min(found.threads, os.cpu_count() or 1))
     return found.predict(layer_graph(model))
@@ -138,15 +154,15 @@ def compare(
 
     Args:   rates_mb_per_s: rates of the uplink, 10^6 bytes/s. rtt_ms: the round trip.
             strategies: names, as for `plan` (default: all).
-    Raises: PlanningError, UnknownModelError, TraceError.
+    Raises: UsageError: a strategy or a number is wrong. PlanningError, UnknownModelError, TraceError.
     """
-    from functools import partial
-
     from neurosurgeon.planner.compare import Comparison, plans_of_all
     from neurosurgeon.planner.strategies import Strategy
     from neurosurgeon.utils.units import mb_per_s_to_bytes_per_s
 
-    wanted = [Strategy(name) for name in strategies or Strategy]
+    for rate in rates_mb_per_s:
+        check_numbers(rate_mb_per_s=rate, rtt_ms=rtt_ms)
+    wanted = [Strategy(one_of(Strategy, "strategy", name)) for name in strategies or Strategy]
     rates = [mb_per_s_to_bytes_per_s(rate) for rate in rates_mb_per_s]
     rows: list[ComparisonRow] = []
     for model in models:
@@ -172,15 +188,19 @@ def _plan_at(
 class Cloud:
     """A cloud on this machine that ends with the `with` block.
 
-    It is a child process, or, with models that are modules, threads of this process.
+    It is a child process, or, with models that are modules, threads of this process. These share its interpreter with
+    the edge, so that both are slower than in processes of their own.
 
-    Args:   models: the names that it serves (default: all), or modules by name. flags: more flags of `cloud_api.py`.
-    Raises: NetworkError, when entered: it did not start.
+    Args:   models: the names that it serves (default: all), or modules by name. A module keeps its own weights.
+            flags: more flags of `cloud_api.py`, with absolute paths of files.
+    Raises: NetworkError, when entered: it did not start. UsageError, when entered: a model or a flag is unknown.
     """
 
-    def __init__(self, models: Iterable[str] | Mapping[str, nn.Module] = (), *, flags: Sequence[str] = ()) -> None:
+    def __init__(
+        self, models: str | Iterable[str] | Mapping[str, nn.Module] = (), *, flags: Sequence[str] = ()
+    ) -> None:
         self._modules = models if isinstance(models, Mapping) else None
-        names = list(models)
+        names = [models] if isinstance(models, str) else list(models)
         self._flags = ["-p", "0", "--monitor-port", "0", *(["--models", *names] if names else []), *flags]
         self.port = 0  # of tasks; known inside the block
         self.monitor_port = 0  # of the bandwidth service
@@ -188,41 +208,52 @@ class Cloud:
 
     def __enter__(self) -> Cloud:
         if self._modules is not None:
-            self._serve_here(self._modules)
+            with ExitStack() as opened:  # closes all if the last one does not start
+                self._serve_here(self._modules, opened)
+                self._exit = opened.pop_all()
             return self
         from neurosurgeon.cli.process import ServiceProcess
 
-        command = ["-m", "neurosurgeon", "cloud", *self._flags]
-        process = self._exit.enter_context(ServiceProcess(command, services=2))
+        process = ServiceProcess(["-m", "neurosurgeon", "cloud", *self._flags], services=2)
+        try:
+            self._exit.enter_context(process)
+        except NetworkError as exc:
+            if process.process.returncode == UsageError.exit_code:
+                raise UsageError(str(exc)) from exc
+            raise
         self.port, self.monitor_port = process.ports
         return self
 
     def __exit__(self, *error: object) -> None:
         self._exit.close()
 
-    def _serve_here(self, modules: Mapping[str, nn.Module]) -> None:
+    def _serve_here(self, modules: Mapping[str, nn.Module], opened: ExitStack) -> None:
         from neurosurgeon.cli.cloud import cloud_parser, make_service, running
         from neurosurgeon.cli.parser import access_of_cloud
         from neurosurgeon.models.names import Catalogue
         from neurosurgeon.net.sockets import bind
 
-        args = cloud_parser("Cloud").parse_args(self._flags)
+        try:
+            args = cloud_parser("Cloud").parse_args(self._flags)
+        except SystemExit as exc:  # after one line on stderr
+            raise UsageError(f"a flag of this cloud is wrong: {' '.join(self._flags)}") from exc
         access = access_of_cloud(args)
-        listener = self._exit.enter_context(bind(args.ip, args.port, access))
+        listener = opened.enter_context(bind(args.ip, args.port, access))
         service = make_service(args, Catalogue(args.model_file, modules), lambda event, sock: None)
-        monitor = self._exit.enter_context(running(args, service, listener, access))
+        monitor = opened.enter_context(running(args, service, listener, access))
         self.port, self.monitor_port = listener.getsockname()[1], monitor.ports[0]
 
 
 class Edge:
-    """This machine as the edge of a cloud. It keeps the graphs of its networks; each task loads its network anew.
+    """This machine as the edge of a cloud. It keeps the graphs of its networks; each task loads its network again.
 
     Each task or queue connects, learns about the link, plans and runs, as `edge_api.py` and `tasks_edge_api.py` do.
 
-    Args: access: the key or TLS of the cloud (`neurosurgeon.net.access`). device: "cpu" or "cuda".
-          threads: CPU threads to compute with (default: those that the data of the edge was measured with).
-          models: modules of your own, by the names under which the cloud has them.
-          model_files: Python files with functions that return modules, which the cloud has as well.
+    Args:   access: the key or TLS of the cloud (`neurosurgeon.net.access`). device: "cpu" or "cuda".
+            threads: CPU threads to compute with (default: those that the data of the edge was measured with).
+            models: modules of your own, by the names under which the cloud has them. They keep their own weights.
+            model_files: Python files with functions that return modules, which the cloud has as well.
+    Raises: UsageError: there is no such device.
     """
 
     def __init__(
@@ -235,14 +266,14 @@ class Edge:
         device: str = "cpu",
         threads: int | None = None,
         models: Mapping[str, nn.Module] | None = None,
-        model_files: Iterable[Path] = (),
+        model_files: Iterable[Path | str] = (),
     ) -> None:
         from neurosurgeon.edge.run import CloudAddress
         from neurosurgeon.net.access import Access
 
         self._cloud = CloudAddress(host, port, monitor_port, access or Access(cloud_name=host))
-        self._device, self._threads = device, threads
-        self._models, self._model_files = models, model_files
+        self._device, self._threads = one_of(("cpu", "cuda"), "device", device), threads
+        self._models, self._model_files = models, [Path(file) for file in model_files]
 
     def __enter__(self) -> Edge:
         return self
@@ -274,15 +305,19 @@ class Edge:
                 rate_mb_per_s, rtt_ms: rate of the uplink, 10^6 bytes/s, and round trip (default: measured).
                 observe: called with each event of the task as it happens (`neurosurgeon.edge.records`).
                 settings: other fields of `neurosurgeon.edge.settings.TaskSettings`, such as point, repeat or verify.
-        Raises: NetworkError, UsageError, PlanningError, WeightsError.
+        Raises: InputError: the input has another shape or type. PartitionError: there is no such point.
+                UsageError: a setting has a wrong value. NetworkError: the cloud cannot be reached, or was lost.
+                UnknownModelError, PlanningError, WeightsError.
         """
         from neurosurgeon.edge.run import LinkChoice, run_one_task
         from neurosurgeon.edge.settings import TaskSettings
         from neurosurgeon.engine.base import SEEDED
 
-        task = self._task(1, model, image)
+        check_numbers(rate_mb_per_s=rate_mb_per_s, rtt_ms=rtt_ms)
+        name = self._name(model)
+        array = None if image is None else self._array(name, image)
         defaults: dict[str, Any] = {"weights": SEEDED, "device": self._device, "threads": self._threads}
-        chosen = TaskSettings(task.model, array=task.array, **(defaults | settings))
+        chosen = settings_of(TaskSettings, {"model": name, "array": array, **defaults, **settings})
         return run_one_task(chosen, lambda: self._engine, self._cloud, LinkChoice(rate_mb_per_s, rtt_ms), observe)
 
     def run_queue(
@@ -295,17 +330,22 @@ class Edge:
     ) -> Iterator[TaskDone]:
         """Run a queue of tasks, many in flight; yield each result, with its output, as soon as it is there.
 
+        Nothing runs, and nothing is raised, before the first result is asked for. A loop that is left early waits for
+        the tasks in flight. A task whose file cannot be read, or that fails, has a result with an error and no output.
+
         Args:   tasks: models, each with its input as in `run`; None: a fixed image of noise.
                 settings: fields of `neurosurgeon.edge.settings.QueueSettings`, such as objective or in_flight.
-        Raises: NetworkError: the cloud cannot be reached. UsageError, PlanningError, WeightsError.
+        Raises: InputError: an array has another shape or type. UsageError: a setting has a wrong value.
+                NetworkError: the cloud cannot be reached. UnknownModelError, PlanningError, WeightsError.
         """
         from neurosurgeon.edge.records import TaskDone
         from neurosurgeon.edge.run import LinkChoice, run_queue
         from neurosurgeon.edge.settings import QueueSettings
 
+        check_numbers(rate_mb_per_s=rate_mb_per_s, rtt_ms=rtt_ms)
         queued = [self._task(number, model, image) for number, (model, image) in enumerate(tasks, start=1)]
         defaults: dict[str, Any] = {"weights": {}, "device": self._device, "threads": self._threads}
-        chosen, choice = QueueSettings(**(defaults | settings)), LinkChoice(rate_mb_per_s, rtt_ms)
+        chosen, choice = settings_of(QueueSettings, defaults | settings), LinkChoice(rate_mb_per_s, rtt_ms)
         events: SimpleQueue[QueueEvent | None] = SimpleQueue()
         is_left = Event()
         with ThreadPoolExecutor(1, "queue") as runner:
@@ -322,10 +362,27 @@ class Edge:
             running.result()
 
     def _task(self, number: int, model: str, image: object) -> QueuedTask:
-        from neurosurgeon.edge.inputs import network_input
+        """Return a task of a queue. An image file is read when its turn comes."""
         from neurosurgeon.edge.records import QueuedTask
 
-        name = self._engine.canonical_name(model)
-        return QueuedTask(
-            number, name, array=None if image is None else network_input(image, self._engine.graph(name).input)
-        )
+        name = self._name(model)
+        if isinstance(image, str | Path):
+            return QueuedTask(number, name, Path(image))
+        return QueuedTask(number, name, array=None if image is None else self._array(name, image))
+
+    def _name(self, model: str) -> str:
+        if not isinstance(model, str):
+            kind = type(model).__name__
+            raise UsageError(f'model: expected a name, got {kind}; to run your own, Edge(models={{"mine": module}})')
+        return self._engine.canonical_name(model)
+
+    def _array(self, name: str, given: object) -> Array:
+        from neurosurgeon.edge.inputs import network_input
+
+        detach = getattr(given, "detach", None)  # of a tensor, which may have a gradient, or be on a GPU
+        spec = self._engine.graph(name).input
+        try:
+            return network_input(detach().cpu() if detach else given, spec)
+        except (TypeError, ValueError) as exc:  # numpy makes no array of it
+            kind = type(given).__name__
+            raise InputError(f"input array: expected {spec.dtype} {spec.shape}, got {kind}: {exc}") from exc
