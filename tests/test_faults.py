@@ -191,7 +191,7 @@ def test_on_cloud_loss_fail_reports_the_cause(proxy: FaultProxy, run_queue: RunQ
     proxy.set_faults(1.0, [Fault.RESET])
     document = run_queue(proxy.port, 6, "--on-cloud-loss", "fail", "--in-flight", "1", code=1)
     errors = [task["error"] for task in document["tasks"] if task["error"]]
-    assert errors and all("the cloud is lost" in error for error in errors)
+    assert errors and all("the cloud disconnected" in error for error in errors)
 
 
 @pytest.mark.parametrize("in_flight", ["1", "4"])
@@ -207,7 +207,7 @@ def test_a_queue_uses_a_reconnected_cloud_again(in_flight: str, slow_edge: list[
             edge.process.send_signal(signal.SIGINT)
             code, error = edge.end()
     assert code == 130, error
-    assert "the cloud is back" in error
+    assert "the cloud is reconnected" in error
 
 
 def wait_for_answer(edge: Edge, place: str, max_tasks: int = 2000) -> None:

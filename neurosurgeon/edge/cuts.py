@@ -9,13 +9,12 @@ from typing import NamedTuple
 
 from neurosurgeon.edge.records import Progress, QueuedTask, QueueObserver
 from neurosurgeon.edge.settings import QueueSettings
-from neurosurgeon.edge.stages import StageKeys, cloud_latencies, edge_latencies, stages_of
-from neurosurgeon.edge.task import request_of
+from neurosurgeon.edge.stages import StageKeys, cloud_latencies, edge_latencies, stage_keys
 from neurosurgeon.engine.base import Engine, Network, Partition, Side
 from neurosurgeon.graph.cut import pack_nodes
 from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.net.link_watch import LinkNow
-from neurosurgeon.net.messages import Prepare, Request
+from neurosurgeon.net.messages import Prepare
 from neurosurgeon.net.session import EdgeSession, OnCloudLoss
 from neurosurgeon.net.sockets import is_this_machine
 from neurosurgeon.planner.flow_shop import IDLE, Pipeline, Schedule, makespan_ms, order_of
@@ -41,27 +40,28 @@ class StageFactors(NamedTuple):
 
 
 class QueueModel:
-    """One model of the queue: its network, its cuts that were used, and the latencies of its layers on both sides.
+    """A model of the queue: its network, its partitions that were used, and the latencies of its layers on both sides.
 
     A queue cuts after any layer, in execution order, so that a cut has the same number in every plan. Inside the
-    blocks of a graph there may be better cuts (`Strategy.DADS`), which only a single task looks for.
+    blocks of a graph there may be better cuts (`Strategy.DADS`), which only a single task considers. Belongs to the
+    main loop (`edge.queue`).
     """
 
     def __init__(self, network: Network, edge: LayerLatencies, cloud: LayerLatencies, keys: StageKeys) -> None:
         self.keys = keys
-        self._network = network
+        self.network = network
         self._edge = edge
         self._cloud = cloud
         self._planned_for: tuple[float, ...] = ()  # the rounded inputs of the last plan
         self._plan: SplitPlan
         self.factors = StageFactors(1.0, 1.0, 1.0)  # the corrections in the last plan
-        self._partitions: dict[tuple[frozenset[int], Side], Partition] = {}  # some KB each; one a layer at most
+        self._partitions: dict[tuple[frozenset[int], Side], Partition] = {}  # some KB each; at most one a layer
         self._cuts_run: set[frozenset[int]] = set()
 
     @property
     def graph(self) -> LayerGraph:
         """The graph of its network."""
-        return self._network.ref.graph
+        return self.network.ref.graph
 
     @property
     def origins(self) -> dict[str, str]:
@@ -97,12 +97,8 @@ class QueueModel:
         """Return a partition of a cut. Raises: PartitionError."""
         known = self._partitions.get((edge_nodes, side))
         if known is None:
-            known = self._partitions[edge_nodes, side] = self._network.partition(edge_nodes, side)
+            known = self._partitions[edge_nodes, side] = self.network.partition(edge_nodes, side)
         return known
-
-    def request(self, edge_nodes: frozenset[int]) -> Request:
-        """Return the message that asks the cloud for its partition of a cut."""
-        return request_of(self._network.ref, edge_nodes)
 
     def is_first_run(self, edge_nodes: frozenset[int]) -> bool:
         """Return whether this cut runs for the first time: such a run also builds kernels, and corrects nothing."""
@@ -114,11 +110,11 @@ class QueueModel:
 class QueuePlanner:
     """Plans tasks for the current link estimate and the tasks in flight. Belongs to the main loop (`edge.queue`)."""
 
-    def __init__(self, settings: QueueSettings, models: Mapping[str, QueueModel], corrections: Corrections) -> None:
+    def __init__(self, settings: QueueSettings, models: Mapping[str, QueueModel]) -> None:
         self._settings = settings
         self._models = models
-        self._corrections = corrections
-        self._pipeline, self._pipeline_ms = IDLE, 0.0  # for how long link and cloud were busy at that time
+        self._corrections = settings.corrections()
+        self._pipeline, self._pipeline_ms = IDLE, 0.0  # the remaining busy times of link and cloud, and when they held
         self.hedging = Hedging()
 
     def plan(self, model: str, now: LinkNow) -> SplitPlan:
@@ -128,7 +124,7 @@ class QueuePlanner:
     def choose(self, chooser: Chooser, now: LinkNow, pipeline: Pipeline, *, takes_tasks: bool) -> Choice:
         """Return how to run the next task.
 
-        Args: takes_tasks: whether the link does; without it, a task that may run on the edge alone does so.
+        Args: takes_tasks: whether the link does; else a task that may run on the edge alone does so.
         """
         chosen = chooser.choose(lambda model: self.plan(model, now), pipeline)
         if self._settings.on_cloud_loss is OnCloudLoss.LOCAL and not takes_tasks:
@@ -136,9 +132,9 @@ class QueuePlanner:
         return cut_for_deadline(chosen, self._settings.deadline_ms, pipeline)
 
     def pipeline_now(self, left_ms: float | None) -> Pipeline:
-        """Return for how long link and cloud are still busy, as predicted when each task was sent.
+        """Return the remaining busy times of link and cloud, as predicted when each task was sent.
 
-        Args: left_ms: for how long the link is seen to be busy at least; None: nothing is in flight.
+        Args: left_ms: the remaining time of the transfers in flight, a lower bound; None: nothing is in flight.
         """
         before_ms, self._pipeline_ms = self._pipeline_ms, now_ms()
         if left_ms is None:
@@ -147,13 +143,24 @@ class QueuePlanner:
         return self._pipeline._replace(link_ms=max(self._pipeline.link_ms, left_ms))
 
     def count_sent(self, candidate: Candidate, pipeline: Pipeline) -> None:
-        """Add a task that is sent now to the time for which link and cloud are busy."""
+        """Add a task that is sent now to the busy times of link and cloud."""
         self._pipeline = pipeline.after(candidate.busy.beyond_edge)
 
+    def learn(self, key: str, predicted_ms: float, measured_ms: float) -> None:
+        """Correct the predictions of a stage, unless the settings forbid it; ``predicted_ms`` is uncorrected."""
+        if self._settings.learns:
+            self._corrections.learn(key, predicted_ms, measured_ms)
 
-def chooser_of(tasks: Sequence[QueuedTask], settings: QueueSettings) -> Chooser:
-    """Return a chooser of the cuts of these tasks."""
-    return Chooser(settings.objective, [task.model for task in tasks], settings.side_by_side)
+    def save_corrections(self) -> None:
+        """Keep the corrections for later runs."""
+        if self._settings.learns:
+            self._corrections.save()
+
+    def check_speed(self, engine: Engine) -> None:
+        """Have this machine's speed measured again at the next start if the corrections contradict it."""
+        if self._settings.learns and self._settings.predictor != "measured":
+            for model in self._models.values():
+                engine.check_speed(self._corrections.factor(model.keys.edge), engine.threads)
 
 
 def prepare_models(
@@ -164,9 +171,9 @@ def prepare_models(
     find_link: Callable[[], LinkEstimate],
     observe: QueueObserver,
 ) -> dict[str, QueueModel]:
-    """Return every model of the queue, ready on both sides, with the same weights.
+    """Return every model of the queue, ready on both sides with the same weights. May block for seconds.
 
-    Args:   find_link: may wait for a measurement; asked when the first network is loaded.
+    Args:   find_link: returns the link estimate; may block for a measurement. Called after the first network is loaded.
     Raises: WeightsError, NetworkError, PlanningError.
     """
     models: dict[str, QueueModel] = {}
@@ -178,8 +185,8 @@ def prepare_models(
         session.ask_to_prepare(Prepare(name, pack_nodes(graph, graph.edge_nodes(0)), graph.digest))
         network = engine.open(name, task.weights)  # while the cloud does the same
         session.wait_until_ready(network.ref.weights_digest)
-        latencies = edge_latencies(task, engine, graph), cloud_latencies(task, session, graph)
-        edge, cloud, keys = stages_of(task, session, find_link(), *latencies, is_warm=True)
+        edge, cloud = edge_latencies(task, engine, graph), cloud_latencies(task, session, graph)
+        keys = stage_keys(task, session, find_link(), edge, cloud, is_warm=True)
         if settings.in_flight > settings.side_by_side:  # stages take longer beside each other
             keys = StageKeys._make(f"side by side {key}" for key in keys)
         models[name] = QueueModel(network, edge, cloud, keys)
@@ -190,7 +197,7 @@ def prepare_models(
 def share_cores(host: str, cloud: Mapping[str, object], settings: QueueSettings) -> bool:
     """Return whether edge and cloud are one machine, and compute with more threads than that has cores.
 
-    Args: cloud: its capabilities.
+    Args: cloud: the capabilities of its hello.
     """
     cloud_threads = cloud.get("threads")
     if not settings.device == cloud.get("device") == "cpu" or not isinstance(cloud_threads, int):
@@ -203,8 +210,8 @@ class Forecast:
     """The order and the makespan of a queue, predicted before its first task.
 
     If edge and cloud share their cores, the makespan is that of one task after the other: the cores have the same work
-    to do in any order. The latencies of stages that run side by side do not add up to it, so it has a correction of its
-    own.
+    in any order. The latencies of stages that run side by side do not add up to it, so the makespan has its own
+    correction.
     """
 
     def __init__(
@@ -216,15 +223,15 @@ class Forecast:
     ) -> None:
         self._tasks = tasks
         self._settings = settings
-        corrections = Corrections.load() if settings.learns else Corrections()
+        corrections = settings.corrections()
         self._key: str | None = None
         if settings.in_flight > settings.side_by_side:
             clouds = ", ".join(sorted(model.keys.cloud for model in models.values()))
             self._key = f"makespan {settings.objective} {settings.in_flight} {clouds}"
         self._factor = corrections.factor(self._key) if self._key else 1.0
         now = LinkNow(link, is_stale=False, queue_ms=0.0)
-        learnt = Corrections() if self._key else corrections
-        self._plans = {name: model.plan(now, learnt, settings) for name, model in models.items()}
+        of_stages = Corrections() if self._key else corrections
+        self._plans = {name: model.plan(now, of_stages, settings) for name, model in models.items()}
 
     def in_order(self, schedule: Schedule) -> list[QueuedTask]:
         """Return the tasks in the order of a schedule."""
@@ -243,11 +250,11 @@ class Forecast:
         return {str(schedule): self._factor * makespan_ms(times, side_by_side) for schedule, times in busy.items()}
 
     def learn(self, makespan_ms: float) -> None:
-        """Correct the prediction by the measured makespan, if it has a correction of its own."""
+        """Correct the prediction by the measured makespan, if it has its own correction."""
         if self._settings.learns and self._key and self.makespans_ms:
             predicted_ms = self.makespans_ms[self._settings.schedule] / self._factor
             corrections = Corrections.load()
-            for _ in range(MIN_SAMPLES):  # the sum of many tasks is no single sample
+            for _ in range(MIN_SAMPLES):  # the sum of many tasks counts as several samples
                 corrections.learn(self._key, predicted_ms, makespan_ms)
             corrections.save()
 
@@ -259,8 +266,9 @@ class Forecast:
 
     def _busy_times(self, tasks: Sequence[QueuedTask]) -> list[StageTimes]:
         """Return how long each task is predicted to keep the stages busy, in this order."""
-        chooser, pipeline, busy = chooser_of(tasks, self._settings), IDLE, []
+        settings, pipeline, busy = self._settings, IDLE, []
+        chooser = Chooser(settings.objective, [task.model for task in tasks], settings.side_by_side)
         for _ in tasks:
             busy.append(chooser.choose(self._plans.__getitem__, pipeline.from_now()).candidate.busy)
-            pipeline = pipeline.after(busy[-1], self._settings.side_by_side)
+            pipeline = pipeline.after(busy[-1], settings.side_by_side)
         return busy

@@ -1,4 +1,4 @@
-"""Tasks and their images: task files, directories, random draws, and image files to pixels.
+"""Tasks and their inputs: task files, directories, random draws, and image files to pixels.
 
 Pillow decodes: torchvision's own codecs need a CUDA build of torch.
 """
@@ -6,7 +6,10 @@ Pillow decodes: torchvision's own codecs need a CUDA build of torch.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +17,22 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from neurosurgeon.edge.records import QueuedTask
-from neurosurgeon.graph.spec import COLOURS, Array, TensorSpec, channels_last, dtype_of, takes_images
+from neurosurgeon.graph.spec import (
+    COLOURS,
+    Array,
+    TensorSpec,
+    channels_last,
+    dtype_of,
+    synthetic_input,
+    takes_images,
+)
 from neurosurgeon.utils.errors import InputError, UsageError
 
 # torchvision's evaluation transform for the classic networks (its ImageClassification preset).
 RESIZE_TO, CROP_TO = 256, 224  # for other crops, in proportion
 COMMENT = "#"  # begins a comment line of a task file
 MAX_ASPECT = 100  # scaled to 256, a longer strip would take gigabytes
+IMAGES_AHEAD = 4  # tasks whose images are read or being read: a long read must not delay an edge partition
 
 
 def read_image(path: Path, size: int = CROP_TO) -> NDArray[np.uint8]:
@@ -42,10 +54,11 @@ def load_image(path: Path, size: int = CROP_TO) -> Array:
 
 
 def network_input(given: object, spec: TensorSpec) -> Array:
-    """Return an input as a network takes it.
+    """Return the input array of a network for a given value.
 
-    Args:   given: the path of an image file, pixels (H, W, 3) uint8, or an array or tensor of the network's own shape.
-    Raises: InputError: it is no image, or of another shape or type.
+    Args:   given: the path of an image file, pixels (H, W, 3) uint8, or an array or tensor of the input's own shape.
+            spec: the input of the network.
+    Raises: InputError: the value is no image, or of another shape or type.
     """
     if isinstance(given, str | Path):
         return load_image(Path(given), spec.shape[-1])
@@ -67,7 +80,7 @@ def _decode(path: Path) -> Image.Image:
             return image.convert("RGB")
     except FileNotFoundError as exc:
         raise InputError(f"input image {path} does not exist") from exc
-    except Exception as exc:  # Pillow's decoders raise whatever they come upon in a damaged file
+    except Exception as exc:  # Pillow's decoders raise many types for a damaged file
         raise InputError(f"input {path} cannot be read as an image: pass a JPEG, PNG or similar") from exc
 
 
@@ -87,18 +100,18 @@ def _resize_and_crop(image: Image.Image, crop: int) -> Image.Image:
 
 
 def draw_tasks(count: int, seed: int | None, models: Sequence[str]) -> list[QueuedTask]:
-    """Return ``count`` random tasks over the models; a seed draws the same again."""
+    """Return ``count`` random tasks over the models; the same seed gives the same tasks."""
     drawn = np.random.default_rng(seed).integers(len(models), size=count)
     return [QueuedTask(number, models[index]) for number, index in enumerate(drawn, start=1)]
 
 
 def read_task_file(path: Path, canonical_name: Callable[[str], str]) -> list[QueuedTask]:
-    """Return the tasks of a file: one a line, a model and maybe an image, whose path starts at the file's directory.
+    """Return the tasks of a file. Each line has a model and optionally an image, relative to the file's directory.
 
-    Blank lines and comments are skipped. Images are not opened: one that cannot be read fails its own task alone.
+    Blank lines and comments are skipped. Images are not opened here: an unreadable one fails its own task alone.
 
     Args:   canonical_name: returns the one name of a network, or raises UnknownModelError.
-    Raises: UsageError: it cannot be read, or holds no task. UnknownModelError: names the line.
+    Raises: UsageError: the file cannot be read, or holds no task. UnknownModelError: names the line.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # -sig: editors on Windows mark their files
@@ -109,28 +122,22 @@ def read_task_file(path: Path, canonical_name: Callable[[str], str]) -> list[Que
     tasks: list[QueuedTask] = []
     for number, line in enumerate(lines, start=1):
         words = line.split(maxsplit=1)
-        if words and not words[0].startswith(COMMENT):
-            tasks.append(_task_of_line(len(tasks) + 1, words, path, number, canonical_name))
+        if not words or words[0].startswith(COMMENT):
+            continue
+        try:
+            model = canonical_name(words[0])
+        except UsageError as exc:
+            raise type(exc)(f"{path}, line {number}: {exc}") from exc
+        tasks.append(QueuedTask(len(tasks) + 1, model, path.parent / words[1].rstrip() if len(words) > 1 else None))
     if not tasks:
         raise UsageError(f"task file {path} holds no task: a line is a model and maybe an image, as in: le_net cat.jpg")
     return tasks
 
 
-def _task_of_line(
-    task_id: int, words: Sequence[str], path: Path, number: int, canonical_name: Callable[[str], str]
-) -> QueuedTask:
-    try:
-        model = canonical_name(words[0])
-    except UsageError as exc:
-        raise type(exc)(f"{path}, line {number}: {exc}") from exc
-    image = path.parent / words[1].rstrip() if len(words) > 1 else None
-    return QueuedTask(task_id, model, image)
-
-
 def tasks_of_directory(directory: Path, models: Sequence[str]) -> list[QueuedTask]:
-    """Return a task for every image of a directory, by name; the models take turns.
+    """Return a task for every image of a directory, sorted by name, with the models in turn.
 
-    Raises: UsageError: it cannot be listed, or has no image.
+    Raises: UsageError: the directory cannot be listed, or has no image.
     """
     try:
         files = sorted(path for path in directory.iterdir() if path.is_file())
@@ -146,6 +153,31 @@ def tasks_of_directory(directory: Path, models: Sequence[str]) -> list[QueuedTas
     ]
 
 
+def images_ahead(
+    tasks: Iterable[QueuedTask], specs: Mapping[str, TensorSpec]
+) -> Iterator[tuple[QueuedTask, Callable[[], Array]]]:
+    """Yield every task, and a function that returns its input; a thread reads the next `IMAGES_AHEAD` images.
+
+    Args: specs: the input of every model.
+    """
+    reader = ThreadPoolExecutor(1, "images")
+    try:
+        synthetic = {name: synthetic_input(spec) for name, spec in specs.items()}
+        ready: deque[tuple[QueuedTask, Callable[[], Array]]] = deque()
+        for task in tasks:
+            if task.image:
+                size = specs[task.model].shape[-1]
+                ready.append((task, reader.submit(load_image, task.image, size).result))
+            else:
+                array = synthetic[task.model] if task.array is None else task.array
+                ready.append((task, partial(np.asarray, array)))
+            if len(ready) > IMAGES_AHEAD:
+                yield ready.popleft()
+        yield from ready
+    finally:
+        reader.shutdown(wait=False, cancel_futures=True)
+
+
 def image_suffixes() -> frozenset[str]:
-    """Return the endings of the files that Pillow reads, in lower case with their dot."""
+    """Return the suffixes of the files that Pillow reads, in lower case with their dot."""
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN)

@@ -1,4 +1,4 @@
-"""The outcome of a task: its plan, every run of it, its answer, and the document that carries them."""
+"""The outcome of a task: its plan, its runs, its output, and the JSON document of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TOP_GUESSES = 5
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One inference: its output, and the times of its stages."""
+    """One inference: its output, and the measured durations of its stages."""
 
     output: Array
     times: StageTimes
@@ -32,26 +32,26 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A finished task: the plan, every run of it, and the answer."""
+    """A finished task: the plan, every run of it, and its output."""
 
     partition: Partition  # of the edge
     plan: SplitPlan
     candidate: Candidate
-    link: LinkEstimate | None  # infinitely fast if it was not measured; None if the cloud was lost before
+    link: LinkEstimate | None  # infinitely fast if it was not measured; None if the cloud disconnected before
     runs: Sequence[Run]
     guesses: Sequence[Guess]
     max_abs_diff: float | None
 
     @property
     def where(self) -> str:
-        """The side of its layers: "edge", "cloud" or "split"."""
+        """Where its layers ran: "edge", "cloud" or "split"."""
         if is_whole(self.partition):
             return "edge"
         return "split" if len(self.partition.edge_nodes) > 1 else "cloud"
 
     @property
     def measured(self) -> StageTimes:
-        """The stages of the run with the median total."""
+        """The durations of the run with the median total."""
         return sorted((run.times for run in self.runs), key=lambda times: times.total_ms)[len(self.runs) // 2]
 
     @property
@@ -61,11 +61,11 @@ class Outcome:
 
     @property
     def timings(self) -> dict[str, Timing]:
-        """Median and spread of every stage."""
+        """The median and spread of every stage over the runs, by its name in the JSON interface."""
         return stage_timings([run.times for run in self.runs])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as a JSON object."""
+        """Return the outcome as a JSON object."""
         network, candidate, link = self.partition.network, self.candidate, self.link
         is_known = link is not None and math.isfinite(link.rate_bytes_per_s)
         document = {
@@ -74,7 +74,7 @@ class Outcome:
             "partition_point": candidate.point,
             "partition_layer": candidate.layer,
             **self.plan.cut_dict(candidate),
-            "edge_parameter_bytes": self.partition.parameter_bytes,  # those that it really has
+            "edge_parameter_bytes": self.partition.parameter_bytes,  # as loaded
             "device": self.partition.device,
             "where": self.where,
             "bandwidth_mb_per_s": bytes_per_s_to_mb_per_s(link.rate_bytes_per_s) if link and is_known else None,
@@ -106,11 +106,14 @@ def is_whole(partition: Partition) -> bool:
 
 
 def top_guesses(output: Array, labels: Sequence[str] | None, count: int = TOP_GUESSES) -> list[Guess]:
-    """Return the most probable classes of logits (1, classes), best first; none for an output of another shape."""
+    """Return the most probable classes of logits (1, classes), best first; none for an output of another shape.
+
+    Args: labels: the names of the classes; None: unknown.
+    """
     if output.ndim != 2 or output.dtype.kind == "c":
         return []
     logits = as_floats(output)[0].astype(np.float64)
-    with np.errstate(all="ignore"):  # values that are not finite give probabilities that are not
+    with np.errstate(all="ignore"):  # infinite logits give NaN
         probabilities = np.exp(logits - logits.max())
         probabilities /= probabilities.sum()
     best = np.argsort(-logits, kind="stable")[:count].tolist()
@@ -128,12 +131,12 @@ def max_difference(one: Array, other: Array) -> float:
 
 
 def output_digest(output: Array) -> str:
-    """Return the SHA-256 of an output's bytes: it differs if the last bit of a value does."""
+    """Return the SHA-256 of an output's bytes: outputs that differ in one bit have different digests."""
     return hashlib.sha256(output.tobytes()).hexdigest()
 
 
 def output_document(output: Array, guesses: Sequence[Guess]) -> dict[str, Any]:
-    """Return the fields of an answer in the JSON interface."""
+    """Return the fields of an output in the JSON interface."""
     return {
         "shape": list(output.shape),
         "dtype": dtype_of(output),

@@ -1,4 +1,4 @@
-"""Records of the edge: tasks, their results, and the events of a task or a queue, for observers to show."""
+"""Records of the edge: tasks, their results, and the events that a task or a queue reports to an observer."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ class QueuedTask:
     id: int  # from 1, in the order of the list
     model: str
     image: Path | None = None
-    array: Array | None = field(default=None, compare=False, repr=False)  # its input; neither: a fixed image of noise
+    array: Array | None = field(
+        default=None, compare=False, repr=False
+    )  # its input; if both are None, a fixed image of noise
 
 
 class Span(NamedTuple):
-    """When a stage ran, ms since the queue started."""
+    """The start and the end of a stage, ms since the queue started."""
 
     start_ms: float
     end_ms: float
@@ -35,41 +37,43 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """What became of a task. Of one that failed, only what was known before is there."""
+    """The result of a task: an output, or an error. A failed task has only the fields that were known before."""
 
     task: QueuedTask
     point: int = 0
     layer: str = "None"
-    layers: int = 0  # of the whole network: point == layers ran on the edge alone; 0: it was not planned
+    layers: int = (
+        0  # of the whole network: if point == layers, it was planned for the edge alone; 0: it was not planned
+    )
     graph: LayerGraph | None = None  # of its network
-    rate_bytes_per_s: float = 0.0  # of the uplink, as known when the task was planned; 0: it was not known
+    rate_bytes_per_s: float = 0.0  # of the uplink, as estimated when the task was planned; 0: unknown
     rate_age_s: float = 0.0
     rate_is_stale: bool = False
     best_total_ms: float = 0.0  # predicted, of the best cut for a single task
     predicted: StageTimes = StageTimes(0.0, 0.0, 0.0)
     measured: StageTimes = StageTimes(0.0, 0.0, 0.0)
-    spans: tuple[Span, ...] = ()  # edge, transfer, cloud; the edge's alone where nothing crossed
-    elapsed_ms: float = 0.0  # from the start of its edge half to its answer, with all that it waited
+    spans: tuple[Span, ...] = ()  # edge, transfer, cloud; the edge's alone if nothing was sent
+    elapsed_ms: float = 0.0  # from the start of its edge partition to its result, with all waits
     output_digest: str = ""
     top1: int | None = None
     retries: int = 0
-    where: str = "split"  # "edge", "cloud" or "split": where its layers ran, after a loss of the cloud, too
+    where: str = "split"  # "edge", "cloud" or "split": where its layers ran in the end
     deadline_ms: float | None = None  # None: it has no deadline
-    error: str | None = None  # one line; None: it has an answer
+    error: str | None = None  # one line; None: it has an output
 
     @property
     def is_in_reach(self) -> bool:
-        """Whether it was predicted to make its deadline."""
+        """Whether it was predicted to meet its deadline."""
         return self.deadline_ms is None or self.predicted.total_ms <= self.deadline_ms
 
     @property
     def is_in_time(self) -> bool:
-        """Whether it has an answer that came within its deadline."""
+        """Whether it has an output, and met its deadline."""
         return self.is_finished and (self.deadline_ms is None or self.elapsed_ms <= self.deadline_ms)
 
     @property
     def is_finished(self) -> bool:
-        """Whether it has an answer."""
+        """Whether it has an output."""
         return self.error is None
 
     @property
@@ -83,22 +87,22 @@ class TaskResult:
         return self.graph.edge_nodes(self.point) if self.graph else frozenset()
 
     @property
-    def crossing(self) -> tuple[Node, ...]:
-        """The nodes of its graph whose tensors cross at its cut."""
+    def boundary(self) -> tuple[Node, ...]:
+        """The nodes of its graph whose outputs are the boundary tensors of its cut."""
         return self.graph.boundary(self.edge_nodes) if self.graph and self.point < self.layers else ()
 
     @property
-    def crossed(self) -> bool:
+    def uses_cloud(self) -> bool:
         """Whether anything was sent to the cloud."""
         return self.where != "edge"
 
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """One class that a network proposes."""
+    """One class with its probability."""
 
     index: int
-    label: str | None  # None where the weights do not know ImageNet's classes
+    label: str | None  # None if the weights are not of ImageNet's classes
     probability: float
 
 
@@ -106,7 +110,7 @@ class Guess:
 
 
 class LinkKnown(NamedTuple):
-    """The link is known: given, or measured."""
+    """The link estimate is known: given, or measured."""
 
     link: LinkEstimate
 
@@ -125,14 +129,14 @@ class LinkNotNeeded(NamedTuple):
 
 
 class Planned(NamedTuple):
-    """The best cut is known, and the one that is taken, which the user may have forced."""
+    """The task has a plan and a cut: the best one, or the one that the user forced."""
 
     plan: SplitPlan
     chosen: Candidate
 
 
 class Prepared(NamedTuple):
-    """The cloud has its partition ready."""
+    """The cloud has loaded its partition."""
 
 
 class EdgeComputed(NamedTuple):
@@ -143,11 +147,11 @@ class EdgeComputed(NamedTuple):
 
 
 class Sent(NamedTuple):
-    """The cloud accepted the task, and its tensors are being sent."""
+    """The boundary tensors are sent: the last byte has been passed to the system."""
 
 
 class Replied(NamedTuple):
-    """The reply of the cloud is here."""
+    """The reply of the cloud has arrived."""
 
     model: str
     times: StageTimes
@@ -160,7 +164,7 @@ class Finished(NamedTuple):
 class Answered(NamedTuple):
     """All runs of the task are done."""
 
-    guesses: Sequence[Guess]  # none where the output is no vector of classes
+    guesses: Sequence[Guess]  # none if the output is no vector of classes
     is_seeded: bool  # the weights are those of the fixed seed
     predicted: StageTimes
     measured: StageTimes
@@ -168,11 +172,11 @@ class Answered(NamedTuple):
     runs: int
     origins: Mapping[str, str]  # side -> the machine whose data its predictions use
     where: str  # "edge", "cloud" or "split"
-    max_abs_diff: float | None  # to the unsplit network, if that was computed, too
+    max_abs_diff: float | None  # from the unsplit network's output, if that was computed
 
 
 class Progress(NamedTuple):
-    """Long work goes on."""
+    """Long work has advanced: ``done`` of ``total`` steps."""
 
     name: str
     done: int
@@ -205,14 +209,14 @@ class QueueStarted(NamedTuple):
 
 
 class TaskPlanned(NamedTuple):
-    """A task is planned for this link, and this wait in the cloud."""
+    """A task is planned for this rate of the link, and this wait in the cloud."""
 
     rate_bytes_per_s: float
     queue_ms: float
 
 
 class TaskDone(NamedTuple):
-    """A task has its result, an answer or an error."""
+    """A task has its result: an output or an error."""
 
     result: TaskResult
     output: Array | None  # of the network; None with an error

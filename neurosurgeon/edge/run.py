@@ -1,6 +1,6 @@
 """Run one task, or a queue of tasks, with a cloud: connect, learn about the link, then plan and run.
 
-The engine is opened when the cloud has answered, because importing its library takes a second.
+The engine is opened after the cloud's hello, because importing its library takes a second.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cache, partial
 from typing import NamedTuple
 
 from neurosurgeon.edge.cuts import Forecast, prepare_models, share_cores
-from neurosurgeon.edge.link_thread import PATIENCE_S, TaskStream
+from neurosurgeon.edge.link_thread import RECONNECT_TIMEOUT_S, TaskStream
 from neurosurgeon.edge.outcome import Outcome
 from neurosurgeon.edge.queue import QueueRun
 from neurosurgeon.edge.records import LinkKnown, LinkReused, QueuedTask, QueueObserver, TaskObserver, TaskResult
@@ -32,24 +32,28 @@ OpenEngine = Callable[[], Engine]
 
 @dataclass(frozen=True, slots=True)
 class CloudAddress:
-    """The address of a cloud, and how it is reached."""
+    """The addresses of a cloud's services, and how to authenticate."""
 
     host: str
     port: int
     monitor_port: int  # of its bandwidth service
     access: Access = OPEN
-    is_temporary: bool = False  # started for this task: no estimate of its link is kept, or was kept before
-    is_relayed: bool = False  # an emulated network is in between, of which the kernel knows nothing
+    is_temporary: bool = False  # started for this task: no estimate of its link is kept between runs
+    is_relayed: bool = False  # by an emulated network, whose round trip the kernel does not see
 
 
 @dataclass(frozen=True, slots=True)
 class LinkChoice:
-    """How a task, or a queue, learns about its link."""
+    """The source of a link estimate: given values, or measurements."""
 
     rate_mb_per_s: float | None = None  # None: measured
     rtt_ms: float | None = None  # None: measured
-    measures_always: bool = True  # else only if that can change the plan, and no recent estimate is kept
-    interval_s: float = 1.0  # of a queue: between two measurements
+    measures_always: bool = True  # False: only if the link can change the plan, and no recent estimate is kept
+    interval_s: float = 1.0  # between two measurements of a queue
+
+    def link(self, hello_rtt_ms: float, measured: Callable[[], LinkEstimate]) -> LinkEstimate:
+        """Return the link estimate. May block for a measurement. Raises: NetworkError."""
+        return given_or_measured(self.rate_mb_per_s, self.rtt_ms, hello_rtt_ms, measured)
 
 
 def run_one_task(
@@ -61,7 +65,7 @@ def run_one_task(
 ) -> Outcome:
     """Plan and run one task. May block for as long as the cloud computes.
 
-    Raises: NetworkError: the cloud cannot be reached, or was lost. UsageError, PlanningError, WeightsError.
+    Raises: NetworkError: the cloud is unreachable, or disconnected. UsageError, PlanningError, WeightsError.
     """
     is_open = not choice.measures_always and choice.rate_mb_per_s is None
     kept = recent_link(cloud.host, cloud.monitor_port) if is_open and not cloud.is_temporary else None
@@ -77,12 +81,11 @@ def run_one_task(
         session = stack.enter_context(reopen())
 
         def find_link() -> LinkEstimate | None:
-            """Return the link: given, kept or measured. None if the whole cloud is gone, and the task may run here."""
+            """Return the link: given, kept or measured. None if the cloud disconnected and the task may run locally."""
             if kept:
                 observe(LinkReused(kept.age_s))
-            measured = (lambda: kept) if kept else measurement.result
             try:
-                link = given_or_measured(choice.rate_mb_per_s, choice.rtt_ms, session.rtt_ms, measured)
+                link = choice.link(session.rtt_ms, (lambda: kept) if kept else measurement.result)
             except NetworkError:
                 if settings.on_cloud_loss is not OnCloudLoss.LOCAL or session.is_alive():
                     raise
@@ -95,14 +98,14 @@ def run_one_task(
 
 
 def _ideal_link(cloud: CloudAddress, choice: LinkChoice, session: EdgeSession) -> LinkEstimate:
-    """Return the best that the link to this cloud can be: infinitely fast, with the least round trip."""
+    """Return the best possible link to this cloud: infinitely fast, with the least round trip."""
     if choice.rtt_ms is not None:
         return LinkEstimate(math.inf, choice.rtt_ms)
     return LinkEstimate(math.inf, session.rtt_ms if cloud.is_relayed else session.least_rtt_ms())
 
 
 class QueueOutcome(NamedTuple):
-    """The results of a queue, in the order in which they came, and its measured and predicted makespans, ms."""
+    """The results of a queue, in the order of their ends, and its measured and predicted makespans, ms."""
 
     results: Sequence[TaskResult]
     makespan_ms: float
@@ -121,40 +124,39 @@ def run_queue(
 ) -> QueueOutcome:
     """Run a queue of tasks. May block for as long as all of them take.
 
-    Args:   observe: called with each event; results come from a thread of their own.
-            should_stop: asked before each task begins; then the tasks in flight are finished, and no other begins.
-    Raises: NetworkError: the cloud cannot be reached. UsageError, PlanningError, WeightsError.
+    Args:   observe: called with each event; with results on a thread of their own.
+            should_stop: called before each task begins; if true, none begins, and those in flight are finished.
+    Raises: NetworkError: the cloud is unreachable. UsageError, PlanningError, WeightsError.
     """
     reopen = partial(EdgeSession.open, cloud.host, cloud.port, new_edge_id(), cloud.access)
     with LinkMeasurement(partial(estimate_link, cloud.host, cloud.monitor_port, cloud.access)) as measurement:
         if choice.rate_mb_per_s is None:
             measurement.start()
         session = reopen()
-        find_link = cache(
-            partial(given_or_measured, choice.rate_mb_per_s, choice.rtt_ms, session.rtt_ms, measurement.result)
-        )
+        find_link = cache(partial(choice.link, session.rtt_ms, measurement.result))
         host = cloud.access.cloud_name or cloud.host
         settings = replace(settings, shares_cores=share_cores(host, session.cloud, settings))
         engine = open_engine()
         models = prepare_models(tasks, settings, engine, session, find_link, observe)
         link = find_link()
     forecast = Forecast(tasks, models, link, settings)
-    patience_s = PATIENCE_S if settings.on_cloud_loss is OnCloudLoss.RETRY else None
-    with (
-        TaskStream(session, reopen, patience_s) as stream,
-        LinkWatch(
-            cloud.host,
-            cloud.monitor_port,
-            link,
-            access=cloud.access,
-            interval_s=choice.interval_s,
-            sending_bytes=lambda: stream.sending_bytes,
-        ) as watch,
-    ):
+    timeout_s = RECONNECT_TIMEOUT_S if settings.on_cloud_loss is OnCloudLoss.RETRY else None
+    with TaskStream(session, reopen, timeout_s) as stream, _watch_link(cloud, choice, link, stream) as watch:
         run = QueueRun(settings, models, stream, watch, observe)
         results = run.run(forecast.in_order(settings.schedule), should_stop)
-    run.check_speed(engine)
+    run.planner.check_speed(engine)
     if len(results) == len(tasks) and all(result.is_finished for result in results):
         forecast.learn(run.makespan_ms)
     origins = next(iter(models.values())).origins if models else {}
     return QueueOutcome(results, run.makespan_ms, forecast.makespans_ms, origins)
+
+
+def _watch_link(cloud: CloudAddress, choice: LinkChoice, link: LinkEstimate, stream: TaskStream) -> LinkWatch:
+    return LinkWatch(
+        cloud.host,
+        cloud.monitor_port,
+        link,
+        access=cloud.access,
+        interval_s=choice.interval_s,
+        sending_bytes=lambda: stream.sending_bytes,
+    )

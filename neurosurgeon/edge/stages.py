@@ -1,4 +1,4 @@
-"""The predicted stages of a task: the latencies of its layers on both sides, and the corrections of each stage."""
+"""The plan of a single task: the latencies of its layers on both sides, the keys of its corrections, and its cut."""
 
 from __future__ import annotations
 
@@ -20,27 +20,22 @@ from neurosurgeon.predictor.store import dataset_threads, find_predictor
 from neurosurgeon.utils.link import LinkEstimate
 from neurosurgeon.utils.logs import printable
 
-MAX_ORIGIN_CHARS = 400  # of the text in which a cloud names its data
+MAX_ORIGIN_CHARS = 400  # of the text with which a cloud names its data
 
 
 class StageKeys(NamedTuple):
-    """The names under which corrections of the three stages are kept."""
+    """The keys of the corrections of the three stages."""
 
     edge: str
     transfer: str
     cloud: str
 
 
-class PredictedStages(NamedTuple):
-    """The predicted latencies of a model's layers on both sides, before any correction, and the keys of these."""
-
-    edge: LayerLatencies
-    cloud: LayerLatencies
-    keys: StageKeys
-
-
 def edge_latencies(task: TaskSettings, engine: Engine, graph: LayerGraph) -> LayerLatencies:
-    """Return the latencies of the model's layers on this machine, predicted or measured. May block for seconds."""
+    """Return the latencies of the model's layers on this machine, predicted or measured, ms. May block for seconds.
+
+    Lets the calling thread compute with the settings' number of threads. Raises: WeightsError, PlanningError.
+    """
     if task.predictor == "measured":
         engine.use_threads(task.threads or dataset_threads("edge", task.device))
         return LayerLatencies.measured(*engine.open(task.model, task.weights).measure())
@@ -52,7 +47,10 @@ def edge_latencies(task: TaskSettings, engine: Engine, graph: LayerGraph) -> Lay
 
 
 def cloud_latencies(task: TaskSettings, session: EdgeSession, graph: LayerGraph) -> LayerLatencies:
-    """Return the latencies of the model's layers in the cloud: by its own message, or by the user's data."""
+    """Return the latencies of the model's layers in the cloud, ms: its own predictions, or those from the user's data.
+
+    May block. Raises: NetworkError, PlanningError, GraphError.
+    """
     if task.cloud_config is None:
         reply = session.ask_latencies(task.model, graph.digest)
         columns = (reply.latency_ms, reply.low_ms, reply.high_ms)
@@ -61,7 +59,7 @@ def cloud_latencies(task: TaskSettings, session: EdgeSession, graph: LayerGraph)
     return find_predictor("cloud", str(session.cloud.get("device")), name, task.cloud_config).predict(graph)
 
 
-def stages_of(
+def stage_keys(
     task: TaskSettings,
     session: EdgeSession,
     link: LinkEstimate,
@@ -69,21 +67,20 @@ def stages_of(
     cloud: LayerLatencies,
     *,
     is_warm: bool,
-) -> PredictedStages:
-    """Return the predicted latencies of both sides with the keys of their corrections.
+) -> StageKeys:
+    """Return the keys of the corrections of these latencies.
 
-    The first inference of a process also builds its kernels, so it has corrections of its own. So has every other
+    The first inference of a process also builds its kernels, so it has its own corrections. So has every other
     prediction: after new data is collected, online correction starts from the beginning.
     """
     phase = "warm" if is_warm else "first"
     where = f"{session.host} {session.cloud.get('device')} {session.cloud.get('threads')} {task.cloud_config}"
     this_edge = f"{task.device} {task.threads} {task.predictor} {task.edge_config}"
-    keys = StageKeys(
+    return StageKeys(
         edge=f"{phase} edge {task.model} {this_edge} {edge.total():.4g} ms",
         transfer=f"{phase} transfer {task.model} {where} {link.source.name}",
         cloud=f"{phase} cloud {task.model} {where} {cloud.total():.4g} ms",
     )
-    return PredictedStages(edge, cloud, keys)
 
 
 def plan_task(
@@ -92,31 +89,31 @@ def plan_task(
     session: EdgeSession,
     link: LinkEstimate,
     corrections: Corrections,
-    stages: PredictedStages,
-) -> tuple[SplitPlan, Candidate]:
-    """Return the plan for this edge, this cloud, and the current link estimate, and the cut to take.
+    edge: LayerLatencies,
+    cloud: LayerLatencies,
+) -> tuple[SplitPlan, Candidate, StageKeys]:
+    """Return the plan for this edge, this cloud and the current link estimate, the cut to take, and its stages' keys.
 
+    Args:   edge, cloud: the latencies before any correction.
     Raises: PartitionError: the network does not have the task's partition point.
     """
     if task.point is not None:
         check_point(task.model, task.point, len(graph.layers))
-    keys = stages.keys
-    edge, cloud = stages.edge.scaled(corrections.factor(keys.edge)), stages.cloud.scaled(corrections.factor(keys.cloud))
+    keys = stage_keys(task, session, link, edge, cloud, is_warm=task.repeat > 1)
     state = session.send_state()
     never_waits = task.repeat > 1 or math.isinf(link.rate_bytes_per_s)
-    sender = WARM if never_waits else Sender(*state) if state else IDLE
     plan_with = partial(
         plan_split,
         graph,
-        edge,
-        cloud,
+        edge.scaled(corrections.factor(keys.edge)),
+        cloud.scaled(corrections.factor(keys.cloud)),
         link.rate_bytes_per_s,
         link.exchange_ms,
         corrections.factor(keys.transfer),
-        sender=sender,
+        sender=WARM if never_waits else Sender(*state) if state else IDLE,
     )
     plan = plan_with(strategy=task.strategy, max_edge_bytes=task.max_edge_bytes)
     if task.point is None:
-        return plan, plan.best
+        return plan, plan.best, keys
     forced = plan_with(strategy=Strategy.NEUROSURGEON).candidates[task.point]  # which has every point
-    return plan, plan.best if plan.edge_nodes(forced) == plan.edge_nodes(plan.best) else forced
+    return plan, plan.best if plan.edge_nodes(forced) == plan.edge_nodes(plan.best) else forced, keys

@@ -37,16 +37,13 @@ from neurosurgeon.utils.timing import now_ms
 
 log = logging.getLogger(__name__)
 
-MAX_GRAPHS = 256  # kept; a peer can ask for every network in every size
+MAX_GRAPHS = 256  # kept; a peer can request every network in every size
 BATCH_SEED = 0
 BATCH_TOLERANCE = 1e-3  # of the largest output: sums in another order differ by less, another image by more
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that this machine does not have.
-
-    Raises: DeviceError.
-    """
+    """Check that this machine has a device. Raises: DeviceError."""
     if device == "cuda" and not torch.cuda.is_available():
         raise DeviceError("this machine has no CUDA device that torch can use: run with -d cpu")
 
@@ -55,7 +52,7 @@ def use_threads(threads: int) -> int:
     """Let the calling thread compute with ``threads`` CPU threads, at most one for each core; return how many."""
     cores = os.cpu_count() or 1
     if threads > cores:
-        log.warning("%d threads asked for, but there are %d cores: using %d", threads, cores, cores)
+        log.warning("%d threads requested, but there are %d cores: using %d", threads, cores, cores)
     torch.set_num_threads(min(threads, cores))
     return min(threads, cores)
 
@@ -64,18 +61,17 @@ def use_threads(threads: int) -> int:
 
 
 def as_tensor(array: Array) -> Tensor:
-    """Return the tensor in an array's memory; its strides stay, because other strides give sums in another order."""
+    """Return a tensor that shares an array's memory and strides: other strides give sums in another order."""
     if array.dtype == np.uint16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
 
 
 def as_array(tensor: Tensor) -> Array:
-    """Return a tensor's values in host memory as an array; see `graph.spec`."""
+    """Return a tensor's values as an array in host memory (`graph.spec`), which a CPU tensor shares."""
     tensor = tensor.detach().cpu()
-    array: Array = (
-        tensor.view(torch.int16).numpy().view(np.uint16) if tensor.dtype is torch.bfloat16 else tensor.numpy()
-    )
+    is_bfloat16 = tensor.dtype is torch.bfloat16
+    array: Array = tensor.view(torch.int16).numpy().view(np.uint16) if is_bfloat16 else tensor.numpy()
     return array
 
 
@@ -94,7 +90,7 @@ class TorchPartition:
     device: str
 
     def run(self, arrays: Sequence[Array], keep_going: Callable[[], bool] | None = None) -> PartitionResult | None:
-        """See `engine.base.Partition`. Making values of pixels, and copies to and from a GPU, are part of the time."""
+        """See `engine.base.Partition`. The time includes pixels to values, and copies to and from a GPU."""
         start_ms = now_ms()
         run = self.module if keep_going is None else partial(self.module, keep_going=keep_going)
         with torch.inference_mode():
@@ -113,7 +109,7 @@ class TorchPartition:
 
     @cached_property
     def can_batch(self) -> bool:
-        """Whether two random tasks, joined, give their outputs: a network may mix the images of a batch."""
+        """Whether two random tasks, joined, give the same outputs: a network may mix the images of a batch."""
         if not all(spec.shape[:1] == (1,) and spec.dtype in ("float32", "float16") for spec in self.value_inputs):
             return False
         random = np.random.default_rng(BATCH_SEED)
@@ -131,7 +127,7 @@ class TorchPartition:
             return False
         return all(
             one.shape == other.shape
-            and other.dtype.kind != "b"  # yes or no: a sum in another order might turn it
+            and other.dtype.kind != "b"  # a sum in another order might flip it
             and np.allclose(one, other, rtol=0.0, atol=scale, equal_nan=True)
             for one, other, scale in zip(joined, expected, scales, strict=True)
         )
@@ -151,12 +147,12 @@ class TorchNetwork:
     device: str
 
     def partition(self, edge_nodes: frozenset[int], side: Side) -> TorchPartition:
-        """See `engine.base.Network`. A partition takes 0.1 KB of code a node beside the weights that it shares."""
+        """See `engine.base.Network`. Beside the shared weights, a partition takes 0.1 KB of code for each node."""
         module = partition_module(self.module, self.graph, edge_nodes, side)
         nodes = self.graph.boundary(edge_nodes) if side is Side.CLOUD else self.graph.nodes[:1]
         inputs = tuple(sent for node in nodes for sent in node.sent)
         values = tuple(output for node in nodes for output in node.outputs)
-        gc.collect(1)  # a partition's program is a cycle: young now, it would wait long for the collector
+        gc.collect(1)  # a partition's program is a cycle of references, cheap to collect while it is young
         return TorchPartition(self.ref, edge_nodes, inputs, values, module, self.device)
 
     def run_whole(self, array: Array) -> Array:
@@ -171,7 +167,7 @@ class TorchNetwork:
 
 
 class TorchEngine:
-    """Networks of a catalogue on one device; see `engine.base.Engine`.
+    """The networks of a catalogue on one device; see `engine.base.Engine`.
 
     Raises: DeviceError: the machine has no such device.
     """
@@ -180,7 +176,9 @@ class TorchEngine:
         check_device(device)
         self._catalogue = catalogue or Catalogue()
         self.device = device
-        self._graphs: OrderedDict[str, TracedGraph] = OrderedDict()  # guarded by _tracing; the last used is last
+        self._graphs: OrderedDict[str, TracedGraph] = (
+            OrderedDict()
+        )  # guarded by _tracing; the least recently used is first
         self._tracing = threading.RLock()
 
     @property
@@ -188,9 +186,7 @@ class TorchEngine:
         """See `engine.base.Engine`."""
         return torch.get_num_threads()
 
-    def use_threads(self, threads: int) -> int:
-        """See `engine.base.Engine`."""
-        return use_threads(threads)
+    use_threads = staticmethod(use_threads)
 
     def canonical_name(self, name: str) -> str:
         """See `engine.base.Engine`."""
@@ -234,8 +230,7 @@ class TorchEngine:
 
     def scale(self, predictor: Predictor, threads: int) -> Predictor:
         """See `engine.base.Engine`."""
-        scaled = scaled_to_machine(cast(LatencyPredictor, predictor), self.device, threads)
-        return cast(Predictor, scaled)
+        return cast(Predictor, scaled_to_machine(cast(LatencyPredictor, predictor), self.device, threads))
 
     def has_speed(self, threads: int) -> bool:
         """See `engine.base.Engine`."""

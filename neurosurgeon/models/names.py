@@ -1,6 +1,6 @@
-"""Which networks exist: the four classic ones, torchvision's by their own names, and the user's own.
+"""The names of all networks: the four classic ones, torchvision's classification networks, and the user's own.
 
-A name may end in ``@SIZE``, the side of the square image that the network is to take, where it is not the usual one.
+A name may end in ``@SIZE``: the side of the square input image in pixels, if it is not the network's usual size.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from typing import TYPE_CHECKING, Any
 from neurosurgeon.models.own_models import OwnModels
 from neurosurgeon.utils.errors import InputSizeError, UnknownModelError, UsageError
 
-if TYPE_CHECKING:  # torch takes a second to import; names and spelling checks of the classic four must not wait for it
+if TYPE_CHECKING:  # torch takes a second to import, which names and spelling checks of the classic four do not need
     from types import ModuleType
 
     from torch import nn
 
 USUAL_SIZE = 224
-MAX_SIZE = 2048  # of an image's side: a peer may ask for it, and the tensors of a network grow with its square
+MAX_SIZE = 2048  # of an image's side: a peer may request it, and the tensors of a network grow with its square
 
 
 @dataclass(frozen=True, slots=True)
 class ZooEntry:
-    """Where an architecture lives, its partition points, and torchvision's name and weights enum, if any."""
+    """The class of a classic network, its number of layers, and torchvision's name of it, if there is one."""
 
     module: str
     class_name: str
-    layers: int  # known without building it, so that a wrong point is refused at once; a test compares
+    layers: int  # known without building it, to refuse a wrong partition point at once; a test checks it
     torchvision_name: str | None = None
 
 
@@ -45,7 +45,7 @@ ALIASES = {"alexnet": "alex_net", "vggnet": "vgg_net", "lenet": "le_net", "mobil
 
 
 def input_size(name: str) -> int:
-    """Return the side of the square image that a network takes, in pixels."""
+    """Return the side of a network's square input image, pixels."""
     base, size = _parts(name)
     return size or _usual_size(base)
 
@@ -81,9 +81,8 @@ def _import_torchvision() -> ModuleType:
 
 def torchvision_weights(name: str) -> Any:
     """Return torchvision's best weights for a network, with their ``url`` and ``get_state_dict``; None without any."""
-    base, _ = _parts(name)
-    known = ZOO[base].torchvision_name if base in ZOO else base
-    return None if known is None or is_own(name) else _import_torchvision().get_model_weights(known).DEFAULT
+    known = torchvision_name(name)
+    return None if known is None else _import_torchvision().get_model_weights(known).DEFAULT
 
 
 def torchvision_name(name: str) -> str | None:
@@ -93,8 +92,8 @@ def torchvision_name(name: str) -> str | None:
 
 
 def _usual_size(base: str) -> int:
-    """Return the size that a network was trained for: of torchvision's, that of its best weights."""
-    if base in ZOO or ":" in base:
+    """Return the image size for which a network was trained; for torchvision's, that of its best weights."""
+    if base in ZOO or is_own(base):
         return USUAL_SIZE
     return int(torchvision_weights(base).transforms.keywords["crop_size"])
 
@@ -108,9 +107,9 @@ def is_own(name: str) -> bool:
 
 
 class Catalogue:
-    """All networks that can be named: the classic four, torchvision's, and the user's own.
+    """All networks that have a name: the classic four, torchvision's, and the user's own.
 
-    Args:   model_files: Python files with functions that return modules. modules: the user's modules, by name.
+    Args:   model_files: Python files with functions that return modules; they are run. modules: modules by name.
     Raises: UsageError: a file cannot be run, or defines no network.
     """
 
@@ -118,17 +117,17 @@ class Catalogue:
         self._own = OwnModels(model_files, modules)
 
     def canonical_name(self, name: str) -> str:
-        """Return the network's one name; ``mobilenet`` and ``mobile_net`` are the same.
+        """Return the canonical name of a network: ``mobilenet`` becomes ``mobile_net``, a usual size is left out.
 
-        Raises: UnknownModelError: there is no such network; the message lists those that exist.
-                UsageError: the name stands for two networks. InputSizeError: no sensible size follows the ``@``.
+        Raises: UnknownModelError: there is no such network; the message lists known ones.
+                UsageError: two networks have this name. InputSizeError: the text after ``@`` is no valid size.
         """
         base, size = _parts(name)
         base = self._canonical_base(base)
         return base if size in (None, _usual_size(base)) else f"{base}@{size}"
 
     def choose(self, name: str, size: int | None) -> str:
-        """Return the network's one name, for images of ``size`` pixels where that is not None.
+        """Return the canonical name of a network for images of ``size`` pixels, if that is not None.
 
         Raises: UsageError: there is no such network, or two sizes are given.
         """
@@ -137,9 +136,9 @@ class Catalogue:
         return self.canonical_name(name if size is None else f"{name}@{size}")
 
     def build_module(self, name: str) -> nn.Module:
-        """Build the network of a canonical name.
+        """Return a new module of a canonical name.
 
-        All but the user's own have parameters on the meta device, which have shapes and no memory.
+        Parameters are on the meta device, with shapes and no memory, except those of the user's own networks.
 
         Raises: UsageError: a model file raises. InputSizeError: the network cannot be built for such images.
         """
@@ -154,7 +153,7 @@ class Catalogue:
         size = input_size(name)
         try:
             return without_storage(lambda: _import_torchvision().get_model(base, weights=None, **_options(base, size)))
-        except (ValueError, AssertionError, RuntimeError) as exc:  # transformers want their size when they are built
+        except (ValueError, AssertionError, RuntimeError) as exc:  # transformers check their size when they are built
             raise InputSizeError(f"{base} cannot take images of {size}x{size}: {exc}") from exc
 
     def _canonical_base(self, name: str) -> str:
@@ -185,8 +184,8 @@ class Catalogue:
 
 
 def _options(name: str, size: int) -> dict[str, Any]:
-    """Return the arguments with which torchvision builds a network for its weights."""
-    if name in ("googlenet", "inception_v3"):  # heads that only training uses are left out
+    """Return torchvision's arguments for a network that fits its weights."""
+    if name in ("googlenet", "inception_v3"):  # without the heads that only training uses
         return {"aux_logits": False, "init_weights": False, "transform_input": True}
     if name.startswith("vit_"):
         return {"image_size": size}

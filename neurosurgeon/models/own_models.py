@@ -1,7 +1,7 @@
-"""The user's own networks: functions in Python files that return modules, each named ``file:function``, and modules.
+"""The user's own networks: modules, and functions in Python files that return modules, named ``file:function``.
 
-Only files that the user names are run. A name, also one of a peer, is looked up among the functions that they define,
-and never reaches an import.
+Only files that the user names are run. A name, also one from a peer, is only looked up among the functions that these
+files define: it never reaches an import.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from neurosurgeon.utils.errors import UsageError
 if TYPE_CHECKING:
     from torch import nn
 
-CONSTRUCTION_SEED = 0  # what a function draws at random is the same in every process
+CONSTRUCTION_SEED = 0  # random parameters that a function draws are the same in every process
 
 OBJECTS = "module"  # stands for the file in the names of modules that are given as objects
 
 
 class OwnModels:
-    """The user's networks, by full name: functions of model files (``FILE:FUNCTION``), and modules that are objects.
+    """The user's networks by full name: functions of model files (``FILE:FUNCTION``), and given modules.
 
     Raises: UsageError: a file is missing, raises or defines no function without arguments, or two files have one name.
     """
@@ -47,7 +47,7 @@ class OwnModels:
         return list(self._functions)
 
     def full_name(self, name: str) -> str | None:
-        """Return the full name of the function ``name``, given with its file or alone; None if there is none.
+        """Return the full name of a function, given with its file or alone; None if there is none.
 
         Raises: UsageError: two files have a function of that name.
         """
@@ -61,9 +61,9 @@ class OwnModels:
         return found[0] if found else None
 
     def build(self, name: str) -> nn.Module:
-        """Return a new module of the function of that full name; its random parameters are always the same.
+        """Return a new module from the function of a full name; its random parameters are always the same.
 
-        Raises: UsageError: the function raises, or returns something else.
+        Raises: UsageError: the function raises, or does not return a module.
         """
         import torch
         from torch import nn
@@ -96,7 +96,7 @@ def _run_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     with _one_line(path):
         if b"torchvision" in path.read_bytes():
-            import_torchvision()  # beside a CPU build of torch, it does not import by itself
+            import_torchvision()  # with a CPU build of torch, a plain import fails
         spec.loader.exec_module(module)
     return module
 
@@ -117,10 +117,7 @@ def _defined_in(module: ModuleType) -> Iterator[tuple[str, Callable[[], Any]]]:
 
 @contextmanager
 def _one_line(path: Path) -> Iterator[None]:
-    """Turn any error of a user's file into one line with its place.
-
-    Raises: UsageError.
-    """
+    """Turn any error of a user's file into one line with its file and line number. Raises: UsageError."""
     try:
         yield
     except (Exception, SystemExit) as exc:

@@ -1,4 +1,4 @@
-"""A network cut in two, or into its layers: modules that share its parameters, each with those it needs."""
+"""Partitions of a network, and its single layers: modules that share its parameters, each with those that it uses."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from neurosurgeon.models.preprocess import as_values
 from neurosurgeon.models.shapes import attribute_named, function_name, makes_no_tensor
 
 MAX_BLOCKS = 32  # of a partition that may be stopped
+PARTIAL_VIEWS = ("getitem", "narrow", "select", "expand", "slice")  # operations whose result may share other memory
 
 
 def partition_module(model: nn.Module, graph: TracedGraph, edge_nodes: Collection[int], side: Side) -> PartitionModule:
-    """Return the part of ``model`` on one side of a cut; it holds only the parameters that it needs, and shares them.
+    """Return the partition of ``model`` on one side of a cut; it shares the parameters that it uses, and has no others.
 
     The edge partition maps the network's input to the tuple of boundary tensors, in the order of ``graph.boundary``;
-    the cloud partition maps these to the 1-tuple of the network's output. An image may be given as pixels or as
-    values, and is sent as it was given.
+    the cloud partition maps these to the 1-tuple of the network's output. An image may be pixels or values, and is sent
+    as the one that was given.
 
-    Args:   edge_nodes: indices of the nodes on the edge, with each node all that it reads; node 0 among them.
-    Raises: PartitionError: there is no such cut.
+    Args:   edge_nodes: indices of the nodes on the edge: node 0, and with each node all nodes that it reads.
+    Raises: PartitionError: these nodes are no cut.
     """
     edge_nodes = frozenset(edge_nodes)
     check_cut(graph, edge_nodes)
@@ -47,8 +48,8 @@ def partition_module(model: nn.Module, graph: TracedGraph, edge_nodes: Collectio
 class PartitionModule(nn.Module):
     """A part of a program: the code of its operations, and as children the modules that it calls.
 
-    It is no `fx.GraphModule`, which keeps its graph, a tree of modules around those that it calls and a class of its
-    own: 0.5 MB for a cut of GoogLeNet. Only the source is kept, for `_run_blocks`.
+    It is no `fx.GraphModule`, which keeps its graph, a tree of modules around the called ones, and its own class:
+    0.5 MB for a cut of GoogLeNet. Only the source is kept, for `_run_blocks`.
     """
 
     def __init__(self, program: fx.Graph, attributes: Mapping[str, Any]) -> None:
@@ -62,11 +63,11 @@ class PartitionModule(nn.Module):
         self._run: Callable[..., tuple[Tensor, ...]] = self._compiled(self._code.src)
 
     def run(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Compute the part."""
+        """Return the outputs of the part."""
         return self._run(self, *tensors)
 
     def forward(self, *tensors: Tensor, keep_going: Callable[[], bool] | None = None) -> tuple[Tensor, ...] | None:
-        """Compute the part. With ``keep_going`` it runs as a few blocks, and returns None where that says no."""
+        """Return the outputs of the part, or None once ``keep_going``, called between blocks, has returned False."""
         if keep_going is None:
             return self.run(*tensors)
         blocks = self._run_blocks(self, *tensors)
@@ -74,8 +75,8 @@ class PartitionModule(nn.Module):
 
     @cached_property
     def _run_blocks(self) -> Callable[..., Iterator[tuple[Tensor, ...] | None]]:
-        """The same operations as a generator: it yields None between two blocks, and at the end the outputs."""
-        *operations, outputs = self._code.src.rstrip().splitlines()  # one a line, behind the function's head
+        """The same operations as a generator, which yields None between two blocks, and at the end the outputs."""
+        *operations, outputs = self._code.src.rstrip().splitlines()  # one a line, after the function's head
         first = next(number for number, line in enumerate(operations, 1) if line.startswith("def "))
         size = (len(operations) - first) // MAX_BLOCKS + 1
         for end in reversed(range(first + size, len(operations), size)):
@@ -90,7 +91,7 @@ class PartitionModule(nn.Module):
 
 
 class _Part:
-    """A part of a program on its way to be a module."""
+    """Builds the module of a part of a program."""
 
     def __init__(self, model: nn.Module, graph: TracedGraph, inputs: Sequence[fx.Node]) -> None:
         self._model = model
@@ -114,7 +115,7 @@ class _Part:
         return module
 
     def _copy(self, node: fx.Node) -> Any:
-        """Return the copy of an operation, made with all that it needs; a size whose tensor is not here is a number."""
+        """Return the copy of an operation after all that it reads; the size of a tensor of another part is a number."""
         if node not in self._copies:
             if makes_no_tensor(node) and not self._is_here(node):
                 return node.meta["value"]
@@ -137,7 +138,7 @@ class _Part:
         return copy
 
     def _read(self, node: fx.Node) -> Any:
-        """Return the copy of an operation for one that reads it: of an image its values."""
+        """Return the copy of an operation as others read it: an image as values."""
         if node is not self._image:
             return self._copy(node)
         if self._values is None:
@@ -145,7 +146,7 @@ class _Part:
         return self._values
 
     def _value(self, node: fx.Node) -> Any:
-        """Return what an operation computes that depends on no input."""
+        """Return the result of an operation that depends on no input."""
         if node.op == "get_attr":
             target = str(node.target)
             made = self._constants.get(target)
@@ -162,15 +163,9 @@ class _Part:
         return makes_no_tensor(node) and all(self._is_here(read) for read in node.all_input_nodes)
 
     def _dense(self, node: fx.Node) -> Any:
-        """Return an output; a part of a tensor without the rest of it, in the same order of memory."""
-        return self._part.call_method("clone", (self._copies[node],)) if _is_part(node) else self._copies[node]
-
-
-def _is_part(node: fx.Node) -> bool:
-    return node.op in ("call_function", "call_method") and function_name(node) in PARTS
-
-
-PARTS = ("getitem", "narrow", "select", "expand", "slice")
+        """Return an output; a view of a part of a tensor is copied without the rest, in the same memory order."""
+        is_view = node.op in ("call_function", "call_method") and function_name(node) in PARTIAL_VIEWS
+        return self._part.call_method("clone", (self._copies[node],)) if is_view else self._copies[node]
 
 
 # ---------------------------------------------------------------- one layer after another
@@ -180,23 +175,23 @@ Values = dict[fx.Node, Tensor]
 
 
 class LayerStep(NamedTuple):
-    """One layer ready to run: what it reads and makes, by the operation that makes each tensor."""
+    """One layer ready to run. Tensors are named by the operations that make them."""
 
     layer: Layer
     run: Callable[..., tuple[Tensor, ...]]
     reads: tuple[fx.Node, ...]
     makes: tuple[fx.Node, ...]
-    last_reads: tuple[fx.Node, ...]  # those that no later layer reads
+    last_reads: tuple[fx.Node, ...]  # of ``reads``, those that no later layer reads
 
     def apply(self, values: Values) -> None:
-        """Take what it reads from ``values``, and leave there what it makes."""
+        """Run the layer: it reads its inputs from ``values``, and adds its outputs."""
         values.update(zip(self.makes, self.run(*(values[read] for read in self.reads)), strict=True))
 
 
 def layer_steps(model: nn.Module, graph: TracedGraph) -> list[LayerStep]:
-    """Return the layers of a network, to run one after another on values that start with the input's.
+    """Return the layers of a network, to run one after another on the same ``values``.
 
-    The input is that of operation ``graph.made_by[0][0]``.
+    At the start these hold the network's input, under operation ``graph.made_by[0][0]``.
     """
     layer_of = {made: node.layer for node in graph.nodes for made in graph.made_by[node.index]}
     reads: list[dict[fx.Node, None]] = [{} for _ in graph.layers]

@@ -1,7 +1,7 @@
 """Images as 8-bit pixels, which have a quarter of the bytes of a network's input.
 
-A network's input are the scaled and normalised pixels. Both partitions of a cut compute it themselves. So an image is
-sent as it was read, and becomes the same values on all machines with the same processor.
+The input of a network is the scaled and normalised pixels. Both partitions of a cut compute it themselves. So an image
+is sent as it was read, and becomes the same values on all machines with the same processor.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ KEPT_ROWS = 64  # widths of images, each on a device
 def as_values(tensor: Tensor) -> Tensor:
     """Return pixels (n, 3, h, w) uint8 as the input of a network, float32, channels-last; other tensors unchanged.
 
-    (pixel / 255 - mean) / std is one multiplication and one addition. It runs by rows, which are long enough for the
-    speed of memory.
+    (pixel / 255 - mean) / std is one multiplication and one addition. It is computed by rows, which are long enough to
+    run at the speed of memory.
     """
     if tensor.dtype != torch.uint8:
         return tensor
@@ -31,7 +31,7 @@ def as_values(tensor: Tensor) -> Tensor:
 
 
 def as_network_input(tensor: Tensor, device: str) -> Tensor:
-    """Return an input's values where and how a network computes: channels-last on the CPU."""
+    """Return an input as values on a device; on the CPU channels-last."""
     tensor = as_values(tensor.to(device))
     if device != "cpu":
         return tensor
@@ -39,7 +39,7 @@ def as_network_input(tensor: Tensor, device: str) -> Tensor:
 
 
 def synchronise(device: str) -> None:
-    """Wait until ``device`` has computed everything that it was given; a CPU always has."""
+    """Wait until ``device`` has finished all its work; a CPU has none left. Blocks."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
 

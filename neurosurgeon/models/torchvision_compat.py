@@ -1,8 +1,8 @@
 """Import torchvision, also with a CPU build of torch.
 
-torchvision's package is built against a CUDA torch. With a CPU torch its compiled operators do not load, and the
+torchvision's package is built for a CUDA build of torch. With a CPU build its compiled operators do not load, and the
 import fails at the registration of two of them (``operator torchvision::nms does not exist``). Classification
-networks need none of these operators. So their schemas are declared, but only in this case and only missing ones.
+networks use none of these operators. So the missing schemas are declared, and only if the import has failed.
 """
 
 from __future__ import annotations

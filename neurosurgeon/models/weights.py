@@ -1,7 +1,7 @@
-"""The weights of networks: from a file that the user names, torchvision's checkpoints, or a fixed seed.
+"""The weights of networks: from a file of the user, torchvision's checkpoints, or a fixed seed.
 
-The seed gives the same bits on every machine. A digest of the weights, not their origin, shows whether two machines
-hold the same.
+The seed gives the same bits on every machine. Two machines hold the same weights if their digests are equal, whatever
+the origin of the weights.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from neurosurgeon.engine.base import WeightsSource
 from neurosurgeon.models.names import ZOO, Catalogue, is_own, torchvision_name, torchvision_weights
 from neurosurgeon.utils.errors import UsageError, WeightsError
 
-if TYPE_CHECKING:  # torch takes a second to import; names and spelling checks must not wait for it
+if TYPE_CHECKING:  # torch takes a second to import, which names and spelling checks do not need
     from torch import Tensor, nn
 
 TRAINING_HEADS = {"aux1", "aux2", "AuxLogits"}  # of GoogLeNet and Inception, in their checkpoints
-DIGEST_HEX_CHARS = 32  # 128 bits: enough to tell weights apart, short enough to read
+DIGEST_HEX_CHARS = 32  # 128 bits: no collisions, and short enough to read
 
 
 def of_this_version(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Return parameters that say of which version of their modules they are, as a module expects of its own."""
+    """Return parameters with the versions of their modules, by default the model's, as `load_state_dict` expects."""
     stamped = OrderedDict(state)
     stamped._metadata = getattr(state, "_metadata", model.state_dict()._metadata)  # type: ignore[attr-defined]
     return stamped
@@ -49,7 +49,10 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 
 
 def load_state(name: str, model: nn.Module, source: WeightsSource) -> tuple[dict[str, Tensor], bool]:
-    """Return the parameters, and whether they are torchvision's."""
+    """Return the parameters of a network by name, and whether they are torchvision's.
+
+    Raises: WeightsError: the file does not fit, or there are no pretrained weights.
+    """
     if source.file is not None:
         state = _without_training_heads(read_weights_file(source.file), model)
         check_fit(model, state, f"{source.file} does not fit {name}")
@@ -58,13 +61,13 @@ def load_state(name: str, model: nn.Module, source: WeightsSource) -> tuple[dict
         return _as_float32(state), _is_official_checkpoint(name, source.file)
     if source.pretrained:
         return _as_float32(_without_training_heads(_pretrained_state(name), model)), True
-    if is_own(name):  # its function has given it weights
+    if is_own(name):  # its function has made the weights
         return dict(model.state_dict()), False
     return seeded_state(name.partition("@")[0], model), False
 
 
 def _without_training_heads(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Return a checkpoint without the parameters of heads that only training uses, and the model leaves out."""
+    """Return a checkpoint without the parameters of training heads that the model does not have."""
     own = {key.split(".")[0] for key in model.state_dict()}
     return {key: value for key, value in state.items() if key.split(".")[0] not in TRAINING_HEADS - own}
 
@@ -74,20 +77,22 @@ def read_weights_file(path: Path) -> dict[str, Tensor]:
 
     A ``state_dict`` wrapped in a training checkpoint, or saved by a data-parallel wrapper, is unwrapped.
 
-    Raises: WeightsError: missing, unreadable, or no mapping of names to tensors.
+    Raises: WeightsError: the file is missing, unreadable, or no mapping of names to tensors.
     """
     import torch
 
     try:
         if path.suffix == ".safetensors":
-            state: Any = _read_safetensors(path)
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as exc:
         raise WeightsError(f"weights file {path} does not exist") from exc
-    except WeightsError:
-        raise
-    except Exception as exc:  # the two readers fail with many types; all mean the same to the user
+    except ImportError as exc:
+        raise WeightsError(f"reading {path} needs one more package: pip install safetensors") from exc
+    except Exception as exc:  # the two readers raise many types, with one meaning for the user
         reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
         raise WeightsError(f"weights file {path} cannot be read: {reason}") from exc
     for wrapper in ("state_dict", "model"):
@@ -98,52 +103,40 @@ def read_weights_file(path: Path) -> dict[str, Tensor]:
     return {str(key).removeprefix("module."): value for key, value in state.items()}
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        from safetensors.torch import load_file
-    except ImportError as exc:
-        raise WeightsError(f"reading {path} needs one more package: pip install safetensors") from exc
-    tensors: dict[str, Tensor] = load_file(path)
-    return tensors
+def check_fit(model: nn.Module, state: Mapping[str, Tensor], failure: str) -> None:
+    """Check that weights have the names and shapes of the model's parameters.
 
-
-def check_fit(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Refuse weights whose names or shapes are not the model's.
-
-    Raises: WeightsError: names the first parameter that is missing, unknown or of another shape.
+    Args:   failure: the beginning of the error message.
+    Raises: WeightsError: names the first parameter that is missing, unknown or of another shape or type.
     """
-    expected = {key: value for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
-    given = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    expected, given = (
+        {key: value for key, value in each.items() if not key.endswith("num_batches_tracked")}
+        for each in (model.state_dict(), state)
+    )
     for key, value in expected.items():
-        if key not in given:
-            raise WeightsError(f"{what}: {key} is missing")
-        if given[key].shape != value.shape:
-            raise WeightsError(f"{what}: {key} has shape {tuple(given[key].shape)}, expected {tuple(value.shape)}")
-        if not given[key].is_floating_point() or given[key].is_sparse or given[key].is_meta:
-            raise WeightsError(f"{what}: {key} is {_describe(given[key])}, expected floating-point numbers")
-    unknown = next((key for key in given if key not in expected), None)
-    if unknown is not None:
-        raise WeightsError(f"{what}: {unknown} is not a parameter of it")
-
-
-def _describe(tensor: Tensor) -> str:
-    layout = "sparse " if tensor.is_sparse else "empty " if tensor.is_meta else ""
-    return f"{layout}{tensor.dtype}"
+        tensor = given.get(key)
+        if tensor is None:
+            raise WeightsError(f"{failure}: {key} is missing")
+        if tensor.shape != value.shape:
+            raise WeightsError(f"{failure}: {key} has shape {tuple(tensor.shape)}, expected {tuple(value.shape)}")
+        if not tensor.is_floating_point() or tensor.is_sparse or tensor.is_meta:
+            layout = "sparse " if tensor.is_sparse else "empty " if tensor.is_meta else ""
+            raise WeightsError(f"{failure}: {key} is {layout}{tensor.dtype}, expected floating-point numbers")
+    for key in given:
+        if key not in expected:
+            raise WeightsError(f"{failure}: {key} is not a parameter of it")
 
 
 def check_weights_file(catalogue: Catalogue, name: str, path: Path) -> None:
-    """Refuse a file that is no set of weights of a model.
-
-    Raises: WeightsError.
-    """
+    """Check that a weights file fits a model. Raises: WeightsError."""
     model = catalogue.build_module(name)
     check_fit(model, _without_training_heads(read_weights_file(path), model), f"{path} does not fit {name}")
 
 
 def check_pretrained(name: str) -> None:
-    """Refuse a model that torchvision has no weights for.
+    """Check that torchvision has weights for a model.
 
-    Raises: WeightsError: names the models that it has weights for.
+    Raises: WeightsError: names the models for which it has weights.
     """
     if torchvision_name(name) is None:
         trained = ", ".join(known for known, candidate in ZOO.items() if candidate.torchvision_name)
@@ -151,7 +144,7 @@ def check_pretrained(name: str) -> None:
 
 
 def model_of_weights(catalogue: Catalogue, path: Path) -> str:
-    """Return the name of the model that a weights file fits.
+    """Return the name of the classic network that a weights file fits.
 
     Raises: WeightsError: it fits none.
     """
@@ -184,7 +177,7 @@ def _pretrained_state(name: str) -> dict[str, Tensor]:
 
 
 def _is_official_checkpoint(name: str, path: Path) -> bool:
-    """Return whether the file is torchvision's: its name ends in the start of its own SHA-256, as theirs do."""
+    """Return whether a file is a checkpoint of torchvision: its name ends in the first digits of its own SHA-256."""
     known = torchvision_name(name)
     stamp = re.search(r"^(.+)-([0-9a-f]{8,10})\.pth$", path.name)
     if known is None or stamp is None or not _squashed(stamp[1]).startswith(_squashed(known)):
@@ -194,7 +187,7 @@ def _is_official_checkpoint(name: str, path: Path) -> bool:
 
 
 def _squashed(name: str) -> str:
-    """Return a name as its files spell it, more or less: shufflenet_v2_x0_5 is in shufflenetv2_x0.5-f707e7126e.pth."""
+    """Return a name without punctuation: shufflenet_v2_x0_5 is in the file shufflenetv2_x0.5-f707e7126e.pth."""
     return re.sub(r"[^a-z0-9]", "", name)
 
 
@@ -203,7 +196,7 @@ def seeded_state(name: str, model: nn.Module) -> dict[str, Tensor]:
 
     Each tensor has its own stream, seeded by model and parameter name. Draws are 24-bit integers scaled by powers
     of two and one rounded product, so no machine's math library can change a bit. Weights are He-uniform (He et
-    al. 2015), so that activations keep their size through deep networks; batch-norm statistics are not trivial.
+    al. 2015), so that activations keep their scale through deep networks; batch-norm statistics are not trivial.
     """
     import torch
     from torch import nn
@@ -254,14 +247,14 @@ def _uniform(stream: str, shape: tuple[int, ...], centre: float, half_width: flo
 
 
 class WeightsSources(Mapping[str, WeightsSource]):
-    """Where the weights of every model come from: files for some; for all others torchvision, or the seed."""
+    """The source of every model's weights: files for some; for all others torchvision, or the seed."""
 
     def __init__(self, files: Mapping[str, Path], pretrained: bool) -> None:
         self._files = files
         self._pretrained = pretrained
 
     def __getitem__(self, name: str) -> WeightsSource:
-        """Return the source of a model's weights; those for its usual size serve every other."""
+        """Return the source of a model's weights; a file for its usual size is used for all sizes."""
         file = self._files.get(name) or self._files.get(name.partition("@")[0])
         has_trained = self._pretrained and not file and torchvision_name(name) is not None
         return WeightsSource(file, has_trained)
@@ -274,8 +267,10 @@ class WeightsSources(Mapping[str, WeightsSource]):
 
 
 def parse_weights(catalogue: Catalogue, texts: Sequence[str], pretrained: bool) -> WeightsSources:
-    """Return the source of every model's weights; a bare file goes to the model that it fits.
+    """Return the source of every model's weights from a command line.
 
+    Args:   texts: ``MODEL=FILE``, or ``FILE`` for the classic network that it fits.
+            pretrained: torchvision's weights for all other models that have them.
     Raises: UsageError: a file is missing, does not fit, or two are given for one model.
     """
     files: dict[str, Path] = {}

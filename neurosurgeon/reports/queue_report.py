@@ -50,16 +50,16 @@ def _say_finished(report: EdgeReport, result: TaskResult, count: int) -> None:
     stale = ", stale" if result.rate_is_stale else ""
     report.say(f"{bandwidth_line(result.rate_bytes_per_s)} (age {result.rate_age_s:.1f} s{stale})")
     report.say(f"get model type: {model} ")  # ends in a blank, as in the contract
-    cut = (result.graph, result.point, result.layer, result.edge_nodes, result.crossing)
+    cut = (result.graph, result.point, result.layer, result.edge_nodes, result.boundary)
     for line in cut_lines(*cut, result.predicted.total_ms):
         report.say(line)
     if 0 < result.best_total_ms < result.predicted.total_ms:  # another cut is better for the whole queue
         report.say(f"best latency of this task alone : {result.best_total_ms:.2f} ms")
     report.say(RULE)
-    if result.crossed:
+    if result.uses_cloud:
         report(Prepared())
     report(EdgeComputed(model, result.measured.edge_ms))
-    if result.crossed:
+    if result.uses_cloud:
         report(Sent())
         report(Replied(model, result.measured))
     report.say(_answer_line(result, count))

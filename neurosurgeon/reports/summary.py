@@ -141,7 +141,7 @@ def _task_document(result: TaskResult) -> Json:
         "partition_point": result.point if result.is_planned else None,
         "partition_layer": result.layer if result.is_planned else None,
         "edge_nodes": sorted(result.edge_nodes) if result.is_planned else None,
-        "crossing": tensor_documents(result.crossing) if result.is_planned else None,
+        "crossing": tensor_documents(result.boundary) if result.is_planned else None,
         "bandwidth_mb_per_s": bytes_per_s_to_mb_per_s(result.rate_bytes_per_s) if knows_rate else None,
         "bandwidth_age_s": result.rate_age_s if knows_rate else None,
         "bandwidth_is_stale": result.rate_is_stale if knows_rate else None,

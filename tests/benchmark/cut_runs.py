@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from neurosurgeon.edge.settings import TaskSettings
-from neurosurgeon.edge.stages import cloud_latencies, edge_latencies, plan_task, stages_of
+from neurosurgeon.edge.stages import cloud_latencies, edge_latencies, plan_task, stage_keys
 from neurosurgeon.edge.task import request_of
 from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.net.session import EdgeSession
@@ -70,11 +70,11 @@ def plan_for(task: TaskSettings, port: int, link: LinkEstimate, slowdown: float)
     """Return the plan for a task, of an edge that knows from use that it takes so many times as long as predicted."""
     graph = ENGINE.graph(task.model)
     with EdgeSession.open(CLOUD_IP, port) as session:
-        latencies = edge_latencies(task, ENGINE, graph), cloud_latencies(task, session, graph)
-        stages = stages_of(task, session, link, *latencies, is_warm=False)
+        edge, cloud = edge_latencies(task, ENGINE, graph), cloud_latencies(task, session, graph)
+        keys = stage_keys(task, session, link, edge, cloud, is_warm=False)
         residual = math.log(slowdown)
-        known = Corrections({stages.keys.edge: Residuals(residual, residual * residual, MIN_SAMPLES)})
-        plan, _ = plan_task(task, graph, session, link, known, stages)
+        known = Corrections({keys.edge: Residuals(residual, residual * residual, MIN_SAMPLES)})
+        plan, *_ = plan_task(task, graph, session, link, known, edge, cloud)
     return plan
 
 

@@ -158,8 +158,8 @@ ON_THE_EDGE = {
     "packing": packing(Request),
     "sending": when(session.EdgeSession, "send_task", lambda session, task, *more: task),
     "reading the reply": when(session.EdgeSession, "result_of", lambda session, received, sent: received.task),
-    "using the reply": when(edge_queue.QueueRun, "_update_estimates", lambda run, task, answered: task.id),
-    "making the result": when(results.Results, "_answered_there", lambda results, planned, answered: planned.task.id),
+    "using the reply": when(edge_queue.QueueRun, "_update_estimates", lambda run, task, reply: task.id),
+    "making the result": when(results.Results, "_result_of_reply", lambda results, task, reply: task.id),
     "reporting": when(QueueReport, "_task_done", lambda report, result: result.task.id),
 }
 INSIDE_A_FRAME = {"request sent in part": sending(Request), "reply received in part": reading(Reply)}

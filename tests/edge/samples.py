@@ -1,4 +1,4 @@
-"""Results of a queue that no network ran, for the tests of what is made of them."""
+"""Made-up results of a queue, for the tests of reports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from neurosurgeon.utils.timing import StageTimes
 
 
 def finished(task_id: int = 1, model: str = "le_net", image: Path | None = None, **fields: Any) -> TaskResult:
-    """Return a task cut in two after layer 3, predicted 10 ms and measured 12 ms; fields say what is different."""
+    """Return a task cut in two after layer 3, predicted 10 ms and measured 12 ms; fields override it."""
     known: dict[str, Any] = {
         "point": 3,
         "layer": "features.2 (maxpool)",

@@ -42,7 +42,7 @@ def point(chooser: Chooser, made: SplitPlan, pipeline: Pipeline = IDLE) -> int:
     return chooser.choose(lambda _: made, pipeline).candidate.point
 
 
-def test_a_task_that_cannot_be_planned_leaves_the_next_ones_their_models() -> None:
+def test_chooser_goes_on_after_a_task_that_cannot_be_planned() -> None:
     asked = []
 
     def plan_of(model: str) -> SplitPlan:
@@ -67,7 +67,7 @@ def test_a_cut_is_kept_unless_another_saves_enough() -> None:
     assert point(chooser, plan(queue_ms=10.0 * LAYERS)) == LAYERS
 
 
-def test_what_is_under_way_makes_the_edge_keep_its_task() -> None:
+def test_a_busy_pipeline_keeps_the_task_on_the_edge() -> None:
     busy_link, busy_cloud = Pipeline(link_ms=100.0, cloud_ms=100.0), Pipeline(cloud_ms=100.0)
     assert point(Chooser(Objective.LATENCY, [MODEL]), plan(), busy_link) == LAYERS
     assert point(Chooser(Objective.LATENCY, [MODEL]), plan(), busy_cloud) == LAYERS
@@ -76,20 +76,20 @@ def test_what_is_under_way_makes_the_edge_keep_its_task() -> None:
     assert waiting.predicted.transfer_ms == pytest.approx(waiting.candidate.stages.transfer_ms + 1.0)
 
 
-def test_a_choice_holds_while_the_plan_does_and_nothing_is_under_way() -> None:
+def test_a_choice_holds_for_the_same_plan_and_an_idle_pipeline() -> None:
     chooser, made = Chooser(Objective.LATENCY, [MODEL] * 4), plan()
     assert [point(chooser, made), point(chooser, made)] == [0, 0]
     assert point(chooser, made, Pipeline(link_ms=100.0, cloud_ms=100.0)) == LAYERS
     assert point(chooser, made) == 0
 
 
-def test_a_wait_that_the_cloud_tells_is_not_counted_twice() -> None:
+def test_a_wait_that_the_cloud_reports_is_not_counted_twice() -> None:
     chooser = Chooser(Objective.LATENCY, [MODEL])
     chosen = chooser.choose(lambda _: plan(queue_ms=3.0), Pipeline(cloud_ms=3.0))
     assert chosen.predicted == chosen.candidate.stages
 
 
-def test_a_waiting_cloud_makes_the_edge_keep_its_task() -> None:
+def test_a_busy_cloud_keeps_the_task_on_the_edge() -> None:
     assert plan().best.point == 0
     busy = plan(queue_ms=50.0)
     assert busy.best.point == LAYERS
@@ -126,7 +126,7 @@ def test_a_long_queue_begins_at_once() -> None:
     assert queue.makespans_ms == {}
 
 
-def test_a_makespan_is_predicted_with_what_was_learnt() -> None:
+def test_a_makespan_is_predicted_with_the_kept_corrections() -> None:
     model, corrections = queue_model(), Corrections()
     before_ms = forecast(5, model).makespans_ms["fifo"]
     for _ in range(5):
@@ -146,7 +146,7 @@ def test_sides_that_share_their_cores_work_one_after_the_other() -> None:
     assert apart_ms < 0.8 * shared_ms
 
 
-def test_a_queue_of_sides_that_share_their_cores_corrects_the_next() -> None:
+def test_the_makespan_of_shared_cores_corrects_the_next_queue() -> None:
     first = forecast(5, queue_model(), shares_cores=True)
     expected_ms = first.makespans_ms["fifo"]
     first.learn(1.5 * expected_ms)
@@ -154,7 +154,9 @@ def test_a_queue_of_sides_that_share_their_cores_corrects_the_next() -> None:
     assert second.makespans_ms["fifo"] == pytest.approx(1.5 * expected_ms)
     second.learn(1.5 * expected_ms)
     assert forecast(5, queue_model(), shares_cores=True).makespans_ms["fifo"] == pytest.approx(1.5 * expected_ms)
-    assert forecast(5, queue_model()).makespans_ms["fifo"] < expected_ms  # stages beside each other teach themselves
+    assert (
+        forecast(5, queue_model()).makespans_ms["fifo"] < expected_ms
+    )  # stages side by side have their own corrections
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def test_edge_and_cloud_share_cores_on_one_machine_with_too_few(
     assert share_cores(host, {"device": device, "threads": cloud_threads}, settings) is expected
 
 
-def test_a_deadline_takes_the_fastest_cut_where_the_chosen_one_is_late() -> None:
+def test_cut_for_deadline_takes_the_fastest_if_it_is_late() -> None:
     made = plan()
     slowest = max(made.candidates, key=lambda candidate: candidate.stages.total_ms)
     chosen = choice(made, slowest.point, IDLE)
@@ -186,7 +188,7 @@ def test_a_deadline_takes_the_fastest_cut_where_the_chosen_one_is_late() -> None
     assert cut_for_deadline(chosen, 1e-6, IDLE).candidate is made.best  # the best effort
 
 
-# ---------------------------------------------------------------- a task that begins anew
+# ---------------------------------------------------------------- plans of a task that has begun
 
 
 SLOW = LATENCIES.scaled(1_000.0)
@@ -197,28 +199,28 @@ def slow_plan(rate_bytes_per_s: float) -> SplitPlan:
     return plan_split(model_graph(MODEL), SLOW, FASTER, rate_bytes_per_s, 0.1)
 
 
-def test_a_task_begins_anew_when_the_link_is_back_long_before_its_end() -> None:
+def test_replan_whole_task_if_the_link_recovers_early() -> None:
     chosen = choice(slow_plan(1e-3), LAYERS, IDLE)
     assert chosen.candidate is chosen.plan.best
     assert replan_whole_task(chosen, 1_000.0, slow_plan(1e-3), IDLE) is None
     better = replan_whole_task(chosen, 1_000.0, slow_plan(1e9), IDLE)
     assert better
     assert better.candidate is better.plan.best
-    assert better.predicted.edge_ms == 1_000.0 + better.candidate.stages.edge_ms  # what is lost counts
-    assert replan_whole_task(chosen, 1e3 * LAYERS - 50.0, slow_plan(1e9), IDLE) is None  # it is all but done
+    assert better.predicted.edge_ms == 1_000.0 + better.candidate.stages.edge_ms  # the dropped time counts
+    assert replan_whole_task(chosen, 1e3 * LAYERS - 50.0, slow_plan(1e9), IDLE) is None  # it is nearly done
     assert replan_whole_task(chosen, 1e9, slow_plan(1e9), IDLE) is None  # longer than predicted already
     assert (
         replan_whole_task(chosen, 1_000.0, slow_plan(1e9), Pipeline(link_ms=1e6)) is None
-    )  # other tasks are under way
+    )  # other tasks are in flight
 
 
-def test_a_task_is_sent_once_more_when_the_edge_needs_longer_for_its_rest() -> None:
+def test_plan_resend_if_the_edge_needs_longer_for_the_rest() -> None:
     chosen = choice(slow_plan(1e9), 1, IDLE)
     there = plan_resend(chosen, 100.0, slow_plan(1e9), Pipeline(link_ms=300.0))
     assert there
     assert there.candidate.point == 1
     stages = there.candidate.stages
-    assert there.predicted == StageTimes(0.0, 300.0 + stages.transfer_ms, stages.cloud_ms)  # its edge half has run
+    assert there.predicted == StageTimes(0.0, 300.0 + stages.transfer_ms, stages.cloud_ms)  # its edge partition has run
     assert plan_resend(chosen, chosen.rest_ms - 50.0, slow_plan(1e9), IDLE) is None
     assert plan_resend(chosen, 100.0, slow_plan(1e-3), IDLE) is None
 

@@ -1,4 +1,4 @@
-"""Images to inputs: torchvision's evaluation transform, to the last bit that matters, and files that are no images."""
+"""Images to inputs: equal to torchvision's evaluation transform; files that are no images are refused."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def reference() -> Callable[[Path], NDArray[np.float32]]:
 
 
 def values(path: Path) -> NDArray[np.float32]:
-    """Return what a network computes on, (224, 224, 3)."""
+    """Return the input values of a network, (224, 224, 3)."""
     return as_values(torch.from_numpy(load_image(path)))[0].permute(1, 2, 0).numpy()
 
 
@@ -55,9 +55,7 @@ def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
 
 
 @pytest.mark.parametrize("name", ["china.jpg", "flower.jpg"])
-def test_a_photo_becomes_what_torchvision_makes_of_it(
-    reference: Callable[[Path], NDArray[np.float32]], name: str
-) -> None:
+def test_a_photo_equals_torchvisions_transform(reference: Callable[[Path], NDArray[np.float32]], name: str) -> None:
     np.testing.assert_allclose(values(PHOTOS / name), reference(PHOTOS / name), atol=1e-6)
 
 
@@ -65,7 +63,7 @@ def test_a_photo_becomes_what_torchvision_makes_of_it(
     "size",
     [(640, 427), (427, 640), (256, 256), (224, 224), (300, 299), (1, 1), (3, 2), (17, 500), (1023, 257), (257, 258)],
 )
-def test_an_image_of_any_size_becomes_what_torchvision_makes_of_it(
+def test_an_image_of_any_size_equals_torchvisions_transform(
     tmp_path: Path, reference: Callable[[Path], NDArray[np.float32]], size: tuple[int, int]
 ) -> None:
     noise(*size).save(tmp_path / "image.png")
@@ -75,7 +73,7 @@ def test_an_image_of_any_size_becomes_what_torchvision_makes_of_it(
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK"])
-def test_an_image_of_any_colours_becomes_what_torchvision_makes_of_it(
+def test_an_image_of_any_mode_equals_torchvisions_transform(
     tmp_path: Path, reference: Callable[[Path], NDArray[np.float32]], mode: str
 ) -> None:
     path = tmp_path / ("image.tiff" if mode == "CMYK" else "image.png")
@@ -84,7 +82,7 @@ def test_an_image_of_any_colours_becomes_what_torchvision_makes_of_it(
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n" + bytes(50), b"GIF89a"])
-def test_a_file_of_something_else_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_image_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "input.jpg").write_bytes(content)
     with pytest.raises(InputError, match=r"input\.jpg cannot be read as an image"):
         read_image(tmp_path / "input.jpg")
@@ -98,7 +96,7 @@ def test_a_truncated_photo_is_refused(tmp_path: Path, kept: float) -> None:
         read_image(tmp_path / "cut.jpg")
 
 
-def test_whatever_a_decoder_raises_is_told_as_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_exception_of_a_decoder_becomes_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unfinished(path: Path) -> None:
         raise NotImplementedError("pixel format")
 

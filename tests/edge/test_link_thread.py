@@ -1,4 +1,4 @@
-"""The link: what its sender does next, and clouds that reorder, refuse, forget, die and come back."""
+"""The link: the next action of its sender, and clouds that reorder, refuse, forget, crash and reconnect."""
 
 from __future__ import annotations
 
@@ -14,16 +14,8 @@ import numpy as np
 import pytest
 
 from neurosurgeon.edge import link_thread
-from neurosurgeon.edge.link_thread import (
-    Answered,
-    Flight,
-    LinkState,
-    Reconnect,
-    Send,
-    TaskStream,
-    Wait,
-    next_action,
-)
+from neurosurgeon.edge.link_actions import LinkReply, LinkState, PendingTask, Reconnect, Send, Wait, next_action
+from neurosurgeon.edge.link_thread import TaskStream
 from neurosurgeon.graph.spec import Array
 from neurosurgeon.net.connection import Connection, Received
 from neurosurgeon.net.messages import ErrorReply, Hello, Pong, Prepare, Ready, Reply, Request
@@ -48,12 +40,12 @@ Script = Callable[[Connection, Received], None]
 
 
 def reply_to(connection: Connection, received: Received) -> None:
-    """Answer a task with the double of its tensor."""
+    """Reply to a task with its tensor, doubled."""
     connection.send(Reply(0.0, 0.0, 0.0, 0.0), [received.arrays[0] * 2], received.task)
 
 
 class ScriptedCloud:
-    """A cloud whose conversations follow one script each, the last one for all that come later."""
+    """A cloud with one script for each connection; the last one is for all later connections."""
 
     def __init__(self, listener: socket.socket, *scripts: Script, digest: str = "digest") -> None:
         self.scripts = scripts
@@ -91,7 +83,7 @@ class ScriptedCloud:
 
 @contextmanager
 def streaming(listener: socket.socket, *scripts: Script, **options: Any) -> Iterator[tuple[TaskStream, ScriptedCloud]]:
-    """A stream to a scripted cloud; both are gone after the block."""
+    """Yield a stream to a scripted cloud; both are closed after the block."""
     cloud = ScriptedCloud(listener, *scripts)
     server = threading.Thread(target=cloud.serve, daemon=True)
     server.start()
@@ -108,10 +100,10 @@ def streaming(listener: socket.socket, *scripts: Script, **options: Any) -> Iter
         server.join()
 
 
-def submit_one(stream: TaskStream, task: int, array: Array, request: Request = REQUEST) -> Future[Answered]:
-    answer: Future[Answered] = Future()
+def submit_one(stream: TaskStream, task: int, array: Array, request: Request = REQUEST) -> Future[LinkReply]:
+    answer: Future[LinkReply] = Future()
 
-    def take(outcome: Answered | NeurosurgeonError) -> None:
+    def take(outcome: LinkReply | NeurosurgeonError) -> None:
         if isinstance(outcome, NeurosurgeonError):
             answer.set_exception(outcome)
         else:
@@ -129,47 +121,45 @@ def values(answers: list[Any]) -> list[float]:
     return [answer.result(WAIT_S).result.arrays[0].item() for answer in answers]
 
 
-# ---------------------------------------------------------------- what the sender does next
+# ---------------------------------------------------------------- the next action of the sender
 
 NOW_MS = 1_000.0
 
 
-def flight(task: int, **fields: Any) -> Flight:
+def pending(task: int, **fields: Any) -> PendingTask:
     """Return a task of one byte that is due at once."""
-    return Flight(task, REQUEST, [], pytest.fail, 1, **fields)
+    return PendingTask(task, REQUEST, [], pytest.fail, 1, **fields)
 
 
 @pytest.mark.parametrize(
     ("tasks", "expected"),
     [
         ([], Wait(None)),
-        ([flight(1), flight(2)], Send(1)),
-        ([flight(1, is_out=True), flight(2)], Send(2)),
-        ([flight(1, is_out=True)], Wait(None)),
-        ([flight(1, due_ms=NOW_MS + 30), flight(2)], Send(2)),
-        ([flight(1, due_ms=NOW_MS + 30), flight(2, due_ms=NOW_MS + 20)], Wait(20.0)),
-        ([flight(1), flight(2, losses=1)], Send(2)),  # it goes alone
-        ([flight(1, is_out=True), flight(2, losses=1)], Wait(None)),
-        ([flight(1), flight(2, losses=1, is_out=True)], Wait(None)),
+        ([pending(1), pending(2)], Send(1)),
+        ([pending(1, is_in_flight=True), pending(2)], Send(2)),
+        ([pending(1, is_in_flight=True)], Wait(None)),
+        ([pending(1, due_ms=NOW_MS + 30), pending(2)], Send(2)),
+        ([pending(1, due_ms=NOW_MS + 30), pending(2, due_ms=NOW_MS + 20)], Wait(20.0)),
+        ([pending(1), pending(2, losses=1)], Send(2)),  # a suspect is sent alone
+        ([pending(1, is_in_flight=True), pending(2, losses=1)], Wait(None)),
+        ([pending(1), pending(2, losses=1, is_in_flight=True)], Wait(None)),
     ],
 )
-def test_the_task_that_is_due_first_is_sent_and_suspects_alone(
-    tasks: list[Flight], expected: Send | Wait | Reconnect
+def test_next_action_sends_the_first_due_task_and_suspects_alone(
+    tasks: list[PendingTask], expected: Send | Wait | Reconnect
 ) -> None:
     assert next_action(LinkState(True, 0.0, tasks), NOW_MS) == expected
 
 
-def test_a_lost_cloud_is_looked_for_after_its_pause() -> None:
-    assert next_action(LinkState(False, 0.0, [flight(1)]), NOW_MS) == Reconnect()
-    assert next_action(LinkState(False, 50.0, [flight(1)]), NOW_MS) == Wait(50.0)
+def test_next_action_reconnects_after_the_pause() -> None:
+    assert next_action(LinkState(False, 0.0, [pending(1)]), NOW_MS) == Reconnect()
+    assert next_action(LinkState(False, 50.0, [pending(1)]), NOW_MS) == Wait(50.0)
 
 
-# ---------------------------------------------------------------- at work
+# ---------------------------------------------------------------- the link and a scripted cloud
 
 
-def test_a_sender_without_memory_loses_the_connection_but_no_task(
-    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_memory_error_of_sending_is_retried(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     send_task = EdgeSession.send_task
     errors = iter([MemoryError()])
 
@@ -183,7 +173,7 @@ def test_a_sender_without_memory_loses_the_connection_but_no_task(
         assert values(submit(stream, 1)) == [2.0]
 
 
-def test_a_defect_in_looking_for_the_cloud_fails_what_waits_for_it(
+def test_an_internal_error_of_reconnecting_fails_the_tasks(
     listener: socket.socket, caplog: pytest.LogCaptureFixture
 ) -> None:
     def die(connection: Connection, received: Received) -> None:
@@ -203,7 +193,7 @@ def test_a_defect_in_looking_for_the_cloud_fails_what_waits_for_it(
     assert "Traceback" in caplog.text
 
 
-def test_answers_in_any_order_find_their_tasks(listener: socket.socket) -> None:
+def test_replies_in_any_order_find_their_tasks(listener: socket.socket) -> None:
     waiting: list[Received] = []
 
     def reversed_order(connection: Connection, received: Received) -> None:
@@ -217,7 +207,7 @@ def test_answers_in_any_order_find_their_tasks(listener: socket.socket) -> None:
         assert not stream.sending_bytes
 
 
-def test_a_busy_cloud_is_asked_again(listener: socket.socket) -> None:
+def test_a_task_refused_by_a_busy_cloud_is_retried(listener: socket.socket) -> None:
     refusals = iter([True, True, False])
 
     def busy_twice(connection: Connection, received: Received) -> None:
@@ -233,7 +223,7 @@ def test_a_busy_cloud_is_asked_again(listener: socket.socket) -> None:
         assert cloud.tasks == [1, 1, 1]
 
 
-def test_an_answer_that_cannot_be_true_is_a_lost_connection(listener: socket.socket) -> None:
+def test_a_reply_with_impossible_durations_loses_the_connection(listener: socket.socket) -> None:
     def lie(connection: Connection, received: Received) -> None:
         connection.send(Reply(1e9, 0.0, 0.0, 0.0), [received.arrays[0]], received.task)
 
@@ -256,15 +246,15 @@ def test_a_refused_task_fails_alone(listener: socket.socket) -> None:
             second.result(WAIT_S)
 
 
-def test_tasks_of_a_lost_connection_are_sent_again_and_answered_once(listener: socket.socket) -> None:
-    def answer_one_and_die(connection: Connection, received: Received) -> None:
+def test_tasks_of_a_lost_connection_are_retried_and_replied_once(listener: socket.socket) -> None:
+    def reply_to_one_and_die(connection: Connection, received: Received) -> None:
         if received.task == 1:
             reply_to(connection, received)
         else:
             raise PeerGoneError("the script ends here")
 
-    with streaming(listener, answer_one_and_die, reply_to) as (stream, cloud):
-        assert values(submit(stream, 1)) == [2.0]  # else its answer may be lost with the connection
+    with streaming(listener, reply_to_one_and_die, reply_to) as (stream, cloud):
+        assert values(submit(stream, 1)) == [2.0]  # else its reply may be lost with the connection
         answers = submit(stream, 2, 3, 4)
         assert values(answers) == [4.0, 6.0, 8.0]
         assert cloud.prepared == ["le_net"]  # the weights are compared again before any tensor is sent
@@ -272,12 +262,12 @@ def test_tasks_of_a_lost_connection_are_sent_again_and_answered_once(listener: s
         assert cloud.tasks.count(1) == 1
 
 
-def test_a_silent_cloud_is_lost(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_cloud_is_disconnected(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("neurosurgeon.net.session.SILENCE_S", 0.05)
     server = threading.Thread(target=ScriptedCloud(listener, lambda connection, received: None).serve, daemon=True)
     server.start()
     session = EdgeSession.open(*listener.getsockname())
-    with TaskStream(session, Mock(side_effect=ConnectError("away")), patience_s=None) as stream:
+    with TaskStream(session, Mock(side_effect=ConnectError("away")), reconnect_timeout_s=None) as stream:
         (answer,) = submit(stream, 1)
         with pytest.raises(ConnectError, match="sent nothing"):
             answer.result(WAIT_S)
@@ -285,16 +275,14 @@ def test_a_silent_cloud_is_lost(listener: socket.socket, monkeypatch: pytest.Mon
     server.join()
 
 
-def test_a_lost_task_fails_with_its_cause_however_soon_the_cloud_is_looked_for(
-    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lost_task_fails_with_the_cause_of_the_loss(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     attempts = threading.Semaphore(0)
 
     def reopen() -> EdgeSession:
         attempts.release()
         raise ConnectError("away")
 
-    def warn_late(*what: Any) -> None:  # when the first attempt has failed
+    def warn_late(*arguments: Any) -> None:  # when the first attempt has failed
         assert attempts.acquire(timeout=WAIT_S) and attempts.acquire(timeout=WAIT_S)
 
     def die(connection: Connection, received: Received) -> None:
@@ -303,15 +291,15 @@ def test_a_lost_task_fails_with_its_cause_however_soon_the_cloud_is_looked_for(
     monkeypatch.setattr("neurosurgeon.edge.link_thread.log.warning", warn_late)
     server = threading.Thread(target=ScriptedCloud(listener, die).serve, daemon=True)
     server.start()
-    with TaskStream(EdgeSession.open(*listener.getsockname()), reopen, patience_s=None) as stream:
+    with TaskStream(EdgeSession.open(*listener.getsockname()), reopen, reconnect_timeout_s=None) as stream:
         (answer,) = submit(stream, 1)
-        with pytest.raises(ConnectError, match="the cloud is lost: .*closed the connection"):
+        with pytest.raises(ConnectError, match="the cloud disconnected: .*closed the connection"):
             answer.result(2 * WAIT_S)
     stop_accepting(listener)
     server.join()
 
 
-def test_an_answer_that_comes_twice_counts_once(listener: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_second_reply_to_a_task_is_dropped(listener: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
     def stammer(connection: Connection, received: Received) -> None:
         reply_to(connection, received)
         reply_to(connection, received)
@@ -322,7 +310,7 @@ def test_an_answer_that_comes_twice_counts_once(listener: socket.socket, caplog:
     assert "dropped" in caplog.text
 
 
-def test_other_weights_behind_a_new_connection_fail_their_tasks(listener: socket.socket) -> None:
+def test_other_weights_after_a_reconnect_fail_their_tasks(listener: socket.socket) -> None:
     def die(connection: Connection, received: Received) -> None:
         raise PeerGoneError("the script ends here")
 
@@ -336,25 +324,25 @@ def test_other_weights_behind_a_new_connection_fail_their_tasks(listener: socket
         assert cloud.tasks == [1]
 
 
-def test_a_cloud_that_stays_away_fails_its_tasks(listener: socket.socket) -> None:
+def test_an_unreachable_cloud_fails_its_tasks_at_the_timeout(listener: socket.socket) -> None:
     def leave_for_good(connection: Connection, received: Received) -> None:
         stop_accepting(listener)
         raise PeerGoneError("the script ends here")
 
-    with streaming(listener, leave_for_good, patience_s=0.0) as (stream, _):
+    with streaming(listener, leave_for_good, reconnect_timeout_s=0.0) as (stream, _):
         for answer in submit(stream, 1, 2):
-            with pytest.raises(ConnectError, match="the cloud stays away"):
+            with pytest.raises(ConnectError, match="the cloud is unreachable"):
                 answer.result(WAIT_S)
 
 
-def test_where_tasks_are_not_kept_they_fail_at_once_and_the_cloud_is_found_again(listener: socket.socket) -> None:
+def test_without_a_timeout_tasks_fail_at_once_then_it_reconnects(listener: socket.socket) -> None:
     def die(connection: Connection, received: Received) -> None:
         raise PeerGoneError("the script ends here")
 
-    with streaming(listener, die, reply_to, patience_s=None) as (stream, cloud):
+    with streaming(listener, die, reply_to, reconnect_timeout_s=None) as (stream, cloud):
         assert stream.takes_tasks
         (lost,) = submit(stream, 1)
-        with pytest.raises(ConnectError, match="the cloud is lost"):
+        with pytest.raises(ConnectError, match="the cloud disconnected"):
             lost.result(WAIT_S)
         while not stream.takes_tasks:
             threading.Event().wait(0.001)
@@ -363,17 +351,17 @@ def test_where_tasks_are_not_kept_they_fail_at_once_and_the_cloud_is_found_again
         assert cloud.prepared == ["le_net"]
 
 
-def test_a_cloud_that_is_back_gets_one_task_until_it_has_answered(listener: socket.socket) -> None:
-    may_answer = threading.Event()
+def test_a_reconnected_cloud_gets_one_task_until_its_first_reply(listener: socket.socket) -> None:
+    may_reply = threading.Event()
 
     def die(connection: Connection, received: Received) -> None:
         raise PeerGoneError("the script ends here")
 
-    def answer_late(connection: Connection, received: Received) -> None:
-        assert may_answer.wait(WAIT_S)
+    def reply_late(connection: Connection, received: Received) -> None:
+        assert may_reply.wait(WAIT_S)
         reply_to(connection, received)
 
-    with streaming(listener, die, answer_late, patience_s=None) as (stream, _):
+    with streaming(listener, die, reply_late, reconnect_timeout_s=None) as (stream, _):
         (lost,) = submit(stream, 1)
         with pytest.raises(ConnectError):
             lost.result(WAIT_S)
@@ -381,24 +369,24 @@ def test_a_cloud_that_is_back_gets_one_task_until_it_has_answered(listener: sock
             threading.Event().wait(0.001)
         trial = submit(stream, 2)
         assert not stream.takes_tasks
-        may_answer.set()
+        may_reply.set()
         assert values(trial) == [4.0]
         assert stream.takes_tasks
 
 
-def test_while_the_cloud_is_away_nothing_waits_for_it(listener: socket.socket) -> None:
+def test_without_a_timeout_no_task_waits_for_a_reconnect(listener: socket.socket) -> None:
     def leave_for_good(connection: Connection, received: Received) -> None:
         stop_accepting(listener)
         raise PeerGoneError("the script ends here")
 
-    with streaming(listener, leave_for_good, patience_s=None) as (stream, _):
+    with streaming(listener, leave_for_good, reconnect_timeout_s=None) as (stream, _):
         for task in (1, 2, 3):
-            with pytest.raises(ConnectError, match=r"the cloud (is lost|stays away)"):
+            with pytest.raises(ConnectError, match=r"the cloud (disconnected|is unreachable)"):
                 submit(stream, task)[0].result(WAIT_S)
             assert not stream.takes_tasks
 
 
-def test_a_name_that_resolves_no_more_is_a_cloud_that_is_away(listener: socket.socket) -> None:
+def test_a_name_that_no_longer_resolves_is_an_unreachable_cloud(listener: socket.socket) -> None:
     def die(connection: Connection, received: Received) -> None:
         raise PeerGoneError("the script ends here")
 
@@ -408,14 +396,14 @@ def test_a_name_that_resolves_no_more_is_a_cloud_that_is_away(listener: socket.s
     cloud = ScriptedCloud(listener, die)
     server = threading.Thread(target=cloud.serve, daemon=True)
     server.start()
-    with TaskStream(EdgeSession.open(*listener.getsockname()), reopen, patience_s=0.0) as stream:
-        with pytest.raises(ConnectError, match="stays away: address 'cloud'"):
+    with TaskStream(EdgeSession.open(*listener.getsockname()), reopen, reconnect_timeout_s=0.0) as stream:
+        with pytest.raises(ConnectError, match="is unreachable: address 'cloud'"):
             submit(stream, 1)[0].result(WAIT_S)
     stop_accepting(listener)
     server.join()
 
 
-def test_a_task_that_takes_every_connection_down_is_given_up(
+def test_a_task_that_crashes_the_cloud_each_time_fails(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def die(connection: Connection, received: Received) -> None:
@@ -424,14 +412,12 @@ def test_a_task_that_takes_every_connection_down_is_given_up(
     monkeypatch.setattr(link_thread, "MAX_LOSSES", 2)
     with streaming(listener, die) as (stream, cloud):
         (answer,) = submit(stream, 1)
-        with pytest.raises(ConnectError, match="was lost 3 times"):
+        with pytest.raises(ConnectError, match="disconnected 3 times"):
             answer.result(WAIT_S)
         assert cloud.tasks == [1, 1, 1]
 
 
-def test_a_task_that_takes_the_cloud_down_costs_no_other_its_answer(
-    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_task_that_crashes_the_cloud_fails_alone(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     def die_of_the_second(connection: Connection, received: Received) -> None:
         if received.task == 2:
             raise PeerGoneError("the script ends here")
@@ -440,7 +426,7 @@ def test_a_task_that_takes_the_cloud_down_costs_no_other_its_answer(
     monkeypatch.setattr(link_thread, "MAX_LOSSES", 1)
     with streaming(listener, die_of_the_second) as (stream, cloud):
         answers = submit(stream, 1, 2, 3, 4, 5)
-        with pytest.raises(ConnectError, match="was lost 2 times"):
+        with pytest.raises(ConnectError, match="disconnected 2 times"):
             answers.pop(1).result(WAIT_S)
         assert values(answers) == [2.0, 6.0, 8.0, 10.0]
         assert cloud.tasks.count(2) == 2
@@ -455,7 +441,7 @@ def test_a_tensor_that_cannot_be_sent_costs_no_connection(listener: socket.socke
         assert cloud.prepared == []
 
 
-def test_a_cloud_that_lives_but_forgets_a_task_is_left(
+def test_an_overdue_reply_despite_heartbeats_loses_the_cloud(
     listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def forget(connection: Connection, received: Received) -> None:
@@ -471,7 +457,7 @@ def test_a_cloud_that_lives_but_forgets_a_task_is_left(
         assert cloud.tasks == [1, 1]
 
 
-def test_closing_fails_what_has_no_answer(listener: socket.socket) -> None:
+def test_closing_fails_tasks_without_a_reply(listener: socket.socket) -> None:
     with streaming(listener, lambda connection, received: None) as (stream, _):
         (answer,) = submit(stream, 1)
     with pytest.raises(NetworkError, match="closed"):
@@ -481,7 +467,9 @@ def test_closing_fails_what_has_no_answer(listener: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("hint_ms", [float("nan"), -5.0, 1e30])
-def test_a_senseless_hint_is_bounded(listener: socket.socket, hint_ms: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_senseless_retry_after_is_bounded(
+    listener: socket.socket, hint_ms: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(link_thread, "MAX_RETRY_MS", 20.0)
     hints = iter([True, False])
 
@@ -495,29 +483,29 @@ def test_a_senseless_hint_is_bounded(listener: socket.socket, hint_ms: float, mo
         assert values(submit(stream, 1)) == [2.0]
 
 
-def test_a_task_that_was_withdrawn_is_not_sent_or_its_answer_still_comes(listener: socket.socket) -> None:
-    may_answer = threading.Event()
+def test_a_withdrawn_task_in_flight_still_gets_its_reply(listener: socket.socket) -> None:
+    may_reply = threading.Event()
 
-    def answer_late(connection: Connection, received: Received) -> None:
-        assert may_answer.wait(WAIT_S)
+    def reply_late(connection: Connection, received: Received) -> None:
+        assert may_reply.wait(WAIT_S)
         reply_to(connection, received)
 
-    with streaming(listener, answer_late) as (stream, cloud):
+    with streaming(listener, reply_late) as (stream, cloud):
         (sent,) = submit(stream, 1)
         while not cloud.tasks:
             threading.Event().wait(0.001)
         assert stream.withdraw(1)
-        may_answer.set()
+        may_reply.set()
         assert values([sent]) == [2.0]
         assert not stream.withdraw(1)
         assert not stream.sending_bytes
 
 
 def test_a_withdrawn_task_is_not_sent_again_to_a_busy_cloud(listener: socket.socket) -> None:
-    may_answer = threading.Event()
+    may_reply = threading.Event()
 
     def refuse_late(connection: Connection, received: Received) -> None:
-        assert may_answer.wait(WAIT_S)
+        assert may_reply.wait(WAIT_S)
         connection.send(ErrorReply("busy", "64 tasks wait", 1.0), task=received.task)
 
     with streaming(listener, refuse_late) as (stream, cloud):
@@ -525,13 +513,13 @@ def test_a_withdrawn_task_is_not_sent_again_to_a_busy_cloud(listener: socket.soc
         while not cloud.tasks:
             threading.Event().wait(0.001)
         assert stream.withdraw(1)
-        may_answer.set()
+        may_reply.set()
         with pytest.raises(BusyError):
             sent.result(WAIT_S)
         assert cloud.tasks == [1]
 
 
-def test_the_stream_tells_how_far_its_tensors_are(listener: socket.socket) -> None:
+def test_the_stream_reports_transfer_progress(listener: socket.socket) -> None:
     may_read = threading.Event()
 
     def read_later(connection: Connection, received: Received) -> None:
@@ -539,14 +527,14 @@ def test_the_stream_tells_how_far_its_tensors_are(listener: socket.socket) -> No
         reply_to(connection, received)
 
     with streaming(listener, read_later) as (stream, _):
-        if stream.crossing() is None:
-            pytest.skip("this system does not tell what was acknowledged")
+        if stream.progress() is None:
+            pytest.skip("this system does not report acknowledged bytes")
         large = np.zeros(8_000_000, np.float32)
         answers = [submit_one(stream, task, large) for task in (1, 2)]
-        crossing = stream.crossing()
-        assert crossing is not None
-        assert crossing.left_bytes[2] - crossing.left_bytes[1] == pytest.approx(large.nbytes, rel=0.01)
+        progress = stream.progress()
+        assert progress is not None
+        assert progress.left_bytes[2] - progress.left_bytes[1] == pytest.approx(large.nbytes, rel=0.01)
         may_read.set()
         for answer in answers:
             answer.result(WAIT_S)
-        assert stream.crossing() is not None and not stream.crossing().left_bytes  # type: ignore[union-attr]
+        assert stream.progress() is not None and not stream.progress().left_bytes  # type: ignore[union-attr]

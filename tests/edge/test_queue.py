@@ -1,4 +1,4 @@
-"""A queue on the edge at work: every task gets its answer, once, also when the cloud is lost."""
+"""A queue on the edge: every task has exactly one result, also if the cloud disconnects."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 from neurosurgeon.cli.process import ServiceProcess
+from neurosurgeon.edge import inputs
 from neurosurgeon.edge import queue as edge_queue
 from neurosurgeon.edge.cuts import QueueModel
-from neurosurgeon.edge.link_thread import Answered, OnAnswer, TaskStream
+from neurosurgeon.edge.link_actions import LinkReply, OnReply
+from neurosurgeon.edge.link_thread import TaskStream
 from neurosurgeon.edge.queue import QueueRun
 from neurosurgeon.edge.records import QueuedTask
 from neurosurgeon.edge.settings import QueueSettings
@@ -41,9 +43,9 @@ from tests.networks import load_network, model_graph
 
 
 class FailingStream:
-    """Stands in for a stream: the first tasks fail at once with the errors given, the others are lost."""
+    """A stream whose tasks fail at once with the given errors, one after the other."""
 
-    keeps_coming_back = False
+    reconnects = False
 
     def __init__(self, *errors: NeurosurgeonError) -> None:
         self.errors = list(errors)
@@ -51,14 +53,14 @@ class FailingStream:
 
     @property
     def takes_tasks(self) -> bool:
-        return not self.submitted or self.keeps_coming_back
+        return not self.submitted or self.reconnects
 
     def pace_first_task(self, link: LinkEstimate) -> None:
         pass
 
-    def submit(self, task: int, request: Request, tensors: Any, on_answer: OnAnswer, losses: int = 0) -> None:
+    def submit(self, task: int, request: Request, tensors: Any, on_reply: OnReply, losses: int = 0) -> None:
         self.submitted.append(task)
-        on_answer(self.errors.pop(0))
+        on_reply(self.errors.pop(0))
 
 
 def run_queue(stream: Any, count: int, in_flight: int = 2, **how: Any) -> tuple[list[Any], str]:
@@ -72,21 +74,21 @@ def run_queue(stream: Any, count: int, in_flight: int = 2, **how: Any) -> tuple[
 
 
 @pytest.mark.parametrize("in_flight", [1, 3])
-def test_a_cloud_that_is_lost_leaves_the_rest_to_the_edge(in_flight: int, caplog: pytest.LogCaptureFixture) -> None:
-    stream = FailingStream(*(ConnectError("the cloud stays away") for _ in range(8)))
+def test_after_a_loss_the_edge_computes_all_tasks(in_flight: int, caplog: pytest.LogCaptureFixture) -> None:
+    stream = FailingStream(*(ConnectError("the cloud is unreachable") for _ in range(8)))
     results, _ = run_queue(stream, 8, in_flight)
     expected = whole_digest(MODEL)
     assert sorted(result.task.id for result in results) == list(range(1, 9))
     assert {result.where for result in results} == {"edge"}
     assert {result.output_digest for result in results} == {expected}
     assert len(stream.submitted) == 1
-    assert caplog.text.count("is computed here: the cloud stays away") == 1
+    assert caplog.text.count("is computed on the edge: the cloud is unreachable") == 1
 
 
 @pytest.mark.parametrize("in_flight", [1, 3])
-def test_a_cloud_that_is_lost_with_every_task_costs_no_answer(in_flight: int) -> None:
+def test_a_loss_with_every_task_loses_no_result(in_flight: int) -> None:
     stream = FailingStream(*(ConnectError("gone") for _ in range(12)))
-    stream.keeps_coming_back = True
+    stream.reconnects = True
     results, _ = run_queue(stream, 12, in_flight)
     expected = whole_digest(MODEL)
     assert sorted(result.task.id for result in results) == list(range(1, 13))
@@ -96,7 +98,7 @@ def test_a_cloud_that_is_lost_with_every_task_costs_no_answer(in_flight: int) ->
 
 
 @pytest.mark.parametrize("how", [OnCloudLoss.RETRY, OnCloudLoss.FAIL])
-def test_tasks_that_are_not_to_run_here_fail_with_their_cloud(how: OnCloudLoss) -> None:
+def test_tasks_that_may_not_run_locally_fail_with_the_cloud(how: OnCloudLoss) -> None:
     stream = FailingStream(*(ConnectError("gone") for _ in range(3)))
     results, _ = run_queue(stream, 3, on_cloud_loss=how)
     assert [result.error for result in results] == ["gone"] * 3
@@ -114,52 +116,52 @@ OUTPUT_SHAPE = model_graph(MODEL).output.shape
 
 
 class LateCloud:
-    """Stands in for a stream: each task takes ``compute_ms`` there, and four others are sent before it is answered."""
+    """A stream whose tasks take ``compute_ms`` in the cloud; four others are sent before the reply to each."""
 
     takes_tasks = True
-    behind = 4
+    later_tasks = 4
 
     def __init__(self, compute_ms: float, count: int) -> None:
         self.compute_ms = compute_ms
         self.left = count
-        self.waiting: list[OnAnswer] = []
+        self.waiting: list[OnReply] = []
 
-    def crossing(self) -> None:
+    def progress(self) -> None:
         return None
 
     def pace_first_task(self, link: LinkEstimate) -> None:
         pass
 
-    def submit(self, task: int, request: Request, tensors: Any, on_answer: OnAnswer, losses: int = 0) -> None:
-        self.waiting.append(on_answer)
+    def submit(self, task: int, request: Request, tensors: Any, on_reply: OnReply, losses: int = 0) -> None:
+        self.waiting.append(on_reply)
         self.left -= 1
-        keeps = self.behind if self.left else 0
+        keeps = self.later_tasks if self.left else 0
         while len(self.waiting) > keeps:
-            self.waiting.pop(0)(self.answered())
+            self.waiting.pop(0)(self.reply())
 
-    def answered(self) -> Answered:
+    def reply(self) -> LinkReply:
         output = np.zeros(OUTPUT_SHAPE, np.float32)
         result = RemoteResult((output,), 1.0, self.compute_ms, self.compute_ms, 0.1, 0.0, 1_000)
-        return Answered(result, now_ms(), now_ms(), 0)
+        return LinkReply(result, now_ms(), now_ms(), 0)
 
 
 class StalledStream(LateCloud):
-    """Stands in for a stream whose task is answered when it is told to."""
+    """A stream that replies to its task when the test says so."""
 
     def __init__(self) -> None:
         super().__init__(1.0, 1)
 
-    def submit(self, task: int, request: Request, tensors: Any, on_answer: OnAnswer, losses: int = 0) -> None:
-        self.waiting.append(on_answer)
+    def submit(self, task: int, request: Request, tensors: Any, on_reply: OnReply, losses: int = 0) -> None:
+        self.waiting.append(on_reply)
 
     def withdraw(self, task: int) -> bool:
         return True
 
     def answer(self) -> None:
-        self.waiting.pop()(self.answered())
+        self.waiting.pop()(self.reply())
 
 
-def test_a_late_answer_teaches_what_its_own_prediction_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_late_reply_corrects_its_own_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     slow_edge = LATENCIES.scaled(1_000.0)  # every task goes to the cloud
     model = QueueModel(load_network(MODEL), slow_edge, FASTER, StageKeys("edge", "transfer", "cloud"))
@@ -173,10 +175,10 @@ def test_a_late_answer_teaches_what_its_own_prediction_missed(tmp_path: Path, mo
     assert Corrections.load().factor("cloud") == pytest.approx(1.5)
 
 
-# ---------------------------------------------------------------- what goes wrong with one task
+# ---------------------------------------------------------------- errors of one task
 
 
-def test_a_task_on_which_the_network_breaks_fails_alone(
+def test_a_task_on_which_the_network_raises_fails_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     run, calls = TorchPartition.run, itertools.count(1)
@@ -205,16 +207,14 @@ def test_a_closed_output_ends_the_queue(monkeypatch: pytest.MonkeyPatch) -> None
         run_queue(stream, 1_000, in_flight=1)
 
 
-# ---------------------------------------------------------------- a link that is stuck
+# ---------------------------------------------------------------- a stalled link
 
 
-SLOW_EDGE = LATENCIES.scaled(20.0)  # as predicted: a cloud that is late for other reasons is waited for
+SLOW_EDGE = LATENCIES.scaled(20.0)  # in predictions: a cloud that is late for other reasons is not hedged
 
 
 @pytest.mark.parametrize("in_flight", [1, 3])
-def test_a_task_that_is_stuck_is_finished_here_and_the_next_ones_wait_for_no_link(
-    in_flight: int, cloud: ServiceProcess
-) -> None:
+def test_stalled_tasks_are_finished_on_the_edge(in_flight: int, cloud: ServiceProcess) -> None:
     network = load_network(MODEL)
     model = QueueModel(network, SLOW_EDGE, FASTER, StageKeys("edge", "transfer", "cloud"))
     tasks = [QueuedTask(number, MODEL) for number in range(1, 1_001)]
@@ -230,7 +230,7 @@ def test_a_task_that_is_stuck_is_finished_here_and_the_next_ones_wait_for_no_lin
                 while stream.sending_bytes:
                     threading.Event().wait(0.001)
 
-            def hold_from_the_fifth_to_the_tenth() -> bool:
+            def stall_from_the_fifth_to_the_tenth() -> bool:
                 task = next(begun)
                 if task == 5:
                     wait_for_the_cloud()  # a busy one may have a task yet that the edge has finished
@@ -241,7 +241,7 @@ def test_a_task_that_is_stuck_is_finished_here_and_the_next_ones_wait_for_no_lin
                 return any(result.where == "cloud" and result.task.id > 10 for result in list(run._results.reported))
 
             run = QueueRun(settings, {MODEL: model}, stream, LinkWatch("nowhere", 1, LINK), report)
-            results = run.run(tasks, hold_from_the_fifth_to_the_tenth)
+            results = run.run(tasks, stall_from_the_fifth_to_the_tenth)
     assert 10 < len(results) < len(tasks)  # the link is used again
     assert sorted(result.task.id for result in results) == list(range(1, len(results) + 1))
     assert {result.output_digest for result in results} == {whole_digest(MODEL)}
@@ -249,13 +249,13 @@ def test_a_task_that_is_stuck_is_finished_here_and_the_next_ones_wait_for_no_lin
     assert "edge" in where.values()
     if in_flight == 1:
         assert [where[task] for task in range(5, 11)] == ["edge"] * 6
-        stuck = next(result for result in results if result.task.id == 5)
-        assert stuck.point == 0
-        assert stuck.measured.transfer_ms > 0
+        stalled = next(result for result in results if result.task.id == 5)
+        assert stalled.point == 0
+        assert stalled.measured.transfer_ms > 0
 
 
 class RestoredLink:
-    """Stands in for a watch: the link is all but dead when it is first asked for, and back later."""
+    """A link watch whose first estimate is nearly zero, and whose later ones are fast."""
 
     def __init__(self) -> None:
         self.links = itertools.chain([LinkEstimate(1.0, 0.1)], itertools.repeat(LINK))
@@ -263,22 +263,22 @@ class RestoredLink:
     def now(self) -> LinkNow:
         return LinkNow(next(self.links), is_stale=False, queue_ms=0.0)
 
-    def saw(self, *what: Any) -> None:
+    def ignore(self, *arguments: Any) -> None:
         pass
 
-    record_transfer = record_load = record_exchange = saw
+    record_transfer = record_load = record_exchange = ignore
 
 
 @pytest.mark.parametrize(
-    ("hedges", "objective", "is_left"),
+    ("hedges", "objective", "starts_over"),
     [
         (True, Objective.LATENCY, True),
         (False, Objective.LATENCY, False),
         (True, Objective.THROUGHPUT, False),  # there the cuts of all tasks belong together
     ],
 )
-def test_a_long_edge_partition_is_left_when_the_link_recovers(
-    hedges: bool, objective: Objective, is_left: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_long_edge_partition_starts_over_if_the_link_recovers(
+    hedges: bool, objective: Objective, starts_over: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(edge_queue, "REPLAN_MS", 0.0)
     model = QueueModel(load_network(MODEL), LATENCIES.scaled(1_000.0), FASTER, StageKeys("edge", "transfer", "cloud"))
@@ -287,25 +287,25 @@ def test_a_long_edge_partition_is_left_when_the_link_recovers(
     settings = QueueSettings({}, learns=False, in_flight=1, hedges=hedges, objective=objective)
     with QueueReport(io.StringIO()) as report:
         (result,) = QueueRun(settings, {MODEL: model}, stream, watch, report).run([QueuedTask(1, MODEL)])
-    assert (result.where, result.point) == (("cloud", 0) if is_left else ("edge", len(LATENCIES.latency_ms)))
-    assert result.rate_bytes_per_s == (LINK.rate_bytes_per_s if is_left else 1.0)
-    assert result.measured.edge_ms <= result.spans[0].end_ms - result.spans[0].start_ms  # what was lost is in both
+    assert (result.where, result.point) == (("cloud", 0) if starts_over else ("edge", len(LATENCIES.latency_ms)))
+    assert result.rate_bytes_per_s == (LINK.rate_bytes_per_s if starts_over else 1.0)
+    assert result.measured.edge_ms <= result.spans[0].end_ms - result.spans[0].start_ms  # the dropped time is in both
 
 
 class LosingStream(LateCloud):
-    """Stands in for a stream whose tasks end with these errors, one after the other, and which takes them all."""
+    """A stream whose tasks end with the given errors, one after the other; later tasks get replies."""
 
     def __init__(self, errors: list[NeurosurgeonError]) -> None:
         super().__init__(1.0, 1)
         self.errors = list(errors)
         self.losses: list[int] = []
 
-    def submit(self, task: int, request: Request, tensors: Any, on_answer: OnAnswer, losses: int = 0) -> None:
+    def submit(self, task: int, request: Request, tensors: Any, on_reply: OnReply, losses: int = 0) -> None:
         self.losses.append(losses)
         if self.errors:
-            on_answer(self.errors.pop(0))
+            on_reply(self.errors.pop(0))
         else:
-            super().submit(task, request, tensors, on_answer, losses)
+            super().submit(task, request, tensors, on_reply, losses)
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ class LosingStream(LateCloud):
         ([ConnectError("gone"), WeightsError("others, now")], True, "edge"),
     ],
 )
-def test_a_lost_task_is_sent_again_once_when_the_cloud_is_back_before_the_edge_has_computed_it(
+def test_a_lost_task_is_resent_once_after_a_reconnect(
     errors: list[NeurosurgeonError], hedges: bool, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(edge_queue, "REPLAN_MS", 0.0)
@@ -328,11 +328,11 @@ def test_a_lost_task_is_sent_again_once_when_the_cloud_is_back_before_the_edge_h
     with QueueReport(io.StringIO()) as report:
         results = QueueRun(settings, {MODEL: model}, stream, watch, report).run([QueuedTask(1, MODEL)])
     assert [(result.where, result.error) for result in results] == [(where, None)]
-    assert stream.losses == list(range(1 + hedges))  # as told to the stream
+    assert stream.losses == list(range(1 + hedges))
 
 
-def where_a_stalled_task_is_answered(stream: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Run one task that is sent, and taken over at once."""
+def place_of_a_stalled_task(stream: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Run one task that is hedged as soon as it is sent; return where it was computed."""
     monkeypatch.setattr(Hedging, "should_hedge", lambda *arguments: True)
     model = QueueModel(load_network(MODEL), SLOW_EDGE, FASTER, StageKeys("edge", "transfer", "cloud"))
     settings = QueueSettings({}, learns=False, in_flight=1)
@@ -342,18 +342,18 @@ def where_a_stalled_task_is_answered(stream: Any, monkeypatch: pytest.MonkeyPatc
     return [str(result.where) for result in results]
 
 
-def test_a_task_with_a_reply_is_no_longer_computed_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reply_stops_the_local_computation(monkeypatch: pytest.MonkeyPatch) -> None:
     run, ended = TorchPartition.run, []
     stream: Any = StalledStream()
 
-    def answered_meanwhile(*arguments: Any) -> Any:
+    def replied_meanwhile(*arguments: Any) -> Any:
         stream.answer()
         result = run(*arguments)
         ended.append(result)
         return result
 
-    monkeypatch.setattr(TorchPartition, "run", answered_meanwhile)
-    assert where_a_stalled_task_is_answered(stream, monkeypatch) == ["cloud"]
+    monkeypatch.setattr(TorchPartition, "run", replied_meanwhile)
+    assert place_of_a_stalled_task(stream, monkeypatch) == ["cloud"]
     assert ended == [None]
 
 
@@ -367,9 +367,9 @@ def test_images_are_read_ahead_in_their_order(monkeypatch: pytest.MonkeyPatch) -
         read.put(path)
         return np.full(1, int(path.name))
 
-    monkeypatch.setattr(edge_queue, "load_image", load)
+    monkeypatch.setattr(inputs, "load_image", load)
     tasks = [QueuedTask(number, MODEL, Path(str(number)) if number % 3 else None) for number in range(1, 13)]
-    ahead = edge_queue.images_ahead(tasks, {MODEL: queue_model()})
+    ahead = inputs.images_ahead(tasks, {MODEL: model_graph(MODEL).input})
     first, read_input = next(ahead)
     seen = [read.get(timeout=10).name for _ in range(4)]  # of tasks 1 to 5, of which the third has none
     assert (first.id, read_input().item(), seen) == (1, 1, ["1", "2", "4", "5"])
@@ -386,9 +386,9 @@ def test_a_queue_that_stops_early_waits_for_no_image(monkeypatch: pytest.MonkeyP
         gate.wait(10)
         return np.zeros(1)
 
-    monkeypatch.setattr(edge_queue, "load_image", load)
+    monkeypatch.setattr(inputs, "load_image", load)
     tasks = [QueuedTask(number, MODEL, Path("x")) for number in range(1, 9)]
-    ahead = edge_queue.images_ahead(tasks, {MODEL: queue_model()})
+    ahead = inputs.images_ahead(tasks, {MODEL: model_graph(MODEL).input})
     _, first = next(ahead)
     _, second = next(ahead)
     assert asked.wait(10)

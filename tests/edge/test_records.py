@@ -1,4 +1,4 @@
-"""Where tasks come from: chance, a file, a directory of images; what is wrong with a file is said in one line."""
+"""The tasks of a random draw, a file, or a directory of images; errors of a file are one line."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_a_seed_draws_the_same_tasks_again(count: int, seed: int) -> None:
     assert {task.model for task in tasks} <= set(ZOO)
 
 
-def test_every_model_has_its_turn_and_another_seed_draws_others() -> None:
+def test_all_models_are_drawn_and_seeds_differ() -> None:
     assert {task.model for task in draw_tasks(100, 1, list(ZOO))} == set(ZOO)
     assert draw_tasks(100, 1, list(ZOO)) != draw_tasks(100, 2, list(ZOO))
 
@@ -48,7 +48,7 @@ def test_only_the_given_models_are_drawn() -> None:
 # ---------------------------------------------------------------- a file
 
 
-def test_a_file_names_a_model_and_maybe_an_image_on_each_line(task_file: Path) -> None:
+def test_a_line_has_a_model_and_optionally_an_image(task_file: Path) -> None:
     task_file.write_text(
         "# model  image\n\nle_net\n  mobilenet   my cat.jpg  \n\t# another comment\nvgg_net /photos/dog.png\n",
         encoding="utf-8",
@@ -78,7 +78,7 @@ def test_an_unknown_model_is_named_with_its_line(task_file: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "\n \n", "# le_net\n"])
-def test_a_file_without_tasks_says_what_a_line_looks_like(task_file: Path, content: str) -> None:
+def test_a_file_without_tasks_shows_an_example_line(task_file: Path, content: str) -> None:
     task_file.write_text(content, encoding="utf-8")
     with pytest.raises(UsageError, match=r"holds no task: .* le_net cat\.jpg"):
         read_task_file(task_file, canonical_name)
@@ -106,7 +106,7 @@ def test_any_text_is_tasks_or_a_usage_error(tmp_path_factory: pytest.TempPathFac
 # ---------------------------------------------------------------- a directory
 
 
-def test_a_directory_gives_its_images_by_name_to_the_models_in_turn(tmp_path: Path) -> None:
+def test_the_images_of_a_directory_go_to_the_models_in_turn(tmp_path: Path) -> None:
     for name in ("c.png", "a.JPG", "b.webp", "notes.txt", "d.jpeg"):
         (tmp_path / name).touch()
     (tmp_path / "e.jpg").mkdir()
@@ -118,12 +118,12 @@ def test_a_directory_gives_its_images_by_name_to_the_models_in_turn(tmp_path: Pa
     ]
 
 
-def test_images_are_what_pillow_reads() -> None:
+def test_image_suffixes_are_those_that_pillow_reads() -> None:
     assert {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".webp"} <= image_suffixes()
     assert not {".pdf", ".txt", ".csv", ""} & image_suffixes()
 
 
-def test_a_directory_without_images_or_that_is_none_is_one_line(tmp_path: Path) -> None:
+def test_a_directory_without_images_or_missing_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"has no image: put JPEG"):
         tasks_of_directory(tmp_path, ["le_net"])
     with pytest.raises(UsageError, match="missing cannot be read: No such file"):

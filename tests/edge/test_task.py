@@ -1,4 +1,4 @@
-"""One task of the edge: what its corrections belong to, and what does not wait for the link."""
+"""One task of the edge: the keys of its corrections, and the work that does not wait for the link."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from neurosurgeon.edge.outcome import Outcome
 from neurosurgeon.edge.settings import TaskSettings
-from neurosurgeon.edge.stages import StageKeys, cloud_latencies, edge_latencies, stages_of
+from neurosurgeon.edge.stages import StageKeys, cloud_latencies, edge_latencies, stage_keys
 from neurosurgeon.edge.task import FindLink, run_task
 from neurosurgeon.engine.base import WeightsSource
 from neurosurgeon.engine.torch_engine import TorchEngine
@@ -28,12 +28,12 @@ from tests.networks import ENGINE, Network, model_graph
 LINK = LinkEstimate(1e6, 10.0)
 IDEAL = LinkEstimate(math.inf, 10.0)
 SLOW_LINK = LinkEstimate(1.0, 10.0)
-WAIT_S = 60.0  # for what has begun already
+WAIT_S = 60.0  # for work that has begun already
 
 
 @dataclass
 class Cloud:
-    """A cloud whose layers all take as long."""
+    """A cloud whose layers all have one latency."""
 
     layer_ms: float
     host: str = "there"
@@ -54,7 +54,7 @@ def keys_of(config: Path, layer_ms: float) -> StageKeys:
     task = TaskSettings("le_net", WeightsSource(), threads=1, predictor="linear", edge_config=config)
     graph, session = model_graph("le_net"), cast(EdgeSession, Cloud(layer_ms))
     latencies = edge_latencies(task, ENGINE, graph), cloud_latencies(task, session, graph)
-    return stages_of(task, session, LINK, *latencies, is_warm=True).keys
+    return stage_keys(task, session, LINK, *latencies, is_warm=True)
 
 
 def test_a_correction_belongs_to_one_prediction(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_correction_belongs_to_one_prediction(tmp_path: Path) -> None:
     assert changed_cloud[:2] == after[:2]
 
 
-# ---------------------------------------------------------------- what does not wait for the link
+# ---------------------------------------------------------------- work that does not wait for the link
 
 
 def run_le_net(
@@ -87,15 +87,15 @@ def not_asked() -> LinkEstimate:
     raise AssertionError("the link was asked for")
 
 
-def test_the_network_loads_and_the_cloud_is_asked_before_the_link_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_and_predicting_begin_before_the_link_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     loading, asked = threading.Event(), threading.Event()
     open_network, ask = TorchEngine.open, Cloud.ask_latencies
 
-    def open_and_say(engine: TorchEngine, name: str, weights: WeightsSource) -> Network:
+    def signalling_open(engine: TorchEngine, name: str, weights: WeightsSource) -> Network:
         loading.set()
         return open_network(engine, name, weights)
 
-    def ask_and_say(cloud: Cloud, model: str, graph_digest: str) -> Latencies:
+    def signalling_ask(cloud: Cloud, model: str, graph_digest: str) -> Latencies:
         asked.set()
         return ask(cloud, model, graph_digest)
 
@@ -103,13 +103,13 @@ def test_the_network_loads_and_the_cloud_is_asked_before_the_link_is_known(monke
         assert loading.wait(WAIT_S) and asked.wait(WAIT_S)
         return SLOW_LINK
 
-    monkeypatch.setattr(TorchEngine, "open", open_and_say)
-    monkeypatch.setattr(Cloud, "ask_latencies", ask_and_say)
+    monkeypatch.setattr(TorchEngine, "open", signalling_open)
+    monkeypatch.setattr(Cloud, "ask_latencies", signalling_ask)
     outcome, _ = run_le_net(1.0, find_link)
     assert (outcome.where, outcome.link) == ("edge", SLOW_LINK)
 
 
-def test_no_link_is_asked_for_where_none_could_make_another_cut_faster() -> None:
+def test_no_link_is_measured_if_none_makes_another_cut_faster() -> None:
     outcome, lines = run_le_net(1_000.0, not_asked, IDEAL)
     assert (outcome.where, outcome.link) == ("edge", IDEAL)
     assert outcome.measured.transfer_ms == 0.0
@@ -122,7 +122,7 @@ def test_no_link_is_asked_for_where_none_could_make_another_cut_faster() -> None
     assert "best partition point : 12" in others[0]
 
 
-def test_a_link_that_may_make_another_cut_faster_is_asked_for(tmp_path: Path) -> None:
+def test_a_link_that_may_make_another_cut_faster_is_measured(tmp_path: Path) -> None:
     config = write_slow_edge(tmp_path / "edge.json")
     task = TaskSettings("le_net", WeightsSource(), threads=1, predictor="linear", edge_config=config)
     outcome, lines = run_le_net(0.0, lambda: SLOW_LINK, IDEAL, task)
@@ -142,14 +142,14 @@ def test_the_round_trip_alone_may_make_the_edge_the_fastest() -> None:
         assert len(calls) == asked
 
 
-def test_edge_only_asks_for_no_link() -> None:
+def test_edge_only_needs_no_link() -> None:
     task = TaskSettings("le_net", WeightsSource(), threads=1, predictor="linear", strategy=Strategy.EDGE_ONLY)
     _, lines = run_le_net(0.0, not_asked, LinkEstimate(math.inf, 0.0), task)
     assert "is the only cut" in lines
 
 
 @pytest.mark.parametrize("cut", [{"point": 3}, {"strategy": Strategy.CLOUD_ONLY}])
-def test_a_cut_that_sends_asks_for_the_link_however_fast_the_edge(cut: dict[str, Any]) -> None:
+def test_a_cut_that_sends_needs_the_link(cut: dict[str, Any]) -> None:
     task = TaskSettings("le_net", WeightsSource(), threads=1, predictor="linear", **cut)
     with pytest.raises(AssertionError, match="asked for"):
         run_le_net(1_000.0, not_asked, IDEAL, task)

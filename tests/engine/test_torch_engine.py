@@ -1,4 +1,4 @@
-"""The torch engine: fixed inputs, devices that are not there, partitions, guesses and the layer study."""
+"""The torch engine: fixed inputs, missing devices, partitions, guesses and the layer study."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ SYNTHETIC_SHA256 = "79fb03f5c6e6c468e23318a4389a150c153d0dac0e15037e74ec5a9feca4
 # ---------------------------------------------------------------- inputs and devices
 
 
-def test_the_random_input_is_the_same_for_ever() -> None:
+def test_the_synthetic_input_never_changes() -> None:
     image, values = pixels(), random_input()
     assert (image.shape, str(image.dtype)) == ((1, 3, 224, 224), "uint8")
     assert hashlib.sha256(image.tobytes()).hexdigest() == SYNTHETIC_SHA256
     mean, std = (np.array(constant).reshape(3, 1, 1) for constant in (MEAN, STD))
     assert_equal(
         values, ((image / 255 - mean) / std).astype(np.float32), same_setup=False
-    )  # processors round in other ways
+    )  # processors round differently
 
 
 def test_a_photo_becomes_a_batch_of_one(photo: Path) -> None:
@@ -52,7 +52,7 @@ def test_every_machine_has_a_cpu() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_gpu_that_is_not_there_is_refused() -> None:
+def test_a_missing_gpu_is_refused() -> None:
     with pytest.raises(DeviceError, match="no CUDA device.*-d cpu"):
         check_device("cuda")
 
@@ -75,7 +75,7 @@ def test_partitions_of_one_cut_share_their_weights() -> None:
     assert all(first is second for first, second in pairs)
 
 
-def test_a_set_of_nodes_that_is_no_cut_has_no_partition() -> None:
+def test_nodes_that_are_no_cut_have_no_partition() -> None:
     with pytest.raises(PartitionError):
         split(load_network("le_net"), frozenset({0, 2}))
 
@@ -99,7 +99,7 @@ def test_the_most_probable_classes_come_first() -> None:
     assert [guess.probability for guess in guesses] == pytest.approx(expected.tolist())
 
 
-def test_classes_have_no_labels_where_the_weights_know_none() -> None:
+def test_classes_have_no_labels_if_the_weights_have_none() -> None:
     assert [guess.label for guess in top_guesses(np.zeros((1, 10), np.float32), None)] == [None] * 5
 
 
@@ -123,7 +123,7 @@ def test_the_layer_study_has_a_row_per_layer_that_adds_up() -> None:
 
 
 def received(*tensors: torch.Tensor) -> list[Array]:
-    """Return tensors as the other side gets them."""
+    """Return tensors as the other side receives them."""
     packed = [pack_array(as_array(tensor)) for tensor in tensors]
     return [unpack_array(spec, memoryview(bytearray(content))) for spec, content in packed]
 

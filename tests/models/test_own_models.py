@@ -78,7 +78,7 @@ def test_an_own_network_is_split_like_any_other(nets: Path) -> None:
     assert network.ref.labels is None
 
 
-def test_a_function_keeps_its_weights_and_draws_the_same_every_time(nets: Path) -> None:
+def test_a_function_draws_the_same_weights_every_time(nets: Path) -> None:
     networks = [TorchEngine(Catalogue([nets])).open("nets:small") for _ in range(2)]
     assert networks[0].ref.weights_digest == networks[1].ref.weights_digest
     own, drawn = OwnModels([nets]).build("nets:small").state_dict(), networks[0]

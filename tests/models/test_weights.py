@@ -25,7 +25,7 @@ from tests.networks import load_network, model_graph, skeleton
 
 State = dict[str, Tensor]
 
-# The weights of the fixed seed, for ever: an edge and a cloud of different releases must still agree.
+# The weights of the fixed seed never change: an edge and a cloud of different releases must agree.
 PINNED_DIGESTS = {
     "le_net": "6d8faaae3d8ac755c8049a94b879c065",
     "mobile_net": "2dcba9035405681947fd978e023422c2",
@@ -46,7 +46,7 @@ def saved(path: Path, state: object) -> Path:
 
 
 def digest_of(path: Path, name: str = "le_net") -> str:
-    """Return the digest of the network that a file makes."""
+    """Return the weights digest of a network with a weights file."""
     return load_network(name, WeightsSource(path)).ref.weights_digest
 
 
@@ -58,7 +58,7 @@ def test_both_spellings_of_mobile_net_work(alias: str) -> None:
     assert Catalogue().canonical_name(alias) == "mobile_net"
 
 
-def test_an_unknown_name_is_answered_with_those_that_exist() -> None:
+def test_an_unknown_name_lists_known_ones() -> None:
     with pytest.raises(UnknownModelError, match="'resnet'.*alex_net, vgg_net, le_net, mobile_net"):
         Catalogue().canonical_name("resnet")
 
@@ -67,7 +67,7 @@ def test_an_engine_traces_a_model_once() -> None:
     assert model_graph("le_net") is model_graph("le_net")
 
 
-def test_names_and_command_lines_do_not_wait_for_torch() -> None:
+def test_names_and_command_lines_do_not_import_torch() -> None:
     script = "import sys, neurosurgeon.models.weights, neurosurgeon.cli.edge; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True, timeout=60)
 
@@ -175,7 +175,7 @@ def without_bias(state: State) -> State:
     ],
     ids=["missing key", "wrong shape", "extra key", "empty"],
 )
-def test_weights_that_do_not_fit_are_refused_by_file_model_and_key(
+def test_weights_that_do_not_fit_name_file_model_and_key(
     tmp_path: Path, state: State, change: Callable[[State], State], said: str
 ) -> None:
     path = saved(tmp_path / "odd.pt", change(state))
@@ -223,7 +223,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path, writer: Calla
     assert not proof.exists()
 
 
-def test_the_bomb_of_the_test_above_does_go_off(tmp_path: Path) -> None:
+def test_the_pickle_of_the_test_above_does_run_code(tmp_path: Path) -> None:
     pickle.loads(pickle.dumps(Bomb(tmp_path / "ran")))
     assert (tmp_path / "ran").exists()
 
@@ -233,7 +233,7 @@ def test_the_model_of_a_weights_file_is_found(tmp_path: Path, name: str) -> None
     assert model_of_weights(Catalogue(), saved(tmp_path / "some.pt", seeded_state(name, skeleton(name)))) == name
 
 
-def test_weights_of_no_model_are_refused_with_those_that_exist(tmp_path: Path) -> None:
+def test_weights_of_no_model_list_the_known_models(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"other\.pt fits none of alex_net, vgg_net, le_net, mobile_net"):
         model_of_weights(Catalogue(), saved(tmp_path / "other.pt", {"w": torch.zeros(3)}))
 
@@ -284,7 +284,7 @@ def test_a_failed_download_names_the_address_to_fetch(
         load_network("mobile_net", PRETRAINED)
 
 
-def test_a_model_without_pretrained_weights_says_which_have_them() -> None:
+def test_no_pretrained_weights_names_the_models_with_them() -> None:
     with pytest.raises(WeightsError, match="le_net; it has them for alex_net, vgg_net, mobile_net"):
         load_network("le_net", PRETRAINED)
 
@@ -294,13 +294,13 @@ def official_name(path: Path, stem: str) -> Path:
     return path.rename(path.with_name(f"{stem}-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.pth"))
 
 
-def test_a_checkpoint_of_torchvision_is_known_by_the_hash_in_its_name(tmp_path: Path, mobile_state: State) -> None:
+def test_torchvisions_checkpoint_is_known_by_its_hash(tmp_path: Path, mobile_state: State) -> None:
     path = official_name(saved(tmp_path / "download", mobile_state), "mobilenet_v2")
     assert load_network("mobile_net", WeightsSource(path)).ref.labels == imagenet_labels()
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2-00000000.pth", "mobilenet_v2.pth", "mine.pt"])
-def test_any_other_checkpoint_does_not_pretend_to_know_imagenet(tmp_path: Path, mobile_state: State, name: str) -> None:
+def test_any_other_checkpoint_has_no_labels(tmp_path: Path, mobile_state: State, name: str) -> None:
     path = saved(tmp_path / name, mobile_state)
     assert load_network("mobile_net", WeightsSource(path)).ref.labels is None
 
@@ -310,7 +310,7 @@ def test_the_hash_alone_does_not_make_a_checkpoint_official(tmp_path: Path, mobi
     assert load_network("mobile_net", WeightsSource(path)).ref.labels is None
 
 
-def test_seeded_weights_do_not_pretend_to_know_imagenet() -> None:
+def test_seeded_weights_have_no_labels() -> None:
     assert all(load_network(name).ref.labels is None for name in ("le_net", "mobile_net"))
 
 
@@ -325,5 +325,5 @@ def test_every_entry_of_the_zoo_is_a_model() -> None:
 
 
 @pytest.mark.parametrize("name", list(ZOO))
-def test_the_number_of_layers_is_known_without_building_the_model(name: str) -> None:
+def test_the_number_of_layers_in_the_zoo_is_that_of_the_model(name: str) -> None:
     assert ZOO[name].layers == len(model_graph(name).layers)
