@@ -49,7 +49,7 @@ from neurosurgeon.net.limits import AUTHENTICATION_TIMEOUT_S, DEFAULT_CONNECTION
 from neurosurgeon.net.memory import MemoryLimit
 from neurosurgeon.net.net_utils import format_address
 from neurosurgeon.net.sockets import bind, start_listening
-from neurosurgeon.utils.load import CloudLoad
+from neurosurgeon.utils.load import Load
 from neurosurgeon.utils.machine import free_cores
 from neurosurgeon.utils.metrics import PrometheusMetrics
 from neurosurgeon.utils.units import mb_to_bytes
@@ -214,13 +214,13 @@ def _monitor_command(args: argparse.Namespace) -> list[str]:
 
 def _report_load(bandwidth_service: ServiceProcess, executor: Executor, stop: StopEvent) -> None:
     """Send each new load to the bandwidth service, which adds it to its pongs. Blocks until ``stop``."""
-    sent = CloudLoad().line()
+    sent = Load().line()
     while not stop.wait(CHECK_S):
         if not bandwidth_service.is_running():
             log.error("the bandwidth service ended; edges continue with their last rate, or with --bandwidth")
             stop.wait()
             return
-        line = CloudLoad(*executor.load).line()
+        line = executor.load.line()
         if line != sent:
             bandwidth_service.send_line(line)
             sent = line

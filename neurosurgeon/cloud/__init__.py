@@ -1,1 +1,1 @@
-"""The cloud: conversations with edges, the scheduling of their tasks, and what is kept between them."""
+"""The cloud: conversations with edges, the scheduling of their tasks, and the store of networks and replies."""

@@ -10,15 +10,15 @@ The workers of the `Executor` compute. They never send: a future's done callback
     reader -- submit --> workers -- done callback --> outbox -- writer --> edge
        +---- refusals, replies that need no worker ---^
 
-The outbox is a queue of two kinds of item: an `Outgoing` is one reply, and None stops the writer.
+The outbox is a queue of two kinds of item: an `UnsentReply`, and None, which stops the writer.
 
-A message takes a slot before it is read, and its reply gives the slot back. An edge that does not read its replies
-fills its socket, then `MAX_UNANSWERED` slots, and is then not read any more: that is the backpressure.
+Backpressure. A message takes a slot before it is read, and its reply releases the slot. An edge that does not read its
+replies fills its socket, then `MAX_UNANSWERED` slots; then its messages are not read any more.
 
-Who owns what. The reader alone receives, and the writer alone sends. The memory of a request belongs to its task until
-the result is there, which shares no memory with it; the writer releases it before it sends the reply. What is left is
-released when the connection is closed. A future is shared by all connections that ask for the same task (`ReplyCache`);
-if the connection whose task it was ends before it is computed, the future is cancelled, and the others submit it again.
+Ownership. The reader alone receives, and the writer alone sends. The memory of a request belongs to its task until the
+result is computed, which shares no memory with it. A future is shared by all connections that sent the same task
+(`ReplyCache`). If the connection that submitted it ends before it is computed, the future is cancelled, and the others
+submit the task again.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ from neurosurgeon.utils.timing import now_ms
 log = logging.getLogger(__name__)
 
 IDLE_TIMEOUT_S = 600.0
-MAX_UNANSWERED = 32  # messages of one edge; more than may wait in the executor, so that an edge hears that it is busy
+MAX_UNANSWERED = 32  # messages of one edge; more than may wait in the executor, so that an edge receives a busy reply
 HEARTBEAT_S = 1.0  # a heartbeat is sent after so long without a reply
-DELIVERY_S = 1.0  # the last replies reach the edge over any link within this time, or it is gone
+DELIVERY_S = 1.0  # the last replies reach the edge over any link within this time, or it is disconnected
 
 
 class LatencySource(Protocol):
-    """The latencies of the layers of models in this cloud."""
+    """The source of the latencies of layers in this cloud."""
 
     def __call__(self, model: str, graph: LayerGraph) -> Latencies:
         """Return the latencies of a model's layers. May block for seconds."""
@@ -94,7 +94,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """All that conversations share."""
+    """The objects that all conversations share."""
 
     executor: Executor
     store: NetworkStore
@@ -104,8 +104,8 @@ class Service:
     replies: ReplyCache = field(default_factory=ReplyCache)
 
 
-class Outgoing(NamedTuple):
-    """The reply to a message."""
+class UnsentReply(NamedTuple):
+    """The reply to a message, or the error or result from which the writer makes it."""
 
     received: Received
     content: Message | Exception | CloudResult
@@ -113,7 +113,7 @@ class Outgoing(NamedTuple):
 
 
 class Conversation:
-    """One edge: the thread that calls `hold` reads and submits, a second one sends (see the top of this module)."""
+    """One edge: the thread that calls `hold` reads and submits, a second one sends. See the top of this module."""
 
     def __init__(self, connection: Connection, hello: Hello, service: Service) -> None:
         self.connection = connection
@@ -122,16 +122,21 @@ class Conversation:
         self._recent: deque[bytes] = deque(maxlen=MAX_UNANSWERED)  # ids of tasks
         self._counted = (0, 0)  # bytes received and sent, as added to the metrics
         self._lines = TaskLines(service.observe, connection.sock)
-        self._outbox: SimpleQueue[Outgoing | None] = SimpleQueue()
-        self._slots: SimpleQueue[None] = SimpleQueue()  # one for each message that may be read; its get waits in C
-        self._give_slots()
+        self._metrics = service.executor.metrics
+        self._outbox: SimpleQueue[UnsentReply | None] = SimpleQueue()
+        self._slots: SimpleQueue[None] = (
+            SimpleQueue()
+        )  # an item for each message that may be read; SimpleQueue.get waits in C
+        self._release_all_slots()
         self._is_over = False  # set by the writer: no reply can be sent any more
         self._writer = threading.Thread(target=self._write, name=f"write {connection.peer}", daemon=True)
 
     def hold(self, stopping: threading.Event) -> None:
-        """Serve an edge that was let in until it leaves, or we stop reading; all that has arrived is answered first.
+        """Serve an authenticated edge until it leaves, or until ``stopping`` and all received messages have replies.
 
-        Raises: NetworkError: how it ended.
+        Called on the reader. Blocks.
+
+        Raises: NetworkError: the reason of the end.
         """
         executor = self._service.executor
         self._lines.connected()
@@ -139,42 +144,40 @@ class Conversation:
         self.connection.send(Hello.of(device=executor.engine.device, threads=executor.threads))
         self._writer.start()
         try:
-            while self._has_slot():
+            while True:
+                self._slots.get()
+                if self._is_over:
+                    break
                 self._handle(self.connection.receive(IDLE_TIMEOUT_S), now_ms())
         except PeerGoneError:
             if stopping.is_set():
-                self._slots.put(None)  # of the message that did not come
+                self._slots.put(None)  # that of the message that did not arrive
                 self._deliver_all()
             raise
         except ProtocolError:
-            self._service.replies.forget(self._recent)  # their bytes may have been mixed up, too
+            self._service.replies.forget(self._recent)  # the bytes of these tasks may be damaged, too
             raise
         except NeurosurgeonError:
             raise
-        except Exception as exc:  # an internal error, with a message read in part: nothing after it can be read
-            self._outbox.put(Outgoing(Received(self._hello, (), self.connection.reading, 0.0), exc, now_ms()))
+        except Exception as exc:  # an internal error, with a message read in part: no later one can be read
+            self._put_reply(Received(self._hello, (), self.connection.reading, 0.0), exc, now_ms())
             self._deliver_all()
         finally:
-            self.break_off()
+            self.abort()
             self._writer.join()
-            executor.drop(self)  # after `_is_over` is set: what is cancelled is not submitted again
+            executor.drop(self)  # after `_is_over` is set, so that no cancelled task is submitted again
 
-    def break_off(self) -> None:
-        """End at once, from any thread."""
+    def abort(self) -> None:
+        """End the conversation, with replies unsent. Called on any thread."""
         self.connection.break_off()
         self._outbox.put(None)
 
-    def _has_slot(self) -> bool:
-        """Wait until one more message may be read; return whether it can be answered."""
-        self._slots.get()
-        return not self._is_over
-
-    def _give_slots(self) -> None:
+    def _release_all_slots(self) -> None:
         for _ in range(MAX_UNANSWERED):
             self._slots.put(None)
 
     def _deliver_all(self) -> None:
-        """Wait until all that was read is answered, and the replies have arrived."""
+        """Wait until all received messages have replies, and these have arrived."""
         for _ in range(MAX_UNANSWERED):
             self._slots.get()
         self.connection.wait_until_delivered(DELIVERY_S)
@@ -182,7 +185,7 @@ class Conversation:
     # ---------------------------------------------------------------- reading
 
     def _handle(self, received: Received, arrived_ms: float) -> None:
-        """Answer one message, or submit its task; a message that cannot be served gets a typed error."""
+        """Reply to one message, or submit its task; reply with a typed error if it cannot be served."""
         try:
             if received.refusal:
                 raise received.refusal
@@ -190,17 +193,15 @@ class Conversation:
                 case Request() as request:
                     self._submit(request, received, arrived_ms)
                 case Prepare() as prepare:
-                    self._outbox.put(Outgoing(received, self._prepare(prepare), arrived_ms))
+                    ready = Ready(prepare.model, self._service.store.prepare(prepare))
+                    self._put_reply(received, ready, arrived_ms)
                 case AskLatencies(model, digest) if latencies := self._service.latencies:
                     graph = self._service.store.graph(model, digest)
-                    self._outbox.put(Outgoing(received, latencies(model, graph), arrived_ms))
+                    self._put_reply(received, latencies(model, graph), arrived_ms)
                 case other:
-                    raise ProtocolError(f"a {type(other).__name__} has no place here")
+                    raise ProtocolError(f"unexpected message: this cloud does not serve {type(other).__name__}")
         except Exception as exc:
-            self._outbox.put(Outgoing(received, exc, arrived_ms))
-
-    def _prepare(self, message: Prepare) -> Ready:
-        return Ready(message.model, self._service.store.prepare(message))
+            self._put_reply(received, exc, arrived_ms)
 
     def _submit(self, request: Request, received: Received, arrived_ms: float) -> None:
         service = self._service
@@ -220,29 +221,33 @@ class Conversation:
     def _put_result(self, received: Received, arrived_ms: float, future: Future[CloudResult]) -> None:
         """Put a task's reply into the outbox. Called on the worker that computed it, or a thread that drops tasks."""
         if not future.cancelled():
-            answered = received._replace(arrays=())  # its memory is free as soon as no worker computes on it
             error = future.exception()
             content = error if isinstance(error, Exception) else future.result()
-            self._outbox.put(Outgoing(answered, content, arrived_ms))
-        elif not self._is_over:  # the connection whose task this was is over, and this one is not
+            self._put_reply(received._replace(arrays=()), content, arrived_ms)  # the arrays' memory can be freed
+        elif not self._is_over:  # the connection that submitted the task is over, and this one is not
             self._handle(received, arrived_ms)
+
+    def _put_reply(self, received: Received, content: Message | Exception | CloudResult, arrived_ms: float) -> None:
+        self._outbox.put(UnsentReply(received, content, arrived_ms))
 
     # ---------------------------------------------------------------- writing
 
     def _write(self) -> None:
-        outgoing: Outgoing | None = None
+        reply: UnsentReply | None = None
         try:
-            while outgoing := self._next_reply():
-                self._send_and_release_slot(outgoing)
-                outgoing = None  # no reply is kept while the edge is silent
+            while reply := self._next_reply():
+                received, sent = reply.received, self._send(reply)
+                self._slots.put(None)
+                self._guard(received, partial(self._record, received, sent))
+                reply = None  # its memory is not held while the edge is silent
         except Exception as exc:
-            log_end(self.connection.peer, exc, self._title(outgoing.received) if outgoing else "")
+            log_end(self.connection.peer, exc, self._title(reply.received) if reply else "")
         finally:
             self._is_over = True
             self.connection.break_off()
-            self._give_slots()  # so that the reader sees that it is over
+            self._release_all_slots()  # so that the reader sees the end
 
-    def _next_reply(self) -> Outgoing | None:
+    def _next_reply(self) -> UnsentReply | None:
         """Return the next reply, or None to stop; send a heartbeat with the load for every second without one."""
         while True:
             try:
@@ -251,30 +256,23 @@ class Conversation:
                 load = self._service.executor.load
                 self.connection.send(Pong(0, load.queue_ms, load.service_ms))
 
-    def _send_and_release_slot(self, outgoing: Outgoing) -> None:
-        received = outgoing.received
-        sent = self._send(outgoing)
-        self._slots.put(None)
-        self._guard(received, partial(self._record, received, sent))
-
-    def _send(self, outgoing: Outgoing) -> Message:
-        """Send a reply, or the error that prevents it; return what was sent."""
-        received = outgoing.received
+    def _send(self, reply: UnsentReply) -> Message:
+        """Send a reply, or an error reply if that fails; return the message that was sent."""
         try:
-            return self._send_content(outgoing)
+            return self._send_content(reply)
         except Exception as exc:
-            if self.connection.is_mid_frame:  # the edge is gone, or would read another frame as the rest of this one
+            if self.connection.is_mid_frame:  # the edge has left, or would read another frame as the rest of this one
                 raise
-            refusal = self._refusal(exc, received)
-            self.connection.send(refusal, task=received.task)
+            refusal = self._refusal(exc, reply.received)
+            self.connection.send(refusal, task=reply.received.task)
             return refusal
 
-    def _send_content(self, outgoing: Outgoing) -> Message:
+    def _send_content(self, unsent: UnsentReply) -> Message:
         """Send a reply; return its message.
 
         Raises: the error of the task. NetworkError.
         """
-        received, content = outgoing.received, outgoing.content
+        received, content = unsent.received, unsent.content
         if isinstance(content, Exception):
             raise content
         if not isinstance(content, CloudResult):
@@ -282,7 +280,7 @@ class Conversation:
             return content
         result, load = content, self._service.executor.load
         reply = Reply(
-            cloud_ms=now_ms() - outgoing.arrived_ms,
+            cloud_ms=now_ms() - unsent.arrived_ms,
             compute_ms=result.compute_ms,
             queue_ms=result.queue_ms,
             receive_ms=received.receive_ms,
@@ -293,16 +291,18 @@ class Conversation:
         return reply
 
     def _guard(self, received: Received, show: Callable[[], None]) -> None:
-        """Show something of a message; an error in it is logged, and does not end the conversation."""
+        """Call `show` for a message; an error in it is logged, and does not end the conversation."""
         try:
             show()
         except Exception as exc:
             peer = self.connection.peer
-            internal_error(log, exc, f"{self._title(received)} of {peer} could not be shown", peer=peer)
+            internal_error(log, exc, f"observer of {self._title(received)} of {peer} failed", peer=peer)
 
     def _record(self, received: Received, sent: Message) -> None:
-        """Count and show a reply that was sent."""
-        self._count_bytes()
+        """Count a reply that was sent, and report it to the observer."""
+        counted = (self.connection.received_bytes, self.connection.sent_bytes)
+        self._metrics.transferred(counted[0] - self._counted[0], counted[1] - self._counted[1])
+        self._counted = counted
         match received.message, sent:
             case Request() as request, Reply() as reply:
                 self._lines.ended(received.task, request, is_answered=True)
@@ -313,7 +313,7 @@ class Conversation:
                 self._lines.prepared(prepare)
 
     def _record_task(self, received: Received, request: Request, reply: Reply) -> None:
-        self._service.executor.metrics.answered(
+        self._metrics.answered(
             request.model,
             receive_ms=reply.receive_ms,
             queue_ms=reply.queue_ms,
@@ -332,11 +332,6 @@ class Conversation:
         edge_id = self._hello.edge_id
         return f"{edge_id[:4].hex()}/{task}" if edge_id else str(task)
 
-    def _count_bytes(self) -> None:
-        now = (self.connection.received_bytes, self.connection.sent_bytes)
-        self._service.executor.metrics.transferred(now[0] - self._counted[0], now[1] - self._counted[1])
-        self._counted = now
-
     def _title(self, received: Received) -> str:
         """Return the name of a message in the log: its task and network."""
         model = getattr(received.message, "model", None)
@@ -344,11 +339,11 @@ class Conversation:
         return f"{name} ({model})" if model else name
 
     def _refusal(self, exc: Exception, received: Received) -> ErrorReply:
-        """Return the reply for an error; of an internal one it says no more than that it is internal."""
-        self._service.executor.metrics.failed(type(exc).__name__)
+        """Return the reply for an error, and log it; that for an internal error has no details of it."""
+        self._metrics.failed(type(exc).__name__)
         peer, task = self.connection.peer, self._name_of(received.task)
         if isinstance(exc, NeurosurgeonError):
-            level = logging.DEBUG if isinstance(exc, BusyError) else logging.WARNING  # busy: the edge asks again
+            level = logging.DEBUG if isinstance(exc, BusyError) else logging.WARNING  # busy: the edge retries
             log.log(level, "refused %s: %s", peer, exc, extra={"peer": peer, "error": type(exc).__name__, "task": task})
             return reply_of(exc)
         internal_error(log, exc, f"{self._title(received)} of {peer} failed", peer=peer, task=task)
@@ -356,7 +351,10 @@ class Conversation:
 
 
 def log_end(peer: str, exc: Exception, answering: str = "") -> None:
-    """Log why a connection ends: one line, or the traceback of an internal error."""
+    """Log the reason of a connection's end: one line, or the traceback of an internal error.
+
+    Args: answering: the message whose reply could not be sent.
+    """
     if isinstance(exc, PeerGoneError):
         log.debug("%s left: %s", peer, exc, extra={"peer": peer})
     elif isinstance(exc, NeurosurgeonError):
@@ -367,7 +365,7 @@ def log_end(peer: str, exc: Exception, answering: str = "") -> None:
 
 
 def check_finite(arrays: Sequence[Array]) -> None:
-    """Refuse arrays with NaN or infinite values, at the cost of two passes over them.
+    """Check that no array has NaN or infinite values; it takes two passes over them.
 
     Raises: NonFiniteError.
     """
@@ -380,7 +378,7 @@ def check_finite(arrays: Sequence[Array]) -> None:
 
 
 def is_finite(values: Array) -> bool:
-    """Return whether no value, (n,), is NaN or infinite: such a one is the largest or the smallest."""
+    """Return whether no value, (n,), is NaN or infinite; one that is would be the largest or the smallest."""
     if values.dtype == np.uint16:  # the bits of bfloat16: those values have an exponent of all ones
         return not ((values & 0x7F80) == 0x7F80).any()
     if values.dtype.kind != "f" or not values.size:

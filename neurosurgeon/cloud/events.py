@@ -1,4 +1,4 @@
-"""Events of the cloud's conversations, for scripts to turn into lines: the events of a task stay together."""
+"""Events of the cloud's conversations, which scripts print as lines. The events of a task are never interleaved."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class CloudEvent(Enum):
-    """What happened in a conversation; scripts turn these into lines."""
+    """An event of a conversation; scripts print one line for each."""
 
     CONNECTED = auto()
     MODEL_TYPE = auto()
@@ -30,19 +30,19 @@ Observer = Callable[[CloudEvent, socket.socket], None]
 
 
 class TaskLines:
-    """Reports the events of a conversation, those of each task as one group, however many tasks are in flight.
+    """Reports the events of a conversation, those of each task as one group, also with many tasks in flight.
 
-    The first task to arrive opens a group and is reported as it proceeds. Tasks that end meanwhile are held until the
-    group is complete, and then reported as a whole. The reader and the writer of the conversation call it.
+    The first task to arrive opens a group, and its events are reported at once. Tasks that end meanwhile are held until
+    the group is complete, and then reported as a whole. Called on the conversation's reader and writer.
     """
 
     def __init__(self, observe: Observer, sock: socket.socket) -> None:
         self._observe = observe
         self._sock = sock
-        self._lock = threading.Lock()  # of all below
+        self._lock = threading.Lock()  # guards all below
         self._named: tuple[str, bytes] | None = None  # the model and cut that were reported last
-        self._open: int | None = None  # the number of the task whose group has begun
-        self._held: list[Request] = []  # answered meanwhile
+        self._open: int | None = None  # the number of the task whose group is open
+        self._held: list[Request] = []  # tasks that ended while a group was open
 
     def connected(self) -> None:
         """Report that the edge has said hello."""
@@ -55,7 +55,7 @@ class TaskLines:
                 self._name(prepare)
 
     def arrived(self, number: int, request: Request) -> None:
-        """Report that a task was taken; call it before the task can end."""
+        """Report that a task was received. Called before the task can end."""
         with self._lock:
             if self._open is None:
                 self._open = number
@@ -86,7 +86,7 @@ class TaskLines:
         self._show(CloudEvent.EDGE_OUTPUT)
 
     def _show(self, *events: CloudEvent) -> None:
-        """Call the observer; a closed output does not end the conversation."""
+        """Call the observer. An error of a closed output is logged, and does not end the conversation."""
         try:
             for event in events:
                 self._observe(event, self._sock)

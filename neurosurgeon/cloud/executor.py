@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
@@ -36,9 +36,9 @@ log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 10.0  # a running partition of a large network on a small machine
 CLIENT_SHARE = 16  # tasks of one edge that may wait: enough to keep a worker busy over any link, a quarter of all
-MIN_RETRY_MS = 5.0  # a busy cloud is not asked again at once
-# A batch of four lets a CPU do 1.0 to 2.9 times as many tasks (tests/benchmark/batching.py), but its answers differ
-# from single ones in the last bits: on a CPU, where both sides make the same bits otherwise, it must be asked for.
+MIN_RETRY_MS = 5.0  # the shortest wait before a retry
+# A batch of four lets a CPU do 1.0 to 2.9 times as many tasks (tests/benchmark/batching.py), but its results differ
+# from single ones in the last bits: on a CPU, where both sides otherwise compute the same bits, it is an option.
 MAX_BATCH = {"cpu": 1, "cuda": 8}
 
 Result = TypeVar("Result")
@@ -85,25 +85,26 @@ class _Task(NamedTuple):
 
 
 class _Job(NamedTuple):
-    """Any other work that needs a worker for itself."""
+    """Work other than a task, which needs a worker for itself."""
 
     run: Callable[[], Any]
     future: Future[Any]
 
 
 class Executor:
-    """Runs cloud partitions on few workers, by default one: it has the whole machine, and its latency is true."""
+    """Runs cloud partitions on few workers, by default one: alone on the machine, it has the predicted latency."""
 
     def __init__(
         self, engine: Engine, limits: ExecutorLimits = ExecutorLimits(), metrics: Metrics | None = None
     ) -> None:
         self.engine = engine
         self.metrics = metrics or Metrics()
-        threads = max(1, engine.use_threads(limits.threads) // limits.workers)
-        self._limits = replace(limits, threads=threads, max_batch=limits.max_batch or MAX_BATCH[engine.device])
-        self._lock = threading.Lock()  # guards the three below
-        self._queue: FairQueue[_Task | _Job] = FairQueue(limits.max_queue, min(CLIENT_SHARE, limits.max_queue))
+        self.threads = max(1, engine.use_threads(limits.threads) // limits.workers)  # CPU threads of one worker
+        self._max_batch = limits.max_batch or MAX_BATCH[engine.device]
+        self._batch_wait_ms = limits.batch_wait_ms
         self._meter = LoadMeter()
+        self._lock = threading.Lock()  # guards the two below
+        self._queue: FairQueue[_Task | _Job] = FairQueue(limits.max_queue, min(CLIENT_SHARE, limits.max_queue))
         self._closed = False
         self._alone = threading.Lock()  # held by the one caller of `run_alone`
         self._wake: SimpleQueue[None] = SimpleQueue()  # an item for each that was queued; SimpleQueue.get waits in C
@@ -115,23 +116,17 @@ class Executor:
             worker.start()
 
     @property
-    def threads(self) -> int:
-        """CPU threads of one worker."""
-        return self._limits.threads
-
-    @property
     def load(self) -> Load:
-        """The recent waits and service times of tasks."""
-        with self._lock:
-            return self._meter.load(now_ms())
+        """The recent wait and service time of tasks."""
+        return self._meter.load(now_ms())
 
     def submit(self, client: Hashable, partition: Partition, arrays: Sequence[Array]) -> Future[CloudResult]:
         """Queue a partition with its inputs, and return the future result, which shares no memory with them.
 
         Its callbacks run on the worker, which they must not block, or on the thread that calls `drop`.
 
-        Args:   client: whose turn it takes.
-        Raises: BusyError.
+        Args:   client: the edge whose turn the task takes.
+        Raises: BusyError: the queue is full, or the client's share of it. NeurosurgeonError: the executor is closed.
         """
         future: Future[CloudResult] = Future()
         self._put(client, _Task(partition, arrays, future, now_ms()))
@@ -140,7 +135,7 @@ class Executor:
     def submit_job(self, job: Callable[[], Result], client: Hashable = None) -> Future[Result]:
         """Queue a job that needs a worker for itself, and return its future result.
 
-        Raises: BusyError.
+        Raises: as `submit`.
         """
         future: Future[Result] = Future()
         self._put(client, _Job(job, future))
@@ -168,12 +163,12 @@ class Executor:
                 for future in futures:
                     self._put(future, _Job(run, future), is_limited=False)
             except Exception:
-                barrier.abort()  # the workers that already wait go on
+                barrier.abort()  # releases the workers that already wait
                 raise
             return [result for future in futures for result in future.result()][0]
 
     def drop(self, client: Hashable) -> int:
-        """Cancel the waiting tasks of a client that left; return their number. A task that runs goes on."""
+        """Cancel the waiting tasks of a client that has left; return their number. A running task is finished."""
         with self._lock:
             dropped = self._queue.drop(client)
         for item in dropped:
@@ -193,12 +188,11 @@ class Executor:
     def _put(self, client: Hashable, item: _Task | _Job, *, is_limited: bool = True) -> None:
         with self._lock:
             if self._closed:
-                raise NeurosurgeonError("the cloud is stopping: it takes no more tasks")
+                raise NeurosurgeonError("task refused: the cloud is stopping; retry when it has restarted")
             try:
                 self._queue.put(client, item, is_limited=is_limited)
             except QueueFullError as exc:
-                service_ms = self._meter.load(now_ms()).service_ms
-                retry_ms = max(MIN_RETRY_MS, len(self._queue) * service_ms / len(self._workers))
+                retry_ms = max(MIN_RETRY_MS, len(self._queue) * self.load.service_ms / len(self._workers))
                 raise BusyError(f"the cloud is busy: {exc}", retry_ms) from exc
         self._wake.put(None)
 
@@ -242,24 +236,21 @@ class Executor:
                 task.future.set_result(result)
         self.metrics.batch(len(batch))
 
-    @property
-    def _max_batch(self) -> int:
-        return self._limits.max_batch or 1
-
     def _run_batch(self, batch: Sequence[_Task]) -> list[CloudResult | Exception]:
-        """Run a batch, and count its waits and times."""
-        with self._lock:
-            self._meter.started(len(batch))
+        """Return the results of a batch; record its waits and times before the replies, which carry the load."""
+        self._meter.started(len(batch))
         start_ms = now_ms()
         results = run_batch(batch, start_ms)
         end_ms = now_ms()
-        with self._lock:  # before the replies, which carry the load
-            for task in batch:
-                self._meter.ended(start_ms - task.submitted_ms, end_ms - start_ms, end_ms)
+        for task in batch:
+            self._meter.ended(start_ms - task.submitted_ms, end_ms - start_ms, end_ms)
         return results
 
     def _batch_with(self, first: _Task) -> list[_Task]:
-        """Return the tasks that run with one; wait for them no longer than allowed, nor once another kind has come."""
+        """Return the tasks that run in one batch with ``first``.
+
+        Waits for more until the batch is full, `ExecutorLimits.batch_wait_ms` is over, or another item is queued.
+        """
 
         def is_alike(item: _Task | _Job) -> bool:
             return (
@@ -270,7 +261,7 @@ class Executor:
 
         room = self._max_batch - 1
         found: list[_Task | _Job] = []
-        deadline_ms = now_ms() + self._limits.batch_wait_ms
+        deadline_ms = now_ms() + self._batch_wait_ms
         while True:
             with self._lock:
                 found += self._queue.take_alike(is_alike, room - len(found))
@@ -285,9 +276,9 @@ class Executor:
 
 
 def run_batch(tasks: Sequence[_Task], start_ms: float) -> list[CloudResult | Exception]:
-    """Run tasks of one partition as one, and return the result of each, or its error.
+    """Run tasks of one partition as one batch, and return the result of each, or its error.
 
-    A batch that fails is run one by one: it may be too large, and no task fails because of another.
+    A batch that fails is run again one by one: it may be too large, and no task fails because of another.
     """
     waits_ms = [start_ms - task.submitted_ms for task in tasks]
     try:
@@ -295,16 +286,14 @@ def run_batch(tasks: Sequence[_Task], start_ms: float) -> list[CloudResult | Exc
         if len(tasks) > 1:
             inputs = [np.concatenate(alike) for alike in zip(*(task.arrays for task in tasks), strict=True)]
         result = tasks[0].partition.run(inputs)
-        assert result is not None  # noqa: S101  # for mypy: it was not told to stop
-        outputs = [_apart(array, inputs) for array in result.arrays]
+        assert result is not None  # noqa: S101  # for mypy: no event stops it
+        outputs = [  # a partition may return a view of its input
+            array.copy("K") if any(np.may_share_memory(array, other) for other in inputs) else array
+            for array in result.arrays
+        ]
         parts = zip(*(np.split(output, len(tasks)) for output in outputs), strict=True) if len(tasks) > 1 else [outputs]
         return [CloudResult(tuple(part), result.compute_ms, w) for part, w in zip(parts, waits_ms, strict=True)]
-    except Exception as exc:  # belongs to the task, not to the worker
+    except Exception as exc:  # fails the task, and does not end the worker
         if len(tasks) == 1:
             return [exc]
         return [single for task in tasks for single in run_batch([task], start_ms)]
-
-
-def _apart(array: Array, others: Sequence[Array]) -> Array:
-    """Return an array in memory of its own: a partition may return a view of its input."""
-    return array.copy("K") if any(np.may_share_memory(array, other) for other in others) else array

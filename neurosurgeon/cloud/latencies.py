@@ -18,7 +18,7 @@ from neurosurgeon.predictor.store import find_predictor
 log = logging.getLogger(__name__)
 
 COMPARED_TASKS = 8  # of one cut, with the predicted latency
-MAX_SENT = 64  # models whose latencies are remembered; peers may name any size of a network
+MAX_SENT = 64  # models whose latencies are kept; peers may name any size of a network
 
 
 class CloudLatencies:
@@ -32,13 +32,13 @@ class CloudLatencies:
         self._executor = executor
         self._name = name  # of the predictor
         self._path = path
-        self._preparing = threading.Lock()  # held while a predictor is fitted or a speed measured, which is kept
+        self._preparing = threading.Lock()  # held while a predictor is fitted or a speed measured, once for all threads
         self._lock = threading.Lock()  # guards the two below
         self._sent: dict[str, tuple[LayerGraph, LayerLatencies]] = {}  # by model
         self._times_ms: dict[tuple[str, bytes], list[float]] = {}  # of the last tasks, by model and cut
 
     def __call__(self, model: str, graph: LayerGraph) -> Latencies:
-        """Return the latencies of a model's layers here; the first call may wait for a measurement of seconds."""
+        """Return the latencies of a model's layers here. The first call may block for a measurement of seconds."""
         if self._name == "measured":
             network = self._store.network(model)
             known = LayerLatencies.measured(*self._executor.submit_job(network.measure).result())
@@ -63,9 +63,9 @@ class CloudLatencies:
         return self._executor.submit_job(lambda: engine.scale(found, threads)).result()
 
     def computed(self, model: str, cut: bytes, compute_ms: float) -> None:
-        """Have the speed of this machine measured again if the tasks of a cut contradict it.
+        """Let the speed of this machine be measured again if the tasks of a cut contradict it.
 
-        The fastest of `COMPARED_TASKS` counts: the first builds kernels, and others wait for other programs.
+        It compares the fastest of `COMPARED_TASKS`: the first builds kernels, and others wait for other programs.
 
         Args: cut: the bit mask of the nodes on the edge.
         """

@@ -1,4 +1,4 @@
-"""Replies kept for edges that ask again: a task whose reply was lost on the way is not computed twice."""
+"""Replies kept for edges that retry: a task whose reply was lost in transit is not computed twice."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from neurosurgeon.utils.units import s_to_ms
 
 KEPT_S = 60.0
 MAX_REPLY_BYTES = 65_536  # a larger reply that was lost is computed again
-MAX_KEPT_BYTES = 64 * 1024 * 1024  # 16,000 replies of a thousand classes; beyond, the oldest are dropped
-MAX_KEPT = 16_384  # whatever their size
+MAX_KEPT_BYTES = 64 * 1024 * 1024  # 16,000 replies of a thousand classes; then the oldest are dropped
+MAX_KEPT = 16_384  # replies of any size
 
 Compute = Callable[[], Future[CloudResult]]
 
@@ -30,24 +30,24 @@ class _Entry(NamedTuple):
 
 
 class ReplyCache:
-    """Replies by task, for a minute and within bounded memory. Any thread may ask; nothing blocks.
+    """Replies by task, for a minute and within bounded memory. Any thread may call it; no call blocks.
 
     A task that failed or was cancelled is not kept: the next request computes it again.
     """
 
     def __init__(self, kept_s: float = KEPT_S, max_bytes: int = MAX_KEPT_BYTES) -> None:
         self._kept_ms, self._max_bytes = s_to_ms(kept_s), max_bytes
-        self._lock = threading.Lock()  # of all below
+        self._lock = threading.Lock()  # guards all below
         self._computing: dict[bytes, _Entry] = {}
         self._kept: OrderedDict[bytes, _Entry] = OrderedDict()  # the oldest is first
-        self._size_bytes = 0  # of what is kept
+        self._size_bytes = 0  # of the kept replies
 
     def get_or_compute(self, key: bytes, request: object, compute: Compute) -> Future[CloudResult]:
-        """Return a task's reply: the kept one, the one that is being computed, or a new one.
+        """Return the future reply of a task: the kept one, the one that is being computed, or a new one.
 
-        Args:   key: the task's id, whatever connection it comes by. request: its question; the same id with another
-                question is another task. compute: starts the computation. It must not block.
-        Raises: what ``compute`` raises.
+        Args:   key: the task's id, the same on all connections. request: its message; the same id with another
+                message is another task. compute: starts the computation. It must not block.
+        Raises: any error of ``compute``.
         """
         with self._lock:
             self._expire()
@@ -59,17 +59,17 @@ class ReplyCache:
         return entry.future
 
     def forget(self, keys: Iterable[bytes]) -> None:
-        """Drop the replies of these tasks: their questions may have been damaged."""
+        """Drop the replies of these tasks, whose requests may have been damaged."""
         with self._lock:
             for key in keys:
                 self._computing.pop(key, None)
                 self._drop(key)
 
     def _keep(self, key: bytes, future: Future[CloudResult]) -> None:
-        """Keep the reply of a task that is done, if it is small. It is a copy, and holds no larger memory."""
+        """Keep a copy of a small reply, which shares no larger memory. A done callback of the task's future."""
         with self._lock:
             entry = self._computing.get(key)
-            if entry is None or entry.future is not future:  # forgotten, or another question has its place
+            if entry is None or entry.future is not future:  # forgotten, or another request has its place
                 return
             del self._computing[key]
             if future.cancelled() or future.exception() or future.result().size_bytes > MAX_REPLY_BYTES:
@@ -77,8 +77,8 @@ class ReplyCache:
             kept: Future[CloudResult] = Future()
             kept.set_result(future.result().copy())
             self._drop(key)
-            self._kept[key] = _Entry(entry.request, kept, future.result().size_bytes, now_ms())
-            self._size_bytes += future.result().size_bytes
+            self._kept[key] = _Entry(entry.request, kept, kept.result().size_bytes, now_ms())
+            self._size_bytes += kept.result().size_bytes
             self._expire()
 
     def _expire(self) -> None:

@@ -1,4 +1,4 @@
-"""A bounded queue that is fair between clients: round robin over them, each one's own items in order."""
+"""A bounded fair queue: round robin over its clients, and first in, first out for each of them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ Item = TypeVar("Item")
 
 
 class QueueFullError(Exception):
-    """No place for one more item: of anybody, or of this client."""
+    """The queue is full, or the share of this client."""
 
 
 class FairQueue(Generic[Item]):
-    """Not safe for threads by itself: whoever uses it holds a lock.
+    """Items of several clients, taken in turns. It has no lock: the caller serialises all calls.
 
     Args: max_items: how many may wait in all.
-          max_per_client: how many of one client may wait, so that nobody takes all the places.
+          max_per_client: how many of one client may wait, so that no client fills the queue alone.
     """
 
     def __init__(self, max_items: int, max_per_client: int) -> None:
@@ -30,27 +30,25 @@ class FairQueue(Generic[Item]):
         return self._count
 
     def put(self, client: Hashable, item: Item, *, is_limited: bool = True) -> None:
-        """Let an item wait behind the client's others.
+        """Add an item after the client's others.
 
-        Args:   is_limited: whether it may be refused.
+        Args:   is_limited: whether it is refused at a limit.
         Raises: QueueFullError.
         """
         if is_limited and self._count >= self._max_items:
-            raise QueueFullError(f"{self._count} tasks wait, which is all that may")
-        line = self._lines.get(client)
-        if line is None:
-            line = self._lines[client] = deque()
-        elif is_limited and len(line) >= self._max_per_client:
-            raise QueueFullError(f"{len(line)} tasks of this edge wait, which is all that may")
-        line.append(item)
+            raise QueueFullError(f"{self._count} tasks wait, the limit of all edges")
+        waiting = len(self._lines.get(client, ()))
+        if is_limited and waiting >= self._max_per_client:
+            raise QueueFullError(f"{waiting} tasks of this edge wait, the limit of one edge")
+        self._lines.setdefault(client, deque()).append(item)
         self._count += 1
 
     def take(self) -> Item | None:
-        """Return the first item of the client whose turn it is, and end its turn; None where nothing waits."""
+        """Return the first item of the client whose turn it is, and end its turn; None if no item waits."""
         return self._take_of(next(iter(self._lines))) if self._lines else None
 
     def take_alike(self, is_alike: Callable[[Item], bool], limit: int) -> list[Item]:
-        """Return up to ``limit`` items that are next in their client's line and alike, in turn of the clients."""
+        """Return up to ``limit`` items that are alike and each next in its client's line; the clients take turns."""
         taken: list[Item] = []
         found = True
         while found:
@@ -64,7 +62,7 @@ class FairQueue(Generic[Item]):
         return taken
 
     def drop(self, client: Hashable) -> list[Item]:
-        """Forget a client; return what of it waited."""
+        """Remove a client; return its waiting items."""
         dropped = list(self._lines.pop(client, ()))
         self._count -= len(dropped)
         return dropped
@@ -74,5 +72,5 @@ class FairQueue(Generic[Item]):
         item = line.popleft()
         self._count -= 1
         if line:
-            self._lines[client] = line  # behind all others
+            self._lines[client] = line  # its next turn is after those of all others
         return item

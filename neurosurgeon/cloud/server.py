@@ -25,7 +25,7 @@ from neurosurgeon.utils.units import MS_PER_S, s_to_ms
 
 log = logging.getLogger(__name__)
 
-GRACE_S = 10.0  # a stopping cloud finishes what runs, at most this long
+GRACE_S = 10.0  # a stopping cloud finishes the received tasks, at most this long
 
 
 class CloudServer:
@@ -41,31 +41,23 @@ class CloudServer:
         self._stopping = threading.Event()
 
     def serve(self) -> None:
-        """Accept edges until `stop` is called."""
+        """Accept edges until `stop` is called. Blocks."""
         for connection in self._limiter.accept(self._listener):
+            name = f"read {connection.peer}"
+            thread = threading.Thread(target=self._serve_one, args=(connection,), name=name, daemon=True)
             try:
-                is_served = self._begin(connection)
+                with self._lock:
+                    if not self._stopping.is_set():
+                        thread.start()
+                        self._threads.add(thread)
+                        continue
             except Exception as exc:  # this machine may have no thread left
                 log_end(connection.peer, exc)
-                is_served = False
-            if not is_served:
-                self._limiter.leave(connection)
-                connection.close()
-
-    def _begin(self, connection: Connection) -> bool:
-        """Serve a connection on a thread of its own, unless the server stops."""
-        thread = threading.Thread(
-            target=self._serve_one, args=(connection,), name=f"read {connection.peer}", daemon=True
-        )
-        with self._lock:
-            if self._stopping.is_set():
-                return False
-            thread.start()
-            self._threads.add(thread)
-        return True
+            self._limiter.leave(connection)
+            connection.close()
 
     def stop(self, grace_s: float = GRACE_S) -> None:
-        """Stop accepting and reading; what has arrived is computed and answered, within ``grace_s``."""
+        """Stop accepting and reading, and finish the received tasks, within ``grace_s``. Blocks."""
         stop_accepting(self._listener)
         deadline_ms = now_ms() + s_to_ms(grace_s)
         with self._lock:
@@ -77,9 +69,9 @@ class CloudServer:
         for thread in running:
             thread.join(max(0.0, (deadline_ms - now_ms()) / MS_PER_S))
         with self._lock:
-            left = list(self._conversations)
-        for conversation in left:  # not under the lock: each ends by itself, too, and needs it
-            conversation.break_off()
+            unfinished = list(self._conversations)
+        for conversation in unfinished:  # without the lock, which a conversation that ends by itself needs
+            conversation.abort()
         self._service.executor.close(max(0.0, (deadline_ms - now_ms()) / MS_PER_S))
 
     def _serve_one(self, connection: Connection) -> None:
@@ -91,7 +83,16 @@ class CloudServer:
             with connection:
                 connection.give_up_after(EDGE_SILENCE_S)
                 hello = self._limiter.authenticate(connection)
-                self._converse(Conversation(connection, hello, self._service))
+                conversation = Conversation(connection, hello, self._service)
+                with self._lock:
+                    self._conversations.add(conversation)
+                    if self._stopping.is_set():
+                        connection.stop_reading()
+                try:
+                    conversation.hold(self._stopping)
+                finally:
+                    with self._lock:
+                        self._conversations.discard(conversation)
         except Exception as exc:
             if not isinstance(exc, PeerGoneError):
                 metrics.failed(type(exc).__name__)
@@ -101,15 +102,3 @@ class CloudServer:
             metrics.connections(-1)
             with self._lock:
                 self._threads.discard(threading.current_thread())
-
-    def _converse(self, conversation: Conversation) -> None:
-        """Hold a conversation that `stop` can reach as long as it lives."""
-        with self._lock:
-            self._conversations.add(conversation)
-            if self._stopping.is_set():
-                conversation.connection.stop_reading()
-        try:
-            conversation.hold(self._stopping)
-        finally:
-            with self._lock:
-                self._conversations.discard(conversation)

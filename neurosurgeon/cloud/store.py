@@ -1,4 +1,4 @@
-"""The networks and partitions of one cloud: the only place that keeps them, the least recently used go first."""
+"""The networks and partitions of one cloud. Only this module keeps them; the least recently used are dropped first."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from neurosurgeon.net.messages import Prepare, Request
 from neurosurgeon.utils.errors import ProtocolError, UnknownModelError, UsageError, WeightsError
 
 MAX_MODELS = 16
-MAX_PARTITIONS = 64  # of one network, which share its weights: 20 KB each
+MAX_PARTITIONS = 64  # of one network; they share its weights, and take 20 KB each
 
 
 class _Loaded(NamedTuple):
-    """A network in memory, and its partitions by the requests that were checked; the last used are last."""
+    """A network in memory, and its partitions by checked request, the last used ones last."""
 
     network: Network
     partitions: OrderedDict[Request, Partition]
@@ -31,7 +31,7 @@ class _Loaded(NamedTuple):
 class NetworkStore:
     """Networks ready to run. Called on the readers' threads; may block while a network is loaded.
 
-    Args: weights: their source, by canonical name. served: canonical names; None: all networks that there are.
+    Args: weights: their source, by canonical name. served: the canonical names that edges may use; None: all.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class NetworkStore:
         self._max_models = max_models
         self._lock = threading.Lock()  # guards _loaded
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()  # the last used is last
-        self._loading = threading.Lock()  # one at a time: loading takes all the memory that it can get
+        self._loading = threading.Lock()  # held while a network is loaded: each needs much memory for the time
 
     def graph(self, name: str, digest: str) -> LayerGraph:
-        """Return the graph of a network, which must be the one that an edge has.
+        """Return the graph of a network that an edge names, with the digest of the edge's graph.
 
-        Raises: UnknownModelError; GraphError: the edge has another one.
+        Raises: UnknownModelError; GraphError: the digests differ.
         """
         graph = self.graph_of(self._canonical(name))
         check_graph_digest(graph, digest)
@@ -66,7 +66,7 @@ class NetworkStore:
         return self._executor.run_alone(lambda: self._engine.graph(name))
 
     def network(self, name: str) -> Network:
-        """Return a network, loaded if it is not in memory; one that is running lives on if another takes its place.
+        """Return a network, loaded if it is not in memory. A running one stays in memory until its tasks end.
 
         Raises: UnknownModelError, WeightsError.
         """
@@ -83,10 +83,10 @@ class NetworkStore:
         return digest
 
     def partition(self, request: Request, arrays: Sequence[Array]) -> Partition:
-        """Return the cloud partition that an edge asks for, its network loaded if it is not in memory.
+        """Return the cloud partition of a request, its network loaded if it is not in memory.
 
         Args:   arrays: the boundary tensors that come with the request.
-        Raises: UnknownModelError, GraphError, WeightsError, PartitionError; ProtocolError: these are not its inputs.
+        Raises: UnknownModelError, GraphError, WeightsError, PartitionError; ProtocolError: other inputs.
         """
         partition = self._partition(request)
         sent = [(dtype_of(array), array.shape) for array in arrays]
@@ -105,7 +105,7 @@ class NetworkStore:
         loaded = self._load(self._canonical(request.model))
         digest = loaded.network.ref.weights_digest
         if request.weights_digest != digest:
-            raise WeightsError(f"{request.model} has the weights {digest} here, not {request.weights_digest}")
+            raise WeightsError(f"weights of {request.model} differ: cloud {digest}, edge {request.weights_digest}")
         made = loaded.network.partition(edge_nodes, Side.CLOUD)
         with self._lock:
             made = loaded.partitions.setdefault(request, made)  # tasks of one cut share its partition
@@ -114,7 +114,10 @@ class NetworkStore:
         return made
 
     def _canonical(self, name: str) -> str:
-        """Return the one name of a network that is served here; a name of a peer is not built before."""
+        """Return the canonical name of a network that is served here; no network is built to check a name.
+
+        Raises: UnknownModelError.
+        """
         if self._served is None:
             return self._engine.canonical_name(name)
         with suppress(UsageError):

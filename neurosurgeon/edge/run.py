@@ -87,7 +87,7 @@ def run_one_task(
             try:
                 link = choice.link(session.rtt_ms, (lambda: kept) if kept else measurement.result)
             except NetworkError:
-                if settings.on_cloud_loss is not OnCloudLoss.LOCAL or session.is_alive():
+                if settings.on_cloud_loss is not OnCloudLoss.LOCAL or session.responds():
                     raise
                 return None
             observe(LinkKnown(link))

@@ -15,9 +15,9 @@ A frame, all integers big-endian:
     ...               zeros to the next multiple of 512
     body              the buffers, each followed by zeros to the next multiple of 64
 
-The receiver reads 512 bytes, which is the whole head of any ordinary frame, then the rest of a longer head, then
-the body: reads of known length, and never a byte of the next frame. The heads of a stream of tasks differ only in task
-and figures: a head whose other bytes have been parsed before need not be parsed again.
+The receiver reads 512 bytes, which is the whole head of any ordinary frame, then the rest of a longer head, then the
+body. All reads have a known length, and none includes a byte of the next frame. The heads of a stream of tasks differ
+only in task and figures, so a head whose other bytes are known need not be parsed again.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Kind(IntEnum):
     TICKET = 21
     TRAIN = 22
     ASK_TRAIN = 23
-    KEY_START = 128  # from here on the header is no pickle: 32 raw bytes of the handshake in net.keys
+    KEY_START = 128  # this and higher: the header is no pickle, but 32 raw bytes of the handshake in net.keys
     KEY_CHALLENGE = 129
     KEY_PROOF = 130
     KEY_ACCEPTED = 131
@@ -74,7 +74,7 @@ _KINDS = {int(kind): kind for kind in Kind}
 
 
 class Limits(NamedTuple):
-    """The limits of one frame; no peer makes this side allocate more."""
+    """The limits of one frame: no peer can make this side allocate more."""
 
     max_header_bytes: int = 64 * 1024  # plain values only; a real header has a few hundred bytes
     max_buffers: int = 64  # a cut of a DAG has a few boundary tensors
@@ -127,7 +127,7 @@ def pack_head(kind: Kind, header: bytes, lengths: Sequence[int]) -> bytes:
 def frame_pieces(
     head: bytes, buffers: Sequence[Buffer], task: int = 0, figures: Sequence[float] = NO_FIGURES
 ) -> list[Buffer]:
-    """Return the pieces of a frame in sending order; buffers are not copied."""
+    """Return the pieces of a frame in sending order, its task and figures set; buffers are not copied."""
     changed = bytearray(head)
     CHANGING.pack_into(changed, CHANGING_START, task, *figures)
     pieces: list[Buffer] = [changed]
@@ -151,23 +151,24 @@ def check_magic(data: Buffer) -> None:
     Raises: ProtocolError.
     """
     if bytes(data[: len(MAGIC)]) != MAGIC[: len(data)]:
-        raise ProtocolError(f"not our protocol: {name_stranger(bytes(data[:8]))}")
+        raise ProtocolError(f"not our protocol: {describe_first_bytes(data)}")
 
 
-def name_stranger(data: bytes) -> str:
-    """Return the first bytes of a peer of another protocol, and the likely name of that protocol."""
+def describe_first_bytes(data: Buffer) -> str:
+    """Return the first 8 bytes of a peer of another protocol as text, and the likely name of that protocol."""
+    first = bytes(data[:8])
     known = {
         b"GET ": "an HTTP request",
         b"POST": "an HTTP request",
         b"HEAD": "an HTTP request",
-        b"HTTP": "an HTTP answer",
+        b"HTTP": "an HTTP reply",
         b"SSH-": "SSH",
         TLS_HANDSHAKE + b"\x03": "TLS on a port without it",
-        TLS_ALERT + b"\x03": "a TLS alert: TLS is wanted there, with --tls-ca",
+        TLS_ALERT + b"\x03": "a TLS alert: pass --tls-ca, TLS is required there",
         b"\x80": "a bare pickle",
     }
-    looks = [name for start, name in known.items() if data.startswith(start)]
-    return f"the peer began with {data!r}" + "".join(f" ({name})" for name in looks)
+    names = [f" ({name})" for start, name in known.items() if first.startswith(start)]
+    return f"the first bytes of the peer are {first!r}{''.join(names)}"
 
 
 def unpack_prefix(data: Buffer, limits: Limits = DEFAULT_LIMITS) -> Prefix:
@@ -178,14 +179,14 @@ def unpack_prefix(data: Buffer, limits: Limits = DEFAULT_LIMITS) -> Prefix:
     _, version, kind, buffer_count, header_length, task = PREFIX.unpack_from(data)
     check_magic(data)
     if version != WIRE_VERSION:
-        raise VersionError(f"the peer speaks wire version {version}, this side {WIRE_VERSION}: update the older one")
+        raise VersionError(f"the peer has wire version {version}, this side {WIRE_VERSION}: update the older one")
     known = _KINDS.get(kind)
     if known is None:
         raise ProtocolError(f"unknown kind of frame: {kind}")
     if header_length > limits.max_header_bytes:
-        raise ProtocolError(f"header of {header_length} bytes; at most {limits.max_header_bytes} are allowed")
+        raise ProtocolError(f"header of {header_length} bytes: expected at most {limits.max_header_bytes}")
     if buffer_count > limits.max_buffers:
-        raise ProtocolError(f"frame of {buffer_count} buffers; at most {limits.max_buffers} are allowed")
+        raise ProtocolError(f"frame of {buffer_count} buffers: expected at most {limits.max_buffers}")
     return Prefix(known, buffer_count, header_length, task, head_length(buffer_count, header_length))
 
 
@@ -198,9 +199,8 @@ def unpack_head(prefix: Prefix, data: Buffer, limits: Limits = DEFAULT_LIMITS) -
     lengths = struct.unpack_from(f"!{prefix.buffer_count}Q", data, FIXED_START)
     body_length = sum(length + padding(length) for length in lengths)
     if body_length > limits.max_body_bytes:
-        raise ProtocolError(
-            f"body of {readable_bytes(body_length)}; at most {readable_bytes(limits.max_body_bytes)} are allowed"
-        )
+        most = readable_bytes(limits.max_body_bytes)
+        raise ProtocolError(f"body of {readable_bytes(body_length)}: expected at most {most}")
     header = bytes(data[start : start + prefix.header_length])
     return Head(prefix.kind, prefix.task, header, lengths, body_length)
 

@@ -1,4 +1,4 @@
-"""A key that both sides hold: each proves it before anything else is read, and all later bytes are sealed with it.
+"""A shared key: each side proves that it has it before any message is read, and all later bytes are sealed with it.
 
 Theory of operation. The handshake runs in the thread that connects or accepts, by one deadline:
 
@@ -8,7 +8,7 @@ Theory of operation. The handshake runs in the thread that connects or accepts, 
     3. KEY_PROOF      HMAC("edge", nonces)    ────────▶                   compared; the wrong one is refused
     4.                                        ◀────────   KEY_ACCEPTED    HMAC("cloud", nonces), compared as well
 
-- All four are heads of one unit with 32 raw bytes. Nothing is unpickled, and no other frame is read, before its end.
+- All four are heads of one unit with 32 raw bytes. Until the end, no byte is unpickled, and no other frame is read.
 - The edge proves first, so an unauthenticated peer receives nothing from which to guess the key.
 - Both nonces are new each time, so a recorded handshake proves nothing.
 - The proofs name their roles, so a proof cannot be sent back to its maker.
@@ -63,7 +63,7 @@ NUMBER = struct.Struct("!QI")
 
 
 class Refusal(IntEnum):
-    """The reason why a service refuses an edge, in one byte; the edge has the words."""
+    """The reason why a service refuses an edge, one byte; the edge turns it into a message."""
 
     KEY_WANTED = 1
     NO_KEY_HERE = 2
@@ -71,11 +71,11 @@ class Refusal(IntEnum):
     TLS_WANTED = 4
 
 
-_WORDS = {
+_MESSAGES = {
     Refusal.KEY_WANTED: "it asks for a key: pass --key-file with the file that it was started with",
-    Refusal.NO_KEY_HERE: "it has no key, and so cannot prove who it is: start it with --key-file, too",
-    Refusal.WRONG_KEY: "it has another key: both sides need the same --key-file",
-    Refusal.TLS_WANTED: "it speaks TLS: pass --tls-ca with the CA of its certificate",
+    Refusal.NO_KEY_HERE: "it has no key to authenticate with: start it with --key-file, too",
+    Refusal.WRONG_KEY: "it has another key: start both sides with the same --key-file",
+    Refusal.TLS_WANTED: "it requires TLS: pass --tls-ca with the CA of its certificate",
 }
 
 
@@ -127,7 +127,7 @@ def prove_to_cloud(wire: Wire, key: bytes, certificate: bytes, deadline_s: float
     _send(wire, Kind.KEY_PROOF, _proof(key, b"edge", certificate, ours, theirs), deadline_s)
     proof = _receive(wire, Kind.KEY_ACCEPTED, deadline_s)
     if not hmac.compare_digest(proof, _proof(key, b"cloud", certificate, ours, theirs)):
-        raise AccessError(f"{wire.peer} did not prove that it has our key")
+        raise AccessError(f"{wire.peer} did not prove that it has the key: start both sides with the same --key-file")
     return SessionKeys(*_session_keys(key, certificate, ours, theirs))
 
 
@@ -142,7 +142,7 @@ def prove_to_edge(wire: Wire, key: bytes, certificate: bytes, deadline_s: float)
     _send(wire, Kind.KEY_CHALLENGE, ours, deadline_s)
     proof = _receive(wire, Kind.KEY_PROOF, deadline_s)
     if not hmac.compare_digest(proof, _proof(key, b"edge", certificate, theirs, ours)):
-        raise AccessError(f"{wire.peer} did not prove that it has our key", Refusal.WRONG_KEY)
+        raise AccessError(f"{wire.peer} did not prove that it has the key", Refusal.WRONG_KEY)
     _send(wire, Kind.KEY_ACCEPTED, _proof(key, b"cloud", certificate, theirs, ours), deadline_s)
     return SessionKeys(*reversed(_session_keys(key, certificate, theirs, ours)))
 
@@ -150,14 +150,14 @@ def prove_to_edge(wire: Wire, key: bytes, certificate: bytes, deadline_s: float)
 def tell_refusal(wire: Wire, error: AccessError, deadline_s: float) -> None:
     """Send an edge the refusal code of an error, if it has one. May block until the deadline."""
     if error.refusal:
-        with contextlib.suppress(NetworkError):  # it does not read
+        with contextlib.suppress(NetworkError):  # the edge does not read, or has left
             _send(wire, Kind.REFUSAL, bytes([error.refusal]), deadline_s)
 
 
 def refused(peer: str, reason: bytes) -> AccessError:
     """Return the error for a refusal that was received."""
-    known = {bytes([value]): words for value, words in _WORDS.items()}
-    return AccessError(f"{peer} does not let us in: {known.get(reason, 'it does not say why')}")
+    known = {bytes([code]): message for code, message in _MESSAGES.items()}
+    return AccessError(f"{peer} refused this side: {known.get(reason, 'it gave no known reason; read its log')}")
 
 
 def _proof(key: bytes, label: bytes, certificate: bytes, edge_nonce: bytes, cloud_nonce: bytes) -> bytes:
@@ -186,7 +186,7 @@ def _receive(wire: Wire, expected: Kind, deadline_s: float) -> bytes:
     if is_one_unit and prefix.kind is expected and prefix.header_length == DIGEST_BYTES:
         return unpack_head(prefix, data).header
     if expected is Kind.KEY_START and prefix.kind is Kind.HELLO:
-        raise AccessError(f"{wire.peer} has no key", Refusal.KEY_WANTED)
+        raise AccessError(f"{wire.peer} sent a hello without a proof of the key", Refusal.KEY_WANTED)
     raise AccessError(f"handshake with {wire.peer} failed: expected {expected.name}, got {prefix.kind.name}")
 
 
@@ -194,7 +194,7 @@ def _receive(wire: Wire, expected: Kind, deadline_s: float) -> bytes:
 
 
 class _Seal:
-    """Computes the tags of the records of one direction, in order. Belongs to one thread."""
+    """Computes the tags of the records of one direction, in order. Called on one thread."""
 
     def __init__(self, key: bytes) -> None:
         self._keyed = hmac.new(key, digestmod=HASH)
@@ -211,14 +211,14 @@ class _Seal:
 
 
 class SealedWire:
-    """A wire whose bytes can be read in transit, but not made, changed or repeated without the key."""
+    """A wire whose bytes can be read in transit, but not forged, changed or repeated without the key."""
 
     def __init__(self, wire: Wire, keys: SessionKeys) -> None:
         self.peer = wire.peer
         self._wire = wire
         self._sent, self._received = _Seal(keys.sending), _Seal(keys.receiving)
         self._record = memoryview(bytearray(RECORD.size))
-        self._rest = memoryview(b"")  # of a record that was larger than the view of its reader
+        self._rest = memoryview(b"")  # of a record that was longer than the view of its reader
 
     def send(self, pieces: Sequence[Buffer], deadline_s: float) -> None:
         """Send the first piece, a frame's head, as one record, and the others in as few as they fill."""
@@ -229,7 +229,7 @@ class SealedWire:
     def read_some(self, view: memoryview, deadline_s: float, fill: bool = False) -> int:
         """Read the data of one record, after a check of its tag; see `Wire`."""
         if self._rest:
-            return self._take(view)
+            return self._take_rest(view)
         count = self._wire.read_some(self._record, deadline_s)
         if not count:
             return 0
@@ -237,18 +237,17 @@ class SealedWire:
         length: int
         length, tag = RECORD.unpack(self._record)
         if not 0 < length <= MAX_RECORD_BYTES:
-            raise ProtocolError(f"{self.peer} sent a record of {length} bytes")
-        fits = length <= len(view)
-        data = view[:length] if fits else memoryview(bytearray(length))
+            raise ProtocolError(f"{self.peer} sent a record of {length} bytes: expected 1 to {MAX_RECORD_BYTES}")
+        data = view[:length] if length <= len(view) else memoryview(bytearray(length))
         read_all(self._wire, data, deadline_s)
         if not hmac.compare_digest(tag, self._received.tag(length, [data])):
-            raise ProtocolError(f"{self.peer} sent a record whose seal is broken: it was changed in transit, or forged")
-        if fits:
+            raise ProtocolError(f"{self.peer} sent a record with a wrong tag: it was changed in transit, or forged")
+        if length <= len(view):
             return length
         self._rest = data
-        return self._take(view)
+        return self._take_rest(view)
 
-    def _take(self, view: memoryview) -> int:
+    def _take_rest(self, view: memoryview) -> int:
         count = min(len(view), len(self._rest))
         view[:count] = self._rest[:count]
         self._rest = self._rest[count:]
@@ -256,11 +255,11 @@ class SealedWire:
 
 
 def _records(pieces: Sequence[Buffer]) -> Iterator[list[Buffer]]:
-    """Yield the parts of each record: the first piece by itself, then the others in as few records as they fill."""
-    for run in (pieces[:1], pieces[1:]):
+    """Yield the parts of each record: the first piece alone, then the others in as few records as they fill."""
+    for group in (pieces[:1], pieces[1:]):
         parts: list[Buffer] = []
         room = MAX_RECORD_BYTES
-        for piece in run:
+        for piece in group:
             view = memoryview(piece)
             while view:
                 part = view[:room]

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 AUTHENTICATION_TIMEOUT_S = 4.0  # from accept to hello: five round trips of the slowest link take 1.5
-RETRY_MS = 1000.0  # retry after this time if the limit is reached
+RETRY_MS = 1000.0  # to the retry of an edge beyond the limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ DEFAULT_CONNECTIONS = ConnectionLimits()
 
 
 class ConnectionLimiter:
-    """Accepts and authenticates connections, and bounds their number; see the head of this file."""
+    """Accepts and authenticates connections, and bounds their number. See the top of this module."""
 
     def __init__(
         self, access: Access = OPEN, limits: ConnectionLimits = DEFAULT_CONNECTIONS, memory: MemoryLimit = UNLIMITED
@@ -78,7 +78,7 @@ class ConnectionLimiter:
                 log.debug("%s", exc)
                 continue
             except Exception as exc:  # ends only this connection
-                internal_error(log, exc, "a connection could not be accepted")
+                internal_error(log, exc, "accept failed")
                 sock.close()
                 continue
             with self._lock:
@@ -86,14 +86,14 @@ class ConnectionLimiter:
                 displaced = self._remove_oldest_of_busiest_host() if is_full else None
                 self._unauthenticated[connection] = connection.peer.rpartition(":")[0]
             if displaced:
-                log.warning("%s closed: %d others are unauthenticated, too", displaced.peer, len(self._unauthenticated))
+                log.warning("closed %s: %d connections are unauthenticated", displaced.peer, len(self._unauthenticated))
                 displaced.break_off()
             yield connection
 
     def authenticate(self, connection: Connection) -> Hello:
-        """Return the hello of a connection once it has authenticated. Blocks until then, or the timeout.
+        """Return the hello of a connection once it is authenticated. Blocks for `AUTHENTICATION_TIMEOUT_S` at most.
 
-        Raises: AccessError, BusyError: it was refused, and the peer has the reason. NetworkError.
+        Raises: AccessError, BusyError: it was refused, and the peer received the reason. NetworkError.
         """
         try:
             hello = connection.let_in(self._access, time.monotonic() + AUTHENTICATION_TIMEOUT_S)
@@ -107,7 +107,7 @@ class ConnectionLimiter:
             if not is_full:
                 self._authenticated.add(connection)
         if is_full:
-            busy = BusyError(f"{self._limits.max_connections} edges are connected", RETRY_MS)
+            busy = BusyError(f"{self._limits.max_connections} edges are connected, the limit of this service", RETRY_MS)
             connection.send(reply_of(busy))
             raise busy
         return hello

@@ -12,12 +12,12 @@ from neurosurgeon.net.frames import ALIGNMENT
 from neurosurgeon.utils.errors import BusyError, ProtocolError
 from neurosurgeon.utils.units import readable_bytes
 
-RETRY_MS = 100.0  # retry after this time if other requests hold the memory
+RETRY_MS = 100.0  # to the retry of a request for which there is no memory
 
 
 @cache
 def _body_type() -> Any:
-    """Return the class of a body. The bandwidth service needs none, and starts without numpy."""
+    """Return the class of a body. It imports numpy, without which the bandwidth service starts."""
     import numpy as np
 
     class Body(np.ndarray[Any, np.dtype[np.uint8]]):
@@ -47,7 +47,7 @@ class MemoryLimit:
     def allocate(self, connection: object, length: int) -> memoryview:
         """Return ``length`` writable bytes that start on a cache line.
 
-        Raises: BusyError: the connection, or all together, would exceed their limit. ProtocolError: it always would.
+        Raises: BusyError: other bodies, of the connection or of all, hold the memory. ProtocolError: it never fits.
         """
         self._reserve(connection, length)
         try:
@@ -62,13 +62,14 @@ class MemoryLimit:
 
     def _reserve(self, connection: object, length: int) -> None:
         if length > min(self._total_bytes, self._connection_bytes):
-            raise ProtocolError(f"{readable_bytes(length)} are more than a connection may have here")
+            most = readable_bytes(int(min(self._total_bytes, self._connection_bytes)))
+            raise ProtocolError(f"body of {readable_bytes(length)}: expected at most {most} for a connection")
         with self._lock:
             used_bytes = self._used_by.get(connection, 0) + length
             if used_bytes > self._connection_bytes:
-                raise BusyError(f"{readable_bytes(length)} are more than this connection may still have", RETRY_MS)
+                raise BusyError(f"no memory for {readable_bytes(length)}: this connection is at its limit", RETRY_MS)
             if self._used_bytes + length > self._total_bytes:
-                raise BusyError(f"{readable_bytes(length)} are more than all connections may still have", RETRY_MS)
+                raise BusyError(f"no memory for {readable_bytes(length)}: all connections are at their limit", RETRY_MS)
             self._used_bytes += length
             self._used_by[connection] = used_bytes
 

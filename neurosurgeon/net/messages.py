@@ -33,8 +33,9 @@ from neurosurgeon.utils.errors import (
     UnknownModelError,
     WeightsError,
 )
+from neurosurgeon.utils.logs import printable, shortened
 
-EDGE_ID_BYTES = 12  # with the number of a task, 128 bits that no other task has
+EDGE_ID_BYTES = 12  # with the number of a task: 128 bits, unique to that task
 
 
 class Hello(NamedTuple):
@@ -133,7 +134,7 @@ class Reply(NamedTuple):
 
 
 class ErrorCode(StrEnum):
-    """The reason why the cloud refused."""
+    """The kind of error for which the cloud refuses a message."""
 
     UNKNOWN_MODEL = "unknown_model"
     GRAPH = "graph"
@@ -274,11 +275,11 @@ def message_of(kind: Kind, values: Any) -> Message | None:
     """
     cls = _CLASSES[kind]
     if type(values) is not tuple:
-        raise ProtocolError(f"{cls.__name__} with fields that are no tuple, but {type(values).__name__}")
+        raise ProtocolError(f"fields of {cls.__name__}: expected a tuple, got {type(values).__name__}")
     given = tuple(map(type, values))
     if given != _FIELD_TYPES[kind]:
-        names = [[known.__name__ for known in types] for types in (given[:8], _FIELD_TYPES[kind])]
-        raise ProtocolError(f"{cls.__name__} with fields of the types {names[0]}, expected {names[1]}")
+        got, expected = ([known.__name__ for known in types] for types in (given[:8], _FIELD_TYPES[kind]))
+        raise ProtocolError(f"fields of {cls.__name__}: expected {expected}, got {got}")
     message: Message | None = None if kind is Kind.REPLY else cls._make(values)
     return message
 
@@ -293,10 +294,11 @@ _ERRORS: dict[str, type[NeurosurgeonError]] = {
 
 
 def error_of(reply: ErrorReply) -> NeurosurgeonError:
-    """Return the exception for an error reply."""
+    """Return the exception for an error reply, with its message shortened and without control characters."""
+    message = f"the cloud answered: {printable(shortened(reply.message))}"
     if reply.code == ErrorCode.BUSY:
-        return BusyError(f"the cloud answered: {reply.message}", reply.retry_ms)
-    return _ERRORS.get(reply.code, RemoteError)(f"the cloud answered: {reply.message}")
+        return BusyError(message, reply.retry_ms)
+    return _ERRORS.get(reply.code, RemoteError)(message)
 
 
 def reply_of(error: NeurosurgeonError) -> ErrorReply:

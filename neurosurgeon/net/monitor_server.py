@@ -18,7 +18,7 @@ from neurosurgeon.net.limits import ConnectionLimiter, ConnectionLimits
 from neurosurgeon.net.messages import AskTicket, AskTrain, Hello, Message, Ping, Pong, Probe, Samples, Ticket, Train
 from neurosurgeon.net.trains import MAX_TRAIN_PACKETS, UdpSession, UdpSessions
 from neurosurgeon.utils.errors import DeadlineError, NetworkError, PeerGoneError, ProtocolError
-from neurosurgeon.utils.load import CloudLoad
+from neurosurgeon.utils.load import Load
 from neurosurgeon.utils.logs import internal_error
 
 log = logging.getLogger(__name__)
@@ -34,14 +34,14 @@ class MonitorServer:
     """Serves probes on a listening socket, with a thread for each connection."""
 
     def __init__(self, listener: socket.socket, limiter: ConnectionLimiter | None = None) -> None:
-        self.load = CloudLoad()
+        self.load = Load()
         self._listener = listener
         self._limiter = limiter or ConnectionLimiter(limits=ConnectionLimits(MAX_CONNECTIONS))
         self._udp: UdpSessions | None = None
 
     def record_load(self, line: str) -> None:
         """Record the load from a line of the cloud; any other line is ignored."""
-        self.load = CloudLoad.of_line(line) or self.load
+        self.load = Load.of_line(line) or self.load
 
     def serve(self) -> None:
         """Accept connections until `stop_accepting`. Blocks."""
@@ -74,7 +74,7 @@ class MonitorServer:
 class ProbeService:
     """Serves one authenticated client."""
 
-    def __init__(self, connection: Connection, load: Callable[[], CloudLoad], session: UdpSession | None) -> None:
+    def __init__(self, connection: Connection, load: Callable[[], Load], session: UdpSession | None) -> None:
         self._connection = connection
         self._load = load
         self._session = session

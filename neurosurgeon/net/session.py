@@ -1,6 +1,7 @@
 """The edge's side of a connection for tasks: it sends requests, and the cloud (`cloud.server`) replies.
 
-One thread may send while another receives; any thread may close.
+One thread may send while another receives; any thread may close. No field has a lock: `_has_reply` is written by the
+receiving thread alone, which ends the pacing, and read by the sending one, which reads it again after it has paced.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ REPLY_TIMEOUT_S = 120.0
 PACE = 1.15  # of the link's payload rate: headers add 4 %, and the measured rate may be too low
 MAX_PACE_BYTES_PER_S = mbit_per_s_to_bytes_per_s(1_000)  # beyond, this machine is the limit, and pacing costs it time
 
-Answer = TypeVar("Answer", Hello, Latencies, Ready, Reply)
+Expected = TypeVar("Expected", Hello, Latencies, Ready, Reply)
 
 
 class OnCloudLoss(StrEnum):
@@ -65,9 +66,9 @@ class RemoteResult(NamedTuple):
     """The cloud's result of one task, and its durations as measured by the edge."""
 
     arrays: tuple[Array, ...]
-    transfer_ms: float  # round trip less what the cloud spent
-    cloud_ms: float  # all that the cloud spent
-    compute_ms: float  # of it, running the network
+    transfer_ms: float  # round trip less `cloud_ms`
+    cloud_ms: float  # from the last byte of the request to the first of the reply, measured by the cloud
+    compute_ms: float  # the part of `cloud_ms` in which the network ran
     receive_ms: float  # from the first byte of the request to its last, measured by the cloud
     load_queue_ms: float  # recent wait of the tasks of all edges in the cloud
     sent_bytes: int
@@ -90,10 +91,10 @@ class EdgeSession:
         self._connection = connection
         self.host = connection.peer.rpartition(":")[0]
         self._tasks = 0
-        self._has_answered = False  # a task
+        self._has_reply = False  # to any task
         start_ms = now_ms()
         connection.send(Hello.of(edge=edge_id or new_edge_id()))
-        hello, _ = self._expect(Hello, HELLO_TIMEOUT_S)
+        hello = self._expect(Hello, self.receive_reply(HELLO_TIMEOUT_S))
         self.rtt_ms = now_ms() - start_ms
         self.cloud = hello.capabilities
         connection.limits = DEFAULT_LIMITS
@@ -119,7 +120,7 @@ class EdgeSession:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; a thread that sends or receives gets a PeerGoneError at once."""
+        """Close the connection; a thread that sends or receives gets a PeerGoneError. Called on any thread."""
         self._connection.break_off()
         self._connection.close()
 
@@ -127,13 +128,13 @@ class EdgeSession:
         """Send no faster than the link, if that was just measured, until the cloud has replied to a task.
 
         TCP starts by doubling its window until packets are lost: a queue of one bandwidth-delay product overflows, and
-        the lost packets are sent again. With a known rate this is not needed.
+        the lost packets are sent again. A known rate avoids it.
         """
-        if self._has_answered:
+        if self._has_reply:
             return
         is_known = link.source is LinkSource.PROBE and link.rate_bytes_per_s < MAX_PACE_BYTES_PER_S
         self._connection.send_at_most((PACE + 2 * link.error) * link.rate_bytes_per_s if is_known else math.inf)
-        if self._has_answered:  # just now, in another thread
+        if self._has_reply:  # it was received meanwhile, in another thread
             self._connection.send_at_most(math.inf)
 
     def send_state(self) -> SendState | None:
@@ -141,16 +142,16 @@ class EdgeSession:
         return self._connection.send_state()
 
     def least_rtt_ms(self) -> float:
-        """Return the shortest possible round trip (ms): the kernel's, which waits for no process.
+        """Return the shortest known round trip, ms.
 
-        That of the hello, if the kernel reports none, or if that was shorter.
+        It is the kernel's, which waits for no process; that of the hello if the kernel reports none, or a longer one.
         """
         state = self.send_state()
         return min(self.rtt_ms, s_to_ms(state.rtt_s)) if state else self.rtt_ms
 
     @property
     def is_mid_frame(self) -> bool:
-        """Whether a frame may have been sent in part: then nothing else can be sent on this connection."""
+        """Whether a frame may have been sent in part: then no other can be sent on this connection."""
         return self._connection.is_mid_frame
 
     @property
@@ -164,7 +165,7 @@ class EdgeSession:
         return self._connection.sent_bytes
 
     def acked_bytes(self) -> int | None:
-        """Return how many of them the cloud's machine has acknowledged, or None if the system does not report it."""
+        """Return the bytes that the cloud's kernel has acknowledged, or None if the system does not report them."""
         return self._connection.acked_bytes()
 
     def ask_latencies(self, model: str, graph_digest: str) -> Latencies:
@@ -173,14 +174,17 @@ class EdgeSession:
         Raises: NetworkError; UnknownModelError, GraphError, PlanningError: the cloud has no latencies for it.
         """
         self._connection.send(AskLatencies(model, graph_digest))
-        latencies, _ = self._expect(Latencies, READY_TIMEOUT_S)
+        latencies = self._expect(Latencies, self.receive_reply(READY_TIMEOUT_S))
         columns = (latencies.latency_ms, latencies.low_ms, latencies.high_ms)
         if not all(type(value) is float for column in columns for value in column):
-            raise ProtocolError(f"{self._connection.peer} sent latencies that are no numbers")
+            raise ProtocolError(f"invalid latencies from {self._connection.peer}: expected numbers of type float")
         return latencies
 
-    def is_alive(self) -> bool:
-        """Return whether a heartbeat arrives, which a cloud sends every second. Blocks; no reply may be due."""
+    def responds(self) -> bool:
+        """Return whether a heartbeat arrives within `SILENCE_S`; a cloud sends one every second.
+
+        Blocks. Call it only while no reply is expected: it would be dropped.
+        """
         try:
             self.receive_next()
         except NetworkError:
@@ -197,7 +201,7 @@ class EdgeSession:
         Raises: WeightsError: they differ. NetworkError; UnknownModelError, GraphError, PartitionError: the cloud
                 refused.
         """
-        ready, _ = self._expect(Ready, READY_TIMEOUT_S)
+        ready = self._expect(Ready, self.receive_reply(READY_TIMEOUT_S))
         if ready.weights_digest != weights_digest:
             raise WeightsError(
                 f"the two sides hold different weights of {ready.model}: edge {weights_digest}, "
@@ -205,12 +209,9 @@ class EdgeSession:
             )
 
     def infer(
-        self,
-        request: Request,
-        arrays: Sequence[Array],
-        on_sent: Callable[[], None] = lambda: None,
+        self, request: Request, arrays: Sequence[Array], on_sent: Callable[[], None] = lambda: None
     ) -> RemoteResult:
-        """Send the boundary tensors of a task, and return the reply. May block.
+        """Send the boundary tensors of a task, and return its result. Blocks.
 
         Args:   on_sent: called when the last byte has been passed to the system.
         Raises: NetworkError; any error of the cloud's reply.
@@ -218,13 +219,15 @@ class EdgeSession:
         self._tasks += 1
         sent = self.send_task(self._tasks, request, arrays)
         on_sent()
-        received = self.receive_answer(REPLY_TIMEOUT_S)
+        received = self.receive_reply(REPLY_TIMEOUT_S)
         if received.task != self._tasks:
-            raise ProtocolError(f"{self._connection.peer} answered another task")
+            raise ProtocolError(
+                f"wrong task in a reply of {self._connection.peer}: expected {self._tasks}, got {received.task}"
+            )
         return self.result_of(received, sent)
 
     def send_task(self, task: int, request: Request, arrays: Sequence[Array]) -> SentTask:
-        """Send a task without waiting for its answer.
+        """Send a task without waiting for its reply. May block.
 
         Raises: NetworkError.
         """
@@ -233,40 +236,42 @@ class EdgeSession:
         return SentTask(start_ms, self._connection.sent_bytes - sent_before)
 
     def receive_next(self) -> Received:
-        """Return the next message of the cloud: a reply to any task, or a heartbeat (`Pong`). Blocks.
+        """Return the next message of the cloud: a reply to any message, or a heartbeat (`Pong`). Blocks.
 
         Raises: NetworkError: the connection is lost, or the cloud has been silent for `SILENCE_S`.
         """
         return self._connection.receive(SILENCE_S)
 
-    def receive_answer(self, wait_s: float) -> Received:
-        """Return the next reply of the cloud, to any task. Blocks for at most ``wait_s``.
+    def receive_reply(self, wait_s: float) -> Received:
+        """Return the next reply of the cloud, to any message. Blocks for at most ``wait_s``.
 
-        Raises: NetworkError: there was none in time, or no heartbeat.
+        Raises: DeadlineError: no reply in time, or no heartbeat. NetworkError.
         """
         deadline_ms = now_ms() + s_to_ms(wait_s)
         while now_ms() < deadline_ms:
             received = self.receive_next()
             if not isinstance(received.message, Pong):
                 return received
-        raise DeadlineError(f"{self._connection.peer} lives, but gave no answer within {wait_s:g} s")
+        raise DeadlineError(
+            f"no reply from {self._connection.peer} for {wait_s:g} s although heartbeats arrive: "
+            "retry, or restart the cloud"
+        )
 
     def result_of(self, received: Received, sent: SentTask) -> RemoteResult:
         """Return the result of a task from a reply that has just arrived.
 
         Raises: any error of the cloud's reply; ProtocolError: its durations are impossible.
         """
-        reply, round_trip_ms = received.message, now_ms() - sent.start_ms
-        if isinstance(reply, ErrorReply):
-            raise error_of(reply)
-        if not self._has_answered:
-            self._has_answered = True
+        round_trip_ms = now_ms() - sent.start_ms
+        reply = self._expect(Reply, received)
+        if not self._has_reply:
+            self._has_reply = True
             self._connection.send_at_most(math.inf)
-        peer = self._connection.peer
-        if not isinstance(reply, Reply):
-            raise ProtocolError(f"{peer} sent {type(reply).__name__}, expected Reply")
         if not 0 <= reply.cloud_ms <= round_trip_ms:  # false for NaN, too
-            raise ProtocolError(f"{peer} says that it took {reply.cloud_ms:g} ms of {round_trip_ms:g}")
+            raise ProtocolError(
+                f"impossible duration in a reply of {self._connection.peer}: "
+                f"expected 0 to {round_trip_ms:g} ms, got {reply.cloud_ms:g}"
+            )
         return RemoteResult(
             arrays=received.arrays,
             transfer_ms=round_trip_ms - reply.cloud_ms,
@@ -277,14 +282,18 @@ class EdgeSession:
             sent_bytes=sent.size_bytes,
         )
 
-    def _expect(self, expected: type[Answer], wait_s: float) -> tuple[Answer, Received]:
-        received = self.receive_answer(wait_s)
+    def _expect(self, expected: type[Expected], received: Received) -> Expected:
+        """Return a message of the expected type.
+
+        Raises: the error of an error reply; ProtocolError: a message of another type.
+        """
         message = received.message
         if isinstance(message, ErrorReply):
             raise error_of(message)
         if not isinstance(message, expected):
-            raise ProtocolError(f"{self._connection.peer} sent {type(message).__name__}, expected {expected.__name__}")
-        return message, received
+            got = type(message).__name__
+            raise ProtocolError(f"wrong message from {self._connection.peer}: expected {expected.__name__}, got {got}")
+        return message
 
 
 def stage_times(edge_ms: float, remote: RemoteResult | None) -> StageTimes:

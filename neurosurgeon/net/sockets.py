@@ -19,7 +19,7 @@ from neurosurgeon.utils.units import s_to_ms
 
 log = logging.getLogger(__name__)
 
-CONNECT_TIMEOUT_S = 0.9  # a dead address is reported within a second; a live one responds within one round trip
+CONNECT_TIMEOUT_S = 0.9  # an unused address is reported within a second; a used one responds within one round trip
 ACCEPT_PAUSE_S = 0.05  # out of file descriptors: other connections must close first
 BACKLOG = 1024  # leaves room for an edge among many unauthenticated peers; the system may allow less
 
@@ -45,12 +45,12 @@ def _connected(host: str, port: int) -> socket.socket:
     except (socket.gaierror, UnicodeError) as exc:
         raise _address_error(host) from exc
     except OSError as exc:
-        reason = "no answer" if isinstance(exc, TimeoutError) else exc.strerror or str(exc)
+        reason = "no reply" if isinstance(exc, TimeoutError) else exc.strerror or str(exc)
         raise ConnectError(f"no service at {format_address((host, port))} ({reason}): is it started there?") from exc
 
 
 def is_this_machine(host: str) -> bool:
-    """Return whether the address of ``host`` is one of this machine; no packet is sent."""
+    """Return whether the address of ``host`` is one of this machine. May block to resolve a name."""
     with contextlib.suppress(OSError, UnicodeError):  # no such name, or no route
         family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, socket.SOCK_DGRAM) as sock:
@@ -90,14 +90,14 @@ def _address_error(host: str) -> AddressError:
 
 
 def accepted(listener: socket.socket) -> Iterator[tuple[socket.socket, Any]]:
-    """Yield connections and their addresses until `stop_accepting`; a failed accept is logged. Blocks."""
+    """Yield connections and their addresses until `stop_accepting`; log a failed accept, and continue. Blocks."""
     while True:
         try:
             yield listener.accept()
         except OSError as exc:
             if listener.fileno() < 0 or exc.errno == errno.EINVAL:  # closed, or shut down
                 return
-            log.warning("a connection could not be accepted: %s", exc.strerror or exc)
+            log.warning("accept failed: %s", exc.strerror or exc)
             time.sleep(ACCEPT_PAUSE_S)
 
 
@@ -158,7 +158,9 @@ def listen(host: str, port: int, access: Access = OPEN) -> socket.socket:
 
 def _bind_error(host: str, port: int, exc: OSError) -> NeurosurgeonError:
     if exc.errno == errno.EADDRINUSE:
-        return PortBusyError(f"port {port} on {host} is busy: stop what listens there, or choose another port")
+        return PortBusyError(
+            f"port {port} on {host} is busy: stop the program that listens there, or choose another port"
+        )
     if isinstance(exc, PermissionError):
         return UsageError(f"port {port} needs more rights than this user has: choose one above 1023")
     return UsageError(f"cannot listen on {host}: {exc.strerror or exc}")

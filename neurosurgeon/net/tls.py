@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from neurosurgeon.net.frames import MAGIC, TLS_HANDSHAKE, Buffer, name_stranger
+from neurosurgeon.net.frames import MAGIC, TLS_HANDSHAKE, Buffer, describe_first_bytes
 from neurosurgeon.net.keys import Refusal
 from neurosurgeon.net.wire import Wire
 from neurosurgeon.utils.errors import AccessError, NetworkError, PeerGoneError, ProtocolError, UsageError
@@ -192,7 +192,7 @@ class TlsWire:
         if first and not self._is_edge and data[:1] != TLS_HANDSHAKE:
             if data[: len(MAGIC)] == MAGIC:
                 raise AccessError(f"{self.peer} speaks without TLS", Refusal.TLS_WANTED)
-            raise ProtocolError(f"{self.peer} does not speak TLS: {name_stranger(bytes(data[:8]))}")
+            raise ProtocolError(f"{self.peer} does not speak TLS: {describe_first_bytes(data)}")
         self._incoming.write(data)
 
     def _send_alert(self, deadline_s: float) -> None:

@@ -28,22 +28,23 @@ class Wire(Protocol):
         """The peer's address."""
 
     def read_some(self, view: memoryview, deadline_s: float, fill: bool = False) -> int:
-        """Read at least a byte into ``view``; 0: the peer has closed. ``fill``: the caller wants all of it.
+        """Read at least a byte into ``view``, and return their number; 0: the peer has closed. Blocks.
 
+        Args:   fill: wait until ``view`` is full, or the read is interrupted.
         Raises: DeadlineError, PeerGoneError, ProtocolError.
         """
 
     def send(self, pieces: Sequence[Buffer], deadline_s: float) -> None:
-        """Send all pieces in order.
+        """Send all pieces in order. Blocks.
 
         Raises: DeadlineError, PeerGoneError.
         """
 
 
 def read_all(wire: Wire, view: memoryview, deadline_s: float) -> None:
-    """Fill ``view``.
+    """Fill ``view``. Blocks.
 
-    Raises: as `Wire.read_some`; PeerGoneError: the peer closed before.
+    Raises: as `Wire.read_some`; PeerGoneError: the peer closed the connection before.
     """
     while view:
         count = wire.read_some(view, deadline_s, True)
@@ -53,7 +54,7 @@ def read_all(wire: Wire, view: memoryview, deadline_s: float) -> None:
 
 
 def read_head_unit(wire: Wire, view: memoryview, deadline_s: float) -> float:
-    """Fill ``view`` with the first bytes of a frame; return when the first of them arrived (s, monotonic).
+    """Fill ``view`` with the first bytes of a frame; return the arrival of the first of them (s, monotonic). Blocks.
 
     Args:   deadline_s: for the first byte.
     Raises: as `read_all`; ProtocolError: another protocol, detected by its first bytes, however few.
@@ -79,8 +80,8 @@ class SocketWire:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.sent_bytes = self.received_bytes = 0
-        self.latest_s = math.inf  # no deadline is later: the timeout of the authentication
-        self.silence_s = math.inf  # the longest pause between two reads
+        self.latest_s = math.inf  # no deadline is later (s, monotonic): the timeout of the authentication
+        self.silence_s = math.inf  # the longest pause between two reads, s
         try:
             self.peer = format_address(sock.getpeername())
             sock.setblocking(True)
@@ -89,7 +90,7 @@ class SocketWire:
                 sock.setsockopt(socket.SOL_SOCKET, option, TIMEVAL.pack(0, round(1e6 * CHECK_S)))
         except OSError as exc:
             sock.close()
-            raise PeerGoneError("the peer left as soon as it had come") from exc
+            raise PeerGoneError(f"connection lost before its first byte: {exc.strerror or exc}") from exc
 
     def read_some(self, view: memoryview, deadline_s: float, fill: bool = False) -> int:
         """Read at least a byte; see `Wire`."""
@@ -103,14 +104,14 @@ class SocketWire:
                 raise self._lost(exc) from exc
             self.received_bytes += count
             return count
-        raise DeadlineError(f"{self.peer} sent nothing, or not all of a message, in time")
+        raise DeadlineError(f"receive from {self.peer} timed out: no byte, or not all of a message")
 
     def send(self, pieces: Sequence[Buffer], deadline_s: float) -> None:
         """Send the pieces from their own memory; see `Wire`."""
         left_bytes = sum(map(len, pieces))
         while left_bytes:
             if time.monotonic() >= min(deadline_s, self.latest_s):
-                raise DeadlineError(f"{self.peer} did not read our message in time")
+                raise DeadlineError(f"send to {self.peer} timed out: {left_bytes} bytes of a message were not read")
             try:
                 count = self.sock.sendmsg(pieces[:MAX_PIECES])
             except BlockingIOError:
@@ -120,13 +121,13 @@ class SocketWire:
             self.sent_bytes += count
             left_bytes -= count
             if left_bytes:
-                pieces = _behind(pieces, count)
+                pieces = _after(pieces, count)
 
     def _lost(self, exc: OSError) -> PeerGoneError:
         return PeerGoneError(f"connection to {self.peer} lost: {exc.strerror or exc}")
 
 
-def _behind(pieces: Sequence[Buffer], count: int) -> list[memoryview]:
+def _after(pieces: Sequence[Buffer], count: int) -> list[memoryview]:
     """Return the rest of the pieces after their first ``count`` bytes, fewer than all."""
     left = deque(memoryview(piece) for piece in pieces)
     while count >= len(left[0]):

@@ -22,6 +22,7 @@ from neurosurgeon.utils.errors import MissingPredictorError
 
 SIDES = ("edge", "cloud")
 PREDICTORS = ("forest", "linear")
+MAX_PREDICTIONS = 256  # kept by a predictor; peers of a cloud may name any size of a network
 FREE_KINDS = frozenset({LayerKind.INPUT, LayerKind.VIEW})
 # Kinds whose rates are used for a kind without data, the most similar first: they know the cost of arithmetic and
 # memory traffic on the machine.
@@ -39,7 +40,7 @@ SIMILAR_KINDS: Mapping[LayerKind, tuple[LayerKind, ...]] = {
 class LatencyPredictor:
     """A model for every kind of layer, and the provenance of their data.
 
-    Predictions are kept for each graph, so that a graph is predicted once.
+    Predictions are kept by graph, up to `MAX_PREDICTIONS`: then all are dropped. Any thread may call it.
     """
 
     name: str  # linear or forest
@@ -68,9 +69,13 @@ class LatencyPredictor:
 
         Raises: MissingPredictorError: a layer's kind has no predictor; the message names the layer.
         """
-        if graph not in self._predictions:
-            self._predictions[graph] = self._predict(graph)
-        return self._predictions[graph]
+        known = self._predictions.get(graph)
+        if known is None:
+            known = self._predict(graph)
+            if len(self._predictions) >= MAX_PREDICTIONS:
+                self._predictions.clear()
+            self._predictions[graph] = known
+        return known
 
     def _predict(self, graph: LayerGraph) -> LayerLatencies:
         size = len(graph.layers)

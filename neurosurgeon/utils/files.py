@@ -1,26 +1,30 @@
-"""Write files that are whole at any moment, and find the directories of cached and collected data."""
+"""Write files that are complete at any moment, and find the directories of cached and collected data."""
 
 from __future__ import annotations
 
 import logging
 import os
 import re
+import secrets
 import stat
 from pathlib import Path
 from typing import BinaryIO
 
 log = logging.getLogger(__name__)
 
-# The exceptions that reading a damaged document, or one of another program, may raise.
+# The exceptions that may be raised when a damaged document, or one of another program, is read.
 DAMAGED = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
-    """Replace a file, and make its directory; a reader sees the old or the new one, also after a power cut."""
+    """Replace a file, and make its directory; a reader sees the old or the new one, also after a power cut.
+
+    The temporary file has a random name, and is not opened if it exists: it may be a link of another user.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with beside.open("wb") as file:
+        with beside.open("xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
@@ -31,7 +35,7 @@ def replace_file(path: Path, content: str | bytes) -> None:
 
 
 def append_durably(path: Path, text: str) -> None:
-    """Append lines to a file with one write, and wait until they are on disk; a new file is never empty."""
+    """Append lines to a file with one write. Blocks until they are on disk; a new file is never empty."""
     if not path.exists():
         replace_file(path, text)
         return

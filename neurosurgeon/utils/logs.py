@@ -1,4 +1,4 @@
-"""Format log lines as text or JSON: one line for each event, also if a peer sends line breaks."""
+"""Format log lines as text or JSON: one short line for each event, also if its text is that of a hostile peer."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from neurosurgeon.utils.errors import InternalError
 
 LEVELS = ("debug", "info", "warning", "error")
 FIELDS = ("peer", "task", "model", "error", "size_bytes", "duration_ms")  # that an event may have besides its message
+MAX_MESSAGE_CHARS = 1_500  # of one line; a refusal may quote a peer, whose header may have 64 KB
 NOISY_LIBRARIES = ("matplotlib", "PIL")
 
 
@@ -49,11 +50,12 @@ def internal_error(log: logging.Logger, exc: Exception, failure: str, **fields: 
 
 
 class TextLine(logging.Formatter):
-    """Format level and message on one line; only a traceback, if it was asked for, has further lines."""
+    """Format level and message on one line; only the traceback of an internal error has further lines."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # the library's name
-        """Return the line with escaped line breaks."""
-        return super().formatMessage(record).replace("\n", "\\n").replace("\r", "\\r")
+        """Return the line, with escaped line breaks and no other control characters."""
+        line = super().formatMessage(record).replace("\n", "\\n").replace("\r", "\\r")
+        return printable(shortened(line))
 
 
 class JsonLine(logging.Formatter):
@@ -65,12 +67,18 @@ class JsonLine(logging.Formatter):
             "level": record.levelname,
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": shortened(record.getMessage()),
         }
         line |= {name: getattr(record, name) for name in FIELDS if hasattr(record, name)}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=True, default=str)
+
+
+def shortened(text: str) -> str:
+    """Return the text, or its first `MAX_MESSAGE_CHARS` with the number of those that are left out."""
+    beyond = len(text) - MAX_MESSAGE_CHARS
+    return f"{text[:MAX_MESSAGE_CHARS]}... ({beyond} more characters)" if beyond > 0 else text
 
 
 def printable(text: str) -> str:

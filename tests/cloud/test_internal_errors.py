@@ -188,7 +188,7 @@ IN_THE_CLOUD = {
     "computing": at_call(TorchPartition, "run", "compute"),
     "joining a batch": at_call(executor, "run_batch"),
     "counting": at_call(load.LoadMeter, "ended"),
-    "making the reply": when(Conversation, "_send_content", lambda talk, outgoing: outgoing.received.task),
+    "making the reply": when(Conversation, "_send_content", lambda talk, unsent: unsent.received.task),
     "packing the reply": packing(Reply),
     "request read in part": reading(Request),
 }

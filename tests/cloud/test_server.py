@@ -115,7 +115,7 @@ def test_different_weights_are_named_before_any_tensor_is_sent(cloud: Cloud, net
 
 def test_a_task_with_other_weights_is_refused(cloud: Cloud, network: Network) -> None:
     with cloud.edge() as edge:
-        with pytest.raises(WeightsError, match=f"{network.ref.weights_digest} here, not {OTHER_DIGEST}"):
+        with pytest.raises(WeightsError, match=f"cloud {network.ref.weights_digest}, edge {OTHER_DIGEST}"):
             edge.infer(
                 request_at(network, weights_digest=OTHER_DIGEST), boundary_tensors(network, POINT, random_input())
             )
@@ -180,7 +180,7 @@ def test_a_message_that_has_no_place_is_refused(cloud: Cloud, network: Network) 
     with connect(*cloud.address) as connection:
         edge = EdgeSession(connection)
         connection.send(Ready(MODEL, OTHER_DIGEST))
-        with pytest.raises(RemoteError, match="Ready has no place here"):
+        with pytest.raises(RemoteError, match="does not serve Ready"):
             edge.wait_until_ready(OTHER_DIGEST)
         assert_answers(edge, network)
 
@@ -700,21 +700,21 @@ def test_stop_ends_beside_a_conversation_that_ends_by_itself(
         edge = ManyTasks(connection, network)
         edge.send(1)
         assert executor.running.wait(JOIN_S)
-        break_off, is_left = Conversation.break_off, []
+        abort, aborting = Conversation.abort, []
 
         def late(ending: Conversation) -> None:
-            is_left.append(threading.current_thread().name)
-            if len(is_left) == 1:  # the server's: the conversation's own thread goes first
+            aborting.append(threading.current_thread().name)
+            if len(aborting) == 1:  # the server's thread: the conversation's own one is faster
                 ending.connection.break_off()
                 ending._writer.join(JOIN_S)
                 for thread in list(cloud.server._threads):
                     thread.join(JOIN_S)
-            break_off(ending)
+            abort(ending)
 
-        monkeypatch.setattr(Conversation, "break_off", late)
+        monkeypatch.setattr(Conversation, "abort", late)
         with ThreadPoolExecutor(1) as pool:
             pool.submit(cloud.server.stop, 0.01).result(3 * JOIN_S)
-        assert len(is_left) == 2
+        assert len(aborting) == 2
     executor.may_go_on.set()
     cloud.serving.join(JOIN_S)
 
@@ -834,7 +834,7 @@ def test_an_edge_learns_the_latencies_of_layers_in_the_cloud(listener: socket.so
 
 
 def test_a_cloud_without_latencies_refuses(cloud: Cloud) -> None:
-    with cloud.edge() as edge, pytest.raises(RemoteError, match="AskLatencies has no place here"):
+    with cloud.edge() as edge, pytest.raises(RemoteError, match="does not serve AskLatencies"):
         edge.ask_latencies(MODEL, OTHER_DIGEST)
 
 

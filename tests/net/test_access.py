@@ -18,7 +18,7 @@ from neurosurgeon.cli.certs import make_ca, make_certificate
 from neurosurgeon.cli.parser import access_of_cloud, access_of_edge
 from neurosurgeon.net.access import OPEN, Access, is_loopback
 from neurosurgeon.net.connection import Connection
-from neurosurgeon.net.frames import TLS_ALERT, TLS_HANDSHAKE, name_stranger
+from neurosurgeon.net.frames import TLS_ALERT, TLS_HANDSHAKE, describe_first_bytes
 from neurosurgeon.net.messages import Hello, Ping, Request
 from neurosurgeon.net.sockets import bind, connect
 from neurosurgeon.net.tls import cloud_tls, edge_tls
@@ -247,11 +247,11 @@ def test_a_key_is_never_shown() -> None:
         (TLS_HANDSHAKE + b"\3\1", "TLS on a port without it"),
         (TLS_ALERT + b"\3\3", "--tls-ca"),
         (b"\x80\x05}.", "a bare pickle"),
-        (b"\0", "began with"),
+        (b"\0", "first bytes"),
     ],
 )
 def test_other_protocols_are_named(data: bytes, name: str) -> None:
-    assert name in name_stranger(data)
+    assert name in describe_first_bytes(data)
 
 
 # ---------------------------------------------------------------- flags

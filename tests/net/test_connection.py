@@ -351,7 +351,7 @@ def head_of(specs: Any, *lengths: int, values: Any = tuple(REQUEST)) -> bytes:
         (head_of([("uint8", (2**39,), False)], 2**39), "body of"),
         (head_of([("uint8", (2,), False)], 1), "does not fill"),
         (head_of([], 1), "one description each"),
-        (head_of([], values=("task",)), "Request with fields"),
+        (head_of([], values=("task",)), "fields of Request"),
         (pack_frame(Kind.HELLO, b"\x80\x05NR.")[0], "not allowed"),
         (pack_frame(Kind.HELLO, b"\x80\x05N\x85.")[0], "1 parts"),
     ],
@@ -374,7 +374,7 @@ def test_a_handshake_without_our_key_is_refused(wires: Wires, length: int) -> No
 def test_a_peer_that_has_not_said_hello_brings_no_arrays(pair: Pair) -> None:
     pair[1].limits = SMALL_LIMITS
     pair[0].send(REQUEST, [np.ones(1, np.float32)])
-    with pytest.raises(ProtocolError, match="1 buffers; at most 0"):
+    with pytest.raises(ProtocolError, match="1 buffers: expected at most 0"):
         pair[1].receive(WAIT_S)
 
 
@@ -445,7 +445,7 @@ def test_a_peer_that_trickles_does_not_push_its_deadline_away(
 def test_a_peer_that_does_not_read_meets_the_deadline(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "BODY_BASE_S", NOW_S)
     monkeypatch.setattr(connection, "MIN_RATE_BYTES_PER_S", 1e12)
-    with pytest.raises(DeadlineError, match="did not read"):
+    with pytest.raises(DeadlineError, match="send to .* timed out"):
         pair[0].send(REQUEST, [np.zeros(32_000_000, np.uint8)])
 
 

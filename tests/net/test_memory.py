@@ -36,7 +36,7 @@ def test_limits_of_a_connection_and_of_all_together() -> None:
 
 def test_a_body_that_never_fits_is_not_busy() -> None:
     for limit in (MemoryLimit(300_000, 200_000), MemoryLimit(200_000, 300_000)):
-        with pytest.raises(ProtocolError, match="may have here"):
+        with pytest.raises(ProtocolError, match="expected at most 200.0 KB"):
             limit.allocate("one", 200_001)
 
 

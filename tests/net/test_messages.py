@@ -164,6 +164,12 @@ def test_an_error_reply_round_trips(error: type[NeurosurgeonError]) -> None:
     assert received.message == "why"
 
 
+def test_the_message_of_a_hostile_cloud_is_short_and_printable() -> None:
+    received = str(error_of(ErrorReply("weights", "\x1b[2J\nINFO all is well\u202e" + "A" * 60_000)))
+    assert received.isprintable()
+    assert len(received) < 2000
+
+
 @pytest.mark.parametrize("code", ["stopping", "internal", "a code of a later version", ""])
 def test_a_code_without_a_type_here_is_remote(code: str) -> None:
     assert type(error_of(ErrorReply(code, "why"))) is RemoteError

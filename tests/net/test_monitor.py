@@ -45,7 +45,7 @@ from neurosurgeon.utils.errors import (
     UsageError,
 )
 from neurosurgeon.utils.link import LinkEstimate, LinkSource
-from neurosurgeon.utils.load import CloudLoad
+from neurosurgeon.utils.load import Load
 from tests.net.conftest import JOIN_S, LOOPBACK
 from tests.net.test_connection import Pair, reset
 
@@ -127,10 +127,10 @@ def test_samples_of_many_pieces_fit_a_header(pair: Pair) -> None:
 # ---------------------------------------------------------------- the load of the cloud
 
 
-@pytest.mark.parametrize("load", [CloudLoad(), CloudLoad(12.5, 3.25), CloudLoad(0.0, 1e6)])
-def test_a_line_is_a_load(load: CloudLoad) -> None:
-    assert CloudLoad.of_line(load.line()) == load
-    assert CloudLoad.of_line(load.line() + "\n") == load
+@pytest.mark.parametrize("load", [Load(), Load(12.5, 3.25), Load(0.0, 1e6)])
+def test_a_line_is_a_load(load: Load) -> None:
+    assert Load.of_line(load.line()) == load
+    assert Load.of_line(load.line() + "\n") == load
 
 
 NONSENSE = ["", "\n", "load", "load 1", "load 1 2 3", "load 1 x", "load nan 1", "load inf 1", "load 1 -1", "lead 1 2"]
@@ -141,7 +141,7 @@ def test_any_other_line_is_ignored(listener: socket.socket, line: str) -> None:
     server = MonitorServer(listener)
     server.record_load("load 1 2")
     server.record_load(line)
-    assert server.load == CloudLoad(1.0, 2.0)
+    assert server.load == Load(1.0, 2.0)
 
 
 def test_pongs_carry_the_newest_load(listener: socket.socket) -> None:
@@ -149,7 +149,7 @@ def test_pongs_carry_the_newest_load(listener: socket.socket) -> None:
     serving = threading.Thread(target=server.serve, daemon=True)
     serving.start()
     with say_hello(listener.getsockname()) as connection:
-        for sequence, load in enumerate([CloudLoad(12.5, 3.25), CloudLoad(0.5, 3.0)]):
+        for sequence, load in enumerate([Load(12.5, 3.25), Load(0.5, 3.0)]):
             server.record_load(load.line())
             connection.send(Ping(sequence))
             assert connection.receive(JOIN_S).message == Pong(sequence, *load)
@@ -160,7 +160,7 @@ def test_pongs_carry_the_newest_load(listener: socket.socket) -> None:
 def test_the_service_receives_the_load_from_its_parent() -> None:
     with ServiceProcess(["-m", "neurosurgeon", "monitor-server", "--monitor-port", "0"]) as service:
         service.send_line("nonsense")
-        service.send_line(CloudLoad(12.5, 3.25).line())
+        service.send_line(Load(12.5, 3.25).line())
         with say_hello((LOOPBACK, service.ports[0])) as connection:
             pong = None
             for sequence in range(10_000):  # until the line has passed through the pipe

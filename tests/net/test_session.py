@@ -15,16 +15,17 @@ import pytest
 from neurosurgeon.net import session
 from neurosurgeon.net.connection import SO_MAX_PACING_RATE, UNPACED, Connection
 from neurosurgeon.net.frames import HEAD_UNIT
-from neurosurgeon.net.messages import Hello, Message, Pong, Ready, Reply
+from neurosurgeon.net.messages import ErrorReply, Hello, Message, Pong, Ready, Reply
 from neurosurgeon.net.session import EdgeSession, stage_times
-from neurosurgeon.utils.errors import DeadlineError, ProtocolError
+from neurosurgeon.net.tcp_info import SendState
+from neurosurgeon.utils.errors import DeadlineError, GraphError, ProtocolError
 from neurosurgeon.utils.link import LinkEstimate, LinkSource
 from tests.equality import assert_equal
 from tests.net.clouds import LATENCIES, MODEL, OTHER_DIGEST, POINT, Cloud, assert_answers, boundary_tensors, request_at
 from tests.net.conftest import JOIN_S
 from tests.networks import Network, random_input, run_whole
 
-# ---------------------------------------------------------------- the answer
+# ---------------------------------------------------------------- results
 
 
 def test_every_partition_point_equals_the_unsplit_network(cloud: Cloud, network: Network) -> None:
@@ -155,13 +156,13 @@ def answer_once(listener: socket.socket, *messages: Message) -> threading.Thread
 
 def test_a_cloud_that_says_no_hello_is_refused(listener: socket.socket) -> None:
     answer_once(listener, Ready(MODEL, OTHER_DIGEST))
-    with pytest.raises(ProtocolError, match="sent Ready, expected Hello"):
+    with pytest.raises(ProtocolError, match="expected Hello, got Ready"):
         EdgeSession.open(*listener.getsockname())
 
 
 def test_a_reply_to_another_task_is_refused(listener: socket.socket, network: Network) -> None:
     answer_once(listener, Hello.of(), Reply(1.0, 1.0, 0.0, 0.0))
-    with EdgeSession.open(*listener.getsockname()) as edge, pytest.raises(ProtocolError, match="another task"):
+    with EdgeSession.open(*listener.getsockname()) as edge, pytest.raises(ProtocolError, match="expected 1, got 0"):
         edge.infer(request_at(network), [])
 
 
@@ -220,7 +221,7 @@ def test_a_silent_cloud_is_found_long_before_a_reply_is_due(
 ) -> None:
     with quiet_cloud(listener), EdgeSession.open(*listener.getsockname()) as edge:
         monkeypatch.setattr(session, "SILENCE_S", 0.02)
-        with pytest.raises(DeadlineError, match="sent nothing"):
+        with pytest.raises(DeadlineError, match="timed out"):
             edge.infer(request_at(network), [])
 
 
@@ -239,10 +240,41 @@ def test_heartbeats_without_a_reply_end_at_the_timeout(
 
     thread = threading.Thread(target=play, daemon=True)
     thread.start()
-    with EdgeSession.open(*listener.getsockname()) as edge, pytest.raises(DeadlineError, match="lives, but"):
+    with EdgeSession.open(*listener.getsockname()) as edge, pytest.raises(DeadlineError, match="no reply from"):
         edge.infer(request_at(network), [])
     leave.set()
     thread.join()
+
+
+def test_an_edge_finds_whether_its_cloud_responds(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    with quiet_cloud(listener, Pong(0)), EdgeSession.open(*listener.getsockname()) as edge:
+        assert edge.responds()
+        monkeypatch.setattr(session, "SILENCE_S", 0.02)
+        assert not edge.responds()
+
+
+def test_another_message_is_no_reply_to_a_task(listener: socket.socket, network: Network) -> None:
+    with quiet_cloud(listener, Ready(MODEL, OTHER_DIGEST)), EdgeSession.open(*listener.getsockname()) as edge:
+        sent = edge.send_task(1, request_at(network), [])
+        with pytest.raises(ProtocolError, match="expected Reply, got Ready"):
+            edge.result_of(edge.receive_reply(JOIN_S), sent)
+
+
+def test_a_task_that_the_cloud_refuses_has_the_error(listener: socket.socket, network: Network) -> None:
+    with quiet_cloud(listener, ErrorReply("graph", "why")), EdgeSession.open(*listener.getsockname()) as edge:
+        sent = edge.send_task(1, request_at(network), [])
+        with pytest.raises(GraphError, match="why"):
+            edge.result_of(edge.receive_reply(JOIN_S), sent)
+
+
+@pytest.mark.parametrize("kernel_rtt_s", [None, 0.0, 1e6])
+def test_the_least_rtt_is_that_of_the_kernel_or_hello(
+    kernel_rtt_s: float | None, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = None if kernel_rtt_s is None else SendState(0.0, 0.0, 0.0, 0.0, kernel_rtt_s)
+    with cloud.edge() as edge:
+        monkeypatch.setattr(edge, "send_state", lambda: state)
+        assert edge.least_rtt_ms() == (0.0 if kernel_rtt_s == 0.0 else edge.rtt_ms)
 
 
 # ---------------------------------------------------------------- the cloud's latencies
@@ -250,5 +282,5 @@ def test_heartbeats_without_a_reply_end_at_the_timeout(
 
 def test_latencies_that_are_no_numbers_are_refused(listener: socket.socket) -> None:
     answer_once(listener, Hello.of(), LATENCIES._replace(low_ms=["a", "b"]))  # type: ignore[list-item]
-    with EdgeSession.open(*listener.getsockname()) as edge, pytest.raises(ProtocolError, match="no numbers"):
+    with EdgeSession.open(*listener.getsockname()) as edge, pytest.raises(ProtocolError, match="invalid latencies"):
         edge.ask_latencies(MODEL, OTHER_DIGEST)

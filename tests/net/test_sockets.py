@@ -45,7 +45,7 @@ def test_an_address_that_never_responds_is_named(monkeypatch: pytest.MonkeyPatch
         raise TimeoutError
 
     monkeypatch.setattr(socket.socket, "connect", never)
-    with pytest.raises(ConnectError, match="no answer"):
+    with pytest.raises(ConnectError, match="no reply"):
         connect(*listener.getsockname())
 
 

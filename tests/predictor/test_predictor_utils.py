@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from neurosurgeon.graph.spec import LayerKind
 from neurosurgeon.models.build import trace
 from neurosurgeon.models.names import ZOO
+from neurosurgeon.predictor import predictor_utils
 from neurosurgeon.predictor.features import FEATURE_NAMES, feature_matrix
 from neurosurgeon.predictor.kernel_flops import node_work
 from neurosurgeon.predictor.kind_models import MIN_LATENCY_MS
@@ -55,6 +56,15 @@ def test_every_layer_lies_inside_its_interval() -> None:
 def test_a_prediction_is_kept_with_its_graph() -> None:
     predictor = linear_predictor({kind: ONES for kind in LayerKind})
     assert predictor.predict(model_graph("le_net")) is predictor.predict(model_graph("le_net"))
+
+
+def test_the_kept_predictions_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor_utils, "MAX_PREDICTIONS", 2)
+    predictor = linear_predictor({kind: ONES for kind in LayerKind})
+    for size in (33, 34, 35, 36, 37):
+        graph = model_graph(f"mobile_net@{size}")
+        assert predictor.predict(graph) is predictor.predict(graph)
+        assert len(predictor._predictions) <= 2
 
 
 def test_a_layer_without_predictor_is_named() -> None:

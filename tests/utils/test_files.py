@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,16 @@ def test_a_failed_write_leaves_only_the_old_file(tmp_path: Path, monkeypatch: py
         replace_file(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(path.parent) == ["file.json"]
+
+
+def test_a_planted_link_is_not_written_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("old")
+    monkeypatch.setattr(secrets, "token_hex", lambda size: "guessed")
+    (tmp_path / ".file.json.guessed").symlink_to(victim)
+    with pytest.raises(FileExistsError):
+        replace_file(tmp_path / "file.json", "new")
+    assert victim.read_text() == "old"
 
 
 def test_lines_are_appended(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
@@ -57,3 +59,21 @@ def test_the_wait_decays_only_while_nothing_runs() -> None:
     assert meter.load(5000.0 + TIME_CONSTANT_MS).queue_ms == pytest.approx(10.0 / math.e)
     assert meter.load(5000.0 + 100 * TIME_CONSTANT_MS).queue_ms == pytest.approx(0.0, abs=1e-6)
     assert meter.load(5000.0 + 100 * TIME_CONSTANT_MS).service_ms == pytest.approx(7.0)
+
+
+def test_a_load_is_not_read_while_a_task_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    meter = LoadMeter()
+    read: list[Future[Load]] = []
+
+    def exp_while_another_thread_reads(value: float) -> float:
+        monkeypatch.undo()
+        read.append(pool.submit(meter.load, 0.0))
+        with pytest.raises(TimeoutError):
+            read[0].result(0.05)
+        return math.exp(value)
+
+    with ThreadPoolExecutor(1) as pool:
+        meter.started()
+        monkeypatch.setattr("neurosurgeon.utils.load.math", SimpleNamespace(exp=exp_while_another_thread_reads))
+        meter.ended(10.0, 5.0, 0.0)
+        assert read[0].result() == load_of(10.0)

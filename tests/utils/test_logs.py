@@ -27,6 +27,20 @@ def test_line_breaks_of_a_peer_are_escaped(formatter: logging.Formatter) -> None
 
 
 @pytest.mark.parametrize("formatter", FORMATTERS)
+def test_control_characters_of_a_peer_are_not_written(formatter: logging.Formatter) -> None:
+    line = formatter.format(record("\x1b]0;owned\x07\x1b[2J\x9b1m\u202e网络"))
+    assert line.isprintable()
+    assert isinstance(formatter, JsonLine) or "网络" in line
+
+
+@pytest.mark.parametrize("formatter", FORMATTERS)
+def test_a_long_message_of_a_peer_is_shortened(formatter: logging.Formatter) -> None:
+    assert "A" * 1400 in formatter.format(record("A" * 1400))
+    line = formatter.format(record("A" * 60_000))
+    assert len(line) < 2000 and "more characters)" in line
+
+
+@pytest.mark.parametrize("formatter", FORMATTERS)
 def test_is_warning_recognises_warnings_and_errors(formatter: logging.Formatter) -> None:
     assert is_warning(formatter.format(record("careful")))
     assert is_warning(formatter.format(record("broken", logging.ERROR)))

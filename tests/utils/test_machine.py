@@ -13,7 +13,7 @@ from neurosurgeon.utils.machine import SPIN_COUNT, CpuUse, free_cores
 
 PACKAGES = (
     "neurosurgeon",
-    "neurosurgeon.models.zoo",
+    "neurosurgeon.models.build",
     "neurosurgeon.predictor.collect",
     "neurosurgeon.net.session",
     "edge_api",
