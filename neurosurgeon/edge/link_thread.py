@@ -127,7 +127,7 @@ class TaskStream:
             model = self._models.setdefault(request.model, LinkModel(request))
             model.request, error = request, model.error
             if self._session is None and self._reconnect_timeout_s is None:
-                error = ConnectError("the cloud is unreachable: reconnecting")
+                error = ConnectError("the cloud disconnected, and is not reconnected yet")
             self._lock.notify_all()
         if error:
             self._fail([pending], error)
