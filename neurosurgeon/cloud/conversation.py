@@ -8,17 +8,20 @@ Threads. Each conversation has two:
 The workers of the `Executor` compute. They never send: a future's done callback puts the reply into the outbox.
 
     reader -- submit --> workers -- done callback --> outbox -- writer --> edge
-       +---- refusals, replies that need no worker ---^
+       +---- refusals, and replies that the reader makes itself
 
 The outbox is a queue of two kinds of item: an `UnsentReply`, and None, which stops the writer.
 
 Backpressure. A message takes a slot before it is read, and its reply releases the slot. An edge that does not read its
 replies fills its socket, then `MAX_UNANSWERED` slots; then its messages are not read any more.
 
-Ownership. The reader alone receives, and the writer alone sends. The memory of a request belongs to its task until the
-result is computed, which shares no memory with it. A future is shared by all connections that sent the same task
-(`ReplyCache`). If the connection that submitted it ends before it is computed, the future is cancelled, and the others
-submit the task again.
+The reader blocks for seconds while it loads or traces a network, or while a worker measures latencies for it.
+
+Ownership. The reader alone receives; after the hello, the writer alone sends. The arrays of a request belong to its
+task; their memory is freed when the worker's batch has ended. The result shares no memory with them. A future is shared
+by all connections that sent the same task (`ReplyCache`). If the connection that submitted it ends before it is
+computed, the future is cancelled, and the readers' threads of the others are not asked: the thread that cancels
+submits the task again for them.
 """
 
 from __future__ import annotations
@@ -124,9 +127,7 @@ class Conversation:
         self._lines = TaskLines(service.observe, connection.sock)
         self._metrics = service.executor.metrics
         self._outbox: SimpleQueue[UnsentReply | None] = SimpleQueue()
-        self._slots: SimpleQueue[None] = (
-            SimpleQueue()
-        )  # an item for each message that may be read; SimpleQueue.get waits in C
+        self._slots: SimpleQueue[None] = SimpleQueue()  # an item for each message that may be read
         self._release_all_slots()
         self._is_over = False  # set by the writer: no reply can be sent any more
         self._writer = threading.Thread(target=self._write, name=f"write {connection.peer}", daemon=True)
@@ -155,7 +156,7 @@ class Conversation:
                 self._deliver_all()
             raise
         except ProtocolError:
-            self._service.replies.forget(self._recent)  # the bytes of these tasks may be damaged, too
+            self._service.replies.forget(tuple(self._recent))  # these requests may be damaged, too: cache no reply
             raise
         except NeurosurgeonError:
             raise
@@ -194,6 +195,7 @@ class Conversation:
                     self._submit(request, received, arrived_ms)
                 case Prepare() as prepare:
                     ready = Ready(prepare.model, self._service.store.prepare(prepare))
+                    self._guard(received, partial(self._lines.prepared, prepare))  # before its first task arrives
                     self._put_reply(received, ready, arrived_ms)
                 case AskLatencies(model, digest) if latencies := self._service.latencies:
                     graph = self._service.store.graph(model, digest)
@@ -219,7 +221,10 @@ class Conversation:
         future.add_done_callback(partial(self._put_result, received, arrived_ms))
 
     def _put_result(self, received: Received, arrived_ms: float, future: Future[CloudResult]) -> None:
-        """Put a task's reply into the outbox. Called on the worker that computed it, or a thread that drops tasks."""
+        """Put a task's reply into the outbox.
+
+        Called on the worker that computed it; on this reader, if its reply was cached; on the thread that cancels it.
+        """
         if not future.cancelled():
             error = future.exception()
             content = error if isinstance(error, Exception) else future.result()
@@ -309,8 +314,6 @@ class Conversation:
                 self._record_task(received, request, reply)
             case Request() as request, _:
                 self._lines.ended(received.task, request, is_answered=False)
-            case Prepare() as prepare, Ready():
-                self._lines.prepared(prepare)
 
     def _record_task(self, received: Received, request: Request, reply: Reply) -> None:
         self._metrics.answered(

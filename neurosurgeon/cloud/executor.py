@@ -48,7 +48,7 @@ Result = TypeVar("Result")
 class ExecutorLimits:
     """How much the workers do at once."""
 
-    threads: int = 1  # CPU threads, of all workers
+    threads: int = 1  # CPU threads of all workers together
     workers: int = 1
     max_batch: int | None = None  # tasks that run as one; None: the default of the device
     batch_wait_ms: float = 0.0  # how long a task waits for others to run with; 0: only for those that already wait
@@ -92,7 +92,10 @@ class _Job(NamedTuple):
 
 
 class Executor:
-    """Runs cloud partitions on few workers, by default one: alone on the machine, it has the predicted latency."""
+    """Runs cloud partitions on a few workers.
+
+    There is one by default: one partition at a time uses all cores, so that no other disturbs its measured time.
+    """
 
     def __init__(
         self, engine: Engine, limits: ExecutorLimits = ExecutorLimits(), metrics: Metrics | None = None
@@ -151,21 +154,22 @@ class Executor:
         barrier = threading.Barrier(len(self._workers))
 
         def run() -> list[Result]:
-            is_first = barrier.wait() == 0
+            is_first = barrier.wait() == 0  # all workers are here
             try:
                 return [job()] if is_first else []
             finally:
-                barrier.wait()
+                barrier.wait()  # the job is done
 
         futures: list[Future[list[Result]]] = [Future() for _ in self._workers]
         with self._alone:  # two of them would wait for each other
             try:
-                for future in futures:
+                for future in futures:  # each is a client of its own, so that its job waits for no other task
                     self._put(future, _Job(run, future), is_limited=False)
             except Exception:
                 barrier.abort()  # releases the workers that already wait
                 raise
-            return [result for future in futures for result in future.result()][0]
+            (result,) = [result for future in futures for result in future.result()]
+            return result
 
     def drop(self, client: Hashable) -> int:
         """Cancel the waiting tasks of a client that has left; return their number. A running task is finished."""
@@ -208,7 +212,7 @@ class Executor:
                 try:
                     self._run(item)
                 except Exception as exc:
-                    internal_error(log, exc, f"{threading.current_thread().name}: a callback of a result failed")
+                    internal_error(log, exc, f"{threading.current_thread().name}: a task could not be finished")
             elif is_over:
                 return
             else:

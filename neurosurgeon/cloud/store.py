@@ -29,7 +29,7 @@ class _Loaded(NamedTuple):
 
 
 class NetworkStore:
-    """Networks ready to run. Called on the readers' threads; may block while a network is loaded.
+    """Networks ready to run. Called on the readers' threads; may block while a network is loaded or traced.
 
     Args: weights: their source, by canonical name. served: the canonical names that edges may use; None: all.
     """
@@ -77,7 +77,7 @@ class NetworkStore:
 
         Raises: UnknownModelError, GraphError, PartitionError, WeightsError.
         """
-        unpack_nodes(self.graph(request.model, request.graph_digest), request.edge_nodes)
+        unpack_nodes(self.graph(request.model, request.graph_digest), request.edge_nodes)  # checked before loading
         digest = self.network(request.model).ref.weights_digest
         self._partition(Request(request.model, request.edge_nodes, request.graph_digest, digest))
         return digest
@@ -101,8 +101,10 @@ class NetworkStore:
                 self._loaded.move_to_end(request.model)
                 loaded.partitions.move_to_end(request)
                 return known
+        if (name := self._canonical(request.model)) != request.model:
+            return self._partition(request._replace(model=name))
         edge_nodes = unpack_nodes(self.graph(request.model, request.graph_digest), request.edge_nodes)
-        loaded = self._load(self._canonical(request.model))
+        loaded = self._load(name)
         digest = loaded.network.ref.weights_digest
         if request.weights_digest != digest:
             raise WeightsError(f"weights of {request.model} differ: cloud {digest}, edge {request.weights_digest}")
@@ -128,7 +130,7 @@ class NetworkStore:
     def _load(self, name: str) -> _Loaded:
         if loaded := self._in_memory(name):
             return loaded
-        self.graph_of(name)  # traced while no worker computes
+        self.graph_of(name)  # traced here, while no worker computes: `Engine.open` would trace beside them
         with self._loading:
             return self._in_memory(name) or self._open(name)
 

@@ -62,7 +62,7 @@ def network_input(given: object, spec: TensorSpec) -> Array:
     """
     if isinstance(given, str | Path):
         return load_image(Path(given), spec.shape[-1])
-    array = np.asarray(given)
+    array = np.ascontiguousarray(given)  # flipped or strided views, too
     if takes_images(spec) and array.dtype == np.uint8 and array.shape == (*spec.shape[2:], COLOURS):
         return image_input(array)
     types = [spec.dtype, "uint8"] if takes_images(spec) else [spec.dtype]

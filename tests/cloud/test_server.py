@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import socket
-import struct
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +24,7 @@ from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.graph.spec import Array
 from neurosurgeon.net import limits, wire
 from neurosurgeon.net.connection import Connection, Received
-from neurosurgeon.net.frames import HEAD_UNIT, WIRE_VERSION
+from neurosurgeon.net.frames import HEAD_UNIT, Kind, pack_head
 from neurosurgeon.net.limits import ConnectionLimiter, ConnectionLimits
 from neurosurgeon.net.memory import MemoryLimit
 from neurosurgeon.net.messages import ErrorCode, ErrorReply, Hello, Latencies, Pong, Prepare, Ready, Reply
@@ -212,8 +211,7 @@ FIRST_BYTES = {
     "no hello": frame_of(Prepare(MODEL, b"\1\0", OTHER_DIGEST), []),
     "tensors before hello": frame_of(Hello.of(), [np.ones(3)]),
     "hello, then http": HELLO + b"GET / HTTP/1.1\r\n".ljust(HEAD_UNIT),
-    "hello, then an endless body": HELLO
-    + struct.pack("!4sBBHIIQ", b"NSGN", WIRE_VERSION, 4, 1, 0, 0, 2**60).ljust(HEAD_UNIT),
+    "hello, then an endless body": HELLO + pack_head(Kind.REQUEST, b"", [2**60]),
 }
 
 
