@@ -125,7 +125,6 @@ class Conversation:
         self._recent: deque[bytes] = deque(maxlen=MAX_UNANSWERED)  # ids of tasks
         self._counted = (0, 0)  # bytes received and sent, as added to the metrics
         self._lines = TaskLines(service.observe, connection.sock)
-        self._metrics = service.executor.metrics
         self._outbox: SimpleQueue[UnsentReply | None] = SimpleQueue()
         self._slots: SimpleQueue[None] = SimpleQueue()  # an item for each message that may be read
         self._release_all_slots()
@@ -306,7 +305,7 @@ class Conversation:
     def _record(self, received: Received, sent: Message) -> None:
         """Count a reply that was sent, and report it to the observer."""
         counted = (self.connection.received_bytes, self.connection.sent_bytes)
-        self._metrics.transferred(counted[0] - self._counted[0], counted[1] - self._counted[1])
+        self._service.executor.metrics.transferred(counted[0] - self._counted[0], counted[1] - self._counted[1])
         self._counted = counted
         match received.message, sent:
             case Request() as request, Reply() as reply:
@@ -316,7 +315,7 @@ class Conversation:
                 self._lines.ended(received.task, request, is_answered=False)
 
     def _record_task(self, received: Received, request: Request, reply: Reply) -> None:
-        self._metrics.answered(
+        self._service.executor.metrics.answered(
             request.model,
             receive_ms=reply.receive_ms,
             queue_ms=reply.queue_ms,
@@ -343,7 +342,7 @@ class Conversation:
 
     def _refusal(self, exc: Exception, received: Received) -> ErrorReply:
         """Return the reply for an error, and log it; that for an internal error has no details of it."""
-        self._metrics.failed(type(exc).__name__)
+        self._service.executor.metrics.failed(type(exc).__name__)
         peer, task = self.connection.peer, self._name_of(received.task)
         if isinstance(exc, NeurosurgeonError):
             level = logging.DEBUG if isinstance(exc, BusyError) else logging.WARNING  # busy: the edge retries

@@ -103,12 +103,10 @@ class Executor:
         self.engine = engine
         self.metrics = metrics or Metrics()
         self.threads = max(1, engine.use_threads(limits.threads) // limits.workers)  # CPU threads of one worker
-        self._max_batch = limits.max_batch or MAX_BATCH[engine.device]
-        self._batch_wait_ms = limits.batch_wait_ms
+        self._limits = limits
         self._meter = LoadMeter()
-        self._lock = threading.Lock()  # guards the two below
+        self._lock = threading.Lock()  # guards the queue
         self._queue: FairQueue[_Task | _Job] = FairQueue(limits.max_queue, min(CLIENT_SHARE, limits.max_queue))
-        self._closed = False
         self._alone = threading.Lock()  # held by the one caller of `run_alone`
         self._wake: SimpleQueue[None] = SimpleQueue()  # an item for each that was queued; SimpleQueue.get waits in C
         self._workers = [
@@ -117,6 +115,10 @@ class Executor:
         ]
         for worker in self._workers:
             worker.start()
+
+    @property
+    def _max_batch(self) -> int:
+        return self._limits.max_batch or MAX_BATCH[self.engine.device]
 
     @property
     def load(self) -> Load:
@@ -182,7 +184,7 @@ class Executor:
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         """Finish the tasks that are queued, within ``timeout_s``, and end the workers."""
         with self._lock:
-            self._closed = True
+            self._queue.is_closed = True
         deadline_ms = now_ms() + timeout_s * MS_PER_S
         for _ in self._workers:
             self._wake.put(None)
@@ -191,7 +193,7 @@ class Executor:
 
     def _put(self, client: Hashable, item: _Task | _Job, *, is_limited: bool = True) -> None:
         with self._lock:
-            if self._closed:
+            if self._queue.is_closed:
                 raise NeurosurgeonError("task refused: the cloud is stopping; retry when it has restarted")
             try:
                 self._queue.put(client, item, is_limited=is_limited)
@@ -207,7 +209,7 @@ class Executor:
         while True:
             with self._lock:
                 item = self._queue.take()
-                is_over = self._closed
+                is_over = self._queue.is_closed
             if item is not None:
                 try:
                     self._run(item)
@@ -265,11 +267,11 @@ class Executor:
 
         room = self._max_batch - 1
         found: list[_Task | _Job] = []
-        deadline_ms = now_ms() + self._batch_wait_ms
+        deadline_ms = now_ms() + self._limits.batch_wait_ms
         while True:
             with self._lock:
                 found += self._queue.take_alike(is_alike, room - len(found))
-                is_over = len(found) == room or len(self._queue) > 0 or self._closed
+                is_over = len(found) == room or len(self._queue) > 0 or self._queue.is_closed
             wait_s = (deadline_ms - now_ms()) / MS_PER_S
             if is_over or wait_s <= 0:
                 break

@@ -25,6 +25,7 @@ class FairQueue(Generic[Item]):
         self._max_per_client = max_per_client
         self._lines: OrderedDict[Hashable, deque[Item]] = OrderedDict()  # the first client's turn is next
         self._count = 0
+        self.is_closed = False  # set by the owner, which then puts no more items
 
     def __len__(self) -> int:
         return self._count
