@@ -73,11 +73,6 @@ class PartitionResult(NamedTuple):
     arrays: tuple[Array, ...]
     compute_ms: float
 
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of the arrays."""
-        return sum([array.nbytes for array in self.arrays])
-
 
 class Partition(Protocol):
     """The part of a network on one side of a cut, ready to run; it holds only the parameters that it needs."""
