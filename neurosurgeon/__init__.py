@@ -304,15 +304,18 @@ class Edge:
                 input's shape (default: a fixed image of noise).
                 rate_mb_per_s, rtt_ms: rate of the uplink, 10^6 bytes/s, and round trip (default: measured).
                 observe: called with each event of the task as it happens (`neurosurgeon.edge.records`).
-                settings: other fields of `neurosurgeon.edge.settings.TaskSettings`, such as point, repeat or verify.
+                settings: other fields of `neurosurgeon.edge.settings.TaskSettings`, such as point, repeat or verify;
+                weights may be the path of a file.
         Raises: InputError: the input has another shape or type. PartitionError: there is no such point.
                 UsageError: a setting has a wrong value. NetworkError: the cloud cannot be reached, or was lost.
                 UnknownModelError, PlanningError, WeightsError.
         """
         from neurosurgeon.edge.run import LinkChoice, run_one_task
         from neurosurgeon.edge.settings import TaskSettings
-        from neurosurgeon.engine.base import SEEDED
+        from neurosurgeon.engine.base import SEEDED, WeightsSource
 
+        if isinstance(file := settings.get("weights"), str | Path):
+            settings["weights"] = WeightsSource(Path(file))
         check_numbers(rate_mb_per_s=rate_mb_per_s, rtt_ms=rtt_ms)
         name = self._name(model)
         array = None if image is None else self._array(name, image)

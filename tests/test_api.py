@@ -324,3 +324,9 @@ def test_a_queue_without_a_cloud_is_a_connect_error() -> None:
 def test_cloud_refuses_a_model_or_a_flag(models: Any, flags: list[str], expected: str) -> None:
     with pytest.raises(UsageError, match=expected), ns.Cloud(models, flags=flags):
         pytest.fail("it started")
+
+
+def test_a_missing_weights_file_is_named(cloud_process: ServiceProcess) -> None:
+    edge = ns.Edge(port=cloud_process.ports[0], monitor_port=cloud_process.ports[1])
+    with pytest.raises(WeightsError, match=r"none\.pth does not exist"):
+        edge.run("le_net", weights="none.pth", rate_mb_per_s=1.0)
