@@ -20,8 +20,7 @@ The reader blocks for seconds while it loads or traces a network, or while a wor
 Ownership. The reader alone receives; after the hello, the writer alone sends. The arrays of a request belong to its
 task; their memory is freed when the worker's batch has ended. The result shares no memory with them. A future is shared
 by all connections that sent the same task (`ReplyCache`). If the connection that submitted it ends before it is
-computed, the future is cancelled, and the readers' threads of the others are not asked: the thread that cancels
-submits the task again for them.
+computed, the thread that ends it cancels the future, and submits the task again for the others.
 """
 
 from __future__ import annotations

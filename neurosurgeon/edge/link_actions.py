@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from neurosurgeon.graph.spec import Array
 from neurosurgeon.net.messages import Request
 from neurosurgeon.net.session import RemoteResult, SentTask
 from neurosurgeon.utils.errors import NeurosurgeonError
@@ -40,7 +41,7 @@ class PendingTask:
 
     id: int
     request: Request
-    tensors: Sequence[Any]  # of the engine, sent from their own memory
+    tensors: Sequence[Array]  # sent from their own memory
     on_reply: OnReply
     size_bytes: int  # of the tensors; the header adds some hundred bytes
     due_ms: float = 0.0  # the earliest time to send it (`now_ms`)

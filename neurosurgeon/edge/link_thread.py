@@ -26,7 +26,6 @@ import random
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from neurosurgeon.edge.link_actions import (
     LinkProgress,
@@ -39,6 +38,7 @@ from neurosurgeon.edge.link_actions import (
     Wait,
     next_action,
 )
+from neurosurgeon.graph.spec import Array
 from neurosurgeon.net.breaker import Breaker
 from neurosurgeon.net.connection import Received
 from neurosurgeon.net.messages import Pong, Request
@@ -107,7 +107,7 @@ class TaskStream:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def submit(self, task: int, request: Request, tensors: Sequence[Any], on_reply: OnReply, losses: int = 0) -> None:
+    def submit(self, task: int, request: Request, tensors: Sequence[Array], on_reply: OnReply, losses: int = 0) -> None:
         """Queue a task to be sent. Does not block.
 
         Args:   task: its number, which differs from the numbers of all tasks without a reply.
