@@ -14,6 +14,7 @@ unknown keyword is a TypeError. Importing this package imports neither torch nor
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -24,7 +25,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from neurosurgeon.utils.arguments import check_numbers, one_of, settings_of
-from neurosurgeon.utils.errors import InputError, NetworkError, UsageError
+from neurosurgeon.utils.errors import NetworkError, UsageError
 from neurosurgeon.utils.machine import set_waiting_policy
 from neurosurgeon.utils.version import __version__ as __version__
 
@@ -51,10 +52,11 @@ set_waiting_policy()  # before any module of this project imports torch
 IMAGE_SHAPE = (1, 3, 224, 224)
 
 
-def layer_graph(model: Model, *, input_shape: Sequence[int] | None = None) -> LayerGraph:
+def layer_graph(model: Model, *, inputs: Any = None, input_shape: Sequence[int] | None = None) -> LayerGraph:
     """Return a model as a graph of plain numbers: layers, shapes, bytes and FLOPs.
 
     Args:   model: a name, a module (the graph has the name of its class), or a graph, which is returned unchanged.
+            inputs: an example of a module's inputs: a tuple by position, a dict by name, or one tensor.
             input_shape: the shape of a module's input (default: one image, 1 x 3 x 224 x 224). A name or a graph has
             its own; another image size is part of the name, as in "le_net@64".
     Raises: UnknownModelError. InputSizeError: the module cannot take this shape. TraceError: its control flow depends
@@ -68,13 +70,17 @@ def layer_graph(model: Model, *, input_shape: Sequence[int] | None = None) -> La
         from neurosurgeon.engine.torch_engine import TorchEngine
 
         return TorchEngine().graph(model)
+    import torch
     from torch import nn
 
     from neurosurgeon.models.build import trace
+    from neurosurgeon.models.program import Example
 
     if not isinstance(model, nn.Module):
         raise UsageError(f"model: expected a name, a torch.nn.Module or a LayerGraph, got {type(model).__name__}")
-    return trace(model, type(model).__name__, tuple(input_shape or IMAGE_SHAPE))
+    if inputs is None:
+        inputs = torch.randn(tuple(input_shape or IMAGE_SHAPE))
+    return trace(copy.deepcopy(model).eval(), type(model).__name__, Example.of(inputs))
 
 
 def plan(
@@ -318,9 +324,9 @@ class Edge:
             settings["weights"] = WeightsSource(Path(file))
         check_numbers(rate_mb_per_s=rate_mb_per_s, rtt_ms=rtt_ms)
         name = self._name(model)
-        array = None if image is None else self._array(name, image)
+        arrays = None if image is None else self._arrays(name, image)
         defaults: dict[str, Any] = {"weights": SEEDED, "device": self._device, "threads": self._threads}
-        chosen = settings_of(TaskSettings, {"model": name, "array": array, **defaults, **settings})
+        chosen = settings_of(TaskSettings, {"model": name, "arrays": arrays, **defaults, **settings})
         return run_one_task(chosen, lambda: self._engine, self._cloud, LinkChoice(rate_mb_per_s, rtt_ms), observe)
 
     def run_queue(
@@ -371,7 +377,7 @@ class Edge:
         name = self._name(model)
         if isinstance(image, str | Path):
             return QueuedTask(number, name, Path(image))
-        return QueuedTask(number, name, array=None if image is None else self._array(name, image))
+        return QueuedTask(number, name, arrays=None if image is None else self._arrays(name, image))
 
     def _name(self, model: str) -> str:
         if not isinstance(model, str):
@@ -379,13 +385,8 @@ class Edge:
             raise UsageError(f'model: expected a name, got {kind}; to run your own, Edge(models={{"mine": module}})')
         return self._engine.canonical_name(model)
 
-    def _array(self, name: str, given: object) -> Array:
-        from neurosurgeon.edge.inputs import network_input
+    def _arrays(self, name: str, given: object) -> tuple[Array, ...]:
+        from neurosurgeon.edge.inputs import inputs_of
 
-        detach = getattr(given, "detach", None)  # of a tensor, which may have a gradient, or be on a GPU
-        spec = self._engine.graph(name).input
-        try:
-            return network_input(detach().cpu() if detach else given, spec)
-        except (TypeError, ValueError) as exc:  # numpy makes no array of it
-            kind = type(given).__name__
-            raise InputError(f"input array: expected {spec.dtype} {spec.shape}, got {kind}: {exc}") from exc
+        inputs = inputs_of(self._engine, name)
+        return inputs.read(Path(given)) if isinstance(given, str | Path) else inputs.bind(given)

@@ -179,16 +179,15 @@ class Doctor:
         from neurosurgeon.edge.stages import cloud_latencies, edge_latencies
         from neurosurgeon.edge.task import request_of
         from neurosurgeon.engine.base import Side
-        from neurosurgeon.graph.spec import synthetic_input
 
         name, graph = network.ref.name, network.ref.graph
-        task, array = TaskSettings(name, WeightsSource()), synthetic_input(graph.input)
+        task, arrays = TaskSettings(name, WeightsSource()), engine.example(name)
         predicted = edge_latencies(task, engine, graph)  # also sets the number of threads that it is for
         whole = network.partition(graph.edge_nodes(0), Side.CLOUD)
-        runs = [whole.run([array.copy("K")]) for _ in range(COMPARED_RUNS)]
+        runs = [whole.run([array.copy("K") for array in arrays]) for _ in range(COMPARED_RUNS)]
         yield _compared("edge", name, predicted, min(run.compute_ms for run in runs if run))
         request, predicted = request_of(network.ref, graph.edge_nodes(0)), cloud_latencies(task, session, graph)
-        measured_ms = min(session.infer(request, [array]).compute_ms for _ in range(COMPARED_RUNS))
+        measured_ms = min(session.infer(request, arrays).compute_ms for _ in range(COMPARED_RUNS))
         yield _compared("cloud", name, predicted, measured_ms)
 
     def bandwidth_port(self) -> Iterator[Finding]:

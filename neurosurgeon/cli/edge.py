@@ -12,6 +12,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,18 +29,18 @@ from neurosurgeon.cli.parser import (
 )
 from neurosurgeon.cli.process import ServiceProcess, run_main
 from neurosurgeon.cli.relay import add_shaping, shaped
-from neurosurgeon.edge.inputs import load_image
+from neurosurgeon.edge.inputs import inputs_of
 from neurosurgeon.edge.run import CloudAddress, LinkChoice, run_one_task
 from neurosurgeon.edge.settings import TaskSettings
 from neurosurgeon.engine.base import WeightsSource, find_engine
 from neurosurgeon.graph.cut import check_point
-from neurosurgeon.models.names import ZOO, Catalogue, input_size
+from neurosurgeon.models.names import ZOO, Catalogue
 from neurosurgeon.models.weights import check_pretrained, check_weights_file
 from neurosurgeon.net.monitor_client import RECENT_S
 from neurosurgeon.net.session import OnCloudLoss
 from neurosurgeon.planner.strategies import Strategy
 from neurosurgeon.reports.text import EdgeReport, print_json
-from neurosurgeon.utils.errors import UsageError
+from neurosurgeon.utils.errors import UsageError, VerificationError
 from neurosurgeon.utils.units import mb_to_bytes
 
 if TYPE_CHECKING:
@@ -81,8 +82,9 @@ def _run(args: argparse.Namespace) -> int:
     show = EdgeReport(sys.stderr if args.json else sys.stdout)
     catalogue = Catalogue(args.model_file)
     args.type = catalogue.choose(args.type, args.input_size)
-    array = load_image(args.input, input_size(args.type)) if args.input else None
     check_given(args, catalogue)
+    open_engine = cache(partial(find_engine(), catalogue, args.device))
+    arrays = inputs_of(open_engine(), args.type).read(args.input) if args.input else None
     access = access_of_edge(args)
     choice = LinkChoice(args.bandwidth, args.rtt, args.measure == "always")
     with (
@@ -98,7 +100,7 @@ def _run(args: argparse.Namespace) -> int:
             is_temporary=args.local_cloud,
             is_relayed=bool(args.shape or args.trace),
         )
-        outcome = run_one_task(task_of(args, array), lambda: find_engine()(catalogue, args.device), cloud, choice, show)
+        outcome = run_one_task(task_of(args, arrays), open_engine, cloud, choice, show)
     document = outcome.to_dict() if args.json else {}
     if args.deadline_ms:
         best_ms, measured_ms = outcome.plan.best.stages.total_ms, outcome.measured.total_ms
@@ -110,6 +112,11 @@ def _run(args: argparse.Namespace) -> int:
         }
     if args.json:
         print_json(document)
+    if outcome.verdict and not outcome.verdict.is_equal:
+        share = outcome.verdict.relative
+        raise VerificationError(
+            f"the output differs from that of the user's module by {share:.2g} of its largest value"
+        )
     return 0
 
 
@@ -134,14 +141,14 @@ def check_given(args: argparse.Namespace, catalogue: Catalogue) -> None:
         check_weights_file(catalogue, args.type, args.weights)
 
 
-def task_of(args: argparse.Namespace, array: Array | None) -> TaskSettings:
-    """Return the task of the command line. ``array``: its input image; None: the fixed image of noise."""
+def task_of(args: argparse.Namespace, arrays: tuple[Array, ...] | None) -> TaskSettings:
+    """Return the task of the command line. ``arrays``: its inputs; None: the network's example."""
     return TaskSettings(
         model=args.type,
         weights=WeightsSource(args.weights, args.pretrained),
         device=args.device,
         threads=args.threads,
-        array=array,
+        arrays=arrays,
         point=args.point,
         predictor=args.predictor,
         learns=not args.no_correction,

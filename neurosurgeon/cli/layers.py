@@ -14,10 +14,9 @@ from tqdm import tqdm
 
 from neurosurgeon.cli.parser import add_device, add_model, base_parser
 from neurosurgeon.cli.process import run_main
-from neurosurgeon.edge.inputs import load_image
+from neurosurgeon.edge.inputs import inputs_of
 from neurosurgeon.engine.torch_engine import TorchEngine
-from neurosurgeon.graph.spec import synthetic_input
-from neurosurgeon.models.names import Catalogue, input_size
+from neurosurgeon.models.names import Catalogue
 from neurosurgeon.predictor.places import config_path
 from neurosurgeon.predictor.profile import show_features
 from neurosurgeon.predictor.store import load_predictor
@@ -42,8 +41,8 @@ def _run(args: argparse.Namespace) -> int:
     engine.use_threads(args.threads or load_predictor(config_path("edge")).threads)
     name = catalogue.choose(args.type, args.input_size)
     network = engine.open(name)
-    array = load_image(args.input, input_size(name)) if args.input else synthetic_input(network.graph.input)
-    features = show_features(network, array, lambda layers: tqdm(layers, unit="layer", disable=None))
+    arrays = inputs_of(engine, name).read(args.input) if args.input else engine.example(name)
+    features = show_features(network, arrays, lambda layers: tqdm(layers, unit="layer", disable=None))
     rows = [dataclasses.asdict(feature) for feature in features]
     if args.json:
         text.print_json({"model": name, "layers": rows})

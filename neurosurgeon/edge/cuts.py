@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
+from neurosurgeon.edge.inputs import NetworkInputs, inputs_of
 from neurosurgeon.edge.records import Progress, QueuedTask, QueueObserver
 from neurosurgeon.edge.settings import QueueSettings
 from neurosurgeon.edge.stages import StageKeys, cloud_latencies, edge_latencies, stage_keys
@@ -47,8 +48,16 @@ class QueueModel:
     main loop (`edge.queue`).
     """
 
-    def __init__(self, network: Network, edge: LayerLatencies, cloud: LayerLatencies, keys: StageKeys) -> None:
+    def __init__(
+        self,
+        network: Network,
+        inputs: NetworkInputs,
+        edge: LayerLatencies,
+        cloud: LayerLatencies,
+        keys: StageKeys,
+    ) -> None:
         self.keys = keys
+        self.inputs = inputs
         self.network = network
         self._edge = edge
         self._cloud = cloud
@@ -189,7 +198,7 @@ def prepare_models(
         keys = stage_keys(task, session, find_link(), edge, cloud, is_warm=True)
         if settings.in_flight > settings.side_by_side:  # stages take longer beside each other
             keys = StageKeys._make(f"side by side {key}" for key in keys)
-        models[name] = QueueModel(network, edge, cloud, keys)
+        models[name] = QueueModel(network, inputs_of(engine, name), edge, cloud, keys)
     observe(Progress("models", len(names), len(names)))
     return models
 

@@ -29,7 +29,8 @@ class InFlightTask:
     now: LinkNow  # the link estimate of its plan
     chosen: Choice
     factors: StageFactors  # the corrections in its predictions
-    arrays: tuple[Array, ...] = ()  # the outputs of the edge partition, until it is reported
+    arrays: tuple[Array, ...] = ()  # the boundary tensors, until it is reported
+    made: tuple[Array, ...] = ()  # the outputs that the edge partition has made
     is_first_run: bool = False  # of its cut
     planned_ms: float = 0.0  # when it was planned, while a partition of it runs
     edge_ms: float = 0.0  # computing time of the edge

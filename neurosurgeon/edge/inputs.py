@@ -9,23 +9,27 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from neurosurgeon.edge.records import QueuedTask
+from neurosurgeon.engine.base import Engine
+from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.graph.spec import (
     COLOURS,
     Array,
     TensorSpec,
     channels_last,
     dtype_of,
-    synthetic_input,
     takes_images,
 )
+from neurosurgeon.graph.trees import take_apart
 from neurosurgeon.utils.errors import InputError, UsageError
 
 # torchvision's evaluation transform for the classic networks (its ImageClassification preset).
@@ -62,13 +66,54 @@ def network_input(given: object, spec: TensorSpec) -> Array:
     """
     if isinstance(given, str | Path):
         return load_image(Path(given), spec.shape[-1])
-    array = np.ascontiguousarray(given)  # flipped or strided views, too
+    detach = getattr(given, "detach", None)  # of a tensor, which may have a gradient, or be on a GPU
+    try:
+        array = np.asarray(detach().cpu() if detach else given, order="C")  # flipped or strided views, too
+    except (TypeError, ValueError) as exc:  # numpy makes no array of it
+        kind = type(given).__name__
+        raise InputError(f"input array: expected {spec.dtype} {spec.shape}, got {kind}: {exc}") from exc
     if takes_images(spec) and array.dtype == np.uint8 and array.shape == (*spec.shape[2:], COLOURS):
         return image_input(array)
     types = [spec.dtype, "uint8"] if takes_images(spec) else [spec.dtype]
     if array.shape != spec.shape or dtype_of(array) not in types:
         raise InputError(f"input array: expected {' or '.join(types)} {spec.shape}, got {array.dtype} {array.shape}")
     return channels_last(array)
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkInputs:
+    """Makes the inputs of a network from files, images and arrays."""
+
+    graph: LayerGraph
+    example: tuple[Array, ...]  # the inputs of a task that has none
+    prepare: Callable[[Any], Any] | None  # the user's own preprocessing of an image
+
+    def read(self, path: Path) -> tuple[Array, ...]:
+        """Return the inputs of a file. Raises: InputError."""
+        if self.prepare is not None:
+            return self.bind(self.prepare(_decode(path)))
+        return self.bind(path)
+
+    def bind(self, given: object) -> tuple[Array, ...]:
+        """Return the arrays of given inputs, one for each input of the network.
+
+        Args:   given: one input as in `network_input`; several: a tuple or list by position, or a dict by name.
+        Raises: InputError: another number, name, shape or type.
+        """
+        specs, names = self.graph.inputs, self.graph.input_names
+        if isinstance(given, Mapping) and set(given) == set(names):
+            values = [given[name] for name in names]
+        else:
+            values = take_apart(given, lambda value: True)[1] if isinstance(given, tuple | list | Mapping) else [given]
+        if len(values) != len(specs):
+            wanted = ", ".join(f"{name} {spec.dtype} {spec.shape}" for name, spec in zip(names, specs, strict=True))
+            raise InputError(f"inputs of {self.graph.model}: expected {len(specs)} ({wanted}), got {len(values)}")
+        return tuple(network_input(value, spec) for value, spec in zip(values, specs, strict=True))
+
+
+def inputs_of(engine: Engine, name: str) -> NetworkInputs:
+    """Return the inputs of a network. Raises: UnknownModelError, TraceError, InputSizeError."""
+    return NetworkInputs(engine.graph(name), engine.example(name), engine.preparation(name))
 
 
 def _decode(path: Path) -> Image.Image:
@@ -153,29 +198,27 @@ def tasks_of_directory(directory: Path, models: Sequence[str]) -> list[QueuedTas
     ]
 
 
-def images_ahead(
-    tasks: Iterable[QueuedTask], specs: Mapping[str, TensorSpec]
-) -> Iterator[tuple[QueuedTask, Callable[[], Array]]]:
-    """Yield every task, and a function that returns its input; a thread reads the next `IMAGES_AHEAD` images.
-
-    Args: specs: the input of every model.
-    """
+def inputs_ahead(
+    tasks: Iterable[QueuedTask], models: Mapping[str, NetworkInputs]
+) -> Iterator[tuple[QueuedTask, Callable[[], tuple[Array, ...]]]]:
+    """Yield every task, and a function that returns its inputs; a thread reads the next `IMAGES_AHEAD` files."""
     reader = ThreadPoolExecutor(1, "images")
     try:
-        synthetic = {name: synthetic_input(spec) for name, spec in specs.items()}
-        ready: deque[tuple[QueuedTask, Callable[[], Array]]] = deque()
+        ready: deque[tuple[QueuedTask, Callable[[], tuple[Array, ...]]]] = deque()
         for task in tasks:
             if task.image:
-                size = specs[task.model].shape[-1]
-                ready.append((task, reader.submit(load_image, task.image, size).result))
+                ready.append((task, reader.submit(models[task.model].read, task.image).result))
             else:
-                array = synthetic[task.model] if task.array is None else task.array
-                ready.append((task, partial(np.asarray, array)))
+                ready.append((task, partial(_given, task.arrays or models[task.model].example)))
             if len(ready) > IMAGES_AHEAD:
                 yield ready.popleft()
         yield from ready
     finally:
         reader.shutdown(wait=False, cancel_futures=True)
+
+
+def _given(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+    return arrays
 
 
 def image_suffixes() -> frozenset[str]:

@@ -11,21 +11,23 @@ from typing import Any
 import numpy as np
 
 from neurosurgeon.edge.records import Guess
-from neurosurgeon.engine.base import Partition
+from neurosurgeon.engine.base import Partition, Verdict
 from neurosurgeon.graph.spec import Array, as_floats, dtype_of
+from neurosurgeon.graph.trees import Leaf, described, put_together
 from neurosurgeon.planner.plan import Candidate, SplitPlan, needless_link
 from neurosurgeon.utils.link import LinkEstimate, LinkSource
 from neurosurgeon.utils.timing import StageTimes, Timing, stage_timings
 from neurosurgeon.utils.units import bytes_per_s_to_mb_per_s
 
 TOP_GUESSES = 5
+MAX_LISTED = 64  # values of an array that are listed in JSON
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One inference: its output, and the measured durations of its stages."""
+    """One inference: its outputs, and the measured durations of its stages."""
 
-    output: Array
+    outputs: tuple[Array, ...]  # of the network, in the order of its graph
     times: StageTimes
     sent_bytes: int
 
@@ -40,7 +42,7 @@ class Outcome:
     link: LinkEstimate | None  # infinitely fast if it was not measured; None if the cloud disconnected before
     runs: Sequence[Run]
     guesses: Sequence[Guess]
-    max_abs_diff: float | None
+    verdict: Verdict | None  # with --verify
 
     @property
     def where(self) -> str:
@@ -55,9 +57,14 @@ class Outcome:
         return sorted((run.times for run in self.runs), key=lambda times: times.total_ms)[len(self.runs) // 2]
 
     @property
-    def output(self) -> Array:
-        """The network's output in the last run."""
-        return self.runs[-1].output
+    def max_abs_diff(self) -> float | None:
+        """The largest difference from the output of the user's own module; None without --verify."""
+        return self.verdict and self.verdict.max_abs_diff
+
+    @property
+    def output(self) -> Any:
+        """The network's output in the last run: an array, or a tree of arrays."""
+        return put_together(self.partition.network.graph.output_template, self.runs[-1].outputs)
 
     @property
     def timings(self) -> dict[str, Timing]:
@@ -87,14 +94,15 @@ class Outcome:
             "measured": self.measured.as_dict(),
             "sent_bytes": self.runs[-1].sent_bytes,
             "weights_digest": network.weights_digest,
-            "output": output_document(self.output, self.guesses),
+            "output": output_document(network.graph.output_template, self.runs[-1].outputs, self.guesses),
         }
         if link and not is_known:
             document["link_not_measured"] = needless_link(self.plan, link.rtt_ms)
         elif link and link.source is LinkSource.LAST:
             document["link_age_s"] = link.age_s
-        if self.max_abs_diff is not None:
-            document["max_abs_diff"] = self.max_abs_diff
+        if self.verdict is not None:
+            document["max_abs_diff"] = self.verdict.max_abs_diff
+            document["verified"] = self.verdict.is_equal
         if len(self.runs) > 1:
             document["repeat"] = {stage: asdict(timing) for stage, timing in self.timings.items()}
         return document
@@ -105,12 +113,17 @@ def is_whole(partition: Partition) -> bool:
     return len(partition.edge_nodes) == len(partition.network.graph.nodes)
 
 
-def top_guesses(output: Array, labels: Sequence[str] | None, count: int = TOP_GUESSES) -> list[Guess]:
+def main_output(outputs: Sequence[Array]) -> Array | None:
+    """Return the output that may hold the scores of classes: the first one of two dimensions; None without any."""
+    return next((output for output in outputs if output.ndim == 2 and output.dtype.kind not in "cb"), None)
+
+
+def top_guesses(output: Array | None, labels: Sequence[str] | None, count: int = TOP_GUESSES) -> list[Guess]:
     """Return the most probable classes of logits (1, classes), best first; none for an output of another shape.
 
     Args: labels: the names of the classes; None: unknown.
     """
-    if output.ndim != 2 or output.dtype.kind == "c":
+    if output is None or not output.size:
         return []
     logits = as_floats(output)[0].astype(np.float64)
     with np.errstate(all="ignore"):  # infinite logits give NaN
@@ -120,26 +133,40 @@ def top_guesses(output: Array, labels: Sequence[str] | None, count: int = TOP_GU
     return [Guess(index, labels[index] if labels else None, float(probabilities[index])) for index in best]
 
 
-def top_class(output: Array) -> int | None:
-    """Return the index of the largest value; None if there is none."""
-    return None if not output.size or output.dtype.kind == "c" else int(as_floats(output).argmax())
+def top_class(outputs: Sequence[Array]) -> int | None:
+    """Return the index of the largest score of a class; None if there are no scores."""
+    scores = main_output(outputs)
+    if scores is None and len(outputs) == 1 and outputs[0].dtype.kind != "c":
+        scores = outputs[0]
+    return None if scores is None or not scores.size else int(as_floats(scores).argmax())
 
 
-def max_difference(one: Array, other: Array) -> float:
-    """Return the largest absolute difference of two outputs of one shape."""
-    return float(np.abs(as_floats(one).astype(np.complex128) - as_floats(other)).max())
+def outputs_digest(outputs: Sequence[Array]) -> str:
+    """Return the SHA-256 of the bytes of all outputs: outputs that differ in one bit have different digests."""
+    total = hashlib.sha256()
+    for output in outputs:
+        total.update(output.tobytes())
+    return total.hexdigest()
 
 
-def output_digest(output: Array) -> str:
-    """Return the SHA-256 of an output's bytes: outputs that differ in one bit have different digests."""
-    return hashlib.sha256(output.tobytes()).hexdigest()
+def output_document(template: Any, outputs: Sequence[Array], guesses: Sequence[Guess]) -> Any:
+    """Return an output in the JSON interface: a tree of the same structure, with the fields of each array.
 
+    Classes are beside the fields of the array that has their scores.
+    """
+    scores = main_output(outputs)
 
-def output_document(output: Array, guesses: Sequence[Guess]) -> dict[str, Any]:
-    """Return the fields of an output in the JSON interface."""
-    return {
-        "shape": list(output.shape),
-        "dtype": dtype_of(output),
-        "digest": output_digest(output),
-        "top5": [{"index": guess.index, "label": guess.label, "probability": guess.probability} for guess in guesses],
-    }
+    def describe(value: Any) -> Any:
+        if not isinstance(value, Leaf):
+            return value if isinstance(value, int | float | str | None) else str(value)
+        array = outputs[value.index]
+        document = {"shape": list(array.shape), "dtype": dtype_of(array), "digest": outputs_digest([array])}
+        if array.size <= MAX_LISTED and array.dtype.kind != "c":
+            document["values"] = as_floats(array).tolist()
+        if array is scores or len(outputs) == 1:
+            document["top5"] = [
+                {"index": guess.index, "label": guess.label, "probability": guess.probability} for guess in guesses
+            ]
+        return document
+
+    return described(template, describe)

@@ -29,13 +29,13 @@ from queue import Empty, SimpleQueue
 
 from neurosurgeon.edge.cuts import QueueModel, QueuePlanner
 from neurosurgeon.edge.in_flight import InFlightTask
-from neurosurgeon.edge.inputs import images_ahead
+from neurosurgeon.edge.inputs import inputs_ahead
 from neurosurgeon.edge.link_actions import LinkReply
 from neurosurgeon.edge.link_thread import TaskStream
 from neurosurgeon.edge.records import QueuedTask, QueueObserver, QueueStarted, TaskPlanned, TaskResult
 from neurosurgeon.edge.results import Results, reason
 from neurosurgeon.edge.settings import QueueSettings
-from neurosurgeon.edge.task import check_reply, request_of
+from neurosurgeon.edge.task import check_reply, request_of, split_results
 from neurosurgeon.edge.task_states import (
     FINAL,
     Command,
@@ -100,12 +100,11 @@ class QueueRun:
         chooser = Chooser(self._settings.objective, [task.model for task in tasks], self._settings.side_by_side)
         self._results.observe(QueueStarted(tasks))
         with self._results:
-            specs = {name: model.graph.input for name, model in self._models.items()}
-            for task, read_input in images_ahead(tasks, specs):
+            for task, read_inputs in inputs_ahead(tasks, {name: model.inputs for name, model in self._models.items()}):
                 self._wait_for_results(at_most=self._settings.in_flight - 1)
                 if should_stop() or self._results.are_lost:
                     break
-                self._begin(task, read_input, chooser)
+                self._begin(task, read_inputs, chooser)
             self._wait_for_results(at_most=0)
         self.planner.save_corrections()
         return self._results.reported
@@ -146,7 +145,7 @@ class QueueRun:
     def _handle(self, task: InFlightTask, outcome: Outcome) -> None:
         try:
             if isinstance(outcome, LinkReply):
-                check_reply([task.model.graph.output], outcome.result.arrays)
+                check_reply(task.model.graph, task.edge_nodes, outcome.result.arrays)
                 self._update_estimates(task, outcome)
         except NeurosurgeonError as exc:
             outcome = exc
@@ -197,7 +196,7 @@ class QueueRun:
 
     # ------------------------------------------------------------ the edge partition
 
-    def _begin(self, queued: QueuedTask, read_input: Callable[[], Array], chooser: Chooser) -> None:
+    def _begin(self, queued: QueuedTask, read_inputs: Callable[[], Sequence[Array]], chooser: Chooser) -> None:
         try:
             now = self._watch.now()
             self._results.observe(TaskPlanned(now.link.rate_bytes_per_s, now.queue_ms))
@@ -209,14 +208,14 @@ class QueueRun:
         record = TaskRecord(self._settings.on_cloud_loss is OnCloudLoss.LOCAL)
         task = self._tasks[queued.id] = InFlightTask(queued, model, record, now, chosen, model.factors)
         try:
-            self._run_edge_partition(task, read_input())
+            self._run_edge_partition(task, read_inputs())
         except Exception as exc:  # of this task alone: its image, a network that does not take it, or internal
             self._apply(task, Failure(exc), partial(self._results.failed, queued, exc))
             return
         done = EdgePartitionDone(task.candidate.boundary_bytes > 0, task.chosen.rest_ms, task.timeout_ms)
-        self._apply(task, done, partial(self._results.finish, task, task.arrays[0], where="edge"))
+        self._apply(task, done, partial(self._results.finish, task, task.made, where="edge"))
 
-    def _run_edge_partition(self, task: InFlightTask, array: Array) -> None:
+    def _run_edge_partition(self, task: InFlightTask, arrays: Sequence[Array]) -> None:
         """Compute the edge partition; if re-planning meanwhile finds a clearly faster cut, that of the new cut."""
         start_ms = task.planned_ms = now_ms()
         is_long = task.candidate.busy.edge_ms > LONG_PARTITION_MS
@@ -226,13 +225,13 @@ class QueueRun:
             self._take_outcomes()
             return not (may_replan and self._may_replan(task) and self._change_cut(task, now_ms() - start_ms))
 
-        result = self._edge_result(task, array, keep_going if is_long else None)
+        result = self._edge_result(task, arrays, keep_going if is_long else None)
         dropped_ms = 0.0
         while result is None:  # once
             log.info("task %d starts over with another cut: the link estimate has changed", task.id)
             dropped_ms = now_ms() - start_ms
-            result = self._edge_result(task, array, None)
-        task.arrays = result.arrays
+            result = self._edge_result(task, arrays, None)
+        task.arrays, task.made = split_results(task.model.graph, task.edge_nodes, result.arrays)
         task.is_first_run = task.model.is_first_run(task.edge_nodes)
         if not task.is_first_run:
             predicted_ms = task.candidate.busy.edge_ms / task.factors.edge
@@ -240,12 +239,13 @@ class QueueRun:
         task.edge_ms, task.start_ms, task.done_ms = dropped_ms + result.compute_ms, start_ms, now_ms()
 
     def _edge_result(
-        self, task: InFlightTask, array: Array, keep_going: Callable[[], bool] | None
+        self, task: InFlightTask, arrays: Sequence[Array], keep_going: Callable[[], bool] | None
     ) -> PartitionResult | None:
-        if len(task.edge_nodes) == 1:  # the input alone, which is sent as it is
-            return PartitionResult((array,), 0.0)
-        # A network may work in place, and all tasks share the synthetic input.
-        return task.model.partition(task.edge_nodes, Side.EDGE).run([array.copy("K")], keep_going)
+        makes_outputs = task.model.graph.outputs_on(task.edge_nodes, edge=True)
+        if len(task.edge_nodes) == 1 and not makes_outputs:  # the inputs alone, which are sent as they are
+            return PartitionResult(tuple(arrays), 0.0)
+        # A network may work in place, and all tasks share the example.
+        return task.model.partition(task.edge_nodes, Side.EDGE).run([array.copy("K") for array in arrays], keep_going)
 
     def _may_replan(self, task: InFlightTask) -> bool:
         """Return whether a task that is being computed may be planned again now; true once every `REPLAN_MS`."""
@@ -314,7 +314,7 @@ class QueueRun:
         self._watch.record_load(remote.load_queue_ms)
         is_alone = self._settings.in_flight == 1 and not task.record.is_hedged  # else tensors wait for each other
         if is_alone:
-            self._watch.record_exchange(remote.transfer_ms - remote.receive_ms, model.graph.output.size_bytes)
+            self._watch.record_exchange(remote.transfer_ms - remote.receive_ms, model.graph.outputs_bytes)
         if not task.is_first_run:
             keys, factors, candidate = model.keys, task.factors, task.candidate
             self.planner.learn(keys.cloud, candidate.busy.cloud_ms / factors.cloud, remote.compute_ms)
@@ -346,7 +346,7 @@ class QueueRun:
         if result:
             waited_ms = task.lost_ms + start_ms - task.record.sent_ms
             measured = StageTimes(task.edge_ms + result.compute_ms, waited_ms, 0.0)
-            finish = partial(self._results.finish, task, result.arrays[0], where="edge", measured=measured)
+            finish = partial(self._results.finish, task, task.made, result.arrays, where="edge", measured=measured)
             self._apply(task, RestDone(), finish)
         if task.record.is_hedged:
             self.planner.hedging.record_outcome(was_first=was_first)

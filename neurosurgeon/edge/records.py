@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from neurosurgeon.utils.timing import StageTimes, Timing
 
 if TYPE_CHECKING:
+    from neurosurgeon.engine.base import Verdict
     from neurosurgeon.graph.layer_graph import LayerGraph, Node
     from neurosurgeon.graph.spec import Array
     from neurosurgeon.planner.plan import Candidate, SplitPlan
@@ -23,9 +24,9 @@ class QueuedTask:
     id: int  # from 1, in the order of the list
     model: str
     image: Path | None = None
-    array: Array | None = field(
+    arrays: tuple[Array, ...] | None = field(
         default=None, compare=False, repr=False
-    )  # its input; if both are None, a fixed image of noise
+    )  # its inputs; if both are None, the network's example
 
 
 class Span(NamedTuple):
@@ -172,7 +173,7 @@ class Answered(NamedTuple):
     runs: int
     origins: Mapping[str, str]  # side -> the machine whose data its predictions use
     where: str  # "edge", "cloud" or "split"
-    max_abs_diff: float | None  # from the unsplit network's output, if that was computed
+    verdict: Verdict | None  # the comparison with the user's own module, with --verify
 
 
 class Progress(NamedTuple):
@@ -219,7 +220,7 @@ class TaskDone(NamedTuple):
     """A task has its result: an output or an error."""
 
     result: TaskResult
-    output: Array | None  # of the network; None with an error
+    output: Any  # of the network: an array, or a tree of arrays; None with an error
 
 
 QueueEvent = Progress | QueueStarted | TaskPlanned | TaskDone

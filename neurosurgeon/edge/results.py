@@ -13,14 +13,17 @@ from typing import Any, NamedTuple
 
 from neurosurgeon.edge.in_flight import InFlightTask
 from neurosurgeon.edge.link_actions import LinkReply
-from neurosurgeon.edge.outcome import output_digest, top_class
+from neurosurgeon.edge.outcome import outputs_digest, top_class
 from neurosurgeon.edge.records import QueuedTask, QueueObserver, Span, TaskDone, TaskResult
 from neurosurgeon.graph.spec import Array
+from neurosurgeon.graph.trees import put_together
 from neurosurgeon.utils.errors import NeurosurgeonError
 from neurosurgeon.utils.logs import internal_error
 from neurosurgeon.utils.timing import StageTimes, now_ms
 
 log = logging.getLogger(__name__)
+
+Arrays = tuple[Array, ...]
 
 
 class _Finished(NamedTuple):
@@ -28,7 +31,8 @@ class _Finished(NamedTuple):
 
     task: QueuedTask
     make: Callable[[], TaskResult]
-    output: Array | None
+    outputs: tuple[Array, ...] | None  # of the network, in the order of its graph
+    template: Any  # of its outputs
     done_ms: float
 
 
@@ -75,20 +79,33 @@ class Results:
     def failed(self, task: QueuedTask, exc: Exception) -> None:
         """Finish a task that failed before its edge partition had run."""
         result = TaskResult(task, error=reason(exc, task))
-        self._finished.put(_Finished(task, lambda: result, None, now_ms()))
+        self._finished.put(_Finished(task, lambda: result, None, None, now_ms()))
 
-    def finish(self, task: InFlightTask, output: Array | None = None, **fields: Any) -> None:
+    def finish(self, task: InFlightTask, on_edge: Arrays | None = None, in_cloud: Arrays = (), **fields: Any) -> None:
         """Finish a task whose edge partition has run.
 
-        Args: fields: further fields of its result.
+        Args:   on_edge, in_cloud: the outputs that each partition has made; None: an error.
+                fields: further fields of its result.
         """
         make = partial(self._result_of, task, **fields)
-        self._finished.put(_Finished(task.queued, make, output, now_ms()))
+        self._put(task, make, on_edge, in_cloud, now_ms())
 
     def replied(self, task: InFlightTask, reply: LinkReply) -> None:
         """Finish a task with the reply of the cloud."""
         make = partial(self._result_of_reply, task, reply)
-        self._finished.put(_Finished(task.queued, make, reply.result.arrays[0], reply.replied_ms))
+        self._put(task, make, task.made, reply.result.arrays, reply.replied_ms)
+
+    def _put(
+        self,
+        task: InFlightTask,
+        make: Callable[[], TaskResult],
+        on_edge: Arrays | None,
+        in_cloud: Arrays,
+        done_ms: float,
+    ) -> None:
+        graph = task.model.graph
+        outputs = None if on_edge is None else graph.assemble(task.edge_nodes, on_edge, in_cloud)
+        self._finished.put(_Finished(task.queued, make, outputs, graph.output_template, done_ms))
 
     # ------------------------------------------------------------ results, on the reporter's thread
 
@@ -101,11 +118,13 @@ class Results:
 
     def _report(self, finished: _Finished) -> None:
         try:
-            result, output = finished.make(), finished.output
+            result, outputs = finished.make(), finished.outputs
             if result.spans:
                 result = replace(result, elapsed_ms=finished.done_ms - self._start_ms - result.spans[0].start_ms)
-            if output is not None:
-                result = replace(result, output_digest=output_digest(output), top1=top_class(output))
+            output = None
+            if outputs is not None:
+                result = replace(result, output_digest=outputs_digest(outputs), top1=top_class(outputs))
+                output = put_together(finished.template, outputs)
             self.observe(TaskDone(result, output if result.is_finished else None))
         except OSError:  # the output is closed
             raise

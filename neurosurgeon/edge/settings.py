@@ -39,7 +39,7 @@ class TaskSettings(EdgeSettings):
 
     model: str
     weights: WeightsSource
-    array: Array | None = None  # the input, an image as pixels (1, 3, H, W) uint8; None: a fixed image of noise
+    arrays: tuple[Array, ...] | None = None  # the inputs, an image as pixels (1, 3, H, W) uint8; None: the example
     point: int | None = None  # None: the best one
     repeat: int = 1  # inferences; the first one is not counted if there are several
     verify: bool = False  # compare the output with that of the unsplit network on the edge

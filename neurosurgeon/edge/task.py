@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from neurosurgeon.edge.link_thread import RECONNECT_TIMEOUT_S
-from neurosurgeon.edge.outcome import Outcome, Run, is_whole, max_difference, top_guesses
+from neurosurgeon.edge.outcome import Outcome, Run, is_whole, main_output, top_guesses
 from neurosurgeon.edge.records import (
     Answered,
     EdgeComputed,
@@ -30,7 +30,7 @@ from neurosurgeon.edge.stages import StageKeys, cloud_latencies, edge_latencies,
 from neurosurgeon.engine.base import Engine, Network, NetworkRef, Partition, Side
 from neurosurgeon.graph.cut import pack_nodes
 from neurosurgeon.graph.layer_graph import LayerGraph
-from neurosurgeon.graph.spec import Array, TensorSpec, dtype_of, synthetic_input
+from neurosurgeon.graph.spec import Array, dtype_of, fits
 from neurosurgeon.net.breaker import Breaker
 from neurosurgeon.net.messages import Prepare, Request
 from neurosurgeon.net.session import EdgeSession, OnCloudLoss, stage_times
@@ -188,20 +188,19 @@ class TaskRun:
     ) -> Outcome:
         """Run the planned cut, once or as often as the settings demand; ``session`` may be None if nothing is sent."""
         task, network = self._task, partition.network
-        array = synthetic_input(network.graph.input) if task.array is None else task.array
-        runs = [run_once(session, partition, array.copy("K"), self._observe)]  # a network may work in place
+        arrays = self._engine.example(task.model) if task.arrays is None else task.arrays
+        runs = [run_once(session, partition, arrays, self._observe)]
         self._observe(Finished())
         if task.repeat > 1:  # the first run was cold: it is reported, and not counted
             runs.clear()
             for number in range(task.repeat):
-                runs.append(run_once(session, partition, array.copy("K"), lambda event: None))
+                runs.append(run_once(session, partition, arrays, lambda event: None))
                 self._observe(Progress("repeat", number + 1, task.repeat))
-        guesses = top_guesses(runs[-1].output, network.labels)
-        difference = None
+        guesses = top_guesses(main_output(runs[-1].outputs), network.labels)
+        verdict = None
         if task.verify:
-            whole = self._engine.open(task.model, task.weights).run_whole(array.copy("K"))
-            difference = max_difference(runs[-1].output, whole)
-        return Outcome(partition, plan, candidate, link, runs, guesses, difference)
+            verdict = self._engine.open(task.model, task.weights).verify(arrays, runs[-1].outputs)
+        return Outcome(partition, plan, candidate, link, runs, guesses, verdict)
 
     def _reported(self, outcome: Outcome) -> Outcome:
         event = Answered(
@@ -213,28 +212,38 @@ class TaskRun:
             len(outcome.runs),
             outcome.plan.origins,
             outcome.where,
-            outcome.max_abs_diff,
+            outcome.verdict,
         )
         self._observe(event)
         return outcome
 
 
-def run_once(session: EdgeSession | None, partition: Partition, array: Array, observe: TaskObserver) -> Run:
+def run_once(session: EdgeSession | None, partition: Partition, arrays: Sequence[Array], observe: TaskObserver) -> Run:
     """Run one inference, and report its events as they happen. May block.
 
     Raises: NetworkError, or the error that the cloud replied.
     """
-    network = partition.network
-    result = partition.run([array])
+    network, graph, edge_nodes = partition.network, partition.network.graph, partition.edge_nodes
+    result = partition.run([array.copy("K") for array in arrays])  # a network may work in place
     assert result is not None  # noqa: S101  # for mypy: without keep_going it always ends
     observe(EdgeComputed(network.name, result.compute_ms))
+    sent, made = split_results(graph, edge_nodes, result.arrays)
     if session is None or is_whole(partition):
-        return Run(result.arrays[0], stage_times(result.compute_ms, None), 0)
-    remote = session.infer(request_of(network, partition.edge_nodes), result.arrays, partial(observe, Sent()))
-    check_reply([network.graph.output], remote.arrays)
+        return Run(graph.assemble(edge_nodes, made), stage_times(result.compute_ms, None), 0)
+    remote = session.infer(request_of(network, edge_nodes), sent, partial(observe, Sent()))
+    check_reply(graph, edge_nodes, remote.arrays)
     times = stage_times(result.compute_ms, remote)
     observe(Replied(network.name, times))
-    return Run(remote.arrays[0], times, remote.sent_bytes)
+    return Run(graph.assemble(edge_nodes, made, remote.arrays), times, remote.sent_bytes)
+
+
+Arrays = tuple[Array, ...]
+
+
+def split_results(graph: LayerGraph, edge_nodes: frozenset[int], arrays: Arrays) -> tuple[Arrays, Arrays]:
+    """Return the boundary tensors among the results of an edge partition, and the outputs that it has made."""
+    sent = sum(len(node.outputs) for node in graph.boundary(edge_nodes))
+    return arrays[:sent], arrays[sent:]
 
 
 def learn(corrections: Corrections, keys: StageKeys, outcome: Outcome) -> None:
@@ -252,12 +261,13 @@ def request_of(network: NetworkRef, edge_nodes: frozenset[int]) -> Request:
     return Request(network.name, pack_nodes(graph, edge_nodes), graph.digest, network.weights_digest)
 
 
-def check_reply(expected: list[TensorSpec], arrays: tuple[Array, ...]) -> None:
-    """Compare the arrays of a reply with the outputs of the network.
+def check_reply(graph: LayerGraph, edge_nodes: frozenset[int], arrays: Arrays) -> None:
+    """Compare the arrays of a reply with the outputs that the cloud makes at a cut.
 
     Raises: ProtocolError: another number, shape or type.
     """
-    wanted = [(spec.dtype, spec.shape) for spec in expected]
-    received = [(dtype_of(array), array.shape) for array in arrays]
-    if received != wanted:
-        raise ProtocolError(f"the cloud replied {received}, expected {wanted}")
+    wanted = [graph.outputs[index].spec for index in graph.outputs_on(edge_nodes, edge=False)]
+    if len(arrays) != len(wanted) or not all(map(fits, arrays, wanted)):
+        expected = [(spec.dtype, spec.shape) for spec in wanted]
+        received = [(dtype_of(array), array.shape) for array in arrays]
+        raise ProtocolError(f"the cloud replied {received}, expected {expected}")

@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.graph.spec import Array, TensorSpec
@@ -89,7 +89,7 @@ class Partition(Protocol):
     def inputs(self) -> tuple[TensorSpec, ...]:
         """Its inputs as the edge sends them; an image as pixels, uint8.
 
-        Those of the edge partition are the network's input. Those of the cloud partition are the boundary tensors, in
+        Those of the edge partition are the network's inputs. Those of the cloud partition are the boundary tensors, in
         the order of `LayerGraph.boundary`.
         """
 
@@ -115,13 +115,22 @@ class Partition(Protocol):
     def run(self, arrays: Sequence[Array], keep_going: Callable[[], bool] | None = None) -> PartitionResult | None:
         """Return the outputs, or None if the partition was stopped. Blocks until they are in host memory.
 
-        The outputs of the edge partition are the boundary tensors, in the order of `LayerGraph.boundary`; the cloud
-        partition, and an edge partition of the whole network, have one, the network's output.
+        The outputs of the edge partition are the boundary tensors, in the order of `LayerGraph.boundary`, and then the
+        outputs of the network that it makes; those of the cloud partition are the other outputs of the network
+        (`LayerGraph.outputs_on`).
 
         Args: arrays: its inputs, or for a batch several of each, joined along the first dimension.
               keep_going: called on this thread between blocks of layers, best every 100 ms or more often. Once it has
                           returned False, `run` must return None. An engine that cannot stop never calls it.
         """
+
+
+class Verdict(NamedTuple):
+    """The difference of outputs from those of the user's own module."""
+
+    max_abs_diff: float
+    relative: float  # to the largest value
+    is_equal: bool  # within the tolerance, or what the module itself moves if its input does by a millionth
 
 
 class Network(Protocol):
@@ -138,8 +147,11 @@ class Network(Protocol):
         Raises: PartitionError: these nodes are no cut.
         """
 
-    def run_whole(self, array: Array) -> Array:
-        """Return the output of the unsplit network for one input, as pixels or as values. Blocks."""
+    def verify(self, arrays: Sequence[Array], outputs: Sequence[Array]) -> Verdict:
+        """Compare outputs with those of the user's own module, unsplit and not optimised, for these inputs. Blocks.
+
+        An image may be pixels or values. Raises: WeightsError: the weights file has changed.
+        """
 
     def measure(self) -> tuple[Sequence[float], Sequence[float], Sequence[float]]:
         """Return the measured latency of each layer of the graph, ms: medians, and the ends of the middle 90 %.
@@ -177,6 +189,15 @@ class Engine(Protocol):
         Traced at the first call, which may block for seconds; during it the caller runs no partition on any thread.
 
         Raises: UnknownModelError, TraceError, InputSizeError.
+        """
+
+    def preparation(self, name: str) -> Callable[[Any], Any] | None:
+        """Return the user's own preprocessing of an image (Pillow's), which returns the inputs; None without any."""
+
+    def example(self, name: str) -> tuple[Array, ...]:
+        """Return the inputs of a task that has none: those of the user's example, or noise; the same on every run.
+
+        An image is pixels, uint8. Raises: as `graph`.
         """
 
     def has_graph(self, name: str) -> bool:

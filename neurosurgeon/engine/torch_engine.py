@@ -8,20 +8,22 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neurosurgeon.engine.base import SEEDED, NetworkRef, PartitionResult, Predictor, Side, WeightsSource
-from neurosurgeon.graph.spec import Array, TensorSpec, as_floats
+from neurosurgeon.engine.base import SEEDED, NetworkRef, PartitionResult, Predictor, Side, Verdict, WeightsSource
+from neurosurgeon.engine.self_check import check, check_key, is_checked, keep_checked, observe, run_whole, verify
+from neurosurgeon.graph.spec import Array, TensorSpec, as_floats, synthetic_input, takes_images
 from neurosurgeon.models.build import TracedGraph, fold_batch_norms, trace
-from neurosurgeon.models.names import Catalogue, input_size
-from neurosurgeon.models.partition import PartitionModule, partition_module
-from neurosurgeon.models.preprocess import as_network_input, synchronise
+from neurosurgeon.models.digest import described
+from neurosurgeon.models.names import Catalogue, is_own
+from neurosurgeon.models.partition import PartitionModule, Shared, partition_module
+from neurosurgeon.models.preprocess import as_array, as_tensor, as_values, synchronise, use_channels_last
 from neurosurgeon.models.torchvision_compat import imagenet_labels
 from neurosurgeon.models.weights import load_state, of_this_version, weights_digest
 from neurosurgeon.predictor.machine_speed import (
@@ -32,11 +34,12 @@ from neurosurgeon.predictor.machine_speed import (
 )
 from neurosurgeon.predictor.predictor_utils import LatencyPredictor
 from neurosurgeon.predictor.profile import measured_latencies
-from neurosurgeon.utils.errors import DeviceError
+from neurosurgeon.utils.errors import DeviceError, MismatchError
 from neurosurgeon.utils.timing import now_ms
 
 log = logging.getLogger(__name__)
 
+ORDERS = ("channels-last", "contiguous")  # of tensors in memory, as tried
 MAX_GRAPHS = 256  # kept; a peer can request every network in every size
 BATCH_SEED = 0
 BATCH_TOLERANCE = 1e-3  # of the largest output: sums in another order differ by less, another image by more
@@ -55,24 +58,6 @@ def use_threads(threads: int) -> int:
         log.warning("%d threads requested, but there are %d cores: using %d", threads, cores, cores)
     torch.set_num_threads(min(threads, cores))
     return min(threads, cores)
-
-
-# ---------------------------------------------------------------- arrays and tensors
-
-
-def as_tensor(array: Array) -> Tensor:
-    """Return a tensor that shares an array's memory and strides: other strides give sums in another order."""
-    if array.dtype == np.uint16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
-
-
-def as_array(tensor: Tensor) -> Array:
-    """Return a tensor's values as an array in host memory (`graph.spec`), which a CPU tensor shares."""
-    tensor = tensor.detach().cpu()
-    is_bfloat16 = tensor.dtype is torch.bfloat16
-    array: Array = tensor.view(torch.int16).numpy().view(np.uint16) if is_bfloat16 else tensor.numpy()
-    return array
 
 
 # ---------------------------------------------------------------- networks and partitions
@@ -145,20 +130,32 @@ class TorchNetwork:
     graph: TracedGraph
     module: nn.Module
     device: str
+    build: Callable[[], nn.Module]  # returns the user's own module with its weights, not optimised
+    shared: Shared = field(default_factory=Shared)
 
     def partition(self, edge_nodes: frozenset[int], side: Side) -> TorchPartition:
         """See `engine.base.Network`. Beside the shared weights, a partition takes 0.1 KB of code for each node."""
-        module = partition_module(self.module, self.graph, edge_nodes, side)
+        module = partition_module(self.module, self.graph, edge_nodes, side, self.shared)
         nodes = self.graph.boundary(edge_nodes) if side is Side.CLOUD else self.graph.nodes[:1]
         inputs = tuple(sent for node in nodes for sent in node.sent)
         values = tuple(output for node in nodes for output in node.outputs)
         gc.collect(1)  # a partition's program is a cycle of references, cheap to collect while it is young
         return TorchPartition(self.ref, edge_nodes, inputs, values, module, self.device)
 
-    def run_whole(self, array: Array) -> Array:
+    def verify(self, arrays: Sequence[Array], outputs: Sequence[Array]) -> Verdict:
         """See `engine.base.Network`."""
-        with torch.inference_mode():
-            return as_array(self.module(as_network_input(as_tensor(array), self.device)))
+        return verify(self, self.tensors_of(arrays), outputs)
+
+    def tensors_of(self, arrays: Sequence[Array]) -> list[Tensor]:
+        """Return inputs as the user's module reads them: images as values, contiguous."""
+        specs = self.graph.inputs
+        tensors = [as_tensor(array.copy("K")) for array in arrays]
+        pairs = zip(tensors, specs, strict=True)
+        return [as_values(tensor).contiguous() if takes_images(spec) else tensor for tensor, spec in pairs]
+
+    def run_whole(self, arrays: Sequence[Array]) -> tuple[Array, ...]:
+        """Return the outputs of the user's own module, which runs eagerly on the CPU."""
+        return run_whole(self.build(), self.graph, self.tensors_of(arrays))
 
     def measure(self) -> tuple[Sequence[float], Sequence[float], Sequence[float]]:
         """See `engine.base.Network`. The times are kept for a network of the same shapes."""
@@ -201,32 +198,81 @@ class TorchEngine:
         name = self._catalogue.canonical_name(name)
         with self._tracing:
             if name not in self._graphs:
-                size = input_size(name)
-                self._graphs[name] = trace(self._catalogue.build_module(name), name, (1, 3, size, size))
+                module, example = self._catalogue.build_module(name), self._catalogue.example(name)
+                self._graphs[name] = trace(module, name, example, is_own=is_own(name))
             self._graphs.move_to_end(name)
             if len(self._graphs) > MAX_GRAPHS:
                 self._graphs.popitem(last=False)
             return self._graphs[name]
 
+    def example(self, name: str) -> tuple[Array, ...]:
+        """See `engine.base.Engine`."""
+        example = self._catalogue.example(self._catalogue.canonical_name(name))
+        if example.is_image:
+            return tuple(map(synthetic_input, self.graph(name).inputs))
+        return tuple(as_array(tensor.clone()) for tensor in example.tensors)
+
+    def preparation(self, name: str) -> Callable[[Any], Any] | None:
+        """See `engine.base.Engine`."""
+        name = self._catalogue.canonical_name(name)
+        own = self._catalogue.own
+        return partial(own.prepare, name) if own.has_prepare(name) else None
+
     def open(self, name: str, weights: WeightsSource = SEEDED) -> TorchNetwork:
         """See `engine.base.Engine`.
 
         Batch norms are folded and, on the CPU, tensors are channels-last: both measured faster for these models
-        (``make bench``). The digest is taken from the weights as given, before folding.
+        (``make bench``). The digest is taken from the weights as given, before folding. A network that was not opened
+        before is compared with the user's module (`engine.self_check`); if it is equal only in its own memory order,
+        it keeps that.
         """
         name = self._catalogue.canonical_name(name)
         graph = self.graph(name)
+        module, state, knows_imagenet = self._load(name, weights)
+        ref = NetworkRef(
+            name,
+            graph,
+            weights_digest({**graph.attributes(module), **state}),
+            weights,
+            imagenet_labels() if knows_imagenet else None,
+        )
+
+        def build() -> nn.Module:
+            return self._load(name, weights)[0]
+
+        source = self._catalogue.own.source(name) + described(module)
+        key = check_key(graph, ref.weights_digest, source, self.device)
+        order = is_checked(key)
+        if order is not None:
+            return self._optimised(ref, graph, module, build, order)
+        truth = observe(module, name, graph, self._catalogue.example(name))
+        try:
+            network = self._optimised(ref, graph, module, build, order := ORDERS[0])
+            check(network, truth, build)
+        except (MismatchError, RuntimeError) as exc:
+            log.info("%s is not equal with channels last: %s", name, exc)
+            network = self._optimised(ref, graph, build(), build, order := ORDERS[1])
+            check(network, truth, build)
+        keep_checked(key, order)
+        return network
+
+    def _load(self, name: str, weights: WeightsSource) -> tuple[nn.Module, dict[str, Tensor], bool]:
+        """Return the user's module with its weights, these weights, and whether they are torchvision's."""
         module = self._catalogue.build_module(name)
         state, knows_imagenet = load_state(name, module, weights)
         module.load_state_dict(of_this_version(state, module), assign=True)
         module.requires_grad_(False)
-        digest = weights_digest({**graph.attributes(module), **state})
+        return module.eval(), state, knows_imagenet
+
+    def _optimised(
+        self, ref: NetworkRef, graph: TracedGraph, module: nn.Module, build: Callable[[], nn.Module], order: str
+    ) -> TorchNetwork:
         with torch.inference_mode():
             module = fold_batch_norms(module, graph).to(self.device)
-            if self.device == "cpu":
-                module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        labels = imagenet_labels() if knows_imagenet else None
-        return TorchNetwork(NetworkRef(name, graph, digest, weights, labels), graph, module.eval(), self.device)
+        is_last = self.device == "cpu" and order == "channels-last"
+        if is_last:
+            use_channels_last(module)
+        return TorchNetwork(ref, graph, module, self.device, build, Shared(channels_last=is_last))
 
     def scale(self, predictor: Predictor, threads: int) -> Predictor:
         """See `engine.base.Engine`."""

@@ -6,9 +6,10 @@ cut is any set of nodes that contains the inputs of its members, so its boundary
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, NamedTuple
 
 from neurosurgeon.graph.spec import LayerKind, TensorSpec, takes_images
 
@@ -48,8 +49,9 @@ class Node:
     @property
     def sent(self) -> tuple[TensorSpec, ...]:
         """All tensors it makes, as they are sent: an image as pixels."""
-        is_image = self.kind is LayerKind.INPUT and takes_images(self.output)
-        return (TensorSpec(self.output.shape, "uint8"),) if is_image else self.outputs
+        if self.kind is not LayerKind.INPUT:
+            return self.outputs
+        return tuple(TensorSpec(spec.shape, "uint8") if takes_images(spec) else spec for spec in self.outputs)
 
     @property
     def sent_bytes(self) -> int:
@@ -80,27 +82,56 @@ class Layer:
         return f"{self.name} ({self.kind})"
 
 
-@dataclass(frozen=True, eq=False)
-class LayerGraph:
-    """Nodes in execution order (node 0 is the input, the last one the output), and the layers they form.
+class Output(NamedTuple):
+    """One output of a network: the node that makes it, and its position among the tensors of this node."""
 
-    The layers of a `ChainNetwork` are its own; in any other network every node but the input is a layer.
+    node: int | None  # None: a constant, which the edge adds
+    position: int
+    spec: TensorSpec
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LayerGraph:
+    """Nodes in execution order (node 0 makes all inputs), the layers they form, and the outputs.
+
+    The layers of a `ChainNetwork` are its own; in any other network every node but the input is a layer. Inputs and
+    outputs are trees (`graph.trees`): templates, and tensors in their order.
     """
 
     model: str
     nodes: tuple[Node, ...]
     layers: tuple[Layer, ...]
     digest: str  # of the network's structure; its weights have a digest of their own
+    input_template: Any  # of its arguments, by position and by name
+    input_names: tuple[str, ...]
+    outputs: tuple[Output, ...]
+    output_template: Any
 
     @property
-    def input(self) -> TensorSpec:
-        """The tensor that the network reads."""
-        return self.nodes[0].output
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The tensors that the network reads."""
+        return self.nodes[0].outputs
 
     @property
-    def output(self) -> TensorSpec:
-        """The tensor that the network makes."""
-        return self.nodes[-1].output
+    def outputs_bytes(self) -> int:
+        """Bytes of the outputs; those of unknown size are left out."""
+        return sum(output.spec.size_bytes for output in self.outputs)
+
+    def assemble(
+        self, edge_nodes: Collection[int], on_edge: Sequence[Any], in_cloud: Sequence[Any] = ()
+    ) -> tuple[Any, ...]:
+        """Return all outputs in their order, from those that each side of a cut has made."""
+        made = dict(zip(self.outputs_on(edge_nodes, edge=True), on_edge, strict=True))
+        made.update(zip(self.outputs_on(edge_nodes, edge=False), in_cloud, strict=True))
+        return tuple(made[index] for index in range(len(self.outputs)))
+
+    def outputs_on(self, edge_nodes: Collection[int], *, edge: bool) -> list[int]:
+        """Return which outputs one side of a cut makes, by their positions in ``outputs``."""
+        return [
+            index
+            for index, output in enumerate(self.outputs)
+            if (output.node is None or output.node in edge_nodes) is edge
+        ]
 
     @property
     def is_chain(self) -> bool:
@@ -119,11 +150,9 @@ class LayerGraph:
         return (*(point for point in range(last) if self.boundary_counts[point] == 1), last)
 
     def boundary(self, edge_nodes: Collection[int]) -> tuple[Node, ...]:
-        """Return the nodes on the edge whose tensors the cloud reads, each once; with all on the edge, the last one."""
+        """Return the nodes on the edge whose tensors the cloud reads, each once; none with all on the edge."""
         readers = (node for node in self.nodes if node.index not in edge_nodes)
         wanted = {index for reader in readers for index in reader.inputs if index in edge_nodes}
-        if len(edge_nodes) == len(self.nodes):
-            wanted = {self.nodes[-1].index}
         return tuple(self.nodes[index] for index in sorted(wanted))
 
     def parameter_bytes(self, nodes: Iterable[int]) -> int:

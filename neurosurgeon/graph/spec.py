@@ -35,19 +35,25 @@ ITEM_BYTES = {
 TYPE_NAMES = {np.dtype(name).char: name for name in ITEM_BYTES if name != "bfloat16"} | {"H": "bfloat16"}
 COLOURS = 3  # of an image
 SYNTHETIC_SEED = 0
+UNKNOWN = -1  # a size of a tensor that is known after running
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """Shape and element type of a tensor that does not exist yet."""
+    """Shape and element type of a tensor that does not exist yet; a size that depends on data is `UNKNOWN`."""
 
     shape: tuple[int, ...]
     dtype: str = "float32"
 
     @property
+    def is_sized(self) -> bool:
+        """Whether all sizes are known."""
+        return UNKNOWN not in self.shape
+
+    @property
     def numel(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
+        """Number of elements; 0 if it is unknown."""
+        return math.prod(self.shape) if self.is_sized else 0
 
     @property
     def size_bytes(self) -> int:
@@ -71,6 +77,13 @@ def takes_images(spec: TensorSpec) -> bool:
 def dtype_of(array: Array) -> str:
     """Return the name of an array's element type: of uint16, the bits of bfloat16, that."""
     return TYPE_NAMES.get(array.dtype.char) or str(array.dtype)
+
+
+def fits(array: Array, spec: TensorSpec) -> bool:
+    """Return whether an array has a type and a shape, in which any size may be `UNKNOWN`."""
+    sizes = zip(array.shape, spec.shape, strict=False)
+    is_shape = array.ndim == len(spec.shape) and all(size == want or want == UNKNOWN for size, want in sizes)
+    return is_shape and dtype_of(array) == spec.dtype
 
 
 def as_floats(array: Array) -> Array:

@@ -1,29 +1,30 @@
 """Building of a module's layer graph, without running it on data, with batch norms folded into convolutions.
 
-Operations without cost are no nodes, unless they are layers of a chain: sizes, weights, other views of a whole tensor,
-identities. Both partitions of a cut compute them again if they need them, so their results are never sent.
+Operations without cost are no nodes, unless they are layers of a chain or outputs: sizes, weights, other views of a
+whole tensor, identities. Neither are operations whose result has a size that depends on data, unless they are outputs.
+Both partitions of a cut compute them again if they need them, so their results are never sent.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor, fx, nn
-from torch.fx.node import map_arg
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from neurosurgeon.graph.layer_graph import Layer, LayerGraph, Node
+from neurosurgeon.graph.layer_graph import Layer, LayerGraph, Node, Output
 from neurosurgeon.graph.spec import NO_TENSOR, LayerKind, TensorSpec
 from neurosurgeon.models.chain import ChainNetwork
+from neurosurgeon.models.digest import graph_digest
+from neurosurgeon.models.folding import fold_functions, fold_modules, foldable_norms
 from neurosurgeon.models.operations import Operation, describe
-from neurosurgeon.models.shapes import attribute_named, function_name, makes_no_tensor, spec_of
-from neurosurgeon.models.tracing import trace_program
+from neurosurgeon.models.program import Example, Program, function_name, is_known, spec_of
+from neurosurgeon.models.shapes import attribute_named
+from neurosurgeon.models.tracing import trace_known, trace_own
 
-DIGEST_HEX_CHARS = 32  # 128 bits, as of the weights
+UNKNOWN = Operation(LayerKind.OTHER, {}, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,31 +32,35 @@ class TracedGraph(LayerGraph):
     """The graph of a module, and the program from which its partitions are made."""
 
     program: fx.Graph = field(repr=False)  # for torch.fx
+    tracer: str
     made_by: tuple[tuple[fx.Node, ...], ...] = field(repr=False)  # the operations that make each node's tensors
+    output_nodes: tuple[fx.Node, ...] = field(repr=False)  # the operations of its outputs, in their order
     fixed: frozenset[fx.Node] = field(repr=False)  # operations that depend on no input: computed once
-    constants: Mapping[str, Tensor] = field(repr=False)  # of the program, created while it was traced
+    constants: Mapping[str, Any] = field(repr=False)  # of the program, created while it was traced
+    folded: Mapping[str, str] = field(repr=False)  # the names of modules: of a batch norm, and of its convolution
 
     def attributes(self, model: nn.Module) -> dict[str, Tensor]:
         """Return the tensors that the program reads outside of modules: constants, and attributes of ``model``."""
         targets = {str(node.target) for node in self.program.nodes if node.op == "get_attr"}
         values = {target: self.constants.get(target) for target in targets}
-        return {target: attribute_named(model, target) if made is None else made for target, made in values.items()}
+        found = {target: attribute_named(model, target) if made is None else made for target, made in values.items()}
+        return {target: value for target, value in found.items() if isinstance(value, Tensor)}
 
 
 # ---------------------------------------------------------------- tracing
 
 
-def trace(model: nn.Module, name: str, input_shape: tuple[int, ...]) -> TracedGraph:
-    """Return the graph of ``model`` for an input of ``input_shape``, without running it on data.
+def trace(model: nn.Module, name: str, example: Example, *, is_own: bool = True) -> TracedGraph:
+    """Return the graph of ``model`` for inputs like those of the example. The model is not changed.
 
-    The model is not changed; it may be on the meta device, without any weights.
-
-    Raises: TraceError: its control flow depends on its data. InputSizeError: it cannot take an input of this size.
+    Args:   is_own: whether it is a module of the user; if not, it may be on the meta device, without any weights.
+    Raises: TraceError: it cannot become a graph; names the line. InputSizeError: it cannot take such inputs.
     """
-    traced = trace_program(model, name, input_shape)
+    program = (trace_own if is_own else trace_known)(model, name, example)
+    folded = fold_functions(program) if program.tracer == "torch.export" else foldable_norms(program)
     layer_names = _layer_names(model)
-    builder = _Builder(traced, layer_names)
-    for fx_node in traced.graph.nodes:
+    builder = _Builder(program, layer_names, folded)
+    for fx_node in program.graph.nodes:
         if fx_node.op != "output":
             builder.add(fx_node)
     nodes = tuple(builder.nodes)
@@ -63,12 +68,24 @@ def trace(model: nn.Module, name: str, input_shape: tuple[int, ...]) -> TracedGr
         model=name,
         nodes=nodes,
         layers=_group_layers(nodes, layer_names),
-        digest=graph_digest(traced.graph),
-        program=traced.graph,
+        digest=graph_digest(program),
+        input_template=program.input_template,
+        input_names=example.names,
+        outputs=builder.outputs(),
+        output_template=program.output_template,
+        program=program.graph,
+        tracer=program.tracer,
         made_by=tuple(builder.made_by),
+        output_nodes=program.outputs,
         fixed=frozenset(builder.fixed),
-        constants=_constants(traced, model),
+        constants=program.constants,
+        folded={str(norm.target): str(conv.target) for norm, conv in folded.items() if norm.op == "call_module"},
     )
+
+
+def fold_batch_norms(model: nn.Module, graph: TracedGraph) -> nn.Module:
+    """Fold the batch norms of a network into its convolutions, in place, and return it."""
+    return fold_modules(model, graph.folded)
 
 
 class _Needs(NamedTuple):
@@ -81,52 +98,87 @@ class _Needs(NamedTuple):
 class _Builder:
     """Makes nodes of the operations with a cost, in their order; see the top of this file."""
 
-    def __init__(self, traced: fx.GraphModule, layer_names: list[str] | None) -> None:
+    def __init__(self, program: Program, layer_names: list[str] | None, folded: Mapping[fx.Node, fx.Node]) -> None:
         self.nodes: list[Node] = []
         self.made_by: list[tuple[fx.Node, ...]] = []
         self.fixed: set[fx.Node] = set()
-        self._traced = traced
+        self._program = program
+        self._outputs = frozenset(program.outputs)
         self._layer_names = layer_names  # None: every node is a layer of its own
-        self._folded = _foldable_norms(traced.graph, traced)
-        named = (*traced.named_parameters(), *traced.named_buffers())
+        self._folded = folded
+        root = program.root
+        named = (*root.named_parameters(), *root.named_buffers(), *program.constants.items())
         self._parameter_names = {id(value): name for name, value in named}
         self._needs: dict[fx.Node, _Needs] = {}
         self._names: Counter[str] = Counter()  # how often each was given
 
+    def outputs(self) -> tuple[Output, ...]:
+        """Return the place of each output in the graph."""
+        places = {
+            made: (node.index, position)
+            for node, all_made in zip(self.nodes, self.made_by, strict=True)
+            for position, made in enumerate(all_made)
+        }
+        found = [(*places.get(made, (None, 0)), spec_of(made)) for made in self._program.outputs]
+        return tuple(Output(node, position, spec) for node, position, spec in found)
+
     def add(self, fx_node: fx.Node) -> None:
         """Add the next operation of the program."""
-        module = self._traced.get_submodule(str(fx_node.target)) if fx_node.op == "call_module" else None
-        tensors = [node for node in fx_node.all_input_nodes if not makes_no_tensor(node)]
-        sources = tuple(dict.fromkeys(source for node in tensors for source in self._needs[node].nodes))
-        parameters = {name: size for node in tensors for name, size in self._needs[node].parameters.items()}
+        if fx_node.op == "placeholder":
+            self._add_input(fx_node)
+            return
+        module = self._program.module(fx_node)
+        reads = [node for node in fx_node.all_input_nodes if not is_known(node)]
+        sources = tuple(dict.fromkeys(source for node in reads for source in self._needs[node].nodes))
+        parameters = {name: size for node in reads for name, size in self._needs[node].parameters.items()}
         parameters |= self._own_parameters(fx_node, module)
-        if fx_node.op != "placeholder" and self.fixed.issuperset(fx_node.all_input_nodes):
+        if self.fixed.issuperset(fx_node.all_input_nodes):
             self.fixed.add(fx_node)
             if fx_node.op != "get_attr":
                 parameters = {f"{fx_node.name} (computed once)": spec_of(fx_node).size_bytes}
         made = self._tensors_made(fx_node)
-        reads = tuple(spec_of(node) for node in tensors if self._needs[node].nodes)
-        operation = describe(fx_node, module, reads, spec_of(made[0]) if made else None)
-        if fx_node.op != "placeholder" and self._is_free(fx_node, operation, sources, tensors):
-            self._needs[fx_node] = _Needs(sources, parameters)
+        specs = tuple(spec_of(node) for node in reads if self._needs[node].nodes and "spec" in node.meta)
+        has_size = all(spec.is_sized for spec in (*specs, *map(spec_of, made)))
+        operation = describe(fx_node, module, specs, spec_of(made[0]) if made else None) if has_size else UNKNOWN
+        needs = _Needs(sources, parameters)
+        if self._is_free(fx_node, operation, sources, specs, has_size):
+            self._needs[fx_node] = needs
             return
-        self._needs[fx_node] = _Needs((len(self.nodes),), {})
+        self._needs[fx_node] = _Needs((len(self.nodes),), {}) if has_size else needs
         self.made_by.append(made)
-        self.nodes.append(self._node(fx_node, module, operation, sources, reads, parameters))
+        self.nodes.append(self._node(fx_node, module, operation, sources, specs, parameters))
+
+    def _add_input(self, fx_node: fx.Node) -> None:
+        """Add an input; all of them are the tensors of node 0."""
+        self._needs[fx_node] = _Needs((0,), {})
+        if self.nodes:
+            self.made_by[0] = (*self.made_by[0], fx_node)
+            self.nodes[0] = replace(self.nodes[0], further_outputs=(*self.nodes[0].further_outputs, spec_of(fx_node)))
+            return
+        self.made_by.append((fx_node,))
+        self.nodes.append(self._node(fx_node, None, Operation(LayerKind.INPUT, {}, 0), (), (), {}))
 
     def _is_free(
-        self, fx_node: fx.Node, operation: Operation, sources: tuple[int, ...], tensors: Sequence[fx.Node]
+        self,
+        fx_node: fx.Node,
+        operation: Operation,
+        sources: tuple[int, ...],
+        reads: Sequence[TensorSpec],
+        has_size: bool,
     ) -> bool:
-        """Return whether an operation has no cost, so that each partition that needs its result computes it again."""
+        """Return whether an operation is no node, so that each partition that needs its result computes it again."""
         takes_part = function_name(fx_node) == "getitem" and len(sources) == 1 and fx_node in self.made_by[sources[0]]
-        if makes_no_tensor(fx_node) or fx_node in self.fixed or takes_part:
+        if is_known(fx_node) or fx_node in self.fixed or takes_part:
             return True
+        is_output = fx_node in self._outputs
+        if not has_size:
+            return not is_output
         is_trivial = operation.kind in TRIVIAL_KINDS or fx_node in self._folded
-        if not is_trivial or fx_node is self._traced.graph.output_node().args[0]:
+        if not is_trivial or is_output:
             return False
         if not sources or "spec" not in fx_node.meta:
             return True
-        return self._layer_names is None and spec_of(fx_node).numel == spec_of(tensors[0]).numel
+        return self._layer_names is None and spec_of(fx_node).numel == reads[0].numel
 
     def _tensors_made(self, fx_node: fx.Node) -> tuple[fx.Node, ...]:
         """Return the operations of the tensors of a result: the operation itself, or those that unpack its tuple."""
@@ -140,9 +192,11 @@ class _Builder:
             return {}
         values: Iterable[Any] = (*module.parameters(), *module.buffers()) if module is not None else ()
         if fx_node.op == "get_attr":
-            values = [attribute_named(self._traced, str(fx_node.target))]
+            values = [self._program.values[str(fx_node.target)]]
         return {
-            self._parameter_names[id(value)]: value.nbytes for value in values if id(value) in self._parameter_names
+            self._parameter_names[id(value)]: value.nbytes
+            for value in values
+            if id(value) in self._parameter_names and isinstance(value, Tensor)
         }
 
     def _node(
@@ -199,21 +253,6 @@ class _Builder:
 TRIVIAL_KINDS = frozenset({LayerKind.VIEW, LayerKind.DROPOUT})
 
 
-def _constants(traced: fx.GraphModule, model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors of a program that the model does not have: they were created while it was traced."""
-    targets = {str(node.target) for node in traced.graph.nodes if node.op == "get_attr"}
-    found = {target: attribute_named(traced, target) for target in targets if not _has(model, target)}
-    return {target: value for target, value in found.items() if isinstance(value, Tensor)}
-
-
-def _has(model: nn.Module, target: str) -> bool:
-    try:
-        attribute_named(model, target)
-    except AttributeError:
-        return False
-    return True
-
-
 def _with_bias(conv: Node) -> Node:
     """Return a convolution with a folded batch norm, which adds a bias to it."""
     if conv.params["bias"]:
@@ -245,72 +284,3 @@ def _group_layers(nodes: tuple[Node, ...], names: list[str] | None) -> tuple[Lay
         Layer(index, name, group[0].kind if len(group) == 1 else LayerKind.BLOCK, tuple(group))
         for index, (name, group) in enumerate(zip(names, members, strict=True))
     )
-
-
-# ---------------------------------------------------------------- folding
-
-
-def _foldable_norms(program: fx.Graph, model: nn.Module) -> dict[fx.Node, fx.Node]:
-    """Return {batch norm: convolution} for every batch norm that alone reads a convolution, each of them called once.
-
-    Modules with two names are left out: the other name would still refer to the unfolded module.
-    """
-    calls = Counter(str(node.target) for node in program.nodes if node.op == "call_module")
-    names = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
-    pairs = {}
-    for node in program.nodes:
-        source = node.args[0] if node.op == "call_module" and node.args else None
-        if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) > 1:
-            continue
-        targets = [str(node.target), str(source.target)]
-        norm, conv = (model.get_submodule(target) for target in targets)
-        is_single = all(calls[target] == 1 and names[id(model.get_submodule(target))] == 1 for target in targets)
-        is_fixed_norm = isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
-        if is_single and is_fixed_norm and isinstance(conv, nn.Conv2d):
-            pairs[node] = source
-    return pairs
-
-
-def fold_batch_norms(model: nn.Module, graph: TracedGraph) -> nn.Module:
-    """Fold each batch norm into the convolution before it, in place, and return the model.
-
-    The norm becomes an identity, so every partition point keeps its number, its tensor shape and, bit for bit,
-    the result of the whole folded network.
-    """
-    for norm, conv in _foldable_norms(graph.program, model).items():
-        norm_name, conv_name = str(norm.target), str(conv.target)
-        norm_module: Any = model.get_submodule(norm_name)
-        conv_module: Any = model.get_submodule(conv_name)
-        model.set_submodule(conv_name, fuse_conv_bn_eval(conv_module, norm_module))
-        model.set_submodule(norm_name, nn.Identity())
-    return model
-
-
-# ---------------------------------------------------------------- digest
-
-
-def graph_digest(program: fx.Graph) -> str:
-    """Return 128 bits of SHA-256 over a network's structure, without its weights.
-
-    It covers the operations in their order, with their settings, constants and inputs, and the shapes and types of
-    their results.
-    """
-    operations = list(program.nodes)
-    positions = {node: f"%{index}" for index, node in enumerate(operations)}
-    root = program.owning_module
-    total = hashlib.sha256()
-    for operation in operations:
-        arguments = map_arg((operation.args, operation.kwargs), lambda read: positions[read])
-        made = operation.meta.get("spec", NO_TENSOR)
-        total.update(f"{_operation(operation, root)} {arguments} {made}\n".encode())
-    return total.hexdigest()[:DIGEST_HEX_CHARS]
-
-
-def _operation(node: fx.Node, root: nn.Module | None) -> str:
-    """Return the name of the function or module that a traced node calls, with the module's settings."""
-    if node.op == "call_module" and root is not None:
-        module = root.get_submodule(str(node.target))
-        return f"{node.target} {type(module).__qualname__}({module.extra_repr()})"
-    if isinstance(node.target, str):
-        return f"{node.op} {node.target}" if node.op != "placeholder" else node.op
-    return getattr(node.target, "__name__", str(node.target))

@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # torch takes a second to import, which names and spelling ch
 
     from torch import nn
 
+    from neurosurgeon.models.program import Example
+
 USUAL_SIZE = 224
 MAX_SIZE = 2048  # of an image's side: a peer may request it, and the tensors of a network grow with its square
 
@@ -110,11 +112,32 @@ class Catalogue:
     """All networks that have a name: the classic four, torchvision's, and the user's own.
 
     Args:   model_files: Python files with functions that return modules; they are run. modules: modules by name.
+            examples: the inputs of modules by name: a tuple, a dict of arguments by name, or one tensor.
     Raises: UsageError: a file cannot be run, or defines no network.
     """
 
-    def __init__(self, model_files: Iterable[Path] = (), modules: Mapping[str, nn.Module] | None = None) -> None:
-        self._own = OwnModels(model_files, modules)
+    def __init__(
+        self,
+        model_files: Iterable[Path] = (),
+        modules: Mapping[str, nn.Module] | None = None,
+        examples: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.own = OwnModels(model_files, modules, examples)
+
+    def example(self, name: str) -> Example:
+        """Return the arguments with which a network of a canonical name is traced: the user's, or one image of noise.
+
+        Raises: UsageError: the user's function raises, or its network has an example and a size of images, too.
+        """
+        from neurosurgeon.models.program import Example
+
+        base, size = _parts(name)
+        given = self.own.example(base) if is_own(base) else None
+        if given is None:
+            return Example.of_image(input_size(name))
+        if size is not None:
+            raise UsageError(f"{base} has an example of its inputs: leave out --input-size")
+        return Example.of(given)
 
     def canonical_name(self, name: str) -> str:
         """Return the canonical name of a network: ``mobilenet`` becomes ``mobile_net``, a usual size is left out.
@@ -144,7 +167,7 @@ class Catalogue:
         """
         base, _ = _parts(name)
         if is_own(base):
-            return self._own.build(base)
+            return self.own.build(base)
         from neurosurgeon.models.tracing import without_storage
 
         if base in ZOO:
@@ -157,7 +180,7 @@ class Catalogue:
             raise InputSizeError(f"{base} cannot take images of {size}x{size}: {exc}") from exc
 
     def _canonical_base(self, name: str) -> str:
-        own = self._own.full_name(name)
+        own = self.own.full_name(name)
         if own is not None:
             if ":" not in name and (name in ZOO or name in ALIASES or name in torchvision_names()):
                 raise UsageError(f"{name} is in a model file and torchvision's, too: write {own}, or rename yours")
@@ -168,7 +191,7 @@ class Catalogue:
         raise UnknownModelError(self._unknown(name))
 
     def _unknown(self, name: str) -> str:
-        own = self._own.names
+        own = self.own.names
         if name in _import_torchvision().list_models():
             return (
                 f"{name} is no classification network: of torchvision, these alone are known by name; own modules "

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from torch import fx, nn
 
 from neurosurgeon.graph.spec import LayerKind, TensorSpec
-from neurosurgeon.models.shapes import ACTIVATIONS, function_name, pair
+from neurosurgeon.models.program import function_name
+from neurosurgeon.models.shapes import ACTIVATIONS, pair
 
 log = logging.getLogger(__name__)
 

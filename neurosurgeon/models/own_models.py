@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CONSTRUCTION_SEED = 0  # random parameters that a function draws are the same in every process
 
+EXAMPLE, PREPARE = "example", "prepare"  # functions of a model file that are no networks
 OBJECTS = "module"  # stands for the file in the names of modules that are given as objects
 
 
@@ -33,11 +34,20 @@ class OwnModels:
     Raises: UsageError: a file is missing, raises or defines no function without arguments, or two files have one name.
     """
 
-    def __init__(self, files: Iterable[Path] = (), modules: Mapping[str, nn.Module] | None = None) -> None:
+    def __init__(
+        self,
+        files: Iterable[Path] = (),
+        modules: Mapping[str, nn.Module] | None = None,
+        examples: Mapping[str, Any] | None = None,
+    ) -> None:
         self._paths: dict[str, Path] = {}  # by stem
         self._functions: dict[str, Callable[[], Any]] = {
             f"{OBJECTS}:{name}": partial(copy.deepcopy, module) for name, module in (modules or {}).items()
         }
+        self._examples: dict[str, Callable[[], Any]] = {}  # by the full name of a module, or the stem of a file
+        for name, inputs in (examples or {}).items():
+            self._examples[f"{OBJECTS}:{name}"] = partial(copy.deepcopy, inputs)
+        self._prepares: dict[str, Callable[[Any], Any]] = {}  # by stem
         for path in {path.resolve(): path for path in files}.values():
             self._add_file(path)
 
@@ -65,24 +75,55 @@ class OwnModels:
 
         Raises: UsageError: the function raises, or does not return a module.
         """
-        import torch
         from torch import nn
 
-        with torch.random.fork_rng(devices=[]), _one_line(self._paths.get(name.split(":")[0], Path())):
-            torch.manual_seed(CONSTRUCTION_SEED)
-            module = self._functions[name]()
+        module = self._call(name, self._functions[name])
         if not isinstance(module, nn.Module):
             raise UsageError(f"{name} returns a {type(module).__name__}, not a torch.nn.Module")
         return module.eval()
 
+    def example(self, name: str) -> Any:
+        """Return the example of a network's inputs: a tuple, a dict of arguments by name, or one; None without any.
+
+        Raises: UsageError: the function raises.
+        """
+        function = self._examples.get(name) or self._examples.get(name.split(":")[0])
+        return None if function is None else self._call(name, function)
+
+    def source(self, name: str) -> str:
+        """Return the text of the model file of a network; nothing for a module, and for a network known by name."""
+        path = self._paths.get(name.split(":")[0])
+        return "" if path is None else path.read_text("utf-8", "replace")
+
+    def prepare(self, name: str, image: Any) -> Any:
+        """Return what the user's own preprocessing makes of an image; None without any. Raises: UsageError."""
+        function = self._prepares.get(name.split(":")[0])
+        return None if function is None else self._call(name, partial(function, image))
+
+    def has_prepare(self, name: str) -> bool:
+        """Return whether a network has the user's own preprocessing."""
+        return name.split(":")[0] in self._prepares
+
+    def _call(self, name: str, function: Callable[[], Any]) -> Any:
+        """Call a function of the user; its random numbers are always the same."""
+        import torch
+
+        with torch.random.fork_rng(devices=[]), _one_line(self._paths.get(name.split(":")[0], Path())):
+            torch.manual_seed(CONSTRUCTION_SEED)
+            return function()
+
     def _add_file(self, path: Path) -> None:
         if path.stem in self._paths:
             raise UsageError(f"two model files are called {path.stem}: {self._paths[path.stem]} and {path}; rename one")
-        found = {f"{path.stem}:{name}": function for name, function in _defined_in(_run_file(path))}
+        module = _run_file(path)
+        found = {f"{path.stem}:{name}": function for name, function in _defined_in(module)}
         if not found:
             raise UsageError(f"model file {path} defines no function or module that takes no arguments")
         self._paths[path.stem] = path
         self._functions.update(found)
+        for name, known in ((EXAMPLE, self._examples), (PREPARE, self._prepares)):
+            if callable(function := getattr(module, name, None)):
+                known[path.stem] = function
 
 
 def _run_file(path: Path) -> ModuleType:
@@ -106,8 +147,10 @@ def _defined_in(module: ModuleType) -> Iterator[tuple[str, Callable[[], Any]]]:
     from torch import nn
 
     for name, value in vars(module).items():
+        if name.startswith("_") or name in (EXAMPLE, PREPARE):
+            continue
         is_class = inspect.isclass(value) and issubclass(value, nn.Module)
-        if name.startswith("_") or not (is_class or inspect.isfunction(value)) or value.__module__ != module.__name__:
+        if not (is_class or inspect.isfunction(value)) or value.__module__ != module.__name__:
             continue
         parameters = inspect.signature(value).parameters.values()
         variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from neurosurgeon.graph.spec import Array
 
 # torchvision's evaluation transform for the classic networks (its ImageClassification preset).
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -42,6 +45,28 @@ def synchronise(device: str) -> None:
     """Wait until ``device`` has finished all its work; a CPU has none left. Blocks."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
+
+
+def as_tensor(array: Array) -> Tensor:
+    """Return a tensor that shares an array's memory and strides: other strides give sums in another order."""
+    if array.dtype == np.uint16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def as_array(tensor: Tensor) -> Array:
+    """Return a tensor's values as an array in host memory (`graph.spec`), which a CPU tensor shares."""
+    tensor = tensor.detach().cpu()
+    is_bfloat16 = tensor.dtype is torch.bfloat16
+    array: Array = tensor.view(torch.int16).numpy().view(np.uint16) if is_bfloat16 else tensor.numpy()
+    return array
+
+
+def use_channels_last(module: nn.Module) -> None:
+    """Lay the parameters of two-dimensional convolutions out in memory with their channels last, in place."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
 
 @lru_cache(KEPT_ROWS)

@@ -11,44 +11,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
+from torch import fx, nn
 
-from neurosurgeon.graph.spec import NO_TENSOR, TensorSpec
+from neurosurgeon.models.program import record_result
 
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh)
 ADDITIONS = (operator.add, operator.iadd, torch.add)
 SHAPE_PRESERVING = (nn.BatchNorm2d, nn.LayerNorm, nn.Dropout, nn.Identity, *ACTIVATIONS)
 
 
-def function_name(node: fx.Node) -> str:
-    """Return the name of a function, the same for torch's function, method, operator and torch.export's operator."""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return name if node.op == "call_module" else name.split(".")[0]
-
-
-def spec_of(fx_node: fx.Node) -> TensorSpec:
-    """Return the spec of the tensor that a traced operation makes; `NO_TENSOR` for any other result."""
-    spec: TensorSpec = fx_node.meta.get("spec", NO_TENSOR)
-    return spec
-
-
-def makes_no_tensor(fx_node: fx.Node) -> bool:
-    """Return whether the result of a traced operation holds no tensor: a size, a type or the like."""
-    return "value" in fx_node.meta and not any(isinstance(leaf, Tensor) for leaf in tree_leaves(fx_node.meta["value"]))
-
-
 def attribute_named(root: nn.Module, target: str) -> Any:
     """Return the attribute of a module with a dotted name."""
     return operator.attrgetter(target)(root)
-
-
-def record_result(node: fx.Node, result: Any) -> None:
-    """Store the `TensorSpec` of a tensor in its node's ``meta["spec"]``, any other result in ``meta["value"]``."""
-    if isinstance(result, torch.Tensor):
-        node.meta["spec"] = TensorSpec(tuple(result.shape), str(result.dtype).removeprefix("torch."))
-    else:
-        node.meta["value"] = result
 
 
 class ShapeRecorder(fx.Interpreter):

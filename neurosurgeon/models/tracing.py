@@ -1,67 +1,115 @@
-"""Tracing of a module to a torch.fx program with the shape of every result, without running it on data.
+"""Tracing of a module to a torch.fx program with the shape of every result.
 
-torch.fx is tried first: it keeps modules whole, so that batch norms can be folded. If it fails, because a decision
-depends on a shape, torch.export is tried, which knows all shapes. If both fail, control flow depends on data, and the
-error names the line.
+Modules of the user are traced by `torch.export`, which has one meaning for all that Python can do (`exporting`). If it
+fails, torch.fx is tried, which runs the module's code on stand-ins for tensors. Networks that are known by name are
+traced by torch.fx: it keeps modules whole and runs them without data, and does not import torch.export's compiler.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 import logging
+import operator
 import threading
-import traceback
-import warnings
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from neurosurgeon.models.shapes import ShapeRecorder, function_name, record_result
+from neurosurgeon.graph.trees import put_together, take_apart
+from neurosurgeon.models.exporting import explain, exported
+from neurosurgeon.models.program import (
+    Example,
+    Program,
+    check_no_chance,
+    drop_dead,
+    first_line,
+    function_name,
+    line_of_error,
+    outputs_of,
+    record_result,
+)
+from neurosurgeon.models.shapes import ShapeRecorder, attribute_named
 from neurosurgeon.utils.errors import InputSizeError, TraceError
 
 log = logging.getLogger(__name__)
 
 _TRACING_LOCK = threading.Lock()  # tracing replaces nn.Module.__call__ for the whole process
-_LIBRARY = str(Path(torch.__file__).parent)
-ASSERTIONS = ("_assert", "_assert_tensor_metadata", "_guards_fn")  # of shapes, which are the same at every run
-ADVICE = (
-    "choose between tensors with torch.where, decide outside of the network, or mark the function that decides with "
-    "torch.fx.wrap"
-)
 
 
-def trace_program(model: nn.Module, name: str, input_shape: tuple[int, ...]) -> fx.GraphModule:
-    """Return the program of ``model`` for one input, with a ``TensorSpec`` of every tensor in ``meta["spec"]``.
+def trace_known(model: nn.Module, name: str, example: Example) -> Program:
+    """Return the program of a network that is known by name; the module may be on the meta device.
 
-    Dead code and assertions are removed; no tensor is changed in place that is read elsewhere. Its modules are on the
-    meta device: they have shapes, but no memory. May block while another thread traces.
-
-    Raises: TraceError: the module's control flow depends on its data, or it has not one input and one output.
-            InputSizeError: the module cannot take an input of this size.
+    May block while another thread traces. Raises: TraceError. InputSizeError: it cannot take an input of this size.
     """
+    skeleton = meta_copy(model)
+    with _TRACING_LOCK:
+        tracer = _Tracer(example)
+        traced = fx.GraphModule(skeleton, tracer.trace(skeleton))
+    recorder = ShapeRecorder(traced)
     try:
-        skeleton = meta_copy(model)
-        with _TRACING_LOCK:
-            traced = fx.GraphModule(skeleton, _Tracer().trace(skeleton))
-    except Exception as symbolic:  # a module may fail in any way on a tensor without a value
-        log.debug("torch.fx cannot trace %s (%s); trying torch.export", name, symbolic)
+        with torch.inference_mode(), torch.device("meta"):
+            recorder.run(*(torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in example.tensors))
+    except Exception as exc:
+        raise InputSizeError(f"{_cannot_take(name, example)}: {recorder.current}: {first_line(exc)}") from exc
+    return _symbolic_program(traced, skeleton, name, example, tracer)
+
+
+def trace_own(model: nn.Module, name: str, example: Example) -> Program:
+    """Return the program of a module of the user, as it is: with its weights and in its mode. It is not changed.
+
+    May block while another thread traces.
+
+    Raises: TraceError: its control flow depends on data, it keeps state, or draws random numbers; names the line.
+            InputSizeError: the module itself fails on this input.
+    """
+    _check_complete(model, name)
+    with _TRACING_LOCK:
         try:
-            traced = _exported(model, input_shape)
-        except Exception as exc:
-            log.debug("torch.export cannot, either: %s", exc)
-            raise TraceError(_explanation(name, symbolic)) from exc
-    else:
-        _record_shapes(traced, name, input_shape)
-    _check_output(traced.graph, name)
-    _separate_in_place(traced, name)
-    _drop_dead(traced.graph)
-    return traced
+            program = exported(model, name, example)
+        except TraceError:
+            raise
+        except Exception as failure:  # a module may fail in any way on a tensor without a value
+            log.debug("torch.export cannot trace %s (%s); trying torch.fx", name, failure)
+            _check_runs(model, name, example)
+            program = _traced_on_data(model, name, example, failure)
+    check_no_chance(program.graph, name)
+    return program
+
+
+def _check_complete(model: nn.Module, name: str) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError(f"{name} is TorchScript, which cannot be split: give the Python module from which it was made")
+    for part, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta or nn.parameter.is_lazy(tensor):
+            raise TraceError(
+                f"{name} has no weights: {part} is on the meta device or not initialised; build it in full"
+            )
+
+
+def _check_runs(model: nn.Module, name: str, example: Example) -> None:
+    """Run a module once, to tell a module that fails from one that cannot be traced. Raises: InputSizeError."""
+    try:
+        run_module(model, example.template, [tensor.clone() for tensor in example.tensors])
+    except Exception as exc:
+        raise InputSizeError(f"{_cannot_take(name, example)}{line_of_error(exc)}: {first_line(exc)}") from exc
+
+
+def run_module(model: nn.Module, template: Any, tensors: list[Tensor]) -> Any:
+    """Return what a module returns for the tensors of its arguments."""
+    args, kwargs = put_together(template, tensors)
+    with torch.inference_mode():
+        return model(*args, **kwargs)
+
+
+def _cannot_take(name: str, example: Example) -> str:
+    tensors = example.tensors
+    if len(tensors) == 1 and tensors[0].dim() == 4 and tensors[0].shape[1] == 3:
+        return f"{name} cannot take an input of {'x'.join(map(str, tensors[0].shape[2:]))}"
+    said = ", ".join(f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors)
+    return f"{name} cannot take an input of {said}"
 
 
 # ---------------------------------------------------------------- modules without memory
@@ -88,31 +136,38 @@ def without_storage(build: Callable[[], nn.Module]) -> nn.Module:
 
 def meta_copy(model: nn.Module) -> nn.Module:
     """Return a copy in evaluation mode whose parameters and buffers are on the meta device; no memory is copied."""
-    return _copy_with(model, lambda tensor: tensor.detach().to("meta"))
-
-
-def _copy_with(model: nn.Module, replacement: Callable[[Tensor], Tensor]) -> nn.Module:
-    memo: dict[int, Any] = {id(buffer): replacement(buffer) for buffer in model.buffers()}
+    memo: dict[int, Any] = {id(buffer): buffer.detach().to("meta") for buffer in model.buffers()}
     for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(replacement(parameter), requires_grad=False)
+        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
     return copy.deepcopy(model, memo).eval()
 
 
-# ---------------------------------------------------------------- tracing
+# ---------------------------------------------------------------- torch.fx
 
 
 class _Tracer(fx.Tracer):
-    """Traces a module with one input; modules that other threads call at the same time run as usual."""
+    """Traces a module with the arguments of an example; modules that other threads call run as usual."""
 
-    proxy_buffer_attributes = True  # buffers have no data here, so no value may be computed from them
+    proxy_buffer_attributes = True  # buffers may have no data here, so no value may be computed from them
 
-    def __init__(self) -> None:
+    def __init__(self, example: Example) -> None:
         super().__init__()
         self._thread = threading.get_ident()
+        self._example = example
+        self.output_template: Any = None
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        """Make the first argument the input; the others keep their defaults."""
-        return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
+        """Make each tensor of the example an input, and return the tensors of the outputs."""
+        names = [f"x{number}" if number else "x" for number in range(len(self._example.tensors))]
+        root: Any = self.root
+
+        def run(*proxies: Any) -> tuple[Any, ...]:
+            args, kwargs = put_together(self._example.template, proxies)
+            made = root._call_impl(*args, **kwargs)  # with its hooks
+            self.output_template, outputs = take_apart(made, lambda value: isinstance(value, fx.Proxy | Tensor))
+            return tuple(outputs)
+
+        return run, [self.create_proxy("placeholder", name, (), {}) for name in names]
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -122,100 +177,97 @@ class _Tracer(fx.Tracer):
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Return whether a module stays whole."""
+        return isinstance(m, torch.jit.ScriptModule) or super().is_leaf_module(m, module_qualified_name)
 
-def _exported(model: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
-    """Return the program of torch.export, with all shapes.
 
-    Its operators change nothing in place, and its parameters are attributes.
+class _DataRecorder(fx.Interpreter):
+    """Runs a program on data, and records the result of each operation."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run an operation and record its result."""
+        result = super().run_node(n)
+        record_result(n, result)
+        return result
+
+
+def _traced_on_data(model: nn.Module, name: str, example: Example, failure: Exception) -> Program:
+    """Return the program of torch.fx, with the shapes of a run on the example.
+
+    Raises: TraceError: explains why torch.export failed.
     """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode():
-        fake_model = _copy_with(model, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
-        image = torch.empty(input_shape)
-    with _TRACING_LOCK, torch.no_grad(), _silence():
-        program: Any = torch.export.export(fake_model, (image,), strict=False).run_decompositions({}).module()
-    for node in program.graph.nodes:
-        made = node.meta.get("val")
-        if node.op == "get_attr":
-            made = _move_to_meta(program, node.target)
-        elif node.target is torch.ops.aten.view.default:  # it would fail for another memory layout
-            node.target = torch.ops.aten.reshape.default
-        record_result(node, made)
-    output = program.graph.output_node()
-    if isinstance(output.args[0], tuple | list) and len(output.args[0]) == 1:
-        output.args = (output.args[0][0],)
-    program.graph.set_codegen(fx.graph.CodeGen())
-    return fx.GraphModule(program, program.graph)
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Suppress the warnings, logs and prints of torch.export; it raises all errors."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)  # its loggers have handlers of their own
-    discarded = io.StringIO()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(discarded), contextlib.redirect_stderr(discarded):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
-def _move_to_meta(root: nn.Module, target: str) -> Any:
-    path, _, leaf = target.rpartition(".")
-    owner = root.get_submodule(path)
-    value = getattr(owner, leaf)
-    if isinstance(value, Tensor):
-        empty = torch.empty(value.shape, dtype=value.dtype, device="meta")
-        value = nn.Parameter(empty, False) if isinstance(value, nn.Parameter) else empty
-        setattr(owner, leaf, value)
-    return value
-
-
-def _record_shapes(traced: fx.GraphModule, name: str, input_shape: tuple[int, ...]) -> None:
-    recorder = ShapeRecorder(traced)
-    try:
-        with torch.inference_mode(), torch.device("meta"):
-            recorder.run(torch.empty(input_shape))
+        tracer = _Tracer(example)
+        traced = fx.GraphModule(model, tracer.trace(model))
+        with torch.inference_mode():
+            _DataRecorder(traced).run(*(tensor.clone() for tensor in example.tensors))
+        return _symbolic_program(traced, model, name, example, tracer)
     except Exception as exc:
-        where, reason = recorder.current, _first_line(exc)
-        if isinstance(exc, NotImplementedError):  # the shape of a result depends on data
-            raise TraceError(f"{name} cannot be traced: {where}: {reason}; {ADVICE}") from exc
-        size = "x".join(map(str, input_shape[2:]))
-        raise InputSizeError(f"{name} cannot take an input of {size}: {where}: {reason}") from exc
+        log.debug("torch.fx cannot trace %s, either: %s", name, exc)
+        raise TraceError(explain(failure, name)) from failure
 
 
-def _check_output(program: fx.Graph, name: str) -> None:
-    result = program.output_node().args[0]
-    if not isinstance(result, fx.Node):
-        kind = type(result).__name__
-        raise TraceError(f"{name} returns a {kind}; a network that returns one tensor is needed: wrap it in one")
+def _symbolic_program(traced: fx.GraphModule, root: nn.Module, name: str, example: Example, tracer: _Tracer) -> Program:
+    graph = traced.graph
+    template = _flat_outputs(graph, tracer.output_template)
+    _separate_in_place(traced, name)
+    drop_dead(graph)
+    targets = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+    values = {target: attribute_named(traced, target) for target in targets}
+    constants = {target: value for target, value in values.items() if not _has(root, target)}
+    return Program(graph, traced, values, constants, example.template, template, "torch.fx")
 
 
-def _explanation(name: str, exc: BaseException) -> str:
-    """Return the message of a module that cannot be traced, with the last line of the traceback outside of torch."""
-    frames = traceback.extract_tb(exc.__traceback__)
-    own = [frame for frame in frames if frame.filename != __file__ and not frame.filename.startswith(_LIBRARY)]
-    where = f"{own[-1].filename}, line {own[-1].lineno}, `{own[-1].line}`: " if own else ""
-    return f"{name} cannot be traced: {where}{_first_line(exc)}; {ADVICE}"
+def _has(model: nn.Module, target: str) -> bool:
+    try:
+        attribute_named(model, target)
+    except AttributeError:
+        return False
+    return True
 
 
-def _first_line(exc: BaseException) -> str:
-    text = str(exc).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(exc).__name__
+def _flat_outputs(graph: fx.Graph, template: Any) -> Any:
+    """Let a program return tensors alone, and return the template of all outputs.
+
+    The result of a module that stays whole may be a tuple. Raises: TraceError: it is anything else without a tensor.
+    """
+    output = graph.output_node()
+    flat: list[fx.Node] = []
+    parts: list[Any] = []
+    with graph.inserting_before(output):
+        for node in outputs_of(graph):
+            part = _taken_apart(graph, node)
+            part, tensors = take_apart(part, lambda value: isinstance(value, fx.Node))
+            parts.append(put_together(part, [_Position(len(flat) + index) for index in range(len(tensors))]))
+            flat += tensors
+    output.args = (tuple(flat),)
+    tree = put_together(template, parts)
+    return take_apart(tree, lambda value: isinstance(value, _Position))[0]
 
 
-# ---------------------------------------------------------------- cleaning
+class _Position(int):
+    """The position of a tensor in the outputs of a program."""
 
 
-def _drop_dead(program: fx.Graph) -> None:
-    """Remove checks of shapes and unread results, which would otherwise look like the output."""
-    for node in reversed(list(program.nodes)):
-        if function_name(node) in ASSERTIONS and not node.users:
-            program.erase_node(node)
-    program.eliminate_dead_code()
+def _taken_apart(graph: fx.Graph, node: fx.Node) -> Any:
+    """Return the operations of the tensors of a result, in its own lists and tuples."""
+    if "spec" in node.meta:
+        return node
+    value = node.meta.get("value")
+    if not isinstance(value, tuple | list):
+        if isinstance(value, int | float | bool | str | torch.Size | type(None)):
+            return value
+        raise TraceError(f"{node.name} returns a {type(value).__name__}, which cannot be taken apart")
+    items = []
+    for index, item in enumerate(value):
+        taken = graph.call_function(operator.getitem, (node, index))
+        record_result(taken, item)
+        items.append(_taken_apart(graph, taken))
+    return type(value)(items) if type(value) in (tuple, list) else tuple(items)
+
+
+# ---------------------------------------------------------------- changes in place
 
 
 def _separate_in_place(traced: fx.GraphModule, name: str) -> None:

@@ -232,7 +232,7 @@ def plan_split(
     if not len(edge.latency_ms) == len(cloud.latency_ms) == len(graph.layers):
         counts = f"{len(edge.latency_ms)} and {len(cloud.latency_ms)}"
         raise PlanningError(f"{counts} latencies are not those of the {len(graph.layers)} layers of {graph.model}")
-    reply_bytes = graph.output.size_bytes
+    reply_bytes = graph.outputs_bytes
     planner = _Planner(graph, edge, cloud, reply_bytes, rate_bytes_per_s, rtt_ms, transfer_factor, queue_ms, sender)
     candidates = planner.candidates(objective, strategy, max_edge_bytes)
     if not candidates:

@@ -59,8 +59,8 @@ def measured_latencies(network: Profilable) -> LayerLatencies:
         log.info("measuring the layers of %s: this takes seconds, and is kept", network.graph.model)
     except (ValueError, KeyError, TypeError, NeurosurgeonError) as exc:
         log.warning("the kept profile of %s is damaged (%s); measuring again", network.graph.model, exc)
-    tensor = torch.from_numpy(synthetic_input(network.graph.input))
-    latencies = summarise(profile_passes(network, as_network_input(tensor, network.device)))
+    tensors = [torch.from_numpy(synthetic_input(spec)) for spec in network.graph.inputs]
+    latencies = summarise(profile_passes(network, tensors))
     columns = {name: list(getattr(latencies, name)) for name in ("latency_ms", "low_ms", "high_ms")}
     document = {"version": PROFILE_VERSION, **columns}
     try:
@@ -70,16 +70,22 @@ def measured_latencies(network: Profilable) -> LayerLatencies:
     return latencies
 
 
-def profile_passes(network: Profilable, tensor: Tensor) -> list[list[float]]:
+def profile_passes(network: Profilable, inputs: Sequence[Tensor]) -> list[list[float]]:
     """Run the network layer by layer, repeatedly; return the time of each layer, (passes, layers), ms."""
-    steps, start = layer_steps(network.module, network.graph), network.graph.made_by[0][0]
+    steps = layer_steps(network.module, network.graph)
     with torch.inference_mode():
-        _one_pass(steps, {start: tensor.clone()}, network.device)  # builds kernels
+        _one_pass(steps, input_values(network, inputs), network.device)  # builds kernels
         start_ms = now_ms()
         passes: list[list[float]] = []
         while len(passes) < MIN_PASSES or (now_ms() - start_ms < BUDGET_S * MS_PER_S and len(passes) < MAX_PASSES):
-            passes.append(_one_pass(steps, {start: tensor.clone()}, network.device))  # the first may work in place
+            passes.append(_one_pass(steps, input_values(network, inputs), network.device))
     return passes
+
+
+def input_values(network: Profilable, inputs: Sequence[Tensor]) -> Values:
+    """Return copies of inputs as the values with which layers start: a layer may work in place."""
+    values = (as_network_input(tensor, network.device).clone() for tensor in inputs)
+    return dict(zip(network.graph.made_by[0], values, strict=True))
 
 
 def _one_pass(steps: Sequence[LayerStep], values: Values, device: str) -> list[float]:
@@ -128,7 +134,9 @@ def read_profile(path: Path, layers: int) -> LayerLatencies:
 
 
 def show_features(
-    network: Profilable, array: Array, progress: Callable[[Sequence[LayerStep]], Sequence[LayerStep]] = lambda x: x
+    network: Profilable,
+    arrays: Sequence[Array],
+    progress: Callable[[Sequence[LayerStep]], Sequence[LayerStep]] = lambda x: x,
 ) -> list[LayerFeature]:
     """Return the measured latency, output shape, transfer size and accumulated latency of each layer of a network.
 
@@ -137,7 +145,7 @@ def show_features(
     """
     features: list[LayerFeature] = []
     accumulated_ms = 0.0
-    values = {network.graph.made_by[0][0]: as_network_input(torch.from_numpy(array), network.device).clone()}
+    values = input_values(network, [torch.from_numpy(array) for array in arrays])
     for step in progress(layer_steps(network.module, network.graph)):
         layer = step.layer
         with torch.inference_mode():

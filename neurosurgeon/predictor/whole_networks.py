@@ -19,6 +19,7 @@ from neurosurgeon.models.build import fold_batch_norms, trace
 from neurosurgeon.models.names import USUAL_SIZE
 from neurosurgeon.models.partition import partition_module
 from neurosurgeon.models.preprocess import as_network_input, synchronise
+from neurosurgeon.models.program import Example
 from neurosurgeon.models.torchvision_compat import import_torchvision
 from neurosurgeon.predictor.collect import BLOCK_LAYERS, config_names
 from neurosurgeon.predictor.get_datasets_func import csv_path, read_rows
@@ -129,7 +130,7 @@ def prepared_networks(device: str) -> dict[str, tuple[LayerGraph, nn.Module]]:
     prepared: dict[str, tuple[LayerGraph, nn.Module]] = {}
     for name in tqdm(NETWORKS, desc="building", unit="network", disable=None):
         model = build_network(name)
-        graph = trace(model, name, (1, 3, USUAL_SIZE, USUAL_SIZE))
+        graph = trace(model, name, Example.of(torch.zeros(1, 3, USUAL_SIZE, USUAL_SIZE)), is_own=False)
         model = fold_batch_norms(model, graph).to(device)
         if device == "cpu":
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -181,8 +181,8 @@ class EdgeReport:
                 f"{stage.removesuffix('_ms'):<10}median {timing.median_ms:.3f} ms, min {timing.min_ms:.3f}, "
                 f"max {timing.max_ms:.3f}, interquartile {timing.iqr_ms:.3f} ({timing.samples} runs)"
             )
-        if event.max_abs_diff is not None:
-            self.say(f"largest difference to the unsplit network on this machine: {event.max_abs_diff:g}")
+        if event.verdict is not None:
+            self.say(f"largest difference to the unsplit network on this machine: {event.verdict.max_abs_diff:g}")
 
     def _guesses(self, guesses: Sequence[Guess], is_seeded: bool) -> None:
         if not guesses:

@@ -10,9 +10,11 @@ NeurosurgeonError                 1   something failed
 │   ├── GraphError                    the two sides hold different networks under one name
 │   ├── NonFiniteError                a tensor holds NaN or infinite values
 │   ├── TraceError                    the module cannot become a graph
+│   ├── MismatchError                 the traced program computes something else than the module
 │   ├── InputSizeError                the network cannot take an input of this size
 │   ├── DeviceError                   the machine has no such device
 │   └── DataSetError                  a data set or predictor file is malformed
+├── VerificationError             1   --verify: the output differs from that of the user's module
 ├── InternalError                 1   a defect of this program
 ├── PlanningError                 1   no plan can be made
 │   └── MissingPredictorError         a kind of layer has no predictor
@@ -79,6 +81,10 @@ class TraceError(UsageError):
     """The module cannot become a graph; the message names the operation and the remedy."""
 
 
+class MismatchError(UsageError):
+    """The traced program, or a cut of it, computes something else than the user's own module."""
+
+
 class InputSizeError(UsageError):
     """The network cannot take an input of this size; the message names the layer."""
 
@@ -93,6 +99,10 @@ class DataSetError(UsageError):
 
 class InternalError(NeurosurgeonError):
     """A defect of this program; the log has its traceback (`utils.logs.internal_error`)."""
+
+
+class VerificationError(NeurosurgeonError):
+    """The output of a task differs from that of the user's own module beyond the tolerance."""
 
 
 class PlanningError(NeurosurgeonError):

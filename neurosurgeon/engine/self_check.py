@@ -1,0 +1,270 @@
+"""The check of a network before its first answer: do its partitions compute what the user's own module computes?
+
+The user's module runs as it is, eagerly, on three inputs, and on the first of them again: its answer must not change.
+Then the traced program runs whole, and at two cuts. A network that was found equal is remembered by its digests and
+that of the code that cuts it, so that the check runs once.
+
+Rounding. Folded norms and another memory order round differently. Seeded deep networks enlarge that beyond any
+tolerance, as they do with the last bit of their input. So a difference is also looked for in float64: there a network
+that is only sensitive agrees, and a wrong one does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from neurosurgeon import models
+from neurosurgeon.engine.base import Side, Verdict
+from neurosurgeon.graph.compare import Difference, largest_difference, tolerance_of
+from neurosurgeon.graph.spec import Array, dtype_of
+from neurosurgeon.graph.trees import take_apart
+from neurosurgeon.models.build import TracedGraph
+from neurosurgeon.models.partition import program_module
+from neurosurgeon.models.preprocess import as_array
+from neurosurgeon.models.program import Example, first_line
+from neurosurgeon.models.tracing import run_module
+from neurosurgeon.utils.errors import MismatchError
+from neurosurgeon.utils.files import cache_directory, replace_file
+
+if TYPE_CHECKING:
+    from neurosurgeon.engine.torch_engine import TorchNetwork
+
+log = logging.getLogger(__name__)
+
+CUTS_AT = (1 / 3, 2 / 3)  # of the partition points
+DRAWN = 2  # inputs beside the example
+SCALE = 1 + 1e-6  # of an input: a sensitive network enlarges even that
+FLOAT64_TOLERANCE = 1e-6  # a sensitive network enlarges rounding of 1e-16 by far less than 1e10
+
+Arrays = tuple[Array, ...]
+
+
+class Truth(NamedTuple):
+    """What the user's own module returned for some inputs."""
+
+    inputs: list[list[Tensor]]
+    outputs: list[Arrays]
+
+
+def observe(module: nn.Module, name: str, graph: TracedGraph, example: Example) -> Truth:
+    """Run the user's module on the example and on drawn inputs, and on the example again.
+
+    Raises: MismatchError: its answer changes from run to run, or has another structure than when it was traced.
+    """
+    before = _settings(module)
+    inputs = [list(example.tensors), *(example.drawn(seed) for seed in range(1, DRAWN + 1))]
+    outputs = [run_whole(module, graph, tensors) for tensors in (*inputs, inputs[0])]
+    again = largest_difference(outputs[0], outputs.pop())
+    if again.relative > tolerance_of(_types(module)):
+        changed = [key for key, value in _settings(module).items() if before.get(key) != value]
+        cause = f"forward changes its attribute {changed[0]}" if changed else "forward keeps state or draws numbers"
+        raise MismatchError(
+            f"{name} gives another answer when it runs again with the same input (difference {again.relative:.2g}): "
+            f"{cause}; a partition keeps no state from task to task"
+        )
+    return Truth(inputs, outputs)
+
+
+def run_whole(module: nn.Module, graph: TracedGraph, tensors: Sequence[Tensor]) -> Arrays:
+    """Return the outputs of the user's module.
+
+    Raises: MismatchError: they have another structure than when the module was traced.
+    """
+    made = run_module(module, graph.input_template, [tensor.clone() for tensor in tensors])
+    template, outputs = take_apart(made, lambda value: isinstance(value, Tensor))
+    if repr(template) != repr(graph.output_template):
+        raise MismatchError(
+            f"{graph.model} returns another structure than when it was traced: {template}, then {graph.output_template}"
+        )
+    return tuple(map(as_array, outputs))
+
+
+def _settings(module: nn.Module) -> dict[str, str]:
+    """Return the plain attributes of all parts of a module, as text."""
+    return {
+        f"{part}.{name}".lstrip("."): repr(value)
+        for part, owner in module.named_modules()
+        for name, value in vars(owner).items()
+        if isinstance(value, bool | int | float | str | list | dict | set) and not name.startswith("_")
+    }
+
+
+def _types(module: nn.Module) -> list[str]:
+    return [str(value.dtype).removeprefix("torch.") for value in (*module.parameters(), *module.buffers())]
+
+
+# ---------------------------------------------------------------- comparison
+
+
+def check(network: TorchNetwork, truth: Truth, build: Callable[[], nn.Module]) -> None:
+    """Compare a network, whole and at two cuts, with what the user's module returned.
+
+    Args:   build: returns the user's module with its weights again.
+    Raises: MismatchError: they differ; names the largest difference, the first part where it appears, and the cause.
+    """
+    tolerance = tolerance_of([*_types(network.module), *(dtype_of(array) for array in truth.outputs[0])])
+    graph = network.graph
+    everything = frozenset(range(len(graph.nodes)))
+    worst = Difference(0.0, 0.0)
+    for tensors, expected in zip(truth.inputs, truth.outputs, strict=True):
+        worst = max(worst, largest_difference(expected, run_cut(network, everything, tensors)))
+    if worst.relative > tolerance and not _agrees_in_float64(network, truth, build):
+        raise MismatchError(_explained(network, worst, build(), truth.inputs[0]))
+    for share, tensors in zip(CUTS_AT, truth.inputs[1:], strict=False):
+        cut = graph.edge_nodes(round(share * len(graph.layers)))
+        apart = largest_difference(run_cut(network, everything, tensors), run_cut(network, cut, tensors))
+        if apart.relative > tolerance and worst.relative <= tolerance:
+            raise MismatchError(
+                f"{graph.model} cut after {max(cut)} nodes gives another answer than whole: they differ by "
+                f"{apart.relative:.2g} of the largest value; a part of it depends on memory that a cut separates"
+            )
+
+
+def verify(network: TorchNetwork, tensors: Sequence[Tensor], outputs: Sequence[Array]) -> Verdict:
+    """Compare outputs with those of the user's own module for these inputs."""
+    module = network.build()
+    expected = run_whole(module, network.graph, tensors)
+    found = largest_difference(expected, outputs)
+    allowed = tolerance_of([*_types(module), *map(dtype_of, expected)])
+    if found.relative > allowed:  # a sensitive network moves as much by itself
+        moved = [tensor * SCALE if tensor.is_floating_point() else tensor for tensor in tensors]
+        allowed = largest_difference(expected, run_whole(module, network.graph, moved)).relative
+    return Verdict(found.absolute, found.relative, found.relative <= allowed)
+
+
+def run_cut(network: TorchNetwork, edge_nodes: frozenset[int], tensors: Sequence[Tensor]) -> Arrays:
+    """Return the outputs of both partitions of a cut, one after the other."""
+    graph = network.graph
+    edge = network.partition(edge_nodes, Side.EDGE).run([as_array(tensor.clone()) for tensor in tensors])
+    assert edge is not None  # noqa: S101  # for mypy: without keep_going it always ends
+    sent = sum(len(node.outputs) for node in graph.boundary(edge_nodes))
+    arrays: Arrays = ()
+    if len(edge_nodes) < len(graph.nodes):
+        cloud = network.partition(edge_nodes, Side.CLOUD).run([array.copy("K") for array in edge.arrays[:sent]])
+        assert cloud is not None  # noqa: S101  # likewise
+        arrays = cloud.arrays
+    return graph.assemble(edge_nodes, edge.arrays[sent:], arrays)
+
+
+def _agrees_in_float64(network: TorchNetwork, truth: Truth, build: Callable[[], nn.Module]) -> bool:
+    """Return whether module and program agree in float64: then the difference is rounding that the network enlarges."""
+    try:
+        module, graph = build().double(), network.graph
+        program = program_module(module, graph, graph.output_nodes)
+        for tensors in truth.inputs:
+            doubled = [tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors]
+            with torch.inference_mode():
+                expected = take_apart(
+                    run_module(module, graph.input_template, [tensor.clone() for tensor in doubled]),
+                    lambda value: isinstance(value, Tensor),
+                )[1]
+                given = program.run(*(tensor.clone() for tensor in doubled))
+            apart = largest_difference([as_array(each) for each in expected], [as_array(each) for each in given])
+            log.info("%s in float64: they differ by %.2g", graph.model, apart.relative)
+            if apart.relative > FLOAT64_TOLERANCE:
+                return False
+    except Exception as exc:  # a module may have constants of its own type
+        log.info("%s cannot run in float64: %s", network.graph.model, first_line(exc))
+        return False
+    return True
+
+
+def _explained(network: TorchNetwork, worst: Difference, module: nn.Module, tensors: Sequence[Tensor]) -> str:
+    graph = network.graph
+    try:
+        part = first_difference(module, graph, tensors)
+    except Exception as exc:  # it is only the better message
+        log.info("the first difference of %s is not found: %s", graph.model, first_line(exc))
+        part = None
+    where = f"first in {part}" if part else "in forward itself, outside of its parts"
+    cause = (
+        "its code decides by the type of its arguments, or changes tensors that have two names"
+        if graph.tracer == "torch.fx"
+        else "its code turns tensors into numbers (item, tolist, numpy), or depends on memory order"
+    )
+    return (
+        f"{graph.model}, traced by {graph.tracer}, computes something else than the module itself: they differ by "
+        f"{worst.relative:.2g} of the largest value, {where}; probably {cause}"
+    )
+
+
+def first_difference(module: nn.Module, graph: TracedGraph, tensors: Sequence[Tensor]) -> str | None:
+    """Return the first part of a module whose result differs from that of the program; None if no part's does."""
+    last = {}  # the last operation of each part
+    for node in graph.program.nodes:
+        path = str(node.target) if node.op == "call_module" else _part_of(node)
+        if path and "spec" in node.meta:
+            last[path] = node
+    results: dict[str, Array] = {}
+    for path, part in module.named_modules():
+        if path in last:
+            part.register_forward_hook(lambda _, __, made, path=path: _keep(results, path, made))
+    run_module(module, graph.input_template, [tensor.clone() for tensor in tensors])
+    paths = [path for path in last if path in results]
+    program = program_module(module, graph, [last[path] for path in paths])
+    with torch.inference_mode():
+        made = program.run(*(tensor.clone() for tensor in tensors))
+    for path, tensor in zip(paths, made, strict=True):
+        if largest_difference([results[path]], [as_array(tensor)]).relative > tolerance_of(()):
+            return f"{path} ({type(module.get_submodule(path)).__name__})"
+    return None
+
+
+def _part_of(node: fx.Node) -> str:
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return str(stack[-1][0]) if stack else ""
+
+
+def _keep(results: dict[str, Array], path: str, made: Any) -> None:
+    if isinstance(made, Tensor):
+        results[path] = as_array(made.clone())
+
+
+# ---------------------------------------------------------------- kept results
+
+
+def is_checked(key: str) -> str | None:
+    """Return the memory order in which a network was found equal; None if it was not checked."""
+    try:
+        return _path(key).read_text().strip() or None
+    except OSError:
+        return None
+
+
+def keep_checked(key: str, order: str) -> None:
+    """Remember that a network was found equal in a memory order."""
+    try:
+        replace_file(_path(key), order + "\n")
+    except OSError as exc:
+        log.warning("the check of the network cannot be kept: %s", exc)
+
+
+def check_key(graph: TracedGraph, weights_digest: str, source: str, device: str) -> str:
+    """Return a digest of everything on which the check depends.
+
+    Args: source: of the user's code.
+    """
+    parts = (graph.digest, weights_digest, source, device, torch.__version__, _code_digest())
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+@lru_cache(1)
+def _code_digest() -> str:
+    """Return a digest of the code that traces, cuts and runs networks."""
+    total = hashlib.sha256()
+    for directory in (Path(str(models.__file__)).parent, Path(__file__).parent):
+        for file in sorted(directory.glob("*.py")):
+            total.update(file.read_bytes())
+    return total.hexdigest()
+
+
+def _path(key: str) -> Path:
+    return cache_directory() / "checks" / key

@@ -1,0 +1,214 @@
+"""Tracing by torch.export, which runs the module's own code on tensors without data.
+
+So it records what the module computes, with hooks, replaced methods, autocast and all. Its program has no modules, but
+operators of PyTorch, and none of them changes a tensor in place: aliases and views have one meaning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import operator
+import re
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from neurosurgeon.graph.trees import put_together, take_apart
+from neurosurgeon.models.program import (
+    Example,
+    Program,
+    drop_dead,
+    first_line,
+    function_name,
+    line_of,
+    line_of_error,
+    record_result,
+)
+from neurosurgeon.utils.errors import TraceError
+
+ROOT = "network."  # before the names of the module's parts
+CONSTANT_ADVICE = "a partition keeps no state from task to task: pass it as an input, or compute it from the input"
+DECISION_ADVICE = "choose between tensors with torch.where, or decide outside of the network"
+NORMS = {"_native_batch_norm_legit_no_training": False, "_native_batch_norm_legit_functional": True}
+IDENTITIES = ("clone", "alias", "detach", "lift_fresh_copy", "lift_fresh", "lift")  # where nothing changes in place
+# Operations that read memory in the order in which it was when they were traced.
+READS_STRIDES = ("as_strided", "view_as_complex", "view_as_real", "_fft_r2c", "_fft_c2r", "_fft_c2c", "_conj_physical")
+
+
+class _Flat(nn.Module):
+    """A module whose inputs and outputs are tuples of tensors."""
+
+    def __init__(self, network: nn.Module, template: Any, outputs: list[Any]) -> None:
+        super().__init__()
+        self.network = network
+        self._template = template
+        self._outputs = outputs  # receives the template of the outputs: torch.export forbids new attributes
+
+    def forward(self, *tensors: Tensor) -> tuple[Any, ...]:
+        """Return the tensors of the outputs."""
+        args, kwargs = put_together(self._template, tensors)
+        template, outputs = take_apart(self.network(*args, **kwargs), lambda value: isinstance(value, Tensor))
+        self._outputs[:] = [template]
+        return tuple(outputs)
+
+
+def exported(model: nn.Module, name: str, example: Example) -> Program:
+    """Return the program of a module in evaluation mode; its parameters are not changed.
+
+    Raises: TraceError: it keeps state. Anything else: torch.export cannot trace it.
+    """
+    outputs: list[Any] = []
+    flat = _Flat(model, example.template, outputs)
+    training = model.training
+    with torch.no_grad(), _silence():
+        tensors = tuple(tensor.detach().clone() for tensor in example.tensors)
+        program = torch.export.export(flat.train(training), tensors, strict=False).run_decompositions({})
+        traced: Any = program.module()
+    graph: fx.Graph = traced.graph
+    graph.set_codegen(fx.graph.CodeGen())
+    values = _without_root(graph, traced)
+    graph.owning_module = None  # whose attributes have other names
+    for node in graph.nodes:
+        record_result(node, values[node.target] if node.op == "get_attr" else node.meta.get("val"))
+    output = graph.output_node()
+    output.args = (tuple(_outputs(graph, output)),)
+    _drop_writes(graph, set(program.graph_signature.buffers_to_mutate.values()), name)
+    _simplify(graph)
+    read = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+    values = {target: value for target, value in values.items() if target in read}
+    constants = {target: value for target, value in values.items() if not _has(model, target)}
+    return Program(graph, model, values, constants, example.template, outputs[0], "torch.export")
+
+
+def _outputs(graph: fx.Graph, output: fx.Node) -> list[fx.Node]:
+    """Return the operations of the outputs; torch.export writes None in place of a tensor of another kind."""
+    given: Any = output.args[0]
+    return list(given)
+
+
+def _without_root(graph: fx.Graph, traced: nn.Module) -> dict[str, Any]:
+    """Name parts of the module as the module does; return what ``get_attr`` reads, by these names."""
+    values = {}
+    for node in graph.nodes:
+        stack = node.meta.get("nn_module_stack", {})
+        node.meta["nn_module_stack"] = {
+            key: (entry[0].removeprefix(ROOT.rstrip(".")).removeprefix("."), *entry[1:]) for key, entry in stack.items()
+        }
+        if node.op == "get_attr":
+            value = operator.attrgetter(node.target)(traced)
+            node.target = str(node.target).removeprefix(ROOT)
+            values[node.target] = value
+    return values
+
+
+def _has(model: nn.Module, target: str) -> bool:
+    try:
+        operator.attrgetter(target)(model)
+    except AttributeError:
+        return False
+    return True
+
+
+def _drop_writes(graph: fx.Graph, changed: set[str], name: str) -> None:
+    """Remove the writes to inputs and buffers at the end; inputs are the program's own.
+
+    Raises: TraceError: the answer depends on a buffer that a run changes.
+    """
+    changed = {target.removeprefix(ROOT) for target in changed}
+    writes = {}
+    for node in list(graph.nodes):
+        if function_name(node) == "copy_" and not node.users:
+            written = node.args[0]
+            if written.op == "get_attr":
+                writes[str(written.target)] = node.args[1]
+            graph.erase_node(node)
+    _simplify_norms(graph)
+    drop_dead(graph)
+    for node in graph.nodes:
+        if node.op == "get_attr" and node.target in changed:
+            change = writes.get(str(node.target))
+            where = line_of(change) if isinstance(change, fx.Node) else ""
+            raise TraceError(f"{name} keeps state: forward changes its buffer {node.target}{where}; {CONSTANT_ADVICE}")
+
+
+def _simplify(graph: fx.Graph) -> None:
+    """Remove copies, which are needed only where tensors change in place, and let views take any memory order."""
+    for node in list(graph.nodes):
+        called = function_name(node)
+        if called in IDENTITIES:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif node.target is torch.ops.aten.view.default:
+            node.target = torch.ops.aten.reshape.default
+        elif called in READS_STRIDES or node.target is torch.ops.aten.view.dtype:
+            _keep_order(graph, node)
+    drop_dead(graph)
+
+
+def _keep_order(graph: fx.Graph, node: fx.Node) -> None:
+    """Let an operation read its operand in the memory order in which it was traced."""
+    read: Any = node.args[0]
+    made = read.meta.get("val") if isinstance(read, fx.Node) else None
+    if isinstance(made, Tensor) and made.is_contiguous():
+        with graph.inserting_before(node):
+            copy = graph.call_method("contiguous", (read,))
+        copy.meta.update({key: read.meta[key] for key in ("val", "spec", "nn_module_stack") if key in read.meta})
+        node.replace_input_with(read, copy)
+
+
+def _simplify_norms(graph: fx.Graph) -> None:
+    """Let a batch norm be one operation with one result: the statistics that it also returns are not read."""
+    for node in list(graph.nodes):
+        called = function_name(node)
+        if called not in NORMS or any(function_name(user) != "getitem" for user in node.users):
+            continue
+        read = {user.args[1]: user for user in node.users if user.users}
+        if set(read) != {0}:
+            continue
+        x, weight, bias, mean, variance = node.args[:5]
+        is_training = NORMS[called]
+        momentum, epsilon = node.args[-2:]
+        if is_training:
+            mean = variance = None  # it uses those of its input
+        with graph.inserting_before(node):
+            norm = graph.call_function(
+                functional.batch_norm, (x, mean, variance, weight, bias, is_training, momentum, epsilon)
+            )
+        norm.meta.update(read[0].meta)
+        read[0].replace_all_uses_with(norm)
+
+
+# ---------------------------------------------------------------- errors
+
+
+def explain(exc: BaseException, name: str) -> str:
+    """Return one line about a failure of torch.export: its cause, the line of the user's code, and the cure."""
+    text, where = first_line(exc), line_of_error(exc)
+    if constant := re.search(r"Constant (\S+) is mutated", str(exc)):
+        target = constant[1].removeprefix(ROOT)
+        return f"{name} keeps state: forward changes its attribute {target}{where}; {CONSTANT_ADVICE}"
+    if "data-dependent" in text.lower() or "DataDependent" in type(exc).__name__:
+        return f"{name} cannot be traced: its control flow depends on data{where}; {DECISION_ADVICE}"
+    if "ScriptModule" in str(exc):
+        return f"{name} cannot be traced: it is TorchScript{where}; give the Python module from which it was made"
+    return f"{name} cannot be traced{where}: {text}; {DECISION_ADVICE}"
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Suppress the warnings, logs and prints of torch.export; it raises all errors."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # its loggers have handlers of their own
+    discarded = io.StringIO()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(discarded), contextlib.redirect_stderr(discarded):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
