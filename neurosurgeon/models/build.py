@@ -244,8 +244,11 @@ class _Builder:
         elif fx_node.op == "placeholder":
             name = fx_node.name
         else:
-            callers = [entry[0] for entry in fx_node.meta.get("nn_module_stack", {}).values()]
-            name = ".".join(part for part in (callers[-1] if callers else "", function_name(fx_node)) if part)
+            callers = [entry[0] for entry in fx_node.meta.get("nn_module_stack", {}).values() if entry[0]]
+            caller = callers[-1] if callers else ""
+            is_whole = caller and not next(self._program.root.get_submodule(caller).children(), None)
+            parts = (caller, "" if is_whole and self._program.tracer == "torch.export" else function_name(fx_node))
+            name = ".".join(part for part in parts if part)
         self._names[name] += 1
         return name if self._names[name] == 1 else f"{name}#{self._names[name]}"
 

@@ -144,7 +144,7 @@ def _simplify(graph: fx.Graph) -> None:
         if called in IDENTITIES:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
-        elif node.target is torch.ops.aten.view.default:
+        elif node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
             node.target = torch.ops.aten.reshape.default
         elif called in READS_STRIDES or node.target is torch.ops.aten.view.dtype:
             _keep_order(graph, node)
