@@ -25,7 +25,7 @@ from neurosurgeon.models.names import Catalogue, is_own
 from neurosurgeon.models.partition import PartitionModule, Shared, partition_module
 from neurosurgeon.models.preprocess import as_array, as_tensor, as_values, synchronise, use_channels_last
 from neurosurgeon.models.torchvision_compat import imagenet_labels
-from neurosurgeon.models.weights import load_state, of_this_version, weights_digest
+from neurosurgeon.models.weights import load_weights, weights_digest
 from neurosurgeon.predictor.machine_speed import (
     DISAGREEMENT,
     doubt_machine_speed,
@@ -198,7 +198,7 @@ class TorchEngine:
         name = self._catalogue.canonical_name(name)
         with self._tracing:
             if name not in self._graphs:
-                module, example = self._catalogue.build_module(name), self._catalogue.example(name)
+                module, example = self._catalogue.build_module(name).eval(), self._catalogue.example(name)
                 self._graphs[name] = trace(module, name, example, is_own=is_own(name))
             self._graphs.move_to_end(name)
             if len(self._graphs) > MAX_GRAPHS:
@@ -228,11 +228,11 @@ class TorchEngine:
         """
         name = self._catalogue.canonical_name(name)
         graph = self.graph(name)
-        module, state, knows_imagenet = self._load(name, weights)
+        module, knows_imagenet = self._load(name, weights)
         ref = NetworkRef(
             name,
             graph,
-            weights_digest({**graph.attributes(module), **state}),
+            weights_digest({**graph.attributes(module), **module.state_dict()}),
             weights,
             imagenet_labels() if knows_imagenet else None,
         )
@@ -256,13 +256,12 @@ class TorchEngine:
         keep_checked(key, order)
         return network
 
-    def _load(self, name: str, weights: WeightsSource) -> tuple[nn.Module, dict[str, Tensor], bool]:
-        """Return the user's module with its weights, these weights, and whether they are torchvision's."""
+    def _load(self, name: str, weights: WeightsSource) -> tuple[nn.Module, bool]:
+        """Return the user's module with its weights, and whether they are torchvision's."""
         module = self._catalogue.build_module(name)
-        state, knows_imagenet = load_state(name, module, weights)
-        module.load_state_dict(of_this_version(state, module), assign=True)
+        knows_imagenet = load_weights(name, module, weights)
         module.requires_grad_(False)
-        return module.eval(), state, knows_imagenet
+        return module.eval(), knows_imagenet  # after loading: some networks merge weights in eval()
 
     def _optimised(
         self, ref: NetworkRef, graph: TracedGraph, module: nn.Module, build: Callable[[], nn.Module], order: str

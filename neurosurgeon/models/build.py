@@ -242,7 +242,7 @@ class _Builder:
         if fx_node.op == "call_module":
             name = str(fx_node.target)
         elif fx_node.op == "placeholder":
-            name = fx_node.name
+            name = "x" if len(self._program.inputs) == 1 else "inputs"
         else:
             callers = [entry[0] for entry in fx_node.meta.get("nn_module_stack", {}).values() if entry[0]]
             caller = callers[-1] if callers else ""

@@ -71,7 +71,7 @@ class OwnModels:
         return found[0] if found else None
 
     def build(self, name: str) -> nn.Module:
-        """Return a new module from the function of a full name; its random parameters are always the same.
+        """Return a new module from the function of a full name, in its mode; its random parameters are always the same.
 
         Raises: UsageError: the function raises, or does not return a module.
         """
@@ -80,7 +80,7 @@ class OwnModels:
         module = self._call(name, self._functions[name])
         if not isinstance(module, nn.Module):
             raise UsageError(f"{name} returns a {type(module).__name__}, not a torch.nn.Module")
-        return module.eval()
+        return module
 
     def example(self, name: str) -> Any:
         """Return the example of a network's inputs: a tuple, a dict of arguments by name, or one; None without any.

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurosurgeon.engine.base import WeightsSource
+from neurosurgeon.models.checkpoints import fitting_names, read_checkpoint
 from neurosurgeon.models.names import ZOO, Catalogue, is_own, torchvision_name, torchvision_weights
 from neurosurgeon.utils.errors import UsageError, WeightsError
 
@@ -40,97 +41,130 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
             continue
         tensor = state[key].detach().cpu().contiguous()
         total.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        array: Any = tensor.numpy().reshape(-1)
-        total.update(memoryview(array).cast("B"))
+        total.update(memoryview(_bytes_of(tensor)))
     return total.hexdigest()[:DIGEST_HEX_CHARS]
+
+
+def _bytes_of(tensor: Tensor) -> Any:
+    """Return the bytes of a tensor as an array, whatever its type."""
+    import torch
+
+    return tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 # ---------------------------------------------------------------- sources
 
 
-def load_state(name: str, model: nn.Module, source: WeightsSource) -> tuple[dict[str, Tensor], bool]:
-    """Return the parameters of a network by name, and whether they are torchvision's.
+def load_weights(name: str, model: nn.Module, source: WeightsSource) -> bool:
+    """Fill a network with its weights, in place, and return whether they are torchvision's.
+
+    The types are the network's own. Tensors that share memory still do. Networks of the user keep the weights with
+    which they were made, if there is no file.
 
     Raises: WeightsError: the file does not fit, or there are no pretrained weights.
     """
+    is_official = False
     if source.file is not None:
-        state = _without_training_heads(read_weights_file(source.file), model)
+        state = read_weights_file(source.file, model)
         check_fit(model, state, f"{source.file} does not fit {name}")
-        counters = {key: value for key, value in model.state_dict().items() if key.endswith("num_batches_tracked")}
-        state = {key: value for key, value in {**counters, **state}.items() if key in model.state_dict()}
-        return _as_float32(state), _is_official_checkpoint(name, source.file)
-    if source.pretrained:
-        return _as_float32(_without_training_heads(_pretrained_state(name), model)), True
-    if is_own(name):  # its function has made the weights
-        return dict(model.state_dict()), False
-    return seeded_state(name.partition("@")[0], model), False
+        is_official = _is_official_checkpoint(name, source.file)
+    elif source.pretrained:
+        state, is_official = _without_training_heads(_pretrained_state(name), model), True
+    elif is_own(name):
+        return False
+    else:
+        state = seeded_state(name.partition("@")[0], model)
+    _fill(model, state)
+    return is_official
 
 
-def _without_training_heads(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def _fill(model: nn.Module, state: Mapping[str, Any]) -> None:
+    own = model.state_dict()
+    counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked") and key not in state}
+    state = {**counters, **state}
+    is_empty = any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+    if is_empty:  # without storage: the tensors of the state become the network's own
+        state = {key: value.to(own[key].dtype) for key, value in state.items() if key in own}
+    model.load_state_dict(of_this_version(state, model), assign=is_empty)
+
+
+def _without_training_heads(state: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """Return a checkpoint without the parameters of training heads that the model does not have."""
     own = {key.split(".")[0] for key in model.state_dict()}
     return {key: value for key, value in state.items() if key.split(".")[0] not in TRAINING_HEADS - own}
 
 
-def read_weights_file(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint (``weights_only``) or of a safetensors file.
+def read_weights_file(path: Path, model: nn.Module) -> dict[str, Any]:
+    """Return the weights of a file, with the names of a network's parameters and buffers.
 
-    A ``state_dict`` wrapped in a training checkpoint, or saved by a data-parallel wrapper, is unwrapped.
+    Raises: WeightsError: the file is missing, unreadable, or no checkpoint.
+    """
+    own = model.state_dict()
+    state = fitting_names(read_checkpoint(path), own, path)
+    return _with_shared(_without_training_heads(state, model), own)
 
-    Raises: WeightsError: the file is missing, unreadable, or no mapping of names to tensors.
+
+def _with_shared(state: dict[str, Any], own: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return weights with those that share memory with another one, which safetensors writes once."""
+    known = {_place(own[key]): value for key, value in state.items() if key in own and not own[key].is_meta}
+    missing = {key: known.get(_place(value)) for key, value in own.items() if key not in state and value.numel()}
+    return state | {key: value for key, value in missing.items() if value is not None}
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    return (
+        (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()) if not tensor.is_meta else (id(tensor),)
+    )
+
+
+def check_fit(model: nn.Module, state: Mapping[str, Any], failure: str) -> None:
+    """Check that weights have the names, the shapes and kinds of numbers of the model's parameters and buffers.
+
+    Args:   failure: the beginning of the error message.
+    Raises: WeightsError: names the first parameter that is missing, unknown or of another shape or kind.
     """
     import torch
 
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as exc:
-        raise WeightsError(f"weights file {path} does not exist") from exc
-    except ImportError as exc:
-        raise WeightsError(f"reading {path} needs one more package: pip install safetensors") from exc
-    except Exception as exc:  # the two readers raise many types, with one meaning for the user
-        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
-        raise WeightsError(f"weights file {path} cannot be read: {reason}") from exc
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise WeightsError(f"weights file {path} holds no state_dict (names with tensors)")
-    return {str(key).removeprefix("module."): value for key, value in state.items()}
-
-
-def check_fit(model: nn.Module, state: Mapping[str, Tensor], failure: str) -> None:
-    """Check that weights have the names and shapes of the model's parameters.
-
-    Args:   failure: the beginning of the error message.
-    Raises: WeightsError: names the first parameter that is missing, unknown or of another shape or type.
-    """
     expected, given = (
         {key: value for key, value in each.items() if not key.endswith("num_batches_tracked")}
         for each in (model.state_dict(), state)
     )
     for key, value in expected.items():
-        tensor = given.get(key)
-        if tensor is None:
+        if key not in given:
             raise WeightsError(f"{failure}: {key} is missing")
+        tensor = given[key]
+        if not isinstance(tensor, torch.Tensor) or not isinstance(value, torch.Tensor):
+            if type(tensor) is not type(value):
+                raise WeightsError(f"{failure}: {key} is a {type(tensor).__name__}, expected {type(value).__name__}")
+            continue
+        if tensor.is_sparse or tensor.is_meta:
+            raise WeightsError(f"{failure}: {key} is {'sparse' if tensor.is_sparse else 'empty'}, expected numbers")
         if tensor.shape != value.shape:
             raise WeightsError(f"{failure}: {key} has shape {tuple(tensor.shape)}, expected {tuple(value.shape)}")
-        if not tensor.is_floating_point() or tensor.is_sparse or tensor.is_meta:
-            layout = "sparse " if tensor.is_sparse else "empty " if tensor.is_meta else ""
-            raise WeightsError(f"{failure}: {key} is {layout}{tensor.dtype}, expected floating-point numbers")
+        if not _can_become(tensor, value):
+            raise WeightsError(f"{failure}: {key} is {tensor.dtype}, expected {_expected_kind(value)}")
     for key in given:
         if key not in expected:
             raise WeightsError(f"{failure}: {key} is not a parameter of it")
 
 
+def _can_become(given: Tensor, own: Tensor) -> bool:
+    """Return whether numbers of one kind can be copied into a parameter: floats of any size into each other."""
+    if own.is_floating_point():
+        return given.is_floating_point()
+    if own.is_complex():
+        return given.is_complex()
+    return given.dtype == own.dtype or not (given.is_floating_point() or given.is_complex() or given.dtype.is_signed)
+
+
+def _expected_kind(own: Tensor) -> str:
+    return "floating-point numbers" if own.is_floating_point() else str(own.dtype)
+
+
 def check_weights_file(catalogue: Catalogue, name: str, path: Path) -> None:
     """Check that a weights file fits a model. Raises: WeightsError."""
     model = catalogue.build_module(name)
-    check_fit(model, _without_training_heads(read_weights_file(path), model), f"{path} does not fit {name}")
+    check_fit(model, read_weights_file(path, model), f"{path} does not fit {name}")
 
 
 def check_pretrained(name: str) -> None:
@@ -148,18 +182,14 @@ def model_of_weights(catalogue: Catalogue, path: Path) -> str:
 
     Raises: WeightsError: it fits none.
     """
-    state = read_weights_file(path)
     for name in ZOO:
+        model = catalogue.build_module(name)
         try:
-            check_fit(catalogue.build_module(name), state, "")
+            check_fit(model, read_weights_file(path, model), "")
         except WeightsError:
             continue
         return name
     raise WeightsError(f"weights file {path} fits none of {', '.join(ZOO)}")
-
-
-def _as_float32(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
 def _pretrained_state(name: str) -> dict[str, Tensor]:
