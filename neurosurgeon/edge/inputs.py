@@ -1,7 +1,4 @@
-"""Tasks and their inputs: task files, directories, random draws, and image files to pixels.
-
-Pillow decodes: torchvision's own codecs need a CUDA build of torch.
-"""
+"""Tasks and their inputs: task files, directories, random draws, and files and arrays to the inputs of a network."""
 
 from __future__ import annotations
 
@@ -16,14 +13,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from neurosurgeon.edge.arrays import SUFFIXES as ARRAY_SUFFIXES
+from neurosurgeon.edge.arrays import read_arrays
+from neurosurgeon.edge.pictures import CROP_TO, MODES, image_suffixes, open_image, read_image
 from neurosurgeon.edge.records import QueuedTask
 from neurosurgeon.engine.base import Engine
 from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.graph.spec import (
-    COLOURS,
+    IMAGENET,
     Array,
+    Preprocessing,
     TensorSpec,
     channels_last,
     dtype_of,
@@ -32,23 +32,12 @@ from neurosurgeon.graph.spec import (
 from neurosurgeon.graph.trees import take_apart
 from neurosurgeon.utils.errors import InputError, UsageError
 
-# torchvision's evaluation transform for the classic networks (its ImageClassification preset).
-RESIZE_TO, CROP_TO = 256, 224  # for other crops, in proportion
 COMMENT = "#"  # begins a comment line of a task file
-MAX_ASPECT = 100  # scaled to 256, a longer strip would take gigabytes
 IMAGES_AHEAD = 4  # tasks whose images are read or being read: a long read must not delay an edge partition
 
 
-def read_image(path: Path, size: int = CROP_TO) -> NDArray[np.uint8]:
-    """Return an image resized and cropped, (size, size, 3) uint8.
-
-    Raises: InputError: the file is missing or no image.
-    """
-    return np.array(_resize_and_crop(_decode(path), size))
-
-
 def image_input(pixels: NDArray[np.uint8]) -> Array:
-    """Return pixels (H, W, 3) as a network's input, (1, 3, H, W) uint8, channels-last as images are."""
+    """Return pixels (H, W, C) as a network's input, (1, C, H, W) uint8, channels-last as images are."""
     return pixels.transpose(2, 0, 1)[None]
 
 
@@ -57,27 +46,59 @@ def load_image(path: Path, size: int = CROP_TO) -> Array:
     return image_input(read_image(path, size))
 
 
-def network_input(given: object, spec: TensorSpec) -> Array:
+def network_input(given: object, spec: TensorSpec, preprocessing: Preprocessing = IMAGENET) -> Array:
     """Return the input array of a network for a given value.
 
-    Args:   given: the path of an image file, pixels (H, W, 3) uint8, or an array or tensor of the input's own shape.
-            spec: the input of the network.
-    Raises: InputError: the value is no image, or of another shape or type.
+    Args:   given: the path of an image or of an array (``.npy``, ``.wav``), pixels (H, W, C) uint8, or an array or
+            tensor of the input's own shape. Numbers of another type are converted if none changes.
+            spec: the input of the network. preprocessing: of its images.
+    Raises: InputError: the value is no image, of another shape or type, or not finite.
     """
     if isinstance(given, str | Path):
-        return load_image(Path(given), spec.shape[-1])
+        return _of_file(Path(given), spec, preprocessing)
     detach = getattr(given, "detach", None)  # of a tensor, which may have a gradient, or be on a GPU
     try:
         array = np.asarray(detach().cpu() if detach else given, order="C")  # flipped or strided views, too
     except (TypeError, ValueError) as exc:  # numpy makes no array of it
         kind = type(given).__name__
         raise InputError(f"input array: expected {spec.dtype} {spec.shape}, got {kind}: {exc}") from exc
-    if takes_images(spec) and array.dtype == np.uint8 and array.shape == (*spec.shape[2:], COLOURS):
+    is_image = takes_images(spec)
+    if is_image and array.dtype == np.uint8 and array.shape == (*spec.shape[2:], spec.shape[1]):
         return image_input(array)
-    types = [spec.dtype, "uint8"] if takes_images(spec) else [spec.dtype]
+    types = [spec.dtype, "uint8"] if is_image else [spec.dtype]
+    array = array if dtype_of(array) in types else _converted(array, spec.dtype)
     if array.shape != spec.shape or dtype_of(array) not in types:
         raise InputError(f"input array: expected {' or '.join(types)} {spec.shape}, got {array.dtype} {array.shape}")
     return channels_last(array)
+
+
+def _converted(array: Array, dtype: str) -> Array:
+    """Return the same numbers in another type, if no integer changes and no float becomes an integer."""
+    wanted = np.dtype(dtype) if dtype != "bfloat16" else None
+    if wanted is None or array.dtype.kind not in "iuf" or (array.dtype.kind == "f" and wanted.kind != "f"):
+        return array
+    with np.errstate(over="ignore"):
+        made: Array = array.astype(wanted)
+    return made if array.dtype.kind == "f" or np.array_equal(made, array) else array
+
+
+def _of_file(path: Path, spec: TensorSpec, preprocessing: Preprocessing) -> Array:
+    if path.suffix.lower() in ARRAY_SUFFIXES:
+        array = read_arrays(path)
+        if isinstance(array, dict):
+            raise InputError(f"input file {path} has the arrays {', '.join(array)}: the network has one input")
+        if array.dtype.kind in "fc" and (count := int((~np.isfinite(array)).sum())):
+            raise InputError(f"input file {path} has {count} values that are NaN or infinite: replace them")
+        if path.suffix.lower() == ".wav" and array.ndim < len(spec.shape):
+            array = array.reshape((1,) * (len(spec.shape) - 1) + array.shape)
+        return network_input(array, spec)
+    if spec.dtype != "float32" or len(spec.shape) != 4 or spec.shape[1] not in MODES:
+        raise InputError(f"input {path}: the network takes {spec.dtype} {spec.shape}, no image: pass an array (.npy)")
+    count, channels, height, width = spec.shape
+    if count > 1:
+        raise InputError(f"input {path}: the network takes {count} images at one time: pass an array (.npy)")
+    pixels = image_input(read_image(path, height, width, channels, preprocessing))
+    return pixels if takes_images(spec) else channels_last((pixels / 255).astype(np.float32))  # grey, or transparent
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,9 +111,10 @@ class NetworkInputs:
 
     def read(self, path: Path) -> tuple[Array, ...]:
         """Return the inputs of a file. Raises: InputError."""
-        if self.prepare is not None:
-            return self.bind(self.prepare(_decode(path)))
-        return self.bind(path)
+        if path.suffix.lower() in ARRAY_SUFFIXES:
+            array = read_arrays(path)
+            return self.bind(array if isinstance(array, dict) else path)
+        return self.bind(self.prepare(open_image(path)) if self.prepare else path)
 
     def bind(self, given: object) -> tuple[Array, ...]:
         """Return the arrays of given inputs, one for each input of the network.
@@ -108,37 +130,13 @@ class NetworkInputs:
         if len(values) != len(specs):
             wanted = ", ".join(f"{name} {spec.dtype} {spec.shape}" for name, spec in zip(names, specs, strict=True))
             raise InputError(f"inputs of {self.graph.model}: expected {len(specs)} ({wanted}), got {len(values)}")
-        return tuple(network_input(value, spec) for value, spec in zip(values, specs, strict=True))
+        scaling = self.graph.preprocessing
+        return tuple(network_input(value, spec, scaling) for value, spec in zip(values, specs, strict=True))
 
 
 def inputs_of(engine: Engine, name: str) -> NetworkInputs:
     """Return the inputs of a network. Raises: UnknownModelError, TraceError, InputSizeError."""
     return NetworkInputs(engine.graph(name), engine.example(name), engine.preparation(name))
-
-
-def _decode(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as file:
-            if file.mode.startswith("I"):  # 16 bits a pixel, which Pillow would cut off at 255
-                return Image.fromarray((np.asarray(file) >> 8).astype(np.uint8)).convert("RGB")
-            image = file.convert("RGBA") if "transparency" in file.info else file
-            return image.convert("RGB")
-    except FileNotFoundError as exc:
-        raise InputError(f"input image {path} does not exist") from exc
-    except Exception as exc:  # Pillow's decoders raise many types for a damaged file
-        raise InputError(f"input {path} cannot be read as an image: pass a JPEG, PNG or similar") from exc
-
-
-def _resize_and_crop(image: Image.Image, crop: int) -> Image.Image:
-    """Return the centre of the image, scaled so that its shorter side is a seventh longer."""
-    short, long = sorted(image.size)
-    if long > MAX_ASPECT * short:
-        raise InputError(f"an image of {image.width}x{image.height} has no sensible centre: crop it first")
-    resized = round(crop * RESIZE_TO / CROP_TO)
-    width, height = (resized * side // short for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - crop) / 2), round((height - crop) / 2)
-    return image.crop((left, top, left + crop, top + crop))
 
 
 # ---------------------------------------------------------------- tasks
@@ -188,7 +186,7 @@ def tasks_of_directory(directory: Path, models: Sequence[str]) -> list[QueuedTas
         files = sorted(path for path in directory.iterdir() if path.is_file())
     except OSError as exc:
         raise UsageError(f"image directory {directory} cannot be read: {exc.strerror or exc}") from exc
-    suffixes = image_suffixes()
+    suffixes = image_suffixes() | {*ARRAY_SUFFIXES}
     images = [path for path in files if path.suffix.lower() in suffixes]
     if not images:
         raise UsageError(f"image directory {directory} has no image: put JPEG, PNG or similar files there")
@@ -219,8 +217,3 @@ def inputs_ahead(
 
 def _given(arrays: tuple[Array, ...]) -> tuple[Array, ...]:
     return arrays
-
-
-def image_suffixes() -> frozenset[str]:
-    """Return the suffixes of the files that Pillow reads, in lower case with their dot."""
-    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN)

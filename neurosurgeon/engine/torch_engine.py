@@ -21,7 +21,7 @@ from neurosurgeon.engine.self_check import check, check_key, is_checked, keep_ch
 from neurosurgeon.graph.spec import Array, TensorSpec, as_floats, synthetic_input, takes_images
 from neurosurgeon.models.build import TracedGraph, fold_batch_norms, trace
 from neurosurgeon.models.digest import described
-from neurosurgeon.models.names import Catalogue, is_own
+from neurosurgeon.models.names import Catalogue, is_own, preprocessing_of
 from neurosurgeon.models.partition import PartitionModule, Shared, partition_module
 from neurosurgeon.models.preprocess import as_array, as_tensor, as_values, synchronise, use_channels_last
 from neurosurgeon.models.torchvision_compat import imagenet_labels
@@ -151,7 +151,8 @@ class TorchNetwork:
         specs = self.graph.inputs
         tensors = [as_tensor(array.copy("K")) for array in arrays]
         pairs = zip(tensors, specs, strict=True)
-        return [as_values(tensor).contiguous() if takes_images(spec) else tensor for tensor, spec in pairs]
+        mean, std = self.graph.preprocessing.mean, self.graph.preprocessing.std
+        return [as_values(tensor, mean, std).contiguous() if takes_images(spec) else tensor for tensor, spec in pairs]
 
     def run_whole(self, arrays: Sequence[Array]) -> tuple[Array, ...]:
         """Return the outputs of the user's own module, which runs eagerly on the CPU."""
@@ -199,7 +200,8 @@ class TorchEngine:
         with self._tracing:
             if name not in self._graphs:
                 module, example = self._catalogue.build_module(name).eval(), self._catalogue.example(name)
-                self._graphs[name] = trace(module, name, example, is_own=is_own(name))
+                scaling = preprocessing_of(name, module)
+                self._graphs[name] = trace(module, name, example, is_own=is_own(name), preprocessing=scaling)
             self._graphs.move_to_end(name)
             if len(self._graphs) > MAX_GRAPHS:
                 self._graphs.popitem(last=False)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from neurosurgeon.graph.spec import LayerKind, TensorSpec, takes_images
+from neurosurgeon.graph.spec import IMAGENET, LayerKind, Preprocessing, TensorSpec, takes_images
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,7 @@ class LayerGraph:
     input_names: tuple[str, ...]
     outputs: tuple[Output, ...]
     output_template: Any
+    preprocessing: Preprocessing = IMAGENET  # of its images
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

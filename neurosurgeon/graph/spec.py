@@ -66,6 +66,17 @@ class TensorSpec:
         return ITEM_BYTES[self.dtype]
 
 
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """How an image becomes the input of a network: torchvision's ImageClassification preset, or the network's own."""
+
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of the values 0 to 1, by colour
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    resize_share: float = 256 / 224  # of the shorter side to the crop
+    interpolation: str = "bilinear"  # as Pillow calls it
+
+
+IMAGENET = Preprocessing()
 NO_TENSOR = TensorSpec((0,))  # of a result that is a size, or a tuple of parts
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, fx, nn
 
 from neurosurgeon.graph.layer_graph import Layer, LayerGraph, Node, Output
-from neurosurgeon.graph.spec import NO_TENSOR, LayerKind, TensorSpec
+from neurosurgeon.graph.spec import IMAGENET, NO_TENSOR, LayerKind, Preprocessing, TensorSpec
 from neurosurgeon.models.chain import ChainNetwork
 from neurosurgeon.models.digest import graph_digest
 from neurosurgeon.models.folding import fold_functions, fold_modules, foldable_norms
@@ -50,10 +50,18 @@ class TracedGraph(LayerGraph):
 # ---------------------------------------------------------------- tracing
 
 
-def trace(model: nn.Module, name: str, example: Example, *, is_own: bool = True) -> TracedGraph:
+def trace(
+    model: nn.Module,
+    name: str,
+    example: Example,
+    *,
+    is_own: bool = True,
+    preprocessing: Preprocessing = IMAGENET,
+) -> TracedGraph:
     """Return the graph of ``model`` for inputs like those of the example. The model is not changed.
 
     Args:   is_own: whether it is a module of the user; if not, it may be on the meta device, without any weights.
+            preprocessing: of its images.
     Raises: TraceError: it cannot become a graph; names the line. InputSizeError: it cannot take such inputs.
     """
     program = (trace_own if is_own else trace_known)(model, name, example)
@@ -68,7 +76,8 @@ def trace(model: nn.Module, name: str, example: Example, *, is_own: bool = True)
         model=name,
         nodes=nodes,
         layers=_group_layers(nodes, layer_names),
-        digest=graph_digest(program),
+        digest=graph_digest(program, preprocessing),
+        preprocessing=preprocessing,
         input_template=program.input_template,
         input_names=example.names,
         outputs=builder.outputs(),

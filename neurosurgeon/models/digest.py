@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor, device, dtype, fx, layout, memory_format, nn
 from torch.fx.node import map_arg
 
-from neurosurgeon.graph.spec import NO_TENSOR
+from neurosurgeon.graph.spec import NO_TENSOR, Preprocessing
 from neurosurgeon.models.program import Program
 
 DIGEST_HEX_CHARS = 32  # 128 bits, as of the weights
@@ -34,17 +34,18 @@ NO_SETTINGS = {
 }
 
 
-def graph_digest(program: Program) -> str:
+def graph_digest(program: Program, preprocessing: Preprocessing) -> str:
     """Return 128 bits of SHA-256 over a network's structure, without its weights.
 
     It covers the operations in their order, with their settings, constants and inputs, the shapes and types of their
-    results, and the outputs. Of a module that is called it covers all settings, and the code of its hooks; of a
+    results, the outputs, and how pixels become values. Of a module that is called it covers all settings, and the code of its hooks; of a
     function of the user, its code.
     """
     total = hashlib.sha256()
     for line in _lines(program.graph, program.root, program.values):
         total.update(f"{line}\n".encode())
     total.update(f"{_stable(program.input_template)} {_stable(program.output_template)}".encode())
+    total.update(f"{preprocessing.mean} {preprocessing.std}".encode())
     return total.hexdigest()[:DIGEST_HEX_CHARS]
 
 

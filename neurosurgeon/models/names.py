@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neurosurgeon.graph.spec import IMAGENET, Preprocessing
 from neurosurgeon.models.own_models import OwnModels
 from neurosurgeon.utils.errors import InputSizeError, UnknownModelError, UsageError
 
@@ -98,6 +99,29 @@ def _usual_size(base: str) -> int:
     if base in ZOO or is_own(base):
         return USUAL_SIZE
     return int(torchvision_weights(base).transforms.keywords["crop_size"])
+
+
+def preprocessing_of(name: str, module: nn.Module) -> Preprocessing:
+    """Return how an image becomes the input of a network: as its torchvision weights or its timm settings say."""
+    base, _ = _parts(name)
+    if base in ZOO:
+        return IMAGENET
+    if not is_own(base):
+        return _of_torchvision(torchvision_weights(base).transforms.keywords)
+    settings = getattr(module, "pretrained_cfg", None) or getattr(module, "default_cfg", None)
+    if not isinstance(settings, Mapping) or "mean" not in settings or "std" not in settings:
+        return IMAGENET
+    mean, std = (tuple(float(value) for value in settings[key]) for key in ("mean", "std"))
+    share = 1 / float(settings.get("crop_pct") or 1 / IMAGENET.resize_share)
+    return Preprocessing(mean, std, share, str(settings.get("interpolation") or IMAGENET.interpolation))
+
+
+def _of_torchvision(transforms: Mapping[str, Any]) -> Preprocessing:
+    """Return the preprocessing of torchvision's ImageClassification preset with these settings."""
+    interpolation = getattr(transforms.get("interpolation"), "value", IMAGENET.interpolation)
+    share = transforms.get("resize_size", 256) / transforms["crop_size"]
+    mean, std = tuple(transforms.get("mean", IMAGENET.mean)), tuple(transforms.get("std", IMAGENET.std))
+    return Preprocessing(mean, std, share, interpolation)
 
 
 def is_own(name: str) -> bool:

@@ -184,7 +184,9 @@ class _Part:
         if node not in self._maps:
             return copy
         if node not in self._values:
-            values = self._part.call_function(as_values, (copy,)) if self._maps[node] else copy
+            scaling = self._graph.preprocessing
+            read = (copy, scaling.mean, scaling.std)
+            values = self._part.call_function(as_values, read) if self._maps[node] else copy
             if not self._shared.channels_last:
                 values = self._part.call_method("contiguous", (values,))
             self._values[node] = values

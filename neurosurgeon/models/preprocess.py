@@ -12,14 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neurosurgeon.graph.spec import Array
+from neurosurgeon.graph.spec import IMAGENET, Array
 
-# torchvision's evaluation transform for the classic networks (its ImageClassification preset).
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 KEPT_ROWS = 64  # widths of images, each on a device
 
 
-def as_values(tensor: Tensor) -> Tensor:
+Colours = tuple[float, ...]
+
+
+def as_values(tensor: Tensor, mean: Colours = IMAGENET.mean, std: Colours = IMAGENET.std) -> Tensor:
     """Return pixels (n, 3, h, w) uint8 as the input of a network, float32, channels-last; other tensors unchanged.
 
     (pixel / 255 - mean) / std is one multiplication and one addition. It is computed by rows, which are long enough to
@@ -28,7 +29,7 @@ def as_values(tensor: Tensor) -> Tensor:
     if tensor.dtype != torch.uint8:
         return tensor
     count, colours, height, width = tensor.shape
-    scale, shift = _row(width, tensor.device)
+    scale, shift = _row(width, tensor.device, mean, std)
     rows = tensor.permute(0, 2, 3, 1).reshape(count * height, width * colours).float()
     return torch.addcmul(shift, rows, scale).view(count, height, width, colours).permute(0, 3, 1, 2)
 
@@ -70,8 +71,8 @@ def use_channels_last(module: nn.Module) -> None:
 
 
 @lru_cache(KEPT_ROWS)
-def _row(width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _row(width: int, device: torch.device, means: Colours, deviations: Colours) -> tuple[Tensor, Tensor]:
     """Return the factors and the summands of the values of one row of an image, (3 width,) each."""
-    mean, std = torch.tensor(MEAN, dtype=torch.float64), torch.tensor(STD, dtype=torch.float64)
+    mean, std = (torch.tensor(values, dtype=torch.float64) for values in (means, deviations))
     scale, shift = (column.float().repeat(width).to(device) for column in (1 / (255 * std), -mean / std))
     return scale, shift

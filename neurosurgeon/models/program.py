@@ -13,7 +13,7 @@ import torch
 from torch import SymBool, SymFloat, SymInt, Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from neurosurgeon.graph.spec import COLOURS, NO_TENSOR, UNKNOWN, TensorSpec, synthetic_input
+from neurosurgeon.graph.spec import COLOURS, IMAGENET, NO_TENSOR, UNKNOWN, Preprocessing, TensorSpec, synthetic_input
 from neurosurgeon.graph.trees import Leaf, take_apart
 from neurosurgeon.models.preprocess import as_values
 from neurosurgeon.utils.errors import TraceError
@@ -52,10 +52,11 @@ class Example:
         return cls(template, tuple(tensors), tuple(_names(arguments, tensors)))
 
     @classmethod
-    def of_image(cls, size: int) -> Example:
+    def of_image(cls, size: int, preprocessing: Preprocessing = IMAGENET) -> Example:
         """Return the example of a network that takes one image, (1, 3, size, size): noise."""
         array = synthetic_input(TensorSpec((1, COLOURS, size, size)))
-        return cls(((Leaf(0),), {}), (as_values(torch.from_numpy(array)).contiguous(),), ("0",), is_image=True)
+        values = as_values(torch.from_numpy(array), preprocessing.mean, preprocessing.std).contiguous()
+        return cls(((Leaf(0),), {}), (values,), ("0",), is_image=True)
 
     def drawn(self, seed: int) -> list[Tensor]:
         """Return other tensors of the same shapes, types and ranges.
