@@ -12,9 +12,10 @@ from torch import nn
 from neurosurgeon.engine.base import SEEDED, PartitionResult, Side, WeightsSource
 from neurosurgeon.engine.torch_engine import TorchEngine, TorchNetwork, TorchPartition, as_array
 from neurosurgeon.graph.spec import Array, TensorSpec, synthetic_input
-from neurosurgeon.models.build import TracedGraph
+from neurosurgeon.models.build import TracedGraph, trace
 from neurosurgeon.models.names import Catalogue
 from neurosurgeon.models.preprocess import as_network_input
+from neurosurgeon.models.program import Example
 
 INPUT_SHAPE = (1, 3, 224, 224)
 ENGINE = TorchEngine()
@@ -74,3 +75,8 @@ def random_input(shape: tuple[int, ...] = INPUT_SHAPE) -> Array:
 def run_whole(network: TorchNetwork, array: Array) -> Array:
     """Return the output of the unsplit network, as the engine runs it."""
     return run(network.partition(network.graph.edge_nodes(len(network.graph.layers)), Side.EDGE), [array]).arrays[0]
+
+
+def trace_module(model: nn.Module, shape: tuple[int, ...], name: str = "own", *, is_own: bool = True) -> TracedGraph:
+    """Return the graph of a module for one input of this shape; as a network known by name, unless it is the user's."""
+    return trace(model.eval(), name, Example.of(torch.randn(shape)), is_own=is_own)

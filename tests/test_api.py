@@ -17,7 +17,6 @@ from torch import nn
 import neurosurgeon as ns
 from neurosurgeon.cli.process import ROOT, ServiceProcess
 from neurosurgeon.edge.inputs import load_image
-from neurosurgeon.edge.outcome import output_digest
 from neurosurgeon.edge.records import Answered, Finished, LinkKnown, Planned, TaskEvent
 from neurosurgeon.planner.strategies import Strategy
 from neurosurgeon.utils.errors import (
@@ -31,7 +30,7 @@ from neurosurgeon.utils.errors import (
     UsageError,
     WeightsError,
 )
-from tests.equality import THREADS, assert_equal, whole_digest
+from tests.equality import THREADS, assert_equal, output_digest, whole_digest
 from tests.faults import write_slow_edge
 
 LINK: dict[str, Any] = {"rate_mb_per_s": 100.0, "rtt_ms": 0.1}
@@ -91,7 +90,7 @@ def test_a_plan_has_every_candidate_and_becomes_json() -> None:
 def test_a_module_of_the_user_is_planned() -> None:
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 14 * 14, 4))
     graph = ns.layer_graph(module, input_shape=(1, 3, 16, 16))
-    assert graph.output.shape == (1, 4)
+    assert graph.outputs[0].spec.shape == (1, 4)
     assert ns.layer_graph(graph) is graph
     assert len(ns.plan(graph, rate_mb_per_s=1.0).candidates) == 5
 
@@ -228,7 +227,7 @@ def test_plan_refuses_a_memory_that_no_cut_fits_into() -> None:
 
 
 def test_layer_graph_refuses_a_shape_of_other_channels() -> None:
-    with pytest.raises(InputSizeError, match="expects 3 channels, got 4"):
+    with pytest.raises(InputSizeError, match="to have 3 channels, but got 4"):
         ns.layer_graph(Mine(), input_shape=(1, 4, 32, 32))
 
 

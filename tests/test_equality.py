@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from neurosurgeon.edge.outcome import output_digest
 from neurosurgeon.engine.torch_engine import use_threads
 from neurosurgeon.models.names import ZOO
-from tests.equality import THREADS, TOLERANCE, are_equal, assert_equal, whole_digest
+from tests.equality import THREADS, TOLERANCE, are_equal, assert_equal, output_digest, whole_digest
 from tests.networks import cut, load_network, random_input, run, run_whole
 
 EXPECTED = torch.tensor([[-4.0, 0.5, 2.0]])

@@ -51,10 +51,10 @@ class QueueModel:
     def __init__(
         self,
         network: Network,
-        inputs: NetworkInputs,
         edge: LayerLatencies,
         cloud: LayerLatencies,
         keys: StageKeys,
+        inputs: NetworkInputs,
     ) -> None:
         self.keys = keys
         self.inputs = inputs
@@ -198,7 +198,7 @@ def prepare_models(
         keys = stage_keys(task, session, find_link(), edge, cloud, is_warm=True)
         if settings.in_flight > settings.side_by_side:  # stages take longer beside each other
             keys = StageKeys._make(f"side by side {key}" for key in keys)
-        models[name] = QueueModel(network, inputs_of(engine, name), edge, cloud, keys)
+        models[name] = QueueModel(network, edge, cloud, keys, inputs_of(engine, name))
     observe(Progress("models", len(names), len(names)))
     return models
 

@@ -50,7 +50,7 @@ def network_input(given: object, spec: TensorSpec, preprocessing: Preprocessing 
     """Return the input array of a network for a given value.
 
     Args:   given: the path of an image or of an array (``.npy``, ``.wav``), pixels (H, W, C) uint8, or an array or
-            tensor of the input's own shape. Numbers of another type are converted if none changes.
+            tensor of the input's own shape and type.
             spec: the input of the network. preprocessing: of its images.
     Raises: InputError: the value is no image, of another shape or type, or not finite.
     """
@@ -66,20 +66,9 @@ def network_input(given: object, spec: TensorSpec, preprocessing: Preprocessing 
     if is_image and array.dtype == np.uint8 and array.shape == (*spec.shape[2:], spec.shape[1]):
         return image_input(array)
     types = [spec.dtype, "uint8"] if is_image else [spec.dtype]
-    array = array if dtype_of(array) in types else _converted(array, spec.dtype)
     if array.shape != spec.shape or dtype_of(array) not in types:
         raise InputError(f"input array: expected {' or '.join(types)} {spec.shape}, got {array.dtype} {array.shape}")
     return channels_last(array)
-
-
-def _converted(array: Array, dtype: str) -> Array:
-    """Return the same numbers in another type, if no integer changes and no float becomes an integer."""
-    wanted = np.dtype(dtype) if dtype != "bfloat16" else None
-    if wanted is None or array.dtype.kind not in "iuf" or (array.dtype.kind == "f" and wanted.kind != "f"):
-        return array
-    with np.errstate(over="ignore"):
-        made: Array = array.astype(wanted)
-    return made if array.dtype.kind == "f" or np.array_equal(made, array) else array
 
 
 def _of_file(path: Path, spec: TensorSpec, preprocessing: Preprocessing) -> Array:
@@ -125,8 +114,10 @@ class NetworkInputs:
         specs, names = self.graph.inputs, self.graph.input_names
         if isinstance(given, Mapping) and set(given) == set(names):
             values = [given[name] for name in names]
+        elif isinstance(given, tuple | Mapping) or (isinstance(given, list) and len(specs) > 1):
+            values = take_apart(given, lambda value: True)[1]
         else:
-            values = take_apart(given, lambda value: True)[1] if isinstance(given, tuple | list | Mapping) else [given]
+            values = [given]
         if len(values) != len(specs):
             wanted = ", ".join(f"{name} {spec.dtype} {spec.shape}" for name, spec in zip(names, specs, strict=True))
             raise InputError(f"inputs of {self.graph.model}: expected {len(specs)} ({wanted}), got {len(values)}")

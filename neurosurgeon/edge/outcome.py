@@ -161,7 +161,7 @@ def output_document(template: Any, outputs: Sequence[Array], guesses: Sequence[G
             return value if isinstance(value, int | float | str | None) else str(value)
         array = outputs[value.index]
         document = {"shape": list(array.shape), "dtype": dtype_of(array), "digest": outputs_digest([array])}
-        if array.size <= MAX_LISTED and array.dtype.kind != "c":
+        if array is not scores and array.size <= MAX_LISTED and array.dtype.kind != "c":
             document["values"] = as_floats(array).tolist()
         if array is scores or len(outputs) == 1:
             document["top5"] = [

@@ -16,16 +16,16 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, fx, nn
 
 from neurosurgeon import models
-from neurosurgeon.engine.base import Side, Verdict
+from neurosurgeon.engine.base import Partition, Side, Verdict
 from neurosurgeon.graph.compare import Difference, largest_difference, tolerance_of
 from neurosurgeon.graph.spec import Array, dtype_of
-from neurosurgeon.graph.trees import take_apart
+from neurosurgeon.graph.trees import described, take_apart
 from neurosurgeon.models.build import TracedGraph
 from neurosurgeon.models.partition import program_module
 from neurosurgeon.models.preprocess import as_array
@@ -33,9 +33,6 @@ from neurosurgeon.models.program import Example, first_line
 from neurosurgeon.models.tracing import run_module
 from neurosurgeon.utils.errors import MismatchError
 from neurosurgeon.utils.files import cache_directory, replace_file
-
-if TYPE_CHECKING:
-    from neurosurgeon.engine.torch_engine import TorchNetwork
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +42,21 @@ SCALE = 1 + 1e-6  # of an input: a sensitive network enlarges even that
 FLOAT64_TOLERANCE = 1e-6  # a sensitive network enlarges rounding of 1e-16 by far less than 1e10
 
 Arrays = tuple[Array, ...]
+
+
+class Checkable(Protocol):
+    """A network that can be checked."""
+
+    @property
+    def graph(self) -> TracedGraph: ...
+    @property
+    def module(self) -> nn.Module: ...
+    @property
+    def build(self) -> Callable[[], nn.Module]:
+        """A function that returns the user's own module with its weights, not optimised."""
+
+    def partition(self, edge_nodes: frozenset[int], side: Side) -> Partition:
+        """See `engine.base.Network`."""
 
 
 class Truth(NamedTuple):
@@ -80,7 +92,7 @@ def run_whole(module: nn.Module, graph: TracedGraph, tensors: Sequence[Tensor]) 
     """
     made = run_module(module, graph.input_template, [tensor.clone() for tensor in tensors])
     template, outputs = take_apart(made, lambda value: isinstance(value, Tensor))
-    if repr(template) != repr(graph.output_template):
+    if described(template, repr) != described(graph.output_template, repr):
         raise MismatchError(
             f"{graph.model} returns another structure than when it was traced: {template}, then {graph.output_template}"
         )
@@ -104,10 +116,9 @@ def _types(module: nn.Module) -> list[str]:
 # ---------------------------------------------------------------- comparison
 
 
-def check(network: TorchNetwork, truth: Truth, build: Callable[[], nn.Module]) -> None:
+def check(network: Checkable, truth: Truth) -> None:
     """Compare a network, whole and at two cuts, with what the user's module returned.
 
-    Args:   build: returns the user's module with its weights again.
     Raises: MismatchError: they differ; names the largest difference, the first part where it appears, and the cause.
     """
     tolerance = tolerance_of([*_types(network.module), *(dtype_of(array) for array in truth.outputs[0])])
@@ -116,8 +127,8 @@ def check(network: TorchNetwork, truth: Truth, build: Callable[[], nn.Module]) -
     worst = Difference(0.0, 0.0)
     for tensors, expected in zip(truth.inputs, truth.outputs, strict=True):
         worst = max(worst, largest_difference(expected, run_cut(network, everything, tensors)))
-    if worst.relative > tolerance and not _agrees_in_float64(network, truth, build):
-        raise MismatchError(_explained(network, worst, build(), truth.inputs[0]))
+    if worst.relative > tolerance and not _agrees_in_float64(network, truth):
+        raise MismatchError(_explained(network, worst, truth.inputs[0]))
     for share, tensors in zip(CUTS_AT, truth.inputs[1:], strict=False):
         cut = graph.edge_nodes(round(share * len(graph.layers)))
         apart = largest_difference(run_cut(network, everything, tensors), run_cut(network, cut, tensors))
@@ -128,7 +139,7 @@ def check(network: TorchNetwork, truth: Truth, build: Callable[[], nn.Module]) -
             )
 
 
-def verify(network: TorchNetwork, tensors: Sequence[Tensor], outputs: Sequence[Array]) -> Verdict:
+def verify(network: Checkable, tensors: Sequence[Tensor], outputs: Sequence[Array]) -> Verdict:
     """Compare outputs with those of the user's own module for these inputs."""
     module = network.build()
     expected = run_whole(module, network.graph, tensors)
@@ -140,7 +151,7 @@ def verify(network: TorchNetwork, tensors: Sequence[Tensor], outputs: Sequence[A
     return Verdict(found.absolute, found.relative, found.relative <= allowed)
 
 
-def run_cut(network: TorchNetwork, edge_nodes: frozenset[int], tensors: Sequence[Tensor]) -> Arrays:
+def run_cut(network: Checkable, edge_nodes: frozenset[int], tensors: Sequence[Tensor]) -> Arrays:
     """Return the outputs of both partitions of a cut, one after the other."""
     graph = network.graph
     edge = network.partition(edge_nodes, Side.EDGE).run([as_array(tensor.clone()) for tensor in tensors])
@@ -154,10 +165,10 @@ def run_cut(network: TorchNetwork, edge_nodes: frozenset[int], tensors: Sequence
     return graph.assemble(edge_nodes, edge.arrays[sent:], arrays)
 
 
-def _agrees_in_float64(network: TorchNetwork, truth: Truth, build: Callable[[], nn.Module]) -> bool:
+def _agrees_in_float64(network: Checkable, truth: Truth) -> bool:
     """Return whether module and program agree in float64: then the difference is rounding that the network enlarges."""
     try:
-        module, graph = build().double(), network.graph
+        module, graph = network.build().double(), network.graph
         program = program_module(module, graph, graph.output_nodes)
         for tensors in truth.inputs:
             doubled = [tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors]
@@ -177,10 +188,10 @@ def _agrees_in_float64(network: TorchNetwork, truth: Truth, build: Callable[[], 
     return True
 
 
-def _explained(network: TorchNetwork, worst: Difference, module: nn.Module, tensors: Sequence[Tensor]) -> str:
+def _explained(network: Checkable, worst: Difference, tensors: Sequence[Tensor]) -> str:
     graph = network.graph
     try:
-        part = first_difference(module, graph, tensors)
+        part = first_difference(network.build(), graph, tensors)
     except Exception as exc:  # it is only the better message
         log.info("the first difference of %s is not found: %s", graph.model, first_line(exc))
         part = None

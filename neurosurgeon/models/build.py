@@ -187,7 +187,7 @@ class _Builder:
             return False
         if not sources or "spec" not in fx_node.meta:
             return True
-        return self._layer_names is None and spec_of(fx_node).numel == reads[0].numel
+        return self._layer_names is None and bool(reads) and spec_of(fx_node).numel == reads[0].numel
 
     def _tensors_made(self, fx_node: fx.Node) -> tuple[fx.Node, ...]:
         """Return the operations of the tensors of a result: the operation itself, or those that unpack its tuple."""

@@ -115,7 +115,7 @@ def _unwrapped(state: Any, path: Path) -> Mapping[Any, Any]:
         if len(found) > 1:
             log.warning("%s holds weights under %s: using %s", path, ", ".join(found), found[0])
         state, depth = state[found[0]], depth + 1
-    if isinstance(state, Mapping) and any(isinstance(value, torch.Tensor) for value in state.values()):
+    if isinstance(state, Mapping) and (not state or any(isinstance(value, torch.Tensor) for value in state.values())):
         return state
     keys = f" (its keys: {', '.join(map(str, list(state)[:8]))})" if isinstance(state, Mapping) else ""
     raise WeightsError(f"weights file {path} holds no state_dict (names with tensors){keys}: {ADVICE}")

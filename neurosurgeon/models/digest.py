@@ -38,8 +38,8 @@ def graph_digest(program: Program, preprocessing: Preprocessing) -> str:
     """Return 128 bits of SHA-256 over a network's structure, without its weights.
 
     It covers the operations in their order, with their settings, constants and inputs, the shapes and types of their
-    results, the outputs, and how pixels become values. Of a module that is called it covers all settings, and the code of its hooks; of a
-    function of the user, its code.
+    results, the outputs, and how pixels become values. Of a module that is called it covers all settings, and the
+    code of its hooks; of a function of the user, its code.
     """
     total = hashlib.sha256()
     for line in _lines(program.graph, program.root, program.values):

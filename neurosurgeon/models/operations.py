@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves
 
 from neurosurgeon.graph.spec import LayerKind, TensorSpec
-from neurosurgeon.models.program import function_name
+from neurosurgeon.models.program import function_name, spec_of
 from neurosurgeon.models.shapes import ACTIVATIONS, pair
 
 log = logging.getLogger(__name__)
@@ -229,7 +230,11 @@ def _elementwise(kind: LayerKind, flops_per_element: int) -> Describer:
 
 def _other(call: Call) -> Operation:
     """Describe an unknown operation: it uses every weight at every position of its input, in one multiply-add."""
-    weights = sum(value.numel() for value in call.module.parameters()) if call.module is not None else 0
+    if call.module is not None:
+        weights = sum(value.numel() for value in call.module.parameters())
+    else:
+        read = [node for node in tree_leaves((call.args, call.kwargs)) if isinstance(node, fx.Node)]
+        weights = sum(spec_of(node).numel for node in read if node.op == "get_attr")
     if not weights:
         return _elementwise(LayerKind.OTHER, 1)(call)
     shape = call.reads[0].shape

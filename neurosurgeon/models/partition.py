@@ -196,12 +196,13 @@ class _Part:
         """Return the result of an operation that depends on no input."""
         if node not in self._shared.values:
             with torch.no_grad():
-                self._shared.values[node] = self._in_order(self._computed(node))
+                self._shared.values[node] = self._in_order(node, self._computed(node))
         return self._shared.values[node]
 
-    def _in_order(self, value: Any) -> Any:
-        """Return a value in the memory order of the network."""
-        if self._shared.channels_last and isinstance(value, Tensor) and value.dim() == 4:
+    def _in_order(self, node: fx.Node, value: Any) -> Any:
+        """Return a value; the weight of a two-dimensional convolution in the memory order of the network."""
+        is_kernel = any(function_name(user) == "conv2d" for user in node.users)
+        if is_kernel and self._shared.channels_last and value.dim() == 4:
             return value.contiguous(memory_format=torch.channels_last)
         return value
 

@@ -65,9 +65,10 @@ def as_array(tensor: Tensor) -> Array:
 
 def use_channels_last(module: nn.Module) -> None:
     """Lay the parameters of two-dimensional convolutions out in memory with their channels last, in place."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.dim() == 4:
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.dim() == 4:
+                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
 
 
 @lru_cache(KEPT_ROWS)

@@ -197,6 +197,20 @@ def first_line(exc: BaseException) -> str:
 # ---------------------------------------------------------------- cleaning and checks
 
 
+RANDOM = re.compile(
+    "_?(rand|normal|bernoulli|multinomial|binomial|poisson|uniform|exponential|geometric|cauchy|log_normal|"
+    "(native_|alpha_|feature_|fused_)?dropout|rrelu_with_noise)"
+)
+
+
+def _draws(node: fx.Node) -> bool:
+    """Return whether an operation draws random numbers; a dropout may be switched off by an argument."""
+    name = function_name(node)
+    if not RANDOM.match(name):
+        return False
+    return "dropout" not in name or any(argument is True for argument in (*node.args[1:], *node.kwargs.values()))
+
+
 def drop_dead(graph: fx.Graph) -> None:
     """Remove checks of shapes and results that are not read."""
     for node in reversed(list(graph.nodes)):
@@ -208,8 +222,7 @@ def drop_dead(graph: fx.Graph) -> None:
 def check_no_chance(graph: fx.Graph, name: str) -> None:
     """Check that a program draws no random numbers. Raises: TraceError: names the operation and its line."""
     for node in graph.nodes:
-        tags = getattr(node.target, "tags", ())
-        if torch.Tag.nondeterministic_seeded in tags:
+        if node.op == "call_function" and _draws(node):
             raise TraceError(
                 f"{name} draws random numbers in forward: {function_name(node)}{line_of(node)}; its answer is another "
                 "one at every run: draw them outside, and pass them as an input"

@@ -94,7 +94,18 @@ def _check_runs(model: nn.Module, name: str, example: Example) -> None:
     try:
         run_module(model, example.template, [tensor.clone() for tensor in example.tensors])
     except Exception as exc:
-        raise InputSizeError(f"{_cannot_take(name, example)}{line_of_error(exc)}: {first_line(exc)}") from exc
+        part = _failing_part(model, exc)
+        raise InputSizeError(f"{_cannot_take(name, example)}{line_of_error(exc)}: {part}{first_line(exc)}") from exc
+
+
+def _failing_part(model: nn.Module, exc: BaseException) -> str:
+    """Return the name of the innermost part of a module in which an error was raised, as "NAME: "; or ""."""
+    names = {id(part): name for name, part in model.named_modules()}
+    found, step = "", exc.__traceback__
+    while step is not None:
+        found = names.get(id(step.tb_frame.f_locals.get("self")), found)
+        step = step.tb_next
+    return f"{found}: " if found else ""
 
 
 def run_module(model: nn.Module, template: Any, tensors: list[Tensor]) -> Any:
@@ -106,7 +117,7 @@ def run_module(model: nn.Module, template: Any, tensors: list[Tensor]) -> Any:
 
 def _cannot_take(name: str, example: Example) -> str:
     tensors = example.tensors
-    if len(tensors) == 1 and tensors[0].dim() == 4 and tensors[0].shape[1] == 3:
+    if len(tensors) == 1 and tensors[0].dim() == 4:
         return f"{name} cannot take an input of {'x'.join(map(str, tensors[0].shape[2:]))}"
     said = ", ".join(f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}" for tensor in tensors)
     return f"{name} cannot take an input of {said}"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from neurosurgeon.engine.torch_engine import as_tensor, use_threads
 from neurosurgeon.graph.layer_graph import LayerGraph
-from neurosurgeon.models.build import TracedGraph, trace
+from neurosurgeon.models.build import TracedGraph
 from neurosurgeon.models.names import Catalogue, input_size, torchvision_names
 from neurosurgeon.models.tracing import meta_copy
 from neurosurgeon.planner.dag_search import DagCosts, DagSearch
@@ -28,7 +28,7 @@ from neurosurgeon.utils.units import s_to_ms
 from tests.benchmark.common import save
 from tests.equality import are_equal
 from tests.models.cuts_of import cut_module, random_cuts, split_output
-from tests.networks import ENGINE, pixels, run_whole, skeleton
+from tests.networks import ENGINE, pixels, run_whole, skeleton, trace_module
 
 MOST_GIGAFLOPS = 200.0  # 100 giga multiply-adds; beyond are ViT-H/14 at 518 pixels and RegNet-Y-128GF at 384
 RANDOM_CUTS = 5
@@ -72,7 +72,7 @@ def examine(name: str) -> dict[str, Any]:
     name = Catalogue().canonical_name(name)
     architecture = skeleton(name)
     start_ms = now_ms()
-    graph = trace(architecture, name, (1, 3, input_size(name), input_size(name)))
+    graph = trace_module(architecture, (1, 3, input_size(name), input_size(name)), name, is_own=False)
     trace_ms = now_ms() - start_ms
     edge_nodes, search_ms = best_cut(graph)
     start_ms = now_ms()
@@ -83,7 +83,7 @@ def examine(name: str) -> dict[str, Any]:
     equal = same_shapes(architecture, graph, cuts) if meta_only else same_bits(name, cuts)
     everything = frozenset(range(len(graph.nodes)))
     return {
-        "size": graph.input.shape[-1],
+        "size": graph.inputs[0].shape[-1],
         "traced_by": "fx" if any(node.op == "call_module" for node in graph.program.nodes) else "export",
         "trace_s": trace_ms / s_to_ms(1),
         "operations": len(graph.program.nodes),
@@ -117,7 +117,7 @@ def best_cut(graph: LayerGraph) -> tuple[frozenset[int], float]:
 def same_bits(name: str, cuts: Iterable[frozenset[int]]) -> Iterator[bool]:
     """Yield for each cut whether its partitions give the output of the whole network, bit for bit."""
     network = ENGINE.open(name)
-    images = pixels(network.graph.input.shape)
+    images = pixels(network.graph.inputs[0].shape)
     whole = run_whole(network, images)
     for edge_nodes in cuts:
         output = split_output(network.module, network.graph, edge_nodes, as_tensor(images))
@@ -129,8 +129,8 @@ def same_shapes(model: nn.Module, graph: TracedGraph, cuts: Iterable[frozenset[i
     empty = meta_copy(model)
     for edge_nodes in cuts:
         edge, cloud = cut_module(empty, graph, edge_nodes)
-        boundary: tuple[Tensor, ...] = edge(torch.empty(graph.input.shape, device="meta"))
-        yield tuple(cloud(*boundary)[0].shape) == graph.output.shape
+        boundary: tuple[Tensor, ...] = edge(torch.empty(graph.inputs[0].shape, device="meta"))
+        yield tuple(cloud(*boundary)[0].shape) == graph.outputs[0].spec.shape
 
 
 if __name__ == "__main__":

@@ -26,12 +26,12 @@ from typing import Any
 from tqdm import tqdm
 
 from neurosurgeon.cli.process import ROOT, ServiceProcess
-from neurosurgeon.edge.outcome import output_digest
 from neurosurgeon.engine.torch_engine import use_threads
 from neurosurgeon.predictor.predictor_utils import SIDES
 from neurosurgeon.predictor.store import dataset_threads
 from tests.benchmark.common import save
 from tests.benchmark.many_edges import resident_mb
+from tests.equality import output_digest
 from tests.faults import Fault, write_slow_edge
 from tests.networks import cut, load_network, pixels, run
 

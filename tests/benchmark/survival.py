@@ -28,7 +28,6 @@ from typing import Any
 from tqdm import tqdm
 
 from neurosurgeon.cli.process import ROOT, ServiceProcess
-from neurosurgeon.edge.outcome import output_digest
 from neurosurgeon.engine.torch_engine import use_threads
 from neurosurgeon.graph.cut import pack_nodes
 from neurosurgeon.graph.spec import Array
@@ -42,7 +41,7 @@ from neurosurgeon.utils.units import MS_PER_S
 from tests.benchmark.common import save
 from tests.benchmark.links import CLOUD_IP, TOOL, change_link, emulated_link, on_cloud_side, why_not
 from tests.benchmark.soak import resources
-from tests.equality import are_equal
+from tests.equality import are_equal, output_digest
 from tests.faults import write_slow_edge
 from tests.net.test_connection import frame_of
 from tests.networks import Network, load_network, random_input, run_whole

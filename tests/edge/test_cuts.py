@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from neurosurgeon.edge.cuts import Forecast, QueueModel, share_cores
+from neurosurgeon.edge.inputs import inputs_of
 from neurosurgeon.edge.records import QueuedTask
 from neurosurgeon.edge.settings import QueueSettings
 from neurosurgeon.edge.stages import StageKeys
@@ -19,17 +20,18 @@ from neurosurgeon.predictor.correction import Corrections
 from neurosurgeon.predictor.latencies import LayerLatencies
 from neurosurgeon.utils.link import LinkEstimate, LinkSource
 from neurosurgeon.utils.timing import StageTimes
-from tests.networks import load_network, model_graph
+from tests.networks import ENGINE, load_network, model_graph
 
 MODEL = "le_net"
 LAYERS = len(model_graph(MODEL).layers)
 LINK = LinkEstimate(1e9, 0.1, LinkSource.GIVEN)
+INPUTS = inputs_of(ENGINE, MODEL)
 LATENCIES = LayerLatencies([1.0] * LAYERS, [1.0] * LAYERS, [1.0] * LAYERS, "made up")
 FASTER = LATENCIES.scaled(0.5)
 
 
 def queue_model() -> QueueModel:
-    return QueueModel(load_network(MODEL), LATENCIES, FASTER, StageKeys("edge", "transfer", "cloud"))
+    return QueueModel(load_network(MODEL), LATENCIES, FASTER, StageKeys("edge", "transfer", "cloud"), INPUTS)
 
 
 def plan(rate_bytes_per_s: float = 1e9, queue_ms: float = 0.0, objective: Objective = Objective.LATENCY) -> SplitPlan:

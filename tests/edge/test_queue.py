@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from neurosurgeon.cli.process import ServiceProcess
-from neurosurgeon.edge import inputs
 from neurosurgeon.edge import queue as edge_queue
 from neurosurgeon.edge.cuts import QueueModel
+from neurosurgeon.edge.inputs import NetworkInputs, inputs_ahead
 from neurosurgeon.edge.link_actions import LinkReply, OnReply
 from neurosurgeon.edge.link_thread import TaskStream
 from neurosurgeon.edge.queue import QueueRun
@@ -36,7 +36,7 @@ from neurosurgeon.reports.queue_report import QueueReport
 from neurosurgeon.utils.errors import ConnectError, NeurosurgeonError, RemoteError, WeightsError
 from neurosurgeon.utils.link import LinkEstimate
 from neurosurgeon.utils.timing import now_ms
-from tests.edge.test_cuts import FASTER, LATENCIES, LINK, MODEL, queue_model
+from tests.edge.test_cuts import FASTER, INPUTS, LATENCIES, LINK, MODEL, queue_model
 from tests.equality import whole_digest
 from tests.faults import FaultProxy
 from tests.networks import load_network, model_graph
@@ -112,7 +112,7 @@ def test_a_task_that_the_cloud_refuses_fails_alone() -> None:
     assert "task 1 of 3 failed : it broke" in out
 
 
-OUTPUT_SHAPE = model_graph(MODEL).output.shape
+OUTPUT_SHAPE = model_graph(MODEL).outputs[0].spec.shape
 
 
 class LateCloud:
@@ -164,7 +164,7 @@ class StalledStream(LateCloud):
 def test_a_late_reply_corrects_its_own_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     slow_edge = LATENCIES.scaled(1_000.0)  # every task goes to the cloud
-    model = QueueModel(load_network(MODEL), slow_edge, FASTER, StageKeys("edge", "transfer", "cloud"))
+    model = QueueModel(load_network(MODEL), slow_edge, FASTER, StageKeys("edge", "transfer", "cloud"), INPUTS)
     tasks = [QueuedTask(number, MODEL) for number in range(1, 41)]
     predicted_ms = sum(FASTER.latency_ms)
     settings = QueueSettings({}, in_flight=8, hedges=False)
@@ -216,7 +216,7 @@ SLOW_EDGE = LATENCIES.scaled(20.0)  # in predictions: a cloud that is late for o
 @pytest.mark.parametrize("in_flight", [1, 3])
 def test_stalled_tasks_are_finished_on_the_edge(in_flight: int, cloud: ServiceProcess) -> None:
     network = load_network(MODEL)
-    model = QueueModel(network, SLOW_EDGE, FASTER, StageKeys("edge", "transfer", "cloud"))
+    model = QueueModel(network, SLOW_EDGE, FASTER, StageKeys("edge", "transfer", "cloud"), INPUTS)
     tasks = [QueuedTask(number, MODEL) for number in range(1, 1_001)]
     settings = QueueSettings({}, learns=False, in_flight=in_flight)
     begun = itertools.count(1)
@@ -281,7 +281,9 @@ def test_a_long_edge_partition_starts_over_if_the_link_recovers(
     hedges: bool, objective: Objective, starts_over: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(edge_queue, "REPLAN_MS", 0.0)
-    model = QueueModel(load_network(MODEL), LATENCIES.scaled(1_000.0), FASTER, StageKeys("edge", "transfer", "cloud"))
+    model = QueueModel(
+        load_network(MODEL), LATENCIES.scaled(1_000.0), FASTER, StageKeys("edge", "transfer", "cloud"), INPUTS
+    )
     stream: Any = LateCloud(1.0, 1)
     watch: Any = RestoredLink()
     settings = QueueSettings({}, learns=False, in_flight=1, hedges=hedges, objective=objective)
@@ -321,7 +323,9 @@ def test_a_lost_task_is_resent_once_after_a_reconnect(
     errors: list[NeurosurgeonError], hedges: bool, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(edge_queue, "REPLAN_MS", 0.0)
-    model = QueueModel(load_network(MODEL), LATENCIES.scaled(1_000.0), FASTER, StageKeys("edge", "transfer", "cloud"))
+    model = QueueModel(
+        load_network(MODEL), LATENCIES.scaled(1_000.0), FASTER, StageKeys("edge", "transfer", "cloud"), INPUTS
+    )
     stream: Any = LosingStream(errors)
     settings = QueueSettings({}, learns=False, in_flight=1, hedges=hedges)
     watch = LinkWatch("nowhere", 1, LINK)
@@ -334,7 +338,7 @@ def test_a_lost_task_is_resent_once_after_a_reconnect(
 def place_of_a_stalled_task(stream: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Run one task that is hedged as soon as it is sent; return where it was computed."""
     monkeypatch.setattr(Hedging, "should_hedge", lambda *arguments: True)
-    model = QueueModel(load_network(MODEL), SLOW_EDGE, FASTER, StageKeys("edge", "transfer", "cloud"))
+    model = QueueModel(load_network(MODEL), SLOW_EDGE, FASTER, StageKeys("edge", "transfer", "cloud"), INPUTS)
     settings = QueueSettings({}, learns=False, in_flight=1)
     watch = LinkWatch("nowhere", 1, LINK)
     with QueueReport(io.StringIO()) as report:
@@ -363,37 +367,37 @@ def test_a_reply_stops_the_local_computation(monkeypatch: pytest.MonkeyPatch) ->
 def test_images_are_read_ahead_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     read: SimpleQueue[Path] = SimpleQueue()
 
-    def load(path: Path, size: int) -> Array:
+    def load(self: NetworkInputs, path: Path) -> tuple[Array, ...]:
         read.put(path)
-        return np.full(1, int(path.name))
+        return (np.full(1, int(path.name)),)
 
-    monkeypatch.setattr(inputs, "load_image", load)
+    monkeypatch.setattr(NetworkInputs, "read", load)
     tasks = [QueuedTask(number, MODEL, Path(str(number)) if number % 3 else None) for number in range(1, 13)]
-    ahead = inputs.images_ahead(tasks, {MODEL: model_graph(MODEL).input})
+    ahead = inputs_ahead(tasks, {MODEL: INPUTS})
     first, read_input = next(ahead)
     seen = [read.get(timeout=10).name for _ in range(4)]  # of tasks 1 to 5, of which the third has none
-    assert (first.id, read_input().item(), seen) == (1, 1, ["1", "2", "4", "5"])
+    assert (first.id, read_input()[0].item(), seen) == (1, 1, ["1", "2", "4", "5"])
     assert read.empty()
-    rest = [(task.id, read_input().size == 1 and read_input().item()) for task, read_input in ahead]
+    rest = [(task.id, read_input()[0].size == 1 and read_input()[0].item()) for task, read_input in ahead]
     assert rest == [(number, number if number % 3 else False) for number in range(2, 13)]
 
 
 def test_a_queue_that_stops_early_waits_for_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
     gate, asked = threading.Event(), threading.Event()
 
-    def load(path: Path, size: int) -> Array:
+    def load(self: NetworkInputs, path: Path) -> tuple[Array, ...]:
         asked.set()
         gate.wait(10)
-        return np.zeros(1)
+        return (np.zeros(1),)
 
-    monkeypatch.setattr(inputs, "load_image", load)
+    monkeypatch.setattr(NetworkInputs, "read", load)
     tasks = [QueuedTask(number, MODEL, Path("x")) for number in range(1, 9)]
-    ahead = inputs.images_ahead(tasks, {MODEL: model_graph(MODEL).input})
+    ahead = inputs_ahead(tasks, {MODEL: INPUTS})
     _, first = next(ahead)
     _, second = next(ahead)
     assert asked.wait(10)
     ahead.close()  # type: ignore[attr-defined]
     gate.set()
-    assert first().item() == 0
+    assert first()[0].item() == 0
     with pytest.raises(CancelledError):
         second()

@@ -15,8 +15,7 @@ from neurosurgeon.cloud.conversation import check_finite
 from neurosurgeon.edge.inputs import load_image, read_image
 from neurosurgeon.edge.outcome import top_class, top_guesses
 from neurosurgeon.engine.torch_engine import as_array, check_device, use_threads
-from neurosurgeon.graph.spec import Array
-from neurosurgeon.models.preprocess import MEAN, STD
+from neurosurgeon.graph.spec import IMAGENET, Array
 from neurosurgeon.net.header import pack_array, unpack_array
 from neurosurgeon.predictor.profile import show_features
 from neurosurgeon.utils.errors import DeviceError, NonFiniteError, PartitionError
@@ -34,7 +33,7 @@ def test_the_synthetic_input_never_changes() -> None:
     image, values = pixels(), random_input()
     assert (image.shape, str(image.dtype)) == ((1, 3, 224, 224), "uint8")
     assert hashlib.sha256(image.tobytes()).hexdigest() == SYNTHETIC_SHA256
-    mean, std = (np.array(constant).reshape(3, 1, 1) for constant in (MEAN, STD))
+    mean, std = (np.array(constant).reshape(3, 1, 1) for constant in (IMAGENET.mean, IMAGENET.std))
     assert_equal(
         values, ((image / 255 - mean) / std).astype(np.float32), same_setup=False
     )  # processors round differently
@@ -108,7 +107,7 @@ def test_classes_have_no_labels_if_the_weights_have_none() -> None:
 
 def test_the_layer_study_has_a_row_per_layer_that_adds_up() -> None:
     network = load_network("le_net")
-    features = show_features(network, random_input())
+    features = show_features(network, [random_input()])
     assert [feature.index for feature in features] == list(range(1, 13))
     assert [feature.name for feature in features] == [layer.name for layer in network.graph.layers]
     assert [feature.output_bytes for feature in features] == [layer.output.size_bytes for layer in network.graph.layers]

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 
 from neurosurgeon.graph.cut import check_cut, check_graph_digest, check_point, pack_nodes, unpack_nodes
 from neurosurgeon.graph.layer_graph import LayerGraph
-from neurosurgeon.models.build import trace
 from neurosurgeon.models.names import ZOO
 from neurosurgeon.utils.errors import GraphError, PartitionError
 from tests.models.test_graph_dag import SHAPE, Diamond, closed_sets
-from tests.networks import model_graph
+from tests.networks import model_graph, trace_module
 
-GRAPH = trace(Diamond(), "diamond", SHAPE)  # x, stem, left, act, right, add, cat
+GRAPH = trace_module(Diamond(), SHAPE, "diamond")  # x, stem, left, act, right, add, cat
 CUTS = list(closed_sets(GRAPH))
 SOME_CUTS = st.sampled_from(CUTS)
 
@@ -78,7 +77,7 @@ def test_parts_of_a_tensor_are_boundary_tensors() -> None:
             first, second = x.chunk(2, dim=1)
             return first + second
 
-    graph = trace(Parts(), "parts", SHAPE)
+    graph = trace_module(Parts(), SHAPE, "parts")
     assert [node.name for node in graph.nodes] == ["x", "getitem", "getitem#2", "add"]
     assert [node.name for node in graph.boundary({0, 1})] == ["x", "getitem"]
     for edge_nodes in closed_sets(graph):
@@ -106,7 +105,7 @@ class Small(nn.Module):
 
 
 def small(**changes: float) -> LayerGraph:
-    return trace(Small(**changes), "small", SHAPE)
+    return trace_module(Small(**changes), SHAPE, "small")
 
 
 def test_digest_of_the_same_network_is_the_same() -> None:
@@ -123,7 +122,7 @@ def test_digest_of_the_same_network_is_the_same() -> None:
         lambda: small(epsilon=1e-3),
         lambda: small(factor=3.0),
         lambda: small(swap=1),
-        lambda: trace(Small(), "small", (1, 4, 16, 16)),
+        lambda: trace_module(Small(), (1, 4, 16, 16), "small"),
     ],
     ids=["kernel", "slope", "epsilon", "constant", "order of reading", "input size"],
 )

@@ -25,7 +25,7 @@ def network(request: pytest.FixtureRequest) -> Network:
 
 
 def test_the_partitions_of_any_cut_compute_the_output_of_the_whole(network: Network) -> None:
-    images = random_input(network.graph.input.shape)
+    images = random_input(network.graph.inputs[0].shape)
     whole = run_whole(network, images)
     assert np.isfinite(whole).all()
     blocks = [network.graph.edge_nodes(point) for point in network.graph.block_points[::4]]
@@ -88,5 +88,5 @@ def test_flops_and_weights_are_those_of_torchvision(
 
 def test_trace_of_the_largest_network_needs_no_weights() -> None:
     graph = model_graph("regnet_y_128gf")
-    assert graph.input.shape == (1, 3, 384, 384)
+    assert graph.inputs[0].shape == (1, 3, 384, 384)
     assert graph.parameter_bytes(range(len(graph.nodes))) > 2.5e9

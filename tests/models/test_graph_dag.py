@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from neurosurgeon.graph.spec import LayerKind
-from neurosurgeon.models.build import TracedGraph, fold_batch_norms, trace
+from neurosurgeon.models.build import TracedGraph, fold_batch_norms
 from tests.equality import assert_equal
 from tests.models.cuts_of import cut_module
+from tests.networks import trace_module
 
 SHAPE = (1, 4, 8, 8)
 
@@ -41,7 +42,7 @@ def model() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def graph(model: nn.Module) -> TracedGraph:
-    return trace(model, "diamond", SHAPE)
+    return trace_module(model, SHAPE, "diamond")
 
 
 def closed_sets(graph: TracedGraph) -> Iterator[frozenset[int]]:
@@ -59,10 +60,12 @@ def test_every_cut_computes_the_output_of_the_whole(model: nn.Module, graph: Tra
     whole = model(images)
     most_tensors = 0
     for edge_nodes in closed_sets(graph):
+        if len(edge_nodes) == len(graph.nodes):
+            continue
         edge, cloud = cut_module(model, graph, edge_nodes)
         boundary = edge(images)
         most_tensors = max(most_tensors, len(boundary))
-        assert_equal(cloud(*boundary)[0], whole, same_setup=True, what=sorted(edge_nodes))
+        assert_equal(cloud(*boundary)[0], whole, same_setup=False, what=sorted(edge_nodes))
     assert most_tensors >= 2
 
 
@@ -87,7 +90,7 @@ def test_every_partition_point_of_the_execution_order_works(model: nn.Module, gr
     images = torch.ones(SHAPE)
     for point in range(len(graph.layers)):
         edge, cloud = cut_module(model, graph, graph.edge_nodes(point))
-        assert_equal(cloud(*edge(images))[0], model(images), same_setup=True, what=f"point {point}")
+        assert_equal(cloud(*edge(images))[0], model(images), same_setup=False, what=f"point {point}")
         boundary = graph.boundary(graph.edge_nodes(point))
         assert graph.boundary_bytes[point] == sum(node.sent_bytes for node in boundary)
 
@@ -96,7 +99,7 @@ def test_sums_and_concatenations_have_kinds(graph: TracedGraph) -> None:
     kinds = {node.name: node.kind for node in graph.nodes}
     assert kinds["add"] is LayerKind.ADD
     assert kinds["cat"] is LayerKind.CONCAT
-    assert graph.output.shape == (1, 8, 8, 8)
+    assert graph.outputs[0].spec.shape == (1, 8, 8, 8)
 
 
 def test_folding_skips_a_convolution_with_two_readers() -> None:
@@ -110,7 +113,7 @@ def test_folding_skips_a_convolution_with_two_readers() -> None:
             return self.norm(y) + y
 
     model = Shared().eval()
-    graph = trace(model, "shared", SHAPE)
+    graph = trace_module(model, SHAPE, "shared")
     assert not any(node.folded for node in graph.nodes)
     assert isinstance(fold_batch_norms(model, graph).norm, nn.BatchNorm2d)
 
@@ -123,5 +126,5 @@ class _DeadCode(nn.Module):
 
 
 def test_an_unread_result_is_not_taken_for_the_output() -> None:
-    graph = trace(_DeadCode(), "dead", (1, 2, 3, 3))
-    assert graph.output.shape == (1, 2, 3, 3)
+    graph = trace_module(_DeadCode(), (1, 2, 3, 3), "dead")
+    assert graph.outputs[0].spec.shape == (1, 2, 3, 3)

@@ -68,8 +68,8 @@ def test_a_function_is_known_by_file_and_name_or_by_name(nets: Path, name: str) 
 def test_an_own_network_is_split_like_any_other(nets: Path) -> None:
     catalogue = Catalogue([nets])
     network = TorchEngine(catalogue).open(catalogue.choose("nets:small", 32))
-    assert network.graph.input.shape == (1, 3, 32, 32)
-    images = random_input(network.graph.input.shape)
+    assert network.graph.inputs[0].shape == (1, 3, 32, 32)
+    images = random_input(network.graph.inputs[0].shape)
     whole = run_whole(network, images)
     for point in range(len(network.graph.layers)):
         edge, cloud = cut(network, point)

@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from neurosurgeon.engine.torch_engine import as_tensor
-from neurosurgeon.graph.spec import TensorSpec, takes_images
-from neurosurgeon.models.build import trace
-from neurosurgeon.models.preprocess import MEAN, STD, as_values
+from neurosurgeon.graph.spec import IMAGENET, TensorSpec, takes_images
+from neurosurgeon.models.preprocess import as_values
 from tests.equality import assert_equal
 from tests.models.cuts_of import cut_module
-from tests.networks import cut, load_network, pixels, random_input, run, run_whole
+from tests.networks import cut, load_network, pixels, random_input, run, run_whole, trace_module
 
 
 @given(st.integers(1, 3), st.integers(2, 40), st.integers(2, 40), st.booleans(), st.integers(0, 2**32))
@@ -24,7 +23,7 @@ def test_as_values_normalises_pixels(count: int, height: int, width: int, is_den
     images = generator.integers(256, size=(count, height, width, 3), dtype=np.uint8)
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
     values = as_values(pixels.contiguous() if is_dense else pixels)
-    expected = (images.astype(np.float64) / 255 - MEAN) / STD
+    expected = (images.astype(np.float64) / 255 - IMAGENET.mean) / IMAGENET.std
     assert (values.dtype, tuple(values.shape)) == (torch.float32, (count, 3, height, width))
     assert values.is_contiguous(memory_format=torch.channels_last)
     np.testing.assert_allclose(values.permute(0, 2, 3, 1).numpy(), expected, atol=1e-6)
@@ -52,7 +51,7 @@ def test_takes_images_needs_three_colours(spec: TensorSpec, takes: bool) -> None
 @pytest.mark.parametrize("name", ["resnet18@64", "googlenet@64", "alex_net", "vgg_net@64", "le_net", "mobile_net"])
 def test_pixels_and_values_give_the_same_output_at_every_third_point(name: str) -> None:
     network = load_network(name)
-    shape = network.graph.input.shape
+    shape = network.graph.inputs[0].shape
     whole = run_whole(network, random_input(shape))
     assert_equal(run_whole(network, pixels(shape)), whole, same_setup=True)
     for point in range(0, len(network.graph.layers) + 1, 3):
@@ -90,7 +89,7 @@ class UsesItsInputTwice(nn.Module):
 
 def test_an_image_may_be_sent_beside_a_layers_output() -> None:
     model = UsesItsInputTwice().eval()
-    graph = trace(model, "twice", (1, 3, 8, 8))
+    graph = trace_module(model, (1, 3, 8, 8), "twice")
     image = as_tensor(pixels((1, 3, 8, 8)))
     edge, cloud = cut_module(model, graph, {0, 1})
     with torch.inference_mode():

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 
 from neurosurgeon.graph.layer_graph import LayerGraph
-from neurosurgeon.models.build import trace
 from neurosurgeon.models.names import ZOO
 from neurosurgeon.planner.memory import EdgeMemory, edge_memory, memory_at_points
 from tests.models.test_graph_dag import SHAPE, Diamond
-from tests.networks import model_graph
+from tests.networks import model_graph, trace_module
 
 PLANE = 4 * 8 * 8 * 4  # bytes of a tensor of the diamond
 CONV = {"stem": (4 * 4 * 9 + 4) * 4, "left": (4 * 4 + 4) * 4, "right": (4 * 4 * 9 + 4) * 4}
@@ -17,7 +16,7 @@ CONV = {"stem": (4 * 4 * 9 + 4) * 4, "left": (4 * 4 + 4) * 4, "right": (4 * 4 * 
 
 @pytest.fixture(scope="module")
 def diamond() -> LayerGraph:
-    return trace(Diamond(), "diamond", SHAPE)
+    return trace_module(Diamond(), SHAPE, "diamond")
 
 
 def nodes_of(graph: LayerGraph, *names: str) -> frozenset[int]:

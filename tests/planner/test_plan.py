@@ -370,7 +370,7 @@ def total_of(plan: SplitPlan, edge_nodes: frozenset[int], rate_mb_per_s: float, 
     whole = len(edge_nodes) == len(graph.nodes)
     boundary = () if whole else graph.boundary(edge_nodes)
     size_bytes = sum(node.sent_bytes for node in boundary)
-    reply_bytes = graph.output.size_bytes
+    reply_bytes = graph.outputs[0].spec.size_bytes
     transfer_ms = transfer_time_ms(size_bytes, reply_bytes, rate_mb_per_s * MB, rtt_ms)
     layers = range(len(graph.layers))
     return (

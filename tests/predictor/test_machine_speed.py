@@ -16,7 +16,6 @@ from torch import nn
 
 from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.graph.spec import LayerKind
-from neurosurgeon.models.build import trace
 from neurosurgeon.predictor import layer_timing
 from neurosurgeon.predictor import machine_speed as speeds
 from neurosurgeon.predictor.features import feature_matrix, tree_matrix
@@ -44,6 +43,7 @@ from neurosurgeon.predictor.predictor_utils import SIDES, LatencyPredictor
 from neurosurgeon.predictor.store import load_predictor
 from neurosurgeon.utils.files import cache_directory
 from neurosurgeon.utils.machine import CpuUse, forget_speeds
+from tests.networks import trace_module
 from tests.predictor.samples import ONES, linear_model
 
 LAYERS = len(reference_layers())
@@ -289,7 +289,7 @@ def test_a_family_without_data_scales_as_the_others_do() -> None:
 
 @pytest.fixture
 def one_layer() -> LayerGraph:
-    return trace(nn.Sequential(nn.Linear(4, 4)), "one", (1, 4))
+    return trace_module(nn.Sequential(nn.Linear(4, 4)), (1, 4), "one")
 
 
 def dated_speed(layer_ms: float, spread: float = 1.0) -> MachineSpeed:

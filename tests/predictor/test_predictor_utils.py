@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from neurosurgeon.graph.spec import LayerKind
-from neurosurgeon.models.build import trace
 from neurosurgeon.models.names import ZOO
 from neurosurgeon.predictor import predictor_utils
 from neurosurgeon.predictor.features import FEATURE_NAMES, feature_matrix
@@ -18,7 +17,7 @@ from neurosurgeon.predictor.places import config_path
 from neurosurgeon.predictor.predictor_utils import PREDICTORS, SIDES
 from neurosurgeon.predictor.store import find_predictor, load_predictor
 from neurosurgeon.utils.errors import MissingPredictorError
-from tests.networks import model_graph
+from tests.networks import model_graph, trace_module
 from tests.predictor.samples import ONES, RATES, linear_predictor
 
 
@@ -79,7 +78,7 @@ def test_a_kind_without_data_is_predicted_as_a_similar_one() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.sin(x)
 
-    predicted = load_predictor(config_path("edge")).predict(trace(Odd(), "odd", (1, 3)))
+    predicted = load_predictor(config_path("edge")).predict(trace_module(Odd(), (1, 3), "odd"))
     assert predicted.latency_ms[0] > 0
     assert list(predicted.extrapolated) == ["sin"]
 
@@ -88,8 +87,8 @@ def test_a_kind_without_data_is_predicted_as_a_similar_one() -> None:
 def test_a_layer_outside_the_data_is_extrapolated(name: str) -> None:
     usual, vast = (nn.Sequential(nn.Conv2d(3, channels, 3)) for channels in (32, 32 * 4096))
     predictor = find_predictor("edge", name=name)
-    assert not predictor.predict(trace(usual, "usual", (1, 3, 64, 64))).extrapolated
-    assert list(predictor.predict(trace(vast, "vast", (1, 3, 64, 64))).extrapolated) == ["0"]
+    assert not predictor.predict(trace_module(usual, (1, 3, 64, 64), "usual")).extrapolated
+    assert list(predictor.predict(trace_module(vast, (1, 3, 64, 64), "vast")).extrapolated) == ["0"]
 
 
 @pytest.mark.parametrize("name", PREDICTORS)

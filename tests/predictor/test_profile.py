@@ -34,7 +34,7 @@ def test_every_layer_is_measured_and_lies_in_its_interval(network: Network) -> N
 def test_passes_run_the_real_network(network: Network) -> None:
     tensor = as_tensor(random_input())
     before = tensor.clone()
-    passes = profile_passes(network, tensor)
+    passes = profile_passes(network, [tensor])
     assert len(passes) == profile.MIN_PASSES
     assert {len(layers) for layers in passes} == {len(network.graph.layers)}
     assert torch.equal(tensor, before)

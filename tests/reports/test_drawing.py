@@ -11,16 +11,15 @@ from types import SimpleNamespace
 import pytest
 
 from neurosurgeon.graph.layer_graph import LayerGraph
-from neurosurgeon.models.build import trace
 from neurosurgeon.reports.drawing import boxes_of, dot_text, draw_cut
 from neurosurgeon.utils.errors import UsageError
 from tests.models.test_graph_dag import SHAPE, Diamond
-from tests.networks import model_graph
+from tests.networks import model_graph, trace_module
 
 
 @pytest.fixture(scope="module")
 def diamond() -> LayerGraph:
-    return trace(Diamond(), "diamond", SHAPE)
+    return trace_module(Diamond(), SHAPE, "diamond")
 
 
 @pytest.mark.parametrize("name", ["googlenet", "resnet18", "alex_net"])

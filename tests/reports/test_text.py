@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from neurosurgeon.cloud.events import CloudEvent
-from neurosurgeon.edge.outcome import output_digest, output_document
+from neurosurgeon.edge.outcome import output_document
 from neurosurgeon.edge.records import (
     Answered,
     EdgeComputed,
@@ -25,7 +25,9 @@ from neurosurgeon.edge.records import (
     Replied,
     Sent,
 )
+from neurosurgeon.engine.base import Verdict
 from neurosurgeon.engine.torch_engine import as_array
+from neurosurgeon.graph.trees import Leaf
 from neurosurgeon.planner.plan import Candidate, SplitPlan, plan_split
 from neurosurgeon.predictor.latencies import LayerFeature
 from neurosurgeon.predictor.predictor_utils import SIDES
@@ -33,6 +35,7 @@ from neurosurgeon.predictor.store import find_predictor
 from neurosurgeon.reports.text import FINISHED, EdgeReport, cloud_lines, print_features, print_json, print_plan
 from neurosurgeon.utils.link import LinkEstimate
 from neurosurgeon.utils.timing import StageTimes, stage_timings
+from tests.equality import output_digest
 from tests.networks import model_graph
 
 
@@ -101,7 +104,7 @@ ANSWERED = Answered(
     runs=1,
     origins={},
     where="split",
-    max_abs_diff=None,
+    verdict=None,
 )
 
 
@@ -137,7 +140,7 @@ def test_repeated_runs_show_their_spread(report: EdgeReport, stream: io.StringIO
 
 
 def test_a_verified_answer_shows_the_difference(report: EdgeReport, stream: io.StringIO) -> None:
-    report(ANSWERED._replace(max_abs_diff=0.0))
+    report(ANSWERED._replace(verdict=Verdict(0.0, 0.0, True)))
     assert stream.getvalue().endswith(": 0\n")
 
 
@@ -173,7 +176,7 @@ def test_a_json_document_is_one_line_of_readable_text(capsys: pytest.CaptureFixt
 
 def test_an_output_is_described_by_shape_type_digest_and_guesses() -> None:
     output = np.array([[1.0, 2.0]], np.float32)
-    document = output_document(output, [Guess(1, "goldfish", 0.7)])
+    document = output_document(Leaf(0), [output], [Guess(1, "goldfish", 0.7)])
     assert document == {
         "shape": [1, 2],
         "dtype": "float32",
