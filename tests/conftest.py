@@ -53,9 +53,9 @@ def photo() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of values that take seconds to make: fitted forests, and the speed of this machine."""
+    """The directory of values that take seconds to make: forests, the speed of this machine, checks of networks."""
     cache = tmp_path_factory.mktemp("cache")
-    for name in ("forests", "speeds"):
+    for name in ("forests", "speeds", "checks"):
         (cache / name).mkdir()
     return cache
 
