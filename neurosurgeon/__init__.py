@@ -198,14 +198,20 @@ class Cloud:
     the edge, so that both are slower than in processes of their own.
 
     Args:   models: the names that it serves (default: all), or modules by name. A module keeps its own weights.
+            examples: the inputs of a module by its name, as for `Edge`.
             flags: more flags of `cloud_api.py`, with absolute paths of files.
     Raises: NetworkError, when entered: it did not start. UsageError, when entered: a model or a flag is unknown.
     """
 
     def __init__(
-        self, models: str | Iterable[str] | Mapping[str, nn.Module] = (), *, flags: Sequence[str] = ()
+        self,
+        models: str | Iterable[str] | Mapping[str, nn.Module] = (),
+        *,
+        examples: Mapping[str, Any] | None = None,
+        flags: Sequence[str] = (),
     ) -> None:
         self._modules = models if isinstance(models, Mapping) else None
+        self._examples = examples
         names = [models] if isinstance(models, str) else list(models)
         self._flags = ["-p", "0", "--monitor-port", "0", *(["--models", *names] if names else []), *flags]
         self.port = 0  # of tasks; known inside the block
@@ -245,7 +251,7 @@ class Cloud:
             raise UsageError(f"a flag of this cloud is wrong: {' '.join(self._flags)}") from exc
         access = access_of_cloud(args)
         listener = opened.enter_context(bind(args.ip, args.port, access))
-        service = make_service(args, Catalogue(args.model_file, modules), lambda event, sock: None)
+        service = make_service(args, Catalogue(args.model_file, modules, self._examples), lambda event, sock: None)
         monitor = opened.enter_context(running(args, service, listener, access))
         self.port, self.monitor_port = listener.getsockname()[1], monitor.ports[0]
 
@@ -258,6 +264,8 @@ class Edge:
     Args:   access: the key or TLS of the cloud (`neurosurgeon.net.access`). device: "cpu" or "cuda".
             threads: CPU threads to compute with (default: those that the data of the edge was measured with).
             models: modules of your own, by the names under which the cloud has them. They keep their own weights.
+            examples: the inputs of these modules, by the same names: a tuple of tensors by position, a dict by name, or
+            one tensor (default: one image, 1 x 3 x 224 x 224).
             model_files: Python files with functions that return modules, which the cloud has as well.
     Raises: UsageError: there is no such device.
     """
@@ -272,6 +280,7 @@ class Edge:
         device: str = "cpu",
         threads: int | None = None,
         models: Mapping[str, nn.Module] | None = None,
+        examples: Mapping[str, Any] | None = None,
         model_files: Iterable[Path | str] = (),
     ) -> None:
         from neurosurgeon.edge.run import CloudAddress
@@ -279,7 +288,7 @@ class Edge:
 
         self._cloud = CloudAddress(host, port, monitor_port, access or Access(cloud_name=host))
         self._device, self._threads = one_of(("cpu", "cuda"), "device", device), threads
-        self._models, self._model_files = models, [Path(file) for file in model_files]
+        self._models, self._examples, self._model_files = models, examples, [Path(file) for file in model_files]
 
     def __enter__(self) -> Edge:
         return self
@@ -292,12 +301,12 @@ class Edge:
         from neurosurgeon.engine.base import find_engine
         from neurosurgeon.models.names import Catalogue
 
-        return find_engine()(Catalogue(self._model_files, self._models), self._device)
+        return find_engine()(Catalogue(self._model_files, self._models, self._examples), self._device)
 
     def run(
         self,
         model: str,
-        image: object = None,
+        inputs: object = None,
         *,
         rate_mb_per_s: float | None = None,
         rtt_ms: float | None = None,
@@ -306,8 +315,9 @@ class Edge:
     ) -> Outcome:
         """Plan and run one task; return its output, its plan, and its times in ms. May block.
 
-        Args:   image: a file, pixels (height, width, 3) uint8 of the network's size, or an array or tensor of its
-                input's shape (default: a fixed image of noise).
+        Args:   inputs: a file, pixels (height, width, 3) uint8 of the network's size, or an array or tensor of its
+                input's shape; for several inputs a tuple by position or a dict by name (default: the network's example,
+                or a fixed image of noise).
                 rate_mb_per_s, rtt_ms: rate of the uplink, 10^6 bytes/s, and round trip (default: measured).
                 observe: called with each event of the task as it happens (`neurosurgeon.edge.records`).
                 settings: other fields of `neurosurgeon.edge.settings.TaskSettings`, such as point, repeat or verify;
@@ -324,7 +334,7 @@ class Edge:
             settings["weights"] = WeightsSource(Path(file))
         check_numbers(rate_mb_per_s=rate_mb_per_s, rtt_ms=rtt_ms)
         name = self._name(model)
-        arrays = None if image is None else self._arrays(name, image)
+        arrays = None if inputs is None else self._arrays(name, inputs)
         defaults: dict[str, Any] = {"weights": SEEDED, "device": self._device, "threads": self._threads}
         chosen = settings_of(TaskSettings, {"model": name, "arrays": arrays, **defaults, **settings})
         return run_one_task(chosen, lambda: self._engine, self._cloud, LinkChoice(rate_mb_per_s, rtt_ms), observe)
@@ -342,7 +352,7 @@ class Edge:
         Nothing runs, and nothing is raised, before the first result is asked for. A loop that is left early waits for
         the tasks in flight. A task whose file cannot be read, or that fails, has a result with an error and no output.
 
-        Args:   tasks: models, each with its input as in `run`; None: a fixed image of noise.
+        Args:   tasks: models, each with its inputs as in `run`, or None.
                 settings: fields of `neurosurgeon.edge.settings.QueueSettings`, such as objective or in_flight.
         Raises: InputError: an array has another shape or type. UsageError: a setting has a wrong value.
                 NetworkError: the cloud cannot be reached. UnknownModelError, PlanningError, WeightsError.
@@ -352,7 +362,7 @@ class Edge:
         from neurosurgeon.edge.settings import QueueSettings
 
         check_numbers(rate_mb_per_s=rate_mb_per_s, rtt_ms=rtt_ms)
-        queued = [self._task(number, model, image) for number, (model, image) in enumerate(tasks, start=1)]
+        queued = [self._task(number, model, inputs) for number, (model, inputs) in enumerate(tasks, start=1)]
         defaults: dict[str, Any] = {"weights": {}, "device": self._device, "threads": self._threads}
         chosen, choice = settings_of(QueueSettings, defaults | settings), LinkChoice(rate_mb_per_s, rtt_ms)
         events: SimpleQueue[QueueEvent | None] = SimpleQueue()
@@ -370,14 +380,14 @@ class Edge:
                 is_left.set()
             running.result()
 
-    def _task(self, number: int, model: str, image: object) -> QueuedTask:
+    def _task(self, number: int, model: str, inputs: object) -> QueuedTask:
         """Return a task of a queue. An image file is read when its turn comes."""
         from neurosurgeon.edge.records import QueuedTask
 
         name = self._name(model)
-        if isinstance(image, str | Path):
-            return QueuedTask(number, name, Path(image))
-        return QueuedTask(number, name, arrays=None if image is None else self._arrays(name, image))
+        if isinstance(inputs, str | Path):
+            return QueuedTask(number, name, Path(inputs))
+        return QueuedTask(number, name, arrays=None if inputs is None else self._arrays(name, inputs))
 
     def _name(self, model: str) -> str:
         if not isinstance(model, str):

@@ -29,7 +29,7 @@ from neurosurgeon.cli.parser import (
 )
 from neurosurgeon.cli.process import ServiceProcess, run_main
 from neurosurgeon.cli.relay import add_shaping, shaped
-from neurosurgeon.edge.inputs import inputs_of
+from neurosurgeon.edge.inputs import drawn_inputs, inputs_of
 from neurosurgeon.edge.run import CloudAddress, LinkChoice, run_one_task
 from neurosurgeon.edge.settings import TaskSettings
 from neurosurgeon.engine.base import WeightsSource, find_engine
@@ -53,7 +53,18 @@ def main(argv: Sequence[str] | None = None, prog: str = "edge_api.py") -> int:
     add_device(parser)
     add_model(parser, "run")
     parser.add_argument(
-        "--input", type=Path, metavar="IMAGE", help="image to classify (default: a fixed image of noise)"
+        "--input",
+        type=Path,
+        metavar="FILE",
+        help="image, array (.npy; .npz for several inputs, by name) or sound (.wav) (default: the example of the model "
+        "file, or a fixed image of noise)",
+    )
+    parser.add_argument(
+        "--input-range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="draw the inputs from this range in place of the fixed image of noise",
     )
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="checkpoint or safetensors (default: weights of a fixed seed)"
@@ -84,7 +95,11 @@ def _run(args: argparse.Namespace) -> int:
     args.type = catalogue.choose(args.type, args.input_size)
     check_given(args, catalogue)
     open_engine = cache(partial(find_engine(), catalogue, args.device))
-    arrays = inputs_of(open_engine(), args.type).read(args.input) if args.input else None
+    arrays = None
+    if args.input:
+        arrays = inputs_of(open_engine(), args.type).read(args.input)
+    elif args.input_range:
+        arrays = drawn_inputs(open_engine().graph(args.type).inputs, *args.input_range)
     access = access_of_edge(args)
     choice = LinkChoice(args.bandwidth, args.rtt, args.measure == "always")
     with (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -123,6 +124,28 @@ class NetworkInputs:
             raise InputError(f"inputs of {self.graph.model}: expected {len(specs)} ({wanted}), got {len(values)}")
         scaling = self.graph.preprocessing
         return tuple(network_input(value, spec, scaling) for value, spec in zip(values, specs, strict=True))
+
+
+def drawn_inputs(specs: Sequence[TensorSpec], low: float, high: float) -> tuple[Array, ...]:
+    """Return random inputs between two values, which may occur; the same on every run.
+
+    Raises: InputError: the range is empty, or a type cannot be drawn.
+    """
+    if not -math.inf < low <= high < math.inf:
+        raise InputError(f"range of inputs: expected two numbers in order, got {low:g} and {high:g}")
+    generator = np.random.default_rng(0)
+    arrays = []
+    for spec in specs:
+        kind = np.dtype("float32" if spec.dtype == "bfloat16" else spec.dtype).kind
+        if kind in "iu":
+            arrays.append(generator.integers(math.ceil(low), math.floor(high) + 1, spec.shape).astype(spec.dtype))
+        elif kind == "b":
+            arrays.append(generator.random(spec.shape) < 0.5)
+        elif kind == "f" and spec.dtype != "bfloat16":
+            arrays.append(channels_last(generator.uniform(low, high, spec.shape).astype(spec.dtype)))
+        else:
+            raise InputError(f"inputs of {spec.dtype} cannot be drawn: pass an array (.npy)")
+    return tuple(arrays)
 
 
 def inputs_of(engine: Engine, name: str) -> NetworkInputs:

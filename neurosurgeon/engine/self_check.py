@@ -25,11 +25,11 @@ from neurosurgeon import models
 from neurosurgeon.engine.base import Partition, Side, Verdict
 from neurosurgeon.graph.compare import Difference, largest_difference, tolerance_of
 from neurosurgeon.graph.spec import Array, dtype_of
-from neurosurgeon.graph.trees import described, take_apart
+from neurosurgeon.graph.trees import described
 from neurosurgeon.models.build import TracedGraph
 from neurosurgeon.models.partition import program_module
 from neurosurgeon.models.preprocess import as_array
-from neurosurgeon.models.program import Example, first_line
+from neurosurgeon.models.program import Example, first_line, outputs_apart
 from neurosurgeon.models.tracing import run_module
 from neurosurgeon.utils.errors import MismatchError
 from neurosurgeon.utils.files import cache_directory, replace_file
@@ -91,7 +91,7 @@ def run_whole(module: nn.Module, graph: TracedGraph, tensors: Sequence[Tensor]) 
     Raises: MismatchError: they have another structure than when the module was traced.
     """
     made = run_module(module, graph.input_template, [tensor.clone() for tensor in tensors])
-    template, outputs = take_apart(made, lambda value: isinstance(value, Tensor))
+    template, outputs = outputs_apart(made)
     if described(template, repr) != described(graph.output_template, repr):
         raise MismatchError(
             f"{graph.model} returns another structure than when it was traced: {template}, then {graph.output_template}"
@@ -173,10 +173,8 @@ def _agrees_in_float64(network: Checkable, truth: Truth) -> bool:
         for tensors in truth.inputs:
             doubled = [tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors]
             with torch.inference_mode():
-                expected = take_apart(
-                    run_module(module, graph.input_template, [tensor.clone() for tensor in doubled]),
-                    lambda value: isinstance(value, Tensor),
-                )[1]
+                made = run_module(module, graph.input_template, [tensor.clone() for tensor in doubled])
+                expected = outputs_apart(made)[1]
                 given = program.run(*(tensor.clone() for tensor in doubled))
             apart = largest_difference([as_array(each) for each in expected], [as_array(each) for each in given])
             log.info("%s in float64: they differ by %.2g", graph.model, apart.relative)

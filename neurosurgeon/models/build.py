@@ -267,7 +267,7 @@ TRIVIAL_KINDS = frozenset({LayerKind.VIEW, LayerKind.DROPOUT})
 
 def _with_bias(conv: Node) -> Node:
     """Return a convolution with a folded batch norm, which adds a bias to it."""
-    if conv.params["bias"]:
+    if conv.params.get("bias", 1):
         return conv
     bias_bytes = conv.output.shape[1] * conv.output.item_bytes
     return replace(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from neurosurgeon.graph.trees import put_together, take_apart
+from neurosurgeon.graph.trees import put_together
 from neurosurgeon.models.program import (
     Example,
     Program,
@@ -28,6 +28,7 @@ from neurosurgeon.models.program import (
     function_name,
     line_of,
     line_of_error,
+    outputs_apart,
     record_result,
 )
 from neurosurgeon.utils.errors import TraceError
@@ -53,7 +54,7 @@ class _Flat(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Any, ...]:
         """Return the tensors of the outputs."""
         args, kwargs = put_together(self._template, tensors)
-        template, outputs = take_apart(self.network(*args, **kwargs), lambda value: isinstance(value, Tensor))
+        template, outputs = outputs_apart(self.network(*args, **kwargs))
         self._outputs[:] = [template]
         return tuple(outputs)
 

@@ -6,15 +6,16 @@ import re
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import SymBool, SymFloat, SymInt, Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import SUPPORTED_NODES, tree_leaves
 
 from neurosurgeon.graph.spec import COLOURS, IMAGENET, NO_TENSOR, UNKNOWN, Preprocessing, TensorSpec, synthetic_input
-from neurosurgeon.graph.trees import Leaf, take_apart
+from neurosurgeon.graph.trees import Leaf, map_leaves, take_apart
 from neurosurgeon.models.preprocess import as_values
 from neurosurgeon.utils.errors import TraceError
 
@@ -89,6 +90,35 @@ def _names(arguments: tuple[tuple[Any, ...], Mapping[str, Any]], tensors: Sequen
         for number, tensor in enumerate(inside):
             names.setdefault(id(tensor), place if len(inside) == 1 else f"{place}.{number}")
     return [names[id(tensor)] for tensor in tensors]
+
+
+CONSTANTS = (bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device, range, Enum)
+
+
+def outputs_apart(made: Any, kinds: tuple[type, ...] = (Tensor,)) -> tuple[Any, list[Any]]:
+    """Return the template of what a module returned, and its tensors.
+
+    Containers that others have registered with torch's pytree become lists, and other objects (caches of language
+    models, say) dicts of their attributes.
+
+    Args:   kinds: what counts as a tensor.
+    Raises: TraceError: there is an object in it that is no tensor, container or constant.
+    """
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, (*kinds, *CONSTANTS)):
+            return value
+        if registered := SUPPORTED_NODES.get(type(value)):
+            return map_leaves(list(registered.flatten_fn(value)[0]), plain)
+        if hasattr(value, "__dict__") and not callable(value) and id(value) not in seen:
+            seen.add(id(value))
+            return map_leaves({name: item for name, item in vars(value).items() if not name.startswith("_")}, plain)
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise TraceError(f"the network returns a {kind}: expected tensors, numbers, and containers of them")
+
+    seen: set[int] = set()
+
+    return take_apart(map_leaves(made, plain), lambda value: isinstance(value, kinds))
 
 
 @dataclass(frozen=True)
@@ -181,7 +211,8 @@ def line_of_error(exc: BaseException) -> str:
 
 
 def _last_own_line(lines: Iterable[tuple[str, Any, str | None]]) -> str:
-    own = [entry for entry in lines if not entry[0].startswith(_LIBRARIES) and "site-packages" not in entry[0]]
+    known = [entry for entry in lines if not entry[0].startswith(_LIBRARIES)]
+    own = [entry for entry in known if "site-packages" not in entry[0]] or known  # or of another package
     if not own:
         return ""
     file, number, code = own[-1]

@@ -28,6 +28,7 @@ from neurosurgeon.models.program import (
     first_line,
     function_name,
     line_of_error,
+    outputs_apart,
     outputs_of,
     record_result,
 )
@@ -175,7 +176,7 @@ class _Tracer(fx.Tracer):
         def run(*proxies: Any) -> tuple[Any, ...]:
             args, kwargs = put_together(self._example.template, proxies)
             made = root._call_impl(*args, **kwargs)  # with its hooks
-            self.output_template, outputs = take_apart(made, lambda value: isinstance(value, fx.Proxy | Tensor))
+            self.output_template, outputs = outputs_apart(made, (fx.Proxy, Tensor))
             return tuple(outputs)
 
         return run, [self.create_proxy("placeholder", name, (), {}) for name in names]
