@@ -98,7 +98,7 @@ def serve(threads: int, models: Sequence[str]) -> None:
     torch.set_num_threads(threads)
     networks = {name: load_network(name) for name in models}
     partitions = {name: cut(network, 0).cloud for name, network in networks.items()}
-    inputs = {name: [pixels(network.graph.input.shape)] for name, network in networks.items()}
+    inputs = {name: [pixels(network.graph.inputs[0].shape)] for name, network in networks.items()}
     for line in sys.stdin:
         name = line.strip()
         times_ms: list[float] = []

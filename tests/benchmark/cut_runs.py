@@ -80,7 +80,7 @@ def plan_for(task: TaskSettings, port: int, link: LinkEstimate, slowdown: float)
 
 def describe(graph: LayerGraph, cut: Cut) -> Json:
     """Return a cut's nodes and boundary tensors, by which it differs from others."""
-    boundary = graph.boundary(cut) if len(cut) < len(graph.nodes) else ()
+    boundary = graph.boundary(cut)
     return {
         "edge_nodes": len(cut),
         "nodes": len(graph.nodes),
@@ -91,7 +91,7 @@ def describe(graph: LayerGraph, cut: Cut) -> Json:
 
 def crossing_bytes(graph: LayerGraph, cut: Cut) -> int:
     """Return the bytes of the boundary tensors; none where the whole network is on the edge."""
-    return sum(node.sent_bytes for node in graph.boundary(cut)) if len(cut) < len(graph.nodes) else 0
+    return sum(node.sent_bytes for node in graph.boundary(cut))
 
 
 # ---------------------------------------------------------------- runs
@@ -102,7 +102,7 @@ class Runner:
 
     def __init__(self, network: Network, port: int) -> None:
         self.network, self.port = network, port
-        self.image = pixels(network.graph.input.shape)
+        self.image = pixels(network.graph.inputs[0].shape)
 
     def run(self, cut: Cut) -> Taken:
         """Run one task."""

@@ -112,7 +112,7 @@ class World:
     def transfers_s(self, sent_s: float, crossing_bytes: int) -> tuple[float, float]:
         """Return the time of a tensor on the uplink, and of its reply, with the round trip."""
         up_s = self.trace.transfer_s(sent_s, frame_bytes(crossing_bytes))
-        down_s = frame_bytes(self.graph.output.size_bytes) / self.link(sent_s + up_s).rate_bytes_per_s
+        down_s = frame_bytes(self.graph.outputs_bytes) / self.link(sent_s + up_s).rate_bytes_per_s
         return up_s, down_s + self.link(sent_s).rtt_ms / 1e3
 
     def total_s(self, start_s: float, point: int) -> float:

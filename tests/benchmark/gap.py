@@ -56,7 +56,7 @@ def compute_bare(listener: socket.socket, model: str, threads: int) -> None:
     """Read a network's input, reply with its compute time (ms) and its output, until the peer leaves."""
     use_threads(threads)
     network = load_network(model)
-    image = pixels(network.graph.input.shape)
+    image = pixels(network.graph.inputs[0].shape)
     memory = image.transpose(0, 2, 3, 1).reshape(-1).data  # channels-last: a view, no copy
     partition = cut(network, 0).cloud
     sock, _ = listener.accept()
@@ -73,7 +73,7 @@ def raw_transfer_ms(model: str, threads: int) -> float:
     listener = socket.create_server((DEFAULT_IP, 0))
     peer = multiprocessing.get_context("spawn").Process(target=compute_bare, args=(listener, model, threads))
     peer.start()
-    data, answer = bytes(graph.boundary_bytes[0]), memoryview(bytearray(TOOK_MS.size + graph.output.size_bytes))
+    data, answer = bytes(graph.boundary_bytes[0]), memoryview(bytearray(TOOK_MS.size + graph.outputs_bytes))
     found_ms: list[float] = []
     with socket.create_connection(listener.getsockname()) as raw:
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -45,7 +45,7 @@ def measure_side(side: str) -> dict[str, dict[str, Any]]:
     for name in ZOO:
         network = load_network(name)
         sources = [predictor.predict(network.graph) for predictor in predictors]
-        sources.append(summarise(profile_passes(network, as_tensor(random_input()))))
+        sources.append(summarise(profile_passes(network, [as_tensor(random_input())])))
         points = range(len(network.graph.layers) + 1)
         cuts = [cut(network, point) for point in points]
         inputs = [run(edge, [pixels()]).arrays for edge, _ in cuts]
@@ -55,7 +55,8 @@ def measure_side(side: str) -> dict[str, dict[str, Any]]:
                 edge, cloud = cuts[point]
                 partition, arrays = (edge, (pixels(),)) if side == "edge" else (cloud, inputs[point])
                 start_ms = now_ms()
-                partition.run(arrays)
+                if cloud.inputs or side == "edge":  # after the last layer, the cloud has nothing to do
+                    partition.run(arrays)
                 times[point].append(now_ms() - start_ms)
         partitions = [float(np.quantile(values, 0.25)) for values in times]
         partitions[0 if side == "edge" else -1] = 0.0  # the empty partition
@@ -77,7 +78,7 @@ def regrets(measured: Measured, source: str) -> list[dict[str, object]]:
         partitions = {side: measured[side][name]["partitions"] for side in SIDES}
         for rate in RATES_MB_PER_S:
             costs = [
-                edge_ms + transfer_time_ms(sent_bytes, graph.output.size_bytes, rate * 1e6, RTT_MS) + cloud_ms
+                edge_ms + transfer_time_ms(sent_bytes, graph.outputs_bytes, rate * 1e6, RTT_MS) + cloud_ms
                 for edge_ms, sent_bytes, cloud_ms in zip(
                     partitions["edge"], graph.boundary_bytes, partitions["cloud"], strict=True
                 )

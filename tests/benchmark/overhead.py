@@ -44,7 +44,7 @@ def measure_point(session: EdgeSession, model: str, point: int) -> dict[str, flo
     request = request_of(network.ref, network.graph.edge_nodes(point))
     session.ask_to_prepare(request.preparation)
     session.wait_until_ready(network.ref.weights_digest)
-    request_bytes, reply_bytes = network.graph.boundary_bytes[point], network.graph.output.size_bytes
+    request_bytes, reply_bytes = network.graph.boundary_bytes[point], network.graph.outputs_bytes
     listener = socket.create_server((DEFAULT_IP, 0))
     peer = multiprocessing.get_context("fork").Process(target=echo_size, args=(listener, request_bytes, reply_bytes))
     peer.start()

@@ -71,7 +71,7 @@ def predictions(side: str, name: str, source: str, graphs: Mapping[str, LayerGra
 def measure(networks: Mapping[str, Network], threads: int) -> dict[str, Json]:
     """Return the measured latencies of every network, and whether other programs disturbed them."""
     partitions = {name: cut(network, 0).cloud for name, network in networks.items()}
-    inputs = {name: [pixels(network.graph.input.shape)] for name, network in networks.items()}
+    inputs = {name: [pixels(network.graph.inputs[0].shape)] for name, network in networks.items()}
     wall_ms: dict[str, list[float]] = {name: [] for name in networks}
     cpu_ms: dict[str, list[float]] = {name: [] for name in networks}
     for _ in range(ROUNDS):

@@ -29,7 +29,7 @@ def reference_point(graph: LayerGraph, rate_bytes_per_s: float, slowdown: float)
     """Return the chosen partition point, for an edge with a known slowdown."""
     points = graph.block_points
     edge_ms, cloud_ms = (_between(points, predicted_ms(side, graph)) for side in ("edge", "cloud"))
-    sizes_bytes = [graph.boundary_bytes[point] if point else graph.input.size_bytes for point in points]
+    sizes_bytes = [graph.boundary_bytes[point] if point else graph.inputs[0].size_bytes for point in points]
     transfer_ms = [s_to_ms(size_bytes / rate_bytes_per_s) for size_bytes in sizes_bytes]
     stages_ms = chain_stages([slowdown * latency for latency in edge_ms], transfer_ms, cloud_ms)
     return points[rank_cuts(stages_ms, stages_ms)[0]]

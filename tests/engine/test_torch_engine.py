@@ -157,9 +157,9 @@ def test_whole_numbers_and_channels_last_are_fine() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.int64])
 def test_the_top_class_of_any_type_is_known(dtype: torch.dtype) -> None:
-    assert top_class(as_array(torch.tensor([[0, 0, 1, 0]]).to(dtype))) == 2
+    assert top_class([as_array(torch.tensor([[0, 0, 1, 0]]).to(dtype))]) == 2
 
 
 @pytest.mark.parametrize("output", [torch.zeros(1, 0), torch.zeros(1, 3, dtype=torch.complex64)])
 def test_some_outputs_have_no_top_class(output: torch.Tensor) -> None:
-    assert top_class(as_array(output)) is None
+    assert top_class([as_array(output)]) is None
