@@ -31,7 +31,7 @@ def edge_memory(graph: LayerGraph, edge_nodes: Collection[int]) -> EdgeMemory:
     order = sorted(edge_nodes)
     if order == [0]:
         return EdgeMemory(0, graph.nodes[0].sent_bytes)
-    kept = {node.index for node in graph.boundary(edge_nodes)}
+    kept = {node.index for node in graph.boundary(edge_nodes)} | _makes_outputs(graph)
     return EdgeMemory(graph.parameter_bytes(order), _peaks_bytes(graph, order, kept)[-1])
 
 
@@ -40,7 +40,7 @@ def memory_at_points(graph: LayerGraph) -> tuple[EdgeMemory, ...]:
 
     The boundary tensors of a point are read after it. So the tensors alive at a node are the same for all later points.
     """
-    peaks_bytes = _peaks_bytes(graph, range(len(graph.nodes)), kept=())
+    peaks_bytes = _peaks_bytes(graph, range(len(graph.nodes)), _makes_outputs(graph))
     needed: set[str] = set()
     added_bytes = []
     for node in graph.nodes:
@@ -50,6 +50,10 @@ def memory_at_points(graph: LayerGraph) -> tuple[EdgeMemory, ...]:
     last_nodes = [0, *(layer.nodes[-1].index for layer in graph.layers)]
     first, *others = (EdgeMemory(parameter_bytes[index], peaks_bytes[index]) for index in last_nodes)
     return (first._replace(activation_bytes=graph.nodes[0].sent_bytes), *others)
+
+
+def _makes_outputs(graph: LayerGraph) -> set[int]:
+    return {output.node for output in graph.outputs if output.node is not None}
 
 
 def _peaks_bytes(graph: LayerGraph, order: Sequence[int], kept: Collection[int]) -> list[int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.models.names import ZOO
@@ -37,6 +39,18 @@ def test_edge_memory_of_the_whole_network(diamond: LayerGraph) -> None:
     whole = edge_memory(diamond, diamond.edge_nodes(len(diamond.layers)))
     assert whole.parameter_bytes == sum(CONV.values())
     assert whole.total_bytes == whole.parameter_bytes + whole.activation_bytes
+
+
+def test_an_output_that_is_made_early_is_kept() -> None:
+    class Early(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = torch.tanh(x)
+            return y, (y + 1).exp().sin()
+
+    graph = trace_module(Early(), SHAPE)
+    *_, before, last = memory_at_points(graph)
+    assert before == edge_memory(graph, graph.edge_nodes(3)) == EdgeMemory(0, 3 * PLANE)
+    assert last == edge_memory(graph, graph.edge_nodes(4)) == EdgeMemory(0, 3 * PLANE)
 
 
 @pytest.mark.parametrize("name", [*ZOO, "resnet18", "googlenet"])
