@@ -97,7 +97,7 @@ def _without_root(graph: fx.Graph, traced: nn.Module) -> dict[str, Any]:
     """Name parts of the module as the module does; return what ``get_attr`` reads, by these names."""
     values = {}
     for node in graph.nodes:
-        stack = node.meta.get("nn_module_stack", {})
+        stack = node.meta.get("nn_module_stack") or {}  # None where an output is an input
         node.meta["nn_module_stack"] = {
             key: (entry[0].removeprefix(ROOT.rstrip(".")).removeprefix("."), *entry[1:]) for key, entry in stack.items()
         }

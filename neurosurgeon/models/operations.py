@@ -238,7 +238,8 @@ def _other(call: Call) -> Operation:
     if not weights:
         return _elementwise(LayerKind.OTHER, 1)(call)
     shape = call.reads[0].shape
-    positions = call.reads[0].numel // (shape[1] if len(shape) > 3 else shape[-1])
+    width = shape[1] if len(shape) > 3 else shape[-1] if shape else 1
+    positions = call.reads[0].numel // max(width, 1)
     return Operation(LayerKind.WEIGHTED, _plane(call.reads[0]), 2 * weights * max(positions, 1))
 
 
