@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # torch takes a second to import, which names and spelling ch
     from neurosurgeon.models.program import Example
 
 USUAL_SIZE = 224
+SEGMENTATION = "torchvision.models.segmentation"
 MAX_SIZE = 2048  # of an image's side: a peer may request it, and the tensors of a network grow with its square
 
 
@@ -66,9 +67,13 @@ def _parts(name: str) -> tuple[str, int | None]:
 
 
 def torchvision_names() -> tuple[str, ...]:
-    """Return the names of torchvision's classification networks."""
+    """Return the names of torchvision's networks for classification and segmentation."""
+    return (*_names_of("torchvision.models"), *_names_of(SEGMENTATION))
+
+
+def _names_of(module: str) -> tuple[str, ...]:
     models = _import_torchvision()
-    return tuple(models.list_models(module=models))
+    return tuple(models.list_models(module=importlib.import_module(module)))
 
 
 def _import_torchvision() -> ModuleType:
@@ -98,7 +103,8 @@ def _usual_size(base: str) -> int:
     """Return the image size for which a network was trained; for torchvision's, that of its best weights."""
     if base in ZOO or is_own(base):
         return USUAL_SIZE
-    return int(torchvision_weights(base).transforms.keywords["crop_size"])
+    settings = torchvision_weights(base).transforms.keywords
+    return int(settings.get("crop_size") or settings["resize_size"])  # segmentation crops nothing
 
 
 def preprocessing_of(name: str, module: nn.Module) -> Preprocessing:
@@ -119,7 +125,8 @@ def preprocessing_of(name: str, module: nn.Module) -> Preprocessing:
 def _of_torchvision(transforms: Mapping[str, Any]) -> Preprocessing:
     """Return the preprocessing of torchvision's ImageClassification preset with these settings."""
     interpolation = getattr(transforms.get("interpolation"), "value", IMAGENET.interpolation)
-    share = transforms.get("resize_size", 256) / transforms["crop_size"]
+    resized = transforms.get("resize_size", 256)  # what the preset has by itself
+    share = resized / transforms.get("crop_size", resized)
     mean, std = tuple(transforms.get("mean", IMAGENET.mean)), tuple(transforms.get("std", IMAGENET.std))
     return Preprocessing(mean, std, share, interpolation)
 
@@ -218,8 +225,8 @@ class Catalogue:
         own = self.own.names
         if name in _import_torchvision().list_models():
             return (
-                f"{name} is no classification network: of torchvision, these alone are known by name; own modules "
-                "(--model-file) work if they return one tensor"
+                f"{name} is no network for classification or segmentation: of torchvision, these alone are known by "
+                "name; use a --model-file"
             )
         if ":" in name:
             known = f": of model files there are {', '.join(own)}" if own else ": no model file was given"
@@ -234,6 +241,8 @@ def _options(name: str, size: int) -> dict[str, Any]:
     """Return torchvision's arguments for a network that fits its weights."""
     if name in ("googlenet", "inception_v3"):  # without the heads that only training uses
         return {"aux_logits": False, "init_weights": False, "transform_input": True}
+    if name in _names_of(SEGMENTATION):
+        return {"weights_backbone": None}
     if name.startswith("vit_"):
         return {"image_size": size}
     return {"input_size": (size, size)} if name.startswith("maxvit_") else {}

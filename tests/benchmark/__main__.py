@@ -62,6 +62,7 @@ BENCHMARKS = (
     Benchmark("following"),
     Benchmark("cold_start"),
     Benchmark("all_models", "takes a quarter of an hour"),
+    Benchmark("sweep", "takes up to hours, and needs the packages of the families"),
     Benchmark("endurance", "takes eight minutes"),
     Benchmark("survival", "takes twenty minutes; links that lose everything need root"),
     Benchmark("soak", "takes a quarter of an hour"),
