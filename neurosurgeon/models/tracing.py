@@ -48,7 +48,7 @@ def trace_known(model: nn.Module, name: str, example: Example) -> Program:
     skeleton = meta_copy(model)
     with _TRACING_LOCK:
         tracer = _Tracer(example)
-        traced = fx.GraphModule(skeleton, tracer.trace(skeleton))
+        traced = _traced(skeleton, tracer)
     recorder = ShapeRecorder(traced)
     try:
         with torch.inference_mode(), torch.device("meta"):
@@ -194,6 +194,16 @@ class _Tracer(fx.Tracer):
         return isinstance(m, torch.jit.ScriptModule) or super().is_leaf_module(m, module_qualified_name)
 
 
+def _traced(model: nn.Module, tracer: _Tracer) -> fx.GraphModule:
+    """Return the program of a module, with the tensors that forward makes; torch.fx leaves them in the module, too."""
+    before = set(vars(model))
+    try:
+        return fx.GraphModule(model, tracer.trace(model))
+    finally:
+        for name in vars(model).keys() - before:
+            delattr(model, name)
+
+
 class _DataRecorder(fx.Interpreter):
     """Runs a program on data, and records the result of each operation."""
 
@@ -211,7 +221,7 @@ def _traced_on_data(model: nn.Module, name: str, example: Example, failure: Exce
     """
     try:
         tracer = _Tracer(example)
-        traced = fx.GraphModule(model, tracer.trace(model))
+        traced = _traced(model, tracer)
         with torch.inference_mode():
             _DataRecorder(traced).run(*(tensor.clone() for tensor in example.tensors))
         return _symbolic_program(traced, model, name, example, tracer)

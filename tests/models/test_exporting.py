@@ -1,4 +1,4 @@
-"""Modules of users as torch.export traces them: every cut computes what the module itself computes, or one line says no.
+"""Modules of users as torch.export traces them: every cut computes what the module computes, or one line says no.
 
 Everything that Python can do in a forward is tested against the module itself, run eagerly.
 """
@@ -482,9 +482,7 @@ def test_a_tensor_that_is_no_buffer_may_be_memory_for_results() -> None:
 def test_a_module_that_draws_random_numbers_is_refused_with_its_line(
     draw: Callable[[Tensor], Tensor], operation: str
 ) -> None:
-    with pytest.raises(
-        TraceError, match=f"own draws random numbers in forward: .*{operation}.*test_exporting.py, line"
-    ):
+    with pytest.raises(TraceError, match=f"own draws random numbers .*{operation}.*test_exporting.py, line"):
         trace(Calls(lambda self, x: draw(torch.sigmoid(x))), "own", Example.of(INPUT))
 
 
@@ -539,3 +537,17 @@ def test_a_module_that_torch_export_cannot_trace_is_traced_by_torch_fx() -> None
 
     graph = exported(Calls(forward), tracer="torch.fx")
     assert [node.name for node in graph.nodes] == ["x", "conv", "relu"]
+
+
+def test_tensors_that_forward_makes_are_constants_of_torch_fx_too() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():
+            raise NotImplementedError
+        return self.conv(x) * torch.tensor([1.0, -2.0, 3.0, 4.0]).view(1, 4, 1, 1)
+
+    model = Calls(forward)
+    attributes = set(vars(model))
+    graph = exported(model, tracer="torch.fx")
+    assert set(vars(model)) == attributes
+    assert len(graph.constants) == 1
+    assert_equal(graph.attributes(model)[next(iter(graph.constants))].flatten()[1], torch.tensor(-2.0), same_setup=True)
