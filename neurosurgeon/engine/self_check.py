@@ -100,13 +100,19 @@ def run_whole(module: nn.Module, graph: TracedGraph, tensors: Sequence[Tensor]) 
 
 
 def _settings(module: nn.Module) -> dict[str, str]:
-    """Return the plain attributes of all parts of a module, as text."""
+    """Return the plain attributes of all parts of a module, as text; of tensors, how often they were changed."""
     return {
-        f"{part}.{name}".lstrip("."): repr(value)
+        f"{part}.{name}".lstrip("."): str(value._version) if isinstance(value, Tensor) else repr(value)
         for part, owner in module.named_modules()
-        for name, value in vars(owner).items()
-        if isinstance(value, bool | int | float | str | list | dict | set) and not name.startswith("_")
+        for name, value in {**vars(owner), **owner._buffers}.items()
+        if _may_be_state(value) and not name.startswith("_")
     }
+
+
+def _may_be_state(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return not value.is_inference()  # whose changes are not counted
+    return isinstance(value, bool | int | float | str | list | dict | set)
 
 
 def _types(module: nn.Module) -> list[str]:
