@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from types import FunctionType, MethodType
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -121,11 +121,18 @@ def _function(function: Any, inside: tuple[int, ...]) -> str:
     """Return the name of a function; of a function of the user also its code, defaults, and what it closes over."""
     if str(function.__module__).split(".")[0] in ("torch", "torchvision", "neurosurgeon"):
         return str(function.__qualname__)
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    cells = [_content(cell) for cell in function.__closure__ or ()]
     names = function.__code__.co_names
     values = {name: function.__globals__[name] for name in names if _is_value(function.__globals__.get(name))}
     parts = (_code(function), function.__defaults__, function.__kwdefaults__, cells, values)
     return f"{function.__qualname__} {' '.join(_stable(part, inside) for part in parts)}"
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # of a variable without a value yet
+        return None
 
 
 def _is_value(value: Any) -> bool:
