@@ -30,7 +30,7 @@ from neurosurgeon.graph.spec import (
     dtype_of,
     takes_images,
 )
-from neurosurgeon.graph.trees import take_apart
+from neurosurgeon.graph.trees import Leaf
 from neurosurgeon.utils.errors import InputError, UsageError
 
 COMMENT = "#"  # begins a comment line of a task file
@@ -109,21 +109,48 @@ class NetworkInputs:
     def bind(self, given: object) -> tuple[Array, ...]:
         """Return the arrays of given inputs, one for each input of the network.
 
-        Args:   given: one input as in `network_input`; several: a tuple or list by position, or a dict by name.
+        Args:   given: one input as in `network_input`; several: a tuple or list by position, or a dict by name; or the
+                arguments as the user's module takes them, with the constants of its example.
         Raises: InputError: another number, name, shape or type.
         """
         specs, names = self.graph.inputs, self.graph.input_names
-        if isinstance(given, Mapping) and set(given) == set(names):
-            values = [given[name] for name in names]
-        elif isinstance(given, tuple | Mapping) or (isinstance(given, list) and len(specs) > 1):
-            values = take_apart(given, lambda value: True)[1]
-        else:
-            values = [given]
-        if len(values) != len(specs):
+        values = self._values(given)
+        if values is None or len(values) != len(specs):
             wanted = ", ".join(f"{name} {spec.dtype} {spec.shape}" for name, spec in zip(names, specs, strict=True))
-            raise InputError(f"inputs of {self.graph.model}: expected {len(specs)} ({wanted}), got {len(values)}")
+            count = ", ".join(map(str, given)) if isinstance(given, Mapping) else len(values or ())
+            raise InputError(f"inputs of {self.graph.model}: expected {len(specs)} ({wanted}), got {count}")
         scaling = self.graph.preprocessing
         return tuple(network_input(value, spec, scaling) for value, spec in zip(values, specs, strict=True))
+
+    def _values(self, given: object) -> list[Any] | None:
+        """Return the given inputs in the order of the network's; None if names are unknown."""
+        args, kwargs = self.graph.input_template
+        names = self.graph.input_names
+        if isinstance(given, list) and len(names) == 1:  # the numbers of an array
+            return [given]
+        for template in (kwargs or args, *args[:1]):
+            found: dict[int, Any] = {}
+            if not isinstance(template, Leaf) and _is_like(template, given, found):
+                return [found[index] for index in range(len(names))]
+        if not isinstance(given, Mapping):
+            return list(given) if isinstance(given, tuple | list) else [given]
+        for keys in (names, [f"arr_{number}" for number in range(len(names))]):  # as numpy names arrays by position
+            if set(given) == set(keys):
+                return [given[key] for key in keys]
+        return list(given.values()) if len(given) == len(names) == 1 else None
+
+
+def _is_like(template: Any, given: Any, found: dict[int, Any]) -> bool:
+    """Return whether given inputs have the structure of a template; put each in ``found``, by the index of its leaf."""
+    if isinstance(template, Leaf):
+        return found.setdefault(template.index, given) is given
+    if isinstance(template, Mapping):
+        is_same = isinstance(given, Mapping) and set(given) == set(template)
+        return is_same and all(_is_like(part, given[key], found) for key, part in template.items())
+    if isinstance(template, list | tuple):
+        is_same = isinstance(given, list | tuple) and len(given) == len(template)
+        return is_same and all(_is_like(*pair, found) for pair in zip(template, given, strict=True))
+    return repr(given) == repr(template)
 
 
 def drawn_inputs(specs: Sequence[TensorSpec], low: float, high: float) -> tuple[Array, ...]:

@@ -1,9 +1,10 @@
-"""Images to inputs: equal to torchvision's evaluation transform; files that are no images are refused."""
+"""Images and arrays to inputs: pixels equal to torchvision's transform, several inputs by name; others are refused."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,12 @@ import sklearn.datasets
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import nn
 
-from neurosurgeon.edge.inputs import load_image, read_image
+from neurosurgeon.edge.inputs import NetworkInputs, inputs_of, load_image, read_image
+from neurosurgeon.engine.torch_engine import TorchEngine
+from neurosurgeon.graph.trees import map_leaves, take_apart
+from neurosurgeon.models.names import Catalogue
 from neurosurgeon.models.preprocess import as_values
 from neurosurgeon.models.torchvision_compat import import_torchvision
 from neurosurgeon.utils.errors import InputError
@@ -120,3 +125,81 @@ def test_an_image_too_large_to_decode_is_refused(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(InputError, match=r"bomb\.png cannot be read"):
         read_image(tmp_path / "bomb.png")
+
+
+# ---------------------------------------------------------------- several inputs
+
+
+ONE, OTHER, THIRD = (np.full((1, 4), number, np.float32) for number in (1, 2, 3))
+
+
+class Sums(nn.Module):
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        tensors = take_apart((args, kwargs), lambda value: isinstance(value, torch.Tensor))[1]
+        return torch.stack(tensors).sum(0)
+
+
+def inputs_like(example: Any) -> NetworkInputs:
+    """Return the inputs of a network of the user with this example."""
+    tree = map_leaves(example, lambda leaf: torch.from_numpy(leaf.copy()) if isinstance(leaf, np.ndarray) else leaf)
+    return inputs_of(TorchEngine(Catalogue(modules={"own": Sums()}, examples={"own": tree})), "module:own")
+
+
+@pytest.mark.parametrize(
+    ("example", "given", "expected"),
+    [
+        (ONE, OTHER, [2]),
+        ((ONE,), (OTHER,), [2]),
+        (ONE, OTHER.tolist(), []),  # float64
+        (ONE, {"any name": OTHER}, [2]),
+        ((ONE, OTHER), (OTHER, ONE), [2, 1]),
+        ((ONE, OTHER), [OTHER, ONE], [2, 1]),
+        ((ONE, OTHER), (ONE, ONE), [1, 1]),  # one array twice
+        ((ONE, OTHER), {"1": OTHER, "0": ONE}, [1, 2]),
+        ((ONE, OTHER), {"arr_1": OTHER, "arr_0": ONE}, [1, 2]),
+        ((ONE, OTHER), {"a": ONE, "b": OTHER}, []),
+        ((ONE, OTHER), (ONE,), []),
+        ((ONE, OTHER), ONE, []),
+        ({"x": ONE, "mask": OTHER}, {"mask": OTHER, "x": ONE}, [1, 2]),
+        ({"x": ONE, "mask": OTHER}, (ONE, OTHER), [1, 2]),
+        ({"x": ONE, "mask": OTHER}, {"x": ONE, "musk": OTHER}, []),
+        ({"x": ONE, "mask": OTHER}, {"x": ONE}, []),
+        ({"x": ONE, "scale": 2}, {"x": OTHER}, [2]),
+        ({"x": ONE, "scale": 2}, {"x": OTHER, "scale": 2}, [2]),
+        ({"x": ONE, "scale": 2}, {"x": OTHER, "scale": 3}, []),  # would be ignored
+        ({"x": ONE, "pair": (OTHER, THIRD)}, {"pair": (OTHER, THIRD), "x": ONE}, [1, 2, 3]),
+        ({"x": ONE, "pair": (OTHER, THIRD)}, {"pair.1": THIRD, "pair.0": OTHER, "x": ONE}, [1, 2, 3]),
+        (({"a": ONE, "b": OTHER},), {"b": OTHER, "a": ONE}, [1, 2]),
+        (({"a": ONE, "b": OTHER},), ({"b": OTHER, "a": ONE},), [1, 2]),
+        ((ONE, [OTHER, THIRD]), (ONE, [OTHER, THIRD]), [1, 2, 3]),
+        ((ONE, [OTHER, THIRD]), (ONE, OTHER, THIRD), [1, 2, 3]),
+    ],
+)
+def test_inputs_are_bound_by_position_by_name_or_as_the_module_takes_them(
+    example: Any, given: Any, expected: list[int]
+) -> None:
+    inputs = inputs_like(example)
+    if expected:
+        assert [array.flat[0] for array in inputs.bind(given)] == expected
+        return
+    with pytest.raises(InputError, match=r"inputs? (of module:own|array): expected .*, got "):
+        inputs.bind(given)
+
+
+def test_one_tensor_that_is_two_inputs_of_the_example_stays_one() -> None:
+    tensor = torch.ones(1, 4)
+    inputs = inputs_of(TorchEngine(Catalogue(modules={"own": Sums()}, examples={"own": (tensor, tensor)})), "own")
+    assert len(inputs.bind((ONE, ONE))) == 1
+    with pytest.raises(InputError, match="expected 1 .*, got 2"):
+        inputs.bind((ONE, OTHER))
+
+
+def test_arrays_of_a_file_are_bound_by_their_names(tmp_path: Path) -> None:
+    inputs = inputs_like({"x": ONE, "mask": OTHER})
+    np.savez(tmp_path / "named.npz", mask=OTHER, x=ONE)
+    np.savez(tmp_path / "ordered.npz", ONE, OTHER)
+    np.savez(tmp_path / "others.npz", a=ONE, b=OTHER)
+    for name in ("named", "ordered"):
+        assert [array.flat[0] for array in inputs.read(tmp_path / f"{name}.npz")] == [1, 2]
+    with pytest.raises(InputError, match=r"expected 2 \(x float32 \(1, 4\), mask float32 \(1, 4\)\), got a, b"):
+        inputs.read(tmp_path / "others.npz")
