@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import edge_api
 import tasks_edge_api
 from neurosurgeon.cli.process import ServiceProcess
 from neurosurgeon.edge.task import request_of
-from neurosurgeon.engine.torch_engine import TorchEngine
+from neurosurgeon.engine.base import Verdict
+from neurosurgeon.engine.torch_engine import TorchEngine, TorchNetwork
 from neurosurgeon.graph.layer_graph import LayerGraph
+from neurosurgeon.graph.spec import Array
 from neurosurgeon.models.names import Catalogue
 from neurosurgeon.net.session import EdgeSession
 from tests.equality import assert_equal
@@ -67,6 +71,29 @@ def write(directory: Path, text: str = MODEL_FILE) -> Path:
     file = directory / "my_nets.py"
     file.write_text(text)
     return file
+
+
+DETECTOR_FILE = '''
+"""A network of two inputs and several outputs."""
+
+import torch
+from torch import nn
+
+
+class Detector(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, image, mask):
+        features = torch.relu(self.stem(image))
+        pooled = (features * mask).mean((2, 3))
+        return {"features": [features, features.amax()], "scores": self.head(pooled), "kept": torch.nonzero(mask)}
+
+
+def example():
+    return {"image": torch.rand(1, 1, 10, 10), "mask": torch.rand(8, 8) > 0.5}
+'''
 
 
 @pytest.fixture(scope="session")
@@ -154,6 +181,88 @@ def test_a_queue_runs_an_own_network(served: list[str], model_file: Path, capsys
     tasks = json.loads(capsys.readouterr().out)["tasks"]
     assert {task["error"] for task in tasks} == {None}
     assert {task["model"] for task in tasks} == {"my_nets:mine", "le_net"}
+
+
+# ---------------------------------------------------------------- several inputs and outputs
+
+
+@pytest.fixture(scope="module")
+def detector_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("detector"), DETECTOR_FILE)
+
+
+@pytest.fixture(scope="module")
+def detects(detector_file: Path) -> Iterator[list[str]]:
+    """A cloud with the network of several inputs and outputs; the flags of its edges."""
+    command = ["cloud_api.py", "-p", "0", "--monitor-port", "0", "--threads", "1", "--model-file", str(detector_file)]
+    with ServiceProcess(command, services=2) as cloud:
+        ports = ["-p", str(cloud.ports[0]), "--monitor-port", str(cloud.ports[1])]
+        yield ["-t", "my_nets:Detector", "--model-file", str(detector_file), "--threads", "1", *ports]
+
+
+def detected(file: Path, inputs: Mapping[str, Array]) -> Any:
+    """Return what the user's own module makes of its inputs."""
+    module = Catalogue([file]).build_module("my_nets:Detector").eval()
+    with torch.inference_mode():
+        return module(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+
+
+def test_a_network_of_several_inputs_and_outputs_is_split_at_any_point(
+    detects: list[str], detector_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = {"mask": np.eye(8) > 0, "image": np.random.default_rng(1).random((1, 1, 10, 10), np.float32)}
+    np.savez(tmp_path / "inputs.npz", **inputs)
+    expected = detected(detector_file, inputs)
+    layers, where = 1, set()
+    for point in range(20):
+        if point > layers:
+            break
+        arguments = [*detects, "--input", str(tmp_path / "inputs.npz"), "--point", str(point), "--verify"]
+        result = run_json(capsys, arguments)
+        layers = result["layers"]
+        where.add(result["where"])
+        output = result["output"]
+        assert result["verified"], point
+        assert output["kept"]["values"] == [[index, index] for index in range(8)]
+        assert output["features"][0]["shape"] == [1, 4, 8, 8]
+        assert output["features"][1]["values"] == pytest.approx(expected["features"][1].item(), rel=1e-4)
+        assert output["scores"]["top5"][0]["index"] == expected["scores"].argmax()
+    assert where == {"cloud", "split", "edge"}
+
+
+def test_a_queue_takes_several_inputs_from_files(
+    detects: list[str], detector_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = [{"image": np.full((1, 1, 10, 10), number, np.float32), "mask": np.eye(8) > 0} for number in range(3)]
+    for number, arrays in enumerate(inputs):
+        np.savez(tmp_path / f"{number}.npz", **arrays)
+    (tmp_path / "tasks.txt").write_text("".join(f"my_nets:Detector {number}.npz\n" for number in range(3)))
+    flags = [flag for flag in detects if flag not in ("-t", "my_nets:Detector")]
+    assert tasks_edge_api.main([*flags, "--task-file", str(tmp_path / "tasks.txt"), "--json"]) == 0
+    tasks = json.loads(capsys.readouterr().out)["tasks"]
+    assert [task["error"] for task in tasks] == [None] * 3
+    assert len({task["output_digest"] for task in tasks}) == 3
+    expected = [int(detected(detector_file, arrays)["scores"].argmax()) for arrays in inputs]
+    assert [task["top1"] for task in tasks] == expected
+
+
+def test_wrong_inputs_are_refused_with_the_names(
+    detects: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "inputs.npz", image=np.zeros((1, 1, 10, 10), np.float32), musk=np.eye(8) > 0)
+    line = refused(capsys, [*detects, "--input", str(tmp_path / "inputs.npz")])
+    assert "expected 2 (image float32 (1, 1, 10, 10), mask bool (8, 8)), got image, musk" in line
+
+
+def test_an_output_that_is_not_that_of_the_module_ends_with_exit_code_1(
+    detects: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TorchNetwork, "verify", lambda *_: Verdict(0.5, 0.25, False))
+    assert edge_api.main([*detects, "--point", "1", "--verify", "--json"]) == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["verified"] is False
+    assert "the output differs from that of the user's module by 0.25 of its largest value" in captured.err
+    assert "Traceback" not in captured.err
 
 
 # ---------------------------------------------------------------- how two sides may differ
