@@ -12,6 +12,7 @@ that is only sensitive agrees, and a wrong one does not.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -72,15 +73,25 @@ def observe(module: nn.Module, name: str, graph: TracedGraph, example: Example) 
     Raises: MismatchError: its answer changes from run to run, or has another structure than when it was traced.
     """
     before = _settings(module)
-    inputs = [list(example.tensors), *(example.drawn(seed) for seed in range(1, DRAWN + 1))]
-    outputs = [run_whole(module, graph, tensors) for tensors in (*inputs, inputs[0])]
-    again = largest_difference(outputs[0], outputs.pop())
+    inputs, outputs = [list(example.tensors)], [run_whole(module, graph, example.tensors)]
+    for seed in range(1, DRAWN + 1):
+        drawn = example.drawn(seed)
+        try:
+            outputs.append(run_whole(module, graph, drawn))
+        except MismatchError:
+            raise
+        except Exception as exc:  # a rule that the example keeps, and other values do not
+            log.info("%s does not take drawn inputs: %s", name, first_line(exc))
+            drawn = [tensor.clone() for tensor in example.tensors]
+            outputs.append(outputs[0])
+        inputs.append(drawn)
+    again = largest_difference(outputs[0], run_whole(module, graph, inputs[0]))
     if again.relative > tolerance_of(_types(module)):
         changed = [key for key, value in _settings(module).items() if before.get(key) != value]
-        cause = f"forward changes its attribute {changed[0]}" if changed else "forward keeps state or draws numbers"
+        cause = f"changes its attribute {changed[0]}" if changed else "keeps state, or draws random numbers"
         raise MismatchError(
             f"{name} gives another answer when it runs again with the same input (difference {again.relative:.2g}): "
-            f"{cause}; a partition keeps no state from task to task"
+            f"forward{_line_of_forward(module)} {cause}; pass that as an input: a partition keeps no state"
         )
     return Truth(inputs, outputs)
 
@@ -140,8 +151,8 @@ def check(network: Checkable, truth: Truth) -> None:
         apart = largest_difference(run_cut(network, everything, tensors), run_cut(network, cut, tensors))
         if apart.relative > tolerance and worst.relative <= tolerance:
             raise MismatchError(
-                f"{graph.model} cut after {max(cut)} nodes gives another answer than whole: they differ by "
-                f"{apart.relative:.2g} of the largest value; a part of it depends on memory that a cut separates"
+                f"{graph.model} cut after {graph.nodes[max(cut)].name} gives another answer than whole: they differ by "
+                f"{apart.relative:.2g} of the largest value; make no tensor depend on the memory of another one"
             )
 
 
@@ -158,7 +169,17 @@ def verify(network: Checkable, tensors: Sequence[Tensor], outputs: Sequence[Arra
 
 
 def run_cut(network: Checkable, edge_nodes: frozenset[int], tensors: Sequence[Tensor]) -> Arrays:
-    """Return the outputs of both partitions of a cut, one after the other."""
+    """Return the outputs of both partitions of a cut, one after the other. Raises: MismatchError: a partition fails."""
+    try:
+        return _run_cut(network, edge_nodes, tensors)
+    except Exception as exc:  # an operation may fail in any way on another memory order, or on a device
+        raise MismatchError(
+            f"{network.graph.model} cannot be cut after {network.graph.nodes[max(edge_nodes)].name}"
+            f"{_line_of_forward(network.module)}: a partition fails: {first_line(exc)}; run it whole, or report this"
+        ) from exc
+
+
+def _run_cut(network: Checkable, edge_nodes: frozenset[int], tensors: Sequence[Tensor]) -> Arrays:
     graph = network.graph
     edge = network.partition(edge_nodes, Side.EDGE).run([as_array(tensor.clone()) for tensor in tensors])
     assert edge is not None  # noqa: S101  # for mypy: without keep_going it always ends
@@ -193,22 +214,29 @@ def _agrees_in_float64(network: Checkable, truth: Truth) -> bool:
 
 
 def _explained(network: Checkable, worst: Difference, tensors: Sequence[Tensor]) -> str:
-    graph = network.graph
+    graph, module = network.graph, network.build()
     try:
-        part = first_difference(network.build(), graph, tensors)
+        part = first_difference(module, graph, tensors)
     except Exception as exc:  # it is only the better message
         log.info("the first difference of %s is not found: %s", graph.model, first_line(exc))
         part = None
     where = f"first in {part}" if part else "in forward itself, outside of its parts"
     cause = (
-        "its code decides by the type of its arguments, or changes tensors that have two names"
+        "it decides by the type of its arguments, or changes tensors that have two names; use tensors alone"
         if graph.tracer == "torch.fx"
-        else "its code turns tensors into numbers (item, tolist, numpy), or depends on memory order"
+        else "it makes numbers of tensors (item, tolist, numpy), or asks whether it is traced; use tensors alone"
     )
     return (
-        f"{graph.model}, traced by {graph.tracer}, computes something else than the module itself: they differ by "
-        f"{worst.relative:.2g} of the largest value, {where}; probably {cause}"
+        f"{graph.model}, traced by {graph.tracer}, computes something else than the module itself "
+        f"{_line_of_forward(module).strip()}: they differ by {worst.relative:.2g} of the largest value, {where}; "
+        f"probably {cause}"
     )
+
+
+def _line_of_forward(module: nn.Module) -> str:
+    """Return the file and the line of a module's forward, as " (FILE, line N)"; nothing where there is no source."""
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    return f" ({code.co_filename}, line {code.co_firstlineno})" if code else ""
 
 
 def first_difference(module: nn.Module, graph: TracedGraph, tensors: Sequence[Tensor]) -> str | None:

@@ -24,7 +24,7 @@ from neurosurgeon.models.program import Example, Program, function_name, is_know
 from neurosurgeon.models.shapes import attribute_named
 from neurosurgeon.models.tracing import trace_known, trace_own
 
-UNKNOWN = Operation(LayerKind.OTHER, {"HW": 1, "Cin": 1}, 0)  # of a size that depends on data
+UNKNOWN = Operation(LayerKind.OTHER, {"HW": 1, "Cin": 1}, 0)  # of a result whose size depends on data
 
 
 @dataclass(frozen=True, eq=False)

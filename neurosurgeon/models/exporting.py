@@ -38,8 +38,14 @@ CONSTANT_ADVICE = "a partition keeps no state from task to task: pass it as an i
 DECISION_ADVICE = "choose between tensors with torch.where, or decide outside of the network"
 NORMS = {"_native_batch_norm_legit_no_training": False, "_native_batch_norm_legit_functional": True}
 IDENTITIES = ("clone", "alias", "detach", "lift_fresh_copy", "lift_fresh", "lift")  # where nothing changes in place
-# Operations that read memory in the order in which it was when they were traced.
-READS_STRIDES = ("as_strided", "view_as_complex", "view_as_real", "_fft_r2c", "_fft_c2r", "_fft_c2c", "_conj_physical")
+# Operations that any memory order allows, in place of views, and of signs that a tensor only remembers.
+DENSE = {
+    torch.ops.aten.view.default: torch.ops.aten.reshape.default,
+    torch.ops.aten._unsafe_view.default: torch.ops.aten.reshape.default,
+    torch.ops.aten._conj.default: torch.ops.aten.conj_physical.default,
+    torch.ops.aten._neg_view.default: torch.ops.aten.neg.default,
+}
+READS_ORDER = ("view_as_complex", "_fft_r2c", "_fft_c2r", "_fft_c2c")  # operations that need contiguous tensors
 
 
 class _Flat(nn.Module):
@@ -124,7 +130,8 @@ def _drop_writes(graph: fx.Graph, changed: set[str], name: str) -> None:
     changed = {target.removeprefix(ROOT) for target in changed}
     writes = {}
     for node in list(graph.nodes):
-        if function_name(node) == "copy_" and not node.users:
+        if function_name(node) == "copy_":
+            node.replace_all_uses_with(node.args[1])
             written = node.args[0]
             if written.op == "get_attr":
                 writes[str(written.target)] = node.args[1]
@@ -145,22 +152,26 @@ def _simplify(graph: fx.Graph) -> None:
         if called in IDENTITIES:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
-        elif node.target in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default):
-            node.target = torch.ops.aten.reshape.default
-        elif called in READS_STRIDES or node.target is torch.ops.aten.view.dtype:
-            _keep_order(graph, node)
+        elif node.target in DENSE:
+            node.target = DENSE[node.target]
+        elif called in READS_ORDER or node.target is torch.ops.aten.view.dtype or _reads_strides(node):
+            _make_contiguous(graph, node)
     drop_dead(graph)
 
 
-def _keep_order(graph: fx.Graph, node: fx.Node) -> None:
-    """Let an operation read its operand in the memory order in which it was traced."""
-    read: Any = node.args[0]
+def _reads_strides(node: fx.Node) -> bool:
+    """Return whether an operation reads memory by strides, of a tensor that was contiguous when it was traced."""
+    read: Any = node.args[0] if node.args else None
     made = read.meta.get("val") if isinstance(read, fx.Node) else None
-    if isinstance(made, Tensor) and made.is_contiguous():
-        with graph.inserting_before(node):
-            copy = graph.call_method("contiguous", (read,))
-        copy.meta.update({key: read.meta[key] for key in ("val", "spec", "nn_module_stack") if key in read.meta})
-        node.replace_input_with(read, copy)
+    return function_name(node) == "as_strided" and isinstance(made, Tensor) and made.is_contiguous()
+
+
+def _make_contiguous(graph: fx.Graph, node: fx.Node) -> None:
+    read: Any = node.args[0]
+    with graph.inserting_before(node):
+        copy = graph.call_method("contiguous", (read,))
+    copy.meta.update({key: read.meta[key] for key in ("val", "spec", "nn_module_stack") if key in read.meta})
+    node.replace_input_with(read, copy)
 
 
 def _simplify_norms(graph: fx.Graph) -> None:

@@ -57,7 +57,7 @@ def as_tensor(array: Array) -> Tensor:
 
 def as_array(tensor: Tensor) -> Array:
     """Return a tensor's values as an array in host memory (`graph.spec`), which a CPU tensor shares."""
-    tensor = tensor.detach().cpu()
+    tensor = tensor.detach().cpu().resolve_conj().resolve_neg()
     is_bfloat16 = tensor.dtype is torch.bfloat16
     array: Array = tensor.view(torch.int16).numpy().view(np.uint16) if is_bfloat16 else tensor.numpy()
     return array

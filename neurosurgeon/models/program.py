@@ -14,7 +14,16 @@ import torch
 from torch import SymBool, SymFloat, SymInt, Tensor, fx, nn
 from torch.utils._pytree import SUPPORTED_NODES, tree_leaves
 
-from neurosurgeon.graph.spec import COLOURS, IMAGENET, NO_TENSOR, UNKNOWN, Preprocessing, TensorSpec, synthetic_input
+from neurosurgeon.graph.spec import (
+    COLOURS,
+    IMAGENET,
+    ITEM_BYTES,
+    NO_TENSOR,
+    UNKNOWN,
+    Preprocessing,
+    TensorSpec,
+    synthetic_input,
+)
 from neurosurgeon.graph.trees import Leaf, map_leaves, take_apart
 from neurosurgeon.models.preprocess import as_values
 from neurosurgeon.utils.errors import TraceError
@@ -190,7 +199,10 @@ def tensor_spec(tensor: Tensor) -> TensorSpec:
 def record_result(node: fx.Node, result: Any) -> None:
     """Store the `TensorSpec` of a tensor in its node's ``meta["spec"]``, any other result in ``meta["value"]``."""
     if isinstance(result, Tensor):
-        node.meta["spec"] = tensor_spec(result)
+        node.meta["spec"] = spec = tensor_spec(result)
+        if spec.dtype not in ITEM_BYTES or result.layout is not torch.strided:
+            kind = spec.dtype if spec.dtype not in ITEM_BYTES else str(result.layout).removeprefix("torch.")
+            raise TraceError(f"{node.name}{line_of(node)} makes a tensor of {kind}, which cannot be sent: convert it")
     else:
         node.meta["value"] = result
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import operator
+import re
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -21,12 +22,14 @@ from torch.overrides import TorchFunctionMode
 from neurosurgeon.graph.trees import put_together, take_apart
 from neurosurgeon.models.exporting import explain, exported
 from neurosurgeon.models.program import (
+    CONSTANTS,
     Example,
     Program,
     check_no_chance,
     drop_dead,
     first_line,
     function_name,
+    is_known,
     line_of_error,
     outputs_apart,
     outputs_of,
@@ -36,6 +39,8 @@ from neurosurgeon.models.shapes import ShapeRecorder, attribute_named
 from neurosurgeon.utils.errors import InputSizeError, TraceError
 
 log = logging.getLogger(__name__)
+
+CREATED = re.compile(r"_tensor_constant\d+$")  # attributes that torch.fx adds to a module while it traces
 
 _TRACING_LOCK = threading.Lock()  # tracing replaces nn.Module.__call__ for the whole process
 
@@ -47,7 +52,7 @@ def trace_known(model: nn.Module, name: str, example: Example) -> Program:
     """
     skeleton = meta_copy(model)
     with _TRACING_LOCK:
-        tracer = _Tracer(example)
+        tracer = _Tracer(example, has_data=False)
         traced = _traced(skeleton, tracer)
     recorder = ShapeRecorder(traced)
     try:
@@ -160,10 +165,10 @@ def meta_copy(model: nn.Module) -> nn.Module:
 class _Tracer(fx.Tracer):
     """Traces a module with the arguments of an example; modules that other threads call run as usual."""
 
-    proxy_buffer_attributes = True  # buffers may have no data here, so no value may be computed from them
-
-    def __init__(self, example: Example) -> None:
+    def __init__(self, example: Example, *, has_data: bool) -> None:
         super().__init__()
+        # Without data, no value may be computed from a buffer. With it, decisions by a buffer can be followed.
+        self.proxy_buffer_attributes = not has_data
         self._thread = threading.get_ident()
         self._example = example
         self.output_template: Any = None
@@ -220,7 +225,7 @@ def _traced_on_data(model: nn.Module, name: str, example: Example, failure: Exce
     Raises: TraceError: explains why torch.export failed.
     """
     try:
-        tracer = _Tracer(example)
+        tracer = _Tracer(example, has_data=True)
         traced = _traced(model, tracer)
         with torch.inference_mode():
             _DataRecorder(traced).run(*(tensor.clone() for tensor in example.tensors))
@@ -237,7 +242,7 @@ def _symbolic_program(traced: fx.GraphModule, root: nn.Module, name: str, exampl
     drop_dead(graph)
     targets = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
     values = {target: attribute_named(traced, target) for target in targets}
-    constants = {target: value for target, value in values.items() if not _has(root, target)}
+    constants = {target: value for target, value in values.items() if CREATED.match(target) or not _has(root, target)}
     return Program(graph, traced, values, constants, example.template, template, "torch.fx")
 
 
@@ -277,9 +282,11 @@ def _taken_apart(graph: fx.Graph, node: fx.Node) -> Any:
     if "spec" in node.meta:
         return node
     value = node.meta.get("value")
+    if isinstance(value, CONSTANTS) and not is_known(node):
+        raise TraceError(f"the network returns a number that depends on data: {node.name}; return it as a tensor")
+    if isinstance(value, CONSTANTS):
+        return value
     if not isinstance(value, tuple | list):
-        if isinstance(value, int | float | bool | str | torch.Size | type(None)):
-            return value
         raise TraceError(f"{node.name} returns a {type(value).__name__}, which cannot be taken apart")
     items = []
     for index, item in enumerate(value):

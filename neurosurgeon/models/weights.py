@@ -39,7 +39,10 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
     for key in sorted(state):
         if key.endswith("num_batches_tracked"):  # a counter of training; the outputs do not depend on it
             continue
-        tensor = state[key].detach().cpu().contiguous()
+        if not hasattr(state[key], "detach"):  # the state that a module adds itself, as quantised ones do
+            total.update(f"{key} {state[key]!r}".encode())
+            continue
+        tensor = state[key].detach().cpu()
         total.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         total.update(memoryview(_bytes_of(tensor)))
     return total.hexdigest()[:DIGEST_HEX_CHARS]

@@ -16,6 +16,7 @@ import pickle  # noqa: S403  # only after the opcode allow-list below
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from neurosurgeon.graph.spec import ITEM_BYTES
 from neurosurgeon.utils.errors import ProtocolError
 
 if TYPE_CHECKING:  # the bandwidth monitor uses headers without arrays, and must start without numpy
@@ -59,18 +60,6 @@ MAX_TUPLES = 256  # a request has two, and two for each tensor
 WireSpec = tuple[str, tuple[int, ...], bool]  # dtype, shape, channels-last
 MAX_DIMENSIONS = 8
 MAX_SIZE = 2**40  # of one dimension; the buffer's length bounds their product
-ITEM_BYTES = {
-    "float32": 4,
-    "float16": 2,
-    "bfloat16": 2,
-    "float64": 8,
-    "uint8": 1,
-    "int8": 1,
-    "int16": 2,
-    "int32": 4,
-    "int64": 8,
-    "bool": 1,
-}
 
 
 def pack_header(*values: Any) -> bytes:
