@@ -227,16 +227,17 @@ def _explained(network: Checkable, worst: Difference, tensors: Sequence[Tensor])
         else "it makes numbers of tensors (item, tolist, numpy), or asks whether it is traced; use tensors alone"
     )
     return (
-        f"{graph.model}, traced by {graph.tracer}, computes something else than the module itself "
-        f"{_line_of_forward(module).strip()}: they differ by {worst.relative:.2g} of the largest value, {where}; "
+        f"{graph.model}, traced by {graph.tracer}, computes something else than the module itself"
+        f"{_line_of_forward(module)}: they differ by {worst.relative:.2g} of the largest value, {where}; "
         f"probably {cause}"
     )
 
 
 def _line_of_forward(module: nn.Module) -> str:
-    """Return the file and the line of a module's forward, as " (FILE, line N)"; nothing where there is no source."""
+    """Return the file and the line of a module's forward, as " (FILE, line N)"; nothing if it is not the user's own."""
     code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
-    return f" ({code.co_filename}, line {code.co_firstlineno})" if code else ""
+    is_own = type(module).__module__.split(".")[0] != "torch"
+    return f" ({code.co_filename}, line {code.co_firstlineno})" if code and is_own else ""
 
 
 def first_difference(module: nn.Module, graph: TracedGraph, tensors: Sequence[Tensor]) -> str | None:
