@@ -388,9 +388,11 @@ def test_any_small_array_round_trips(name: str, shape: tuple[int, ...], layout: 
     assert_same(through_the_wire(sent), sent)
 
 
-@pytest.mark.parametrize("dtype", ["complex64", "uint32", "object", "<U1", "datetime64[s]"])
+@pytest.mark.parametrize("dtype", ["uint32", "object", "<U1", "datetime64[s]"])
 def test_a_dtype_outside_the_list_cannot_be_sent(dtype: str) -> None:
-    with pytest.raises(ProtocolError, match=re.escape(f"tensors of {dtype} cannot be sent: expected one of float32")):
+    with pytest.raises(
+        ProtocolError, match=re.escape(f"tensors of {dtype} cannot be sent: expected one of bool, uint8")
+    ):
         pack_array(np.zeros(2, dtype))
 
 
@@ -445,7 +447,7 @@ def test_a_size_that_is_not_the_buffers_is_refused(length: int) -> None:
         check_tensor_specs([("float32", (2, 3), False)], [length])
 
 
-@pytest.mark.parametrize("dtype", ["", "complex64", "qint8", "float8_e4m3fn", "__class__", "load", "x" * 5000])
+@pytest.mark.parametrize("dtype", ["", "complex32", "qint8", "float8_e4m3fn", "__class__", "load", "x" * 5000])
 def test_an_unknown_dtype_is_refused_in_a_short_line(dtype: str) -> None:
     with pytest.raises(ProtocolError, match="unknown dtype") as caught:
         check_tensor_specs([(dtype, (1,), False)], [1])
