@@ -215,7 +215,7 @@ class EarlyExit(Base):
         return logits + self.classify(self.stem(x.flip(3)))
 
 
-@DECISIONS.row(REFUSED, DATA)
+@DECISIONS.row(RIGHT_OR_REFUSED, DATA)
 class ListOfInput(Base):
     def forward(self, x):
         largest = self.stem(x).mean((2, 3)).argmax(1).tolist()
