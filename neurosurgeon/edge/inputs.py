@@ -77,8 +77,7 @@ def _of_file(path: Path, spec: TensorSpec, preprocessing: Preprocessing) -> Arra
         array = read_arrays(path)
         if isinstance(array, dict):
             raise InputError(f"input file {path} has the arrays {', '.join(array)}: the network has one input")
-        if array.dtype.kind in "fc" and (count := int((~np.isfinite(array)).sum())):
-            raise InputError(f"input file {path} has {count} values that are NaN or infinite: replace them")
+        _check_finite(path, array)
         if path.suffix.lower() == ".wav" and array.ndim < len(spec.shape):
             array = array.reshape((1,) * (len(spec.shape) - 1) + array.shape)
         return network_input(array, spec)
@@ -89,6 +88,11 @@ def _of_file(path: Path, spec: TensorSpec, preprocessing: Preprocessing) -> Arra
         raise InputError(f"input {path}: the network takes {count} images at one time: pass an array (.npy)")
     pixels = image_input(read_image(path, height, width, channels, preprocessing))
     return pixels if takes_images(spec) else channels_last((pixels / 255).astype(np.float32))  # grey, or transparent
+
+
+def _check_finite(path: Path, array: Array) -> None:
+    if array.dtype.kind in "fc" and (count := int((~np.isfinite(array)).sum())):
+        raise InputError(f"input file {path} has {count} values that are NaN or infinite: replace them")
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,8 +106,10 @@ class NetworkInputs:
     def read(self, path: Path) -> tuple[Array, ...]:
         """Return the inputs of a file. Raises: InputError."""
         if path.suffix.lower() in ARRAY_SUFFIXES:
-            array = read_arrays(path)
-            return self.bind(array if isinstance(array, dict) else path)
+            arrays = read_arrays(path)
+            for array in arrays.values() if isinstance(arrays, dict) else ():
+                _check_finite(path, array)
+            return self.bind(arrays if isinstance(arrays, dict) else path)
         return self.bind(self.prepare(open_image(path)) if self.prepare else path)
 
     def bind(self, given: object) -> tuple[Array, ...]:
@@ -120,7 +126,13 @@ class NetworkInputs:
             count = ", ".join(map(str, given)) if isinstance(given, Mapping) else len(values or ())
             raise InputError(f"inputs of {self.graph.model}: expected {len(specs)} ({wanted}), got {count}")
         scaling = self.graph.preprocessing
-        return tuple(network_input(value, spec, scaling) for value, spec in zip(values, specs, strict=True))
+        arrays = []
+        for name, value, spec in zip(names, values, specs, strict=True):
+            try:
+                arrays.append(network_input(value, spec, scaling))
+            except InputError as exc:
+                raise InputError(f"{self.graph.model}, {name}: {exc}") from exc
+        return tuple(arrays)
 
     def _values(self, given: object) -> list[Any] | None:
         """Return the given inputs in the order of the network's; None if names are unknown."""

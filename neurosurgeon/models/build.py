@@ -7,6 +7,7 @@ Both partitions of a cut compute them again if they need them, so their results 
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -79,7 +80,7 @@ def trace(
         digest=graph_digest(program, preprocessing),
         preprocessing=preprocessing,
         input_template=program.input_template,
-        input_names=example.names,
+        input_names=_argument_names(model, example.names),
         outputs=builder.outputs(),
         output_template=program.output_template,
         program=program.graph,
@@ -90,6 +91,18 @@ def trace(
         constants=program.constants,
         folded={str(norm.target): str(conv.target) for norm, conv in folded.items() if norm.op == "call_module"},
     )
+
+
+def _argument_names(model: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
+    """Return names of inputs with those of forward's arguments in place of their positions."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    known = [argument.name for argument in inspect.signature(model.forward).parameters.values() if argument.kind in kinds]
+    named = []
+    for name in names:
+        position, dot, rest = name.partition(".")
+        is_known = position.isdigit() and int(position) < len(known)
+        named.append(f"{known[int(position)]}{dot}{rest}" if is_known else name)
+    return tuple(named)
 
 
 def fold_batch_norms(model: nn.Module, graph: TracedGraph) -> nn.Module:
