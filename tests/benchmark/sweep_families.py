@@ -6,11 +6,14 @@ Packages other than torch and torchvision are imported when a family is used; no
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -210,6 +213,7 @@ def _transformers(name: str) -> Hard:
 
     def build() -> nn.Module:
         import_torchvision()
+        _import_torchaudio()  # which transformers imports if it is installed
         from transformers import AutoConfig, AutoModel
 
         config = AutoConfig.for_model(name.split()[0], **(settings or (TWO_TOWERS if "input_ids" in inputs else {})))
@@ -219,6 +223,18 @@ def _transformers(name: str) -> Hard:
     return Hard(
         name, build, inputs, RIGHT if " with its cache" not in name else RIGHT_OR_REFUSED, r"cache|return|output"
     )
+
+
+def _import_torchaudio() -> ModuleType:
+    """Return the models of torchaudio, whose compiled operators do not load with a CPU build of torch."""
+    try:
+        from torchaudio import models
+    except OSError:
+        for name in [name for name in sys.modules if name.split(".")[0] == "torchaudio"]:
+            del sys.modules[name]
+        with mock.patch("pathlib.Path.exists", return_value=False):  # so that it finds no such operators
+            from torchaudio import models
+    return cast(ModuleType, models)
 
 
 # ---------------------------------------------------------------- ultralytics, segmentation, sound
@@ -308,10 +324,7 @@ def _sound(name: str) -> Hard:
     function, settings, inputs = SOUND[name]
 
     def build() -> nn.Module:
-        import_torchvision()
-        from torchaudio import models
-
-        module: nn.Module = getattr(models, function)(**settings)
+        module: nn.Module = getattr(_import_torchaudio(), function)(**settings)
         return module
 
     return Hard(name, build, inputs)

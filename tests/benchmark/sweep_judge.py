@@ -11,7 +11,7 @@ import random
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,6 @@ class Subject:
 
     def __init__(self, family: str, network: Hard, *, as_file: bool, is_double: bool = False) -> None:
         inputs = doubled(network.inputs) if is_double else copy.deepcopy(network.inputs)
-        self._arguments = trees.take_apart(arguments_of(inputs), lambda value: isinstance(value, Tensor))[1]
         if as_file:
             file = Path(tempfile.mkdtemp(prefix="sweep_")) / "sweep_net.py"
             file.write_text(MODEL_FILE.format(family=family, name=network.name, is_double=is_double))
@@ -97,10 +96,11 @@ class Subject:
         search = DagSearch([node.inputs for node in graph.nodes])
         return search.best(DagCosts(SLOWER_EDGE * edge, send_ms, cloud, RTT_MS)).edge_nodes
 
-    def answer(self, edge_nodes: frozenset[int]) -> Any:
+    def answer(self, edge_nodes: frozenset[int], inputs: Any) -> Any:
         """Return the tree of outputs of a cut; the boundary tensors become bytes and tensors again."""
         graph = self.graph
-        given = [as_array(tensor.clone()) for tensor in self._arguments]
+        tensors = trees.take_apart(arguments_of(inputs), lambda value: isinstance(value, Tensor))[1]
+        given = [as_array(tensor.clone()) for tensor in tensors]
         edge = self._network.partition(edge_nodes, Side.EDGE).run(given)
         assert edge is not None
         sent = sum(len(node.outputs) for node in graph.boundary(edge_nodes))
@@ -147,30 +147,44 @@ def _judged(family: str, network: Hard, truth: Any, as_file: bool) -> dict[str, 
     subject.open()
     row["open_s"] = round(ms_to_s(now_ms() - start_ms), 2)
     if isinstance(truth, Exception):
-        subject.answer(subject.graph.edge_nodes(0))
+        subject.answer(subject.graph.edge_nodes(0), network.inputs)
         return row | {"verdict": "wrong", "message": f"the module itself raises {type(truth).__name__}: {truth}"[:500]}
     cuts = subject.cuts()
-    found = [difference(truth, subject.answer(cut)) for cut in cuts]
-    worst = max(range(len(cuts)), key=lambda index: found[index][0])
-    apart, reason = found[worst]
-    row |= {"difference": apart, "cuts": len(cuts), "on_edge": len(cuts[worst])}
-    if apart <= tolerance_of(network, truth):
+    worst, reason, cut, inputs = _worst(subject, network, cuts, truth)
+    row |= {"difference": worst, "cuts": len(cuts), "on_edge": len(cut)}
+    if worst <= tolerance_of(network, truth):
         return row | {"verdict": "right"}
-    if math.isfinite(apart) and _is_sensitive(family, network, truth, cuts[worst], apart, as_file):
+    if math.isfinite(worst) and _is_sensitive(family, replace(network, inputs=inputs), cut, worst, as_file):
         return row | {"verdict": "right", "sensitive": True}
     return row | {"verdict": "wrong", "message": reason}
 
 
-def _is_sensitive(family: str, network: Hard, truth: Any, cut: frozenset[int], apart: float, as_file: bool) -> bool:
+def _worst(subject: Subject, network: Hard, cuts: list[frozenset[int]], truth: Any) -> tuple[Any, ...]:
+    """Return the largest difference, where it is, its cut and its inputs.
+
+    The best cut gets the example and other inputs of the same shapes; the random cuts get them by turns.
+    """
+    pairs = [(network.inputs, truth)]
+    drawn = others(network.inputs)
+    expected = eager_answer(replace(network, inputs=drawn))
+    if not isinstance(expected, Exception):  # lengths, say, cannot have any values
+        pairs.append((drawn, expected))
+    runs = [(cuts[0], pair) for pair in pairs]
+    runs += [(cut, pairs[number % len(pairs)]) for number, cut in enumerate(cuts[1:])]
+    found = [(*difference(answer, subject.answer(cut, inputs)), cut, inputs) for cut, (inputs, answer) in runs]
+    return max(found, key=lambda run: run[0])
+
+
+def _is_sensitive(family: str, network: Hard, cut: frozenset[int], apart: float, as_file: bool) -> bool:
     """Return whether rounding alone explains a difference: the module enlarges it, and in float64 there is none."""
-    moved = difference(truth, eager_answer(network, moved=True))[0]
+    moved = difference(eager_answer(network), eager_answer(network, moved=True))[0]
     if apart > SENSITIVE * moved:
         return False
     try:
         subject = Subject(family, network, as_file=as_file, is_double=True)
         subject.open()
         expected = eager_answer(network, is_double=True)
-        return difference(expected, subject.answer(cut))[0] <= FLOAT64_TOLERANCE
+        return difference(expected, subject.answer(cut, doubled(network.inputs)))[0] <= FLOAT64_TOLERANCE
     except Exception:  # a network may have constants of its own type
         return False
 
@@ -231,6 +245,18 @@ def arguments_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def doubled(inputs: Any) -> Any:
     """Return inputs with their floating-point tensors in float64."""
     return _changed(inputs, Tensor.double)
+
+
+def others(inputs: Any) -> Any:
+    """Return other inputs of the same shapes and types: negative numbers, and the rest in the reverse order."""
+    template, tensors = trees.take_apart(inputs, lambda value: isinstance(value, Tensor))
+    return trees.put_together(
+        template, [tensor.flip(-1) if tensor.dim() else tensor for tensor in map(_negated, tensors)]
+    )
+
+
+def _negated(tensor: Tensor) -> Tensor:
+    return tensor * -1.5 if tensor.is_floating_point() or tensor.is_complex() else tensor
 
 
 def _changed(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -19,7 +19,7 @@ class IsinstanceTensor(Base):
         return self.classify(y * 2 if isinstance(x, torch.Tensor) else y)
 
 
-@DECISIONS.right
+@DECISIONS.row(RIGHT_OR_REFUSED, r"type|something else")
 class TypeOfInput(Base):
     def forward(self, x):
         y = self.stem(x)
@@ -308,7 +308,7 @@ class AnswersTheTime(Base):
         return super().forward(x) * (time.perf_counter() % 10)
 
 
-@DECISIONS.right
+@DECISIONS.row(RIGHT_OR_REFUSED, r"tracing|compiling|something else")
 class TracingFlag(Base):
     def forward(self, x):
         y = self.stem(x)
