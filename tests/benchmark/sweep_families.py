@@ -195,7 +195,7 @@ TRANSFORMERS: dict[str, tuple[dict[str, Any], dict[str, Tensor]]] = {
         PIXELS,
     ),
     "mobilenet_v2": ({"image_size": 64}, PIXELS),
-    "efficientnet": ({"image_size": 64, "width_coefficient": 0.3, "depth_coefficient": 0.3, "hidden_dim": 320}, PIXELS),
+    "efficientnet": ({"image_size": 64, "width_coefficient": 0.3, "depth_coefficient": 0.3, "hidden_dim": 384}, PIXELS),
     "cvt": ({}, PIXELS),
     "levit": ({"image_size": 64, "hidden_sizes": [16, 24, 32], "depths": [1, 1, 1]}, PIXELS),
     **dict.fromkeys("wav2vec2 hubert wavlm unispeech data2vec-audio".split(), (SPEECH, WAVES)),
@@ -232,7 +232,7 @@ def _import_torchaudio() -> ModuleType:
     except OSError:
         for name in [name for name in sys.modules if name.split(".")[0] == "torchaudio"]:
             del sys.modules[name]
-        with mock.patch("pathlib.Path.exists", return_value=False):  # so that it finds no such operators
+        with mock.patch("pathlib.Path.glob", return_value=[]):  # so that it finds no such operators
             from torchaudio import models
     return cast(ModuleType, models)
 
@@ -315,7 +315,7 @@ SOUND: dict[str, tuple[str, dict[str, Any], Any]] = {
     "wavernn": (
         "WaveRNN",
         {"upsample_scales": [2, 2, 3], "n_classes": 16, "hop_length": 12, "n_res_block": 2, "n_rnn": 32, "n_fc": 32},
-        (features(1, 1, 12 * 6), features(1, 1, 10, 128)),
+        (features(1, 1, 12 * 6), features(1, 1, 128, 10)),
     ),
 }
 
