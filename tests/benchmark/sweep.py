@@ -2,9 +2,9 @@
 
     python -m tests.benchmark.sweep [FAMILY ...] [--only TEXT] [--limit N] [--every N] [--jobs N] [--timeout S]
 
-Families: hard, torchvision, timm, transformers, ultralytics, segmentation, torchaudio (default: hard). Each network
-runs in a process of its own. Rows are JSON lines in results/sweep.jsonl; a network whose row was made by the same code
-is not run again. The table at the end counts the rows of this code.
+Families: hard, "by name" (networks that the engine knows), torchvision, timm, transformers, ultralytics, segmentation,
+torchaudio (default: hard); all but the second are given as modules of the user. Each network runs in a process of its
+own. Rows are JSON lines in results/sweep.jsonl; a network whose row was made by the same code is not run again.
 """
 
 from __future__ import annotations
@@ -162,7 +162,8 @@ def line_of(row: Row) -> str:
     figures = f"{row['difference']:.1e}" if "difference" in row else ""
     nodes = f"{row['tracer']} {row['nodes']} nodes {row['trace_s']:.1f} s" if "tracer" in row else ""
     mark = " " if row["as_wanted"] else "?" if row["verdict"] == "unusable" else "!"
-    text = f"{mark} {row['family']} {row['name']}: {row['verdict']} {figures} {nodes} {row.get('message', '')}"
+    verdict = f"{row['verdict']}{' (sensitive)' if row.get('sensitive') else ''}"
+    text = f"{mark} {row['family']} {row['name']}: {verdict} {figures} {nodes} {row.get('message', '')}"
     return text.replace("\n", " ")[:SHOWN] + (f" [names no {', no '.join(row['lacks'])}]" if row.get("lacks") else "")
 
 

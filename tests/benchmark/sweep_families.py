@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from types import ModuleType
 from typing import Any, cast
 from unittest import mock
@@ -18,6 +18,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from neurosurgeon.models.names import ZOO, Catalogue, input_size, torchvision_names
 from neurosurgeon.models.torchvision_compat import import_torchvision
 from tests.models.hard import HARD
 from tests.models.hard.table import RIGHT, RIGHT_OR_REFUSED, Hard, features, image
@@ -76,6 +77,19 @@ def _torchvision(name: str) -> Hard:
     if name in names["detection"]:
         return Hard(name, build, ([image(160, 160)[0]],), RIGHT_OR_REFUSED, DETECTION)
     return Hard(name, build, image(size, size))
+
+
+def _known_names() -> list[str]:
+    return [*ZOO, *torchvision_names()]
+
+
+def _known(name: str) -> Hard:
+    """Return a network that the engine knows by name; its module has the weights that the engine gives it."""
+    from neurosurgeon.engine.torch_engine import TorchEngine
+
+    open_once = cache(lambda: TorchEngine().open(name))
+    size = input_size(Catalogue().canonical_name(name))
+    return Hard(name, lambda: open_once().build(), image(size, size))
 
 
 # ---------------------------------------------------------------- timm
@@ -332,6 +346,7 @@ def _sound(name: str) -> Hard:
 
 FAMILIES: dict[str, Family] = {
     "hard": _table({row.name: row for row in HARD}),
+    "by name": Family(_known_names, _known),
     "torchvision": Family(_torchvision_names, _torchvision),
     "timm": Family(_timm_names, _timm),
     "transformers": Family(lambda: list(TRANSFORMERS), _transformers),
