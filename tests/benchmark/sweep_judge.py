@@ -127,8 +127,13 @@ def _packed(array: Any) -> tuple[Any, memoryview]:
 
 
 def judge(family: str, network: Hard, *, as_file: bool = True) -> dict[str, Any]:
-    """Return the row of one network: what came out, and whether it is what its user wants."""
+    """Return the row of one network: what came out, and whether it is what its user wants.
+
+    Raises: Exception: the module itself does not work, although it should.
+    """
     truth = eager_answer(network)
+    if isinstance(truth, Exception) and network.wanted != REFUSED:
+        raise truth
     row: dict[str, Any] = {"family": family, "name": network.name, "wanted": network.wanted}
     try:
         row |= _judged(family, network, truth, as_file)
