@@ -264,8 +264,7 @@ class Edge:
     Args:   access: the key or TLS of the cloud (`neurosurgeon.net.access`). device: "cpu" or "cuda".
             threads: CPU threads to compute with (default: those that the data of the edge was measured with).
             models: modules of your own, by the names under which the cloud has them. They keep their own weights.
-            examples: the inputs of these modules, by the same names: a tuple of tensors by position, a dict by name, or
-            one tensor (default: one image, 1 x 3 x 224 x 224).
+            examples: their inputs, by these names: a tuple, a dict by name, or a tensor (default: one image of 224).
             model_files: Python files with functions that return modules, which the cloud has as well.
     Raises: UsageError: there is no such device.
     """
@@ -315,9 +314,8 @@ class Edge:
     ) -> Outcome:
         """Plan and run one task; return its output, its plan, and its times in ms. May block.
 
-        Args:   inputs: a file, pixels (height, width, 3) uint8 of the network's size, or an array or tensor of its
-                input's shape; for several inputs a tuple by position or a dict by name (default: the network's example,
-                or a fixed image of noise).
+        Args:   inputs: a file, pixels (height, width, 3) uint8 of the network's size, or an array or tensor; for several
+                inputs a tuple, or a dict by name (default: the network's example, or a fixed image of noise).
                 rate_mb_per_s, rtt_ms: rate of the uplink, 10^6 bytes/s, and round trip (default: measured).
                 observe: called with each event of the task as it happens (`neurosurgeon.edge.records`).
                 settings: other fields of `neurosurgeon.edge.settings.TaskSettings`, such as point, repeat or verify;

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +44,7 @@ from neurosurgeon.utils.errors import UsageError, VerificationError
 from neurosurgeon.utils.units import mb_to_bytes
 
 if TYPE_CHECKING:
+    from neurosurgeon.engine.base import Engine
     from neurosurgeon.graph.spec import Array
 
 
@@ -95,11 +96,7 @@ def _run(args: argparse.Namespace) -> int:
     args.type = catalogue.choose(args.type, args.input_size)
     check_given(args, catalogue)
     open_engine = cache(partial(find_engine(), catalogue, args.device))
-    arrays = None
-    if args.input:
-        arrays = inputs_of(open_engine(), args.type).read(args.input)
-    elif args.input_range:
-        arrays = drawn_inputs(open_engine().graph(args.type).inputs, *args.input_range)
+    arrays = given_inputs(args, open_engine)
     access = access_of_edge(args)
     choice = LinkChoice(args.bandwidth, args.rtt, args.measure == "always")
     with (
@@ -133,6 +130,13 @@ def _run(args: argparse.Namespace) -> int:
             f"the output differs from that of the user's module by {share:.2g} of its largest value"
         )
     return 0
+
+
+def given_inputs(args: argparse.Namespace, open_engine: Callable[[], Engine]) -> tuple[Array, ...] | None:
+    """Return the inputs of the command line; None without any: the network's example. Raises: InputError."""
+    if args.input:
+        return inputs_of(open_engine(), args.type).read(args.input)
+    return drawn_inputs(open_engine().graph(args.type).inputs, *args.input_range) if args.input_range else None
 
 
 def check_given(args: argparse.Namespace, catalogue: Catalogue) -> None:

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, fx, nn
 
-from neurosurgeon import models
 from neurosurgeon.engine.base import Partition, Side, Verdict
 from neurosurgeon.graph.compare import Difference, largest_difference, tolerance_of
 from neurosurgeon.graph.spec import Array, dtype_of
@@ -304,7 +303,8 @@ def check_key(graph: TracedGraph, weights_digest: str, source: str, device: str)
 def _code_digest() -> str:
     """Return a digest of the code that traces, cuts and runs networks."""
     total = hashlib.sha256()
-    for directory in (Path(str(models.__file__)).parent, Path(__file__).parent):
+    here = Path(__file__).parent
+    for directory in (here.parent / "models", here):
         for file in sorted(directory.glob("*.py")):
             total.update(file.read_bytes())
     return total.hexdigest()

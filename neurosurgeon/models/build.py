@@ -96,7 +96,9 @@ def trace(
 def _argument_names(model: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
     """Return names of inputs with those of forward's arguments in place of their positions."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    known = [argument.name for argument in inspect.signature(model.forward).parameters.values() if argument.kind in kinds]
+    known = [
+        argument.name for argument in inspect.signature(model.forward).parameters.values() if argument.kind in kinds
+    ]
     named = []
     for name in names:
         position, dot, rest = name.partition(".")

@@ -1,7 +1,7 @@
 """Tracing of a module to a torch.fx program with the shape of every result.
 
 Modules of the user are traced by `torch.export`, which has one meaning for all that Python can do (`exporting`). If it
-fails, torch.fx is tried, which runs the module's code on stand-ins for tensors. Networks that are known by name are
+fails, torch.fx is tried, which records what the module's code does with symbols. Networks that are known by name are
 traced by torch.fx: it keeps modules whole and runs them without data, and does not import torch.export's compiler.
 """
 
