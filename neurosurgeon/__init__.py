@@ -314,7 +314,7 @@ class Edge:
     ) -> Outcome:
         """Plan and run one task; return its output, its plan, and its times in ms. May block.
 
-        Args:   inputs: a file, pixels (height, width, 3) uint8 of the network's size, or an array or tensor; for several
+        Args:   inputs: a file, pixels (height, width, 3) uint8 of the network's size, an array or a tensor; for several
                 inputs a tuple, or a dict by name (default: the network's example, or a fixed image of noise).
                 rate_mb_per_s, rtt_ms: rate of the uplink, 10^6 bytes/s, and round trip (default: measured).
                 observe: called with each event of the task as it happens (`neurosurgeon.edge.records`).
