@@ -16,7 +16,6 @@ import pickle  # noqa: S403  # only after the opcode allow-list below
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from neurosurgeon.graph.spec import ITEM_BYTES
 from neurosurgeon.utils.errors import ProtocolError
 
 if TYPE_CHECKING:  # the bandwidth monitor uses headers without arrays, and must start without numpy
@@ -131,7 +130,7 @@ def pack_array(array: Array) -> tuple[WireSpec, memoryview]:
 
     Raises: ProtocolError: arrays of this type cannot be sent.
     """
-    from neurosurgeon.graph.spec import dtype_of
+    from neurosurgeon.graph.spec import ITEM_BYTES, dtype_of
 
     dtype = dtype_of(array)
     if dtype not in ITEM_BYTES:
@@ -154,6 +153,10 @@ def check_tensor_specs(specs: Any, lengths: Sequence[int]) -> None:
     """
     if type(specs) is not list or len(specs) != len(lengths):
         raise ProtocolError(f"{len(lengths)} buffers without one description each")
+    if not specs:
+        return
+    from neurosurgeon.graph.spec import ITEM_BYTES
+
     for spec, length in zip(specs, lengths, strict=True):
         if type(spec) is not tuple or tuple(map(type, spec)) != (str, tuple, bool):
             raise ProtocolError("malformed description of a tensor")

@@ -19,10 +19,9 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from neurosurgeon.engine.torch_engine import as_array, as_tensor
-from neurosurgeon.graph.spec import Array, channels_last
+from neurosurgeon.graph.spec import ITEM_BYTES, Array, channels_last
 from neurosurgeon.net.header import (
     ALLOWED_OPCODES,
-    ITEM_BYTES,
     MAX_DIMENSIONS,
     MAX_SIZE,
     check_opcodes,
