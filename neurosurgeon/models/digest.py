@@ -110,11 +110,18 @@ def _module(module: nn.Module, inside: tuple[int, ...]) -> str:
 
 
 def _type(kind: type, inside: tuple[int, ...]) -> str:
-    """Return the name of a type; of a type of the user also the code of its methods."""
+    """Return the name of a type; of a type of the user also the code of its methods, and its bases."""
     if kind.__module__.split(".")[0] in ("torch", "torchvision", "builtins"):
         return kind.__qualname__
-    methods = [_function(value, inside) for value in vars(kind).values() if inspect.isfunction(value)]
-    return f"{kind.__qualname__}<{', '.join(methods)}>"
+    members = [_plain_function(value) for value in vars(kind).values()]
+    methods = [_function(member, inside) for member in members if inspect.isfunction(member)]
+    bases = [_type(base, inside) for base in kind.__bases__]
+    return f"{kind.__qualname__}({', '.join(bases)})<{', '.join(methods)}>"
+
+
+def _plain_function(member: Any) -> Any:
+    """Return the function of a method of any sort, and of a property."""
+    return member.fget if isinstance(member, property) else getattr(member, "__func__", member)
 
 
 def _function(function: Any, inside: tuple[int, ...]) -> str:
