@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from neurosurgeon.engine.base import Engine
     from neurosurgeon.graph.layer_graph import LayerGraph
     from neurosurgeon.graph.spec import Array
+    from neurosurgeon.models.names import Catalogue
     from neurosurgeon.net.access import Access
     from neurosurgeon.planner.compare import ComparisonRow
     from neurosurgeon.planner.plan import SplitPlan
@@ -266,7 +267,9 @@ class Edge:
             models: modules of your own, by the names under which the cloud has them. They keep their own weights.
             examples: their inputs, by these names: a tuple, a dict by name, or a tensor (default: one image of 224).
             model_files: Python files with functions that return modules, which the cloud has as well.
-    Raises: UsageError: there is no such device.
+            labels: the names of the classes by their index, or a file of them (default: those of ImageNet for
+            torchvision's weights, else none).
+    Raises: UsageError: there is no such device, or the labels cannot be read.
     """
 
     def __init__(
@@ -281,13 +284,16 @@ class Edge:
         models: Mapping[str, nn.Module] | None = None,
         examples: Mapping[str, Any] | None = None,
         model_files: Iterable[Path | str] = (),
+        labels: Path | str | Sequence[str] | None = None,
     ) -> None:
+        from neurosurgeon.edge.labels import labels_of
         from neurosurgeon.edge.run import CloudAddress
         from neurosurgeon.net.access import Access
 
         self._cloud = CloudAddress(host, port, monitor_port, access or Access(cloud_name=host))
         self._device, self._threads = one_of(("cpu", "cuda"), "device", device), threads
         self._models, self._examples, self._model_files = models, examples, [Path(file) for file in model_files]
+        self._labels = labels_of(labels)
 
     def __enter__(self) -> Edge:
         return self
@@ -296,11 +302,16 @@ class Edge:
         """Do nothing: no connection exists after its task."""
 
     @cached_property
-    def _engine(self) -> Engine:
-        from neurosurgeon.engine.base import find_engine
+    def _catalogue(self) -> Catalogue:
         from neurosurgeon.models.names import Catalogue
 
-        return find_engine()(Catalogue(self._model_files, self._models, self._examples), self._device)
+        return Catalogue(self._model_files, self._models, self._examples)
+
+    @cached_property
+    def _engine(self) -> Engine:
+        from neurosurgeon.engine.base import find_engine
+
+        return find_engine()(self._catalogue, self._device)
 
     def run(
         self,
@@ -319,7 +330,7 @@ class Edge:
                 rate_mb_per_s, rtt_ms: rate of the uplink, 10^6 bytes/s, and round trip (default: measured).
                 observe: called with each event of the task as it happens (`neurosurgeon.edge.records`).
                 settings: other fields of `neurosurgeon.edge.settings.TaskSettings`, such as point, repeat or verify;
-                weights may be the path of a file.
+                weights may be the path of a file, which may have another number of classes.
         Raises: InputError: the input has another shape or type. PartitionError: there is no such point.
                 UsageError: a setting has a wrong value. NetworkError: the cloud cannot be reached, or was lost.
                 UnknownModelError, PlanningError, WeightsError.
@@ -327,13 +338,16 @@ class Edge:
         from neurosurgeon.edge.run import LinkChoice, run_one_task
         from neurosurgeon.edge.settings import TaskSettings
         from neurosurgeon.engine.base import SEEDED, WeightsSource
+        from neurosurgeon.models.weights_sources import fitted_name
 
         if isinstance(file := settings.get("weights"), str | Path):
             settings["weights"] = WeightsSource(Path(file))
         check_numbers(rate_mb_per_s=rate_mb_per_s, rtt_ms=rtt_ms)
         name = self._name(model)
+        if file := settings.get("weights", SEEDED).file:
+            name = fitted_name(self._catalogue, name, file)
         arrays = None if inputs is None else self._arrays(name, inputs)
-        defaults: dict[str, Any] = {"weights": SEEDED, "device": self._device, "threads": self._threads}
+        defaults: dict[str, Any] = {"weights": SEEDED, **self._defaults}
         chosen = settings_of(TaskSettings, {"model": name, "arrays": arrays, **defaults, **settings})
         return run_one_task(chosen, lambda: self._engine, self._cloud, LinkChoice(rate_mb_per_s, rtt_ms), observe)
 
@@ -361,7 +375,7 @@ class Edge:
 
         check_numbers(rate_mb_per_s=rate_mb_per_s, rtt_ms=rtt_ms)
         queued = [self._task(number, model, inputs) for number, (model, inputs) in enumerate(tasks, start=1)]
-        defaults: dict[str, Any] = {"weights": {}, "device": self._device, "threads": self._threads}
+        defaults: dict[str, Any] = {"weights": {}, **self._defaults}
         chosen, choice = settings_of(QueueSettings, defaults | settings), LinkChoice(rate_mb_per_s, rtt_ms)
         events: SimpleQueue[QueueEvent | None] = SimpleQueue()
         is_left = Event()
@@ -386,6 +400,10 @@ class Edge:
         if isinstance(inputs, str | Path):
             return QueuedTask(number, name, Path(inputs))
         return QueuedTask(number, name, arrays=None if inputs is None else self._arrays(name, inputs))
+
+    @property
+    def _defaults(self) -> dict[str, Any]:
+        return {"device": self._device, "threads": self._threads, "labels": self._labels}
 
     def _name(self, model: str) -> str:
         if not isinstance(model, str):

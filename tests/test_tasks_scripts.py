@@ -31,6 +31,7 @@ TASK_KEYS = {
     "measured",
     "output_digest",
     "top1",
+    "label",
     "retries",
     "where",
 }

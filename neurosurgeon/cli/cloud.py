@@ -42,7 +42,7 @@ from neurosurgeon.cli.process import (
     stop_event,
 )
 from neurosurgeon.models.names import ZOO, Catalogue
-from neurosurgeon.models.weights import parse_weights
+from neurosurgeon.models.weights_sources import parse_weights
 from neurosurgeon.net.access import Access
 from neurosurgeon.net.frames import Limits
 from neurosurgeon.net.limits import AUTHENTICATION_TIMEOUT_S, DEFAULT_CONNECTIONS, ConnectionLimiter, ConnectionLimits
@@ -137,8 +137,9 @@ def make_service(args: argparse.Namespace, catalogue: Catalogue, observe: Observ
     from neurosurgeon.cloud.store import NetworkStore
     from neurosurgeon.engine.base import find_engine
 
-    served = tuple(dict.fromkeys(map(catalogue.canonical_name, args.models))) if args.models else None
     weights = parse_weights(catalogue, args.weights, args.pretrained)
+    names = [weights.named(catalogue.canonical_name(name)) for name in args.models or ()]
+    served = tuple(dict.fromkeys(names)) or None
     engine = find_engine()(catalogue, args.device)
     for name in served or ZOO:
         engine.graph(name)  # traced now: later, it stops all workers

@@ -97,7 +97,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.compare != (len(args.bandwidth) > 1):
         raise UsageError("--compare needs two bandwidths or more, as in -b 0.1,1,10,100; a plan is for one")
     catalogue = Catalogue(args.model_file)
-    graph = TorchEngine(catalogue).graph(catalogue.choose(args.type, args.input_size))
+    graph = TorchEngine(catalogue).graph(catalogue.choose(args.type, args.input_size, args.classes))
     edge = _latencies(graph, "edge", args.predictor, args.edge_config, args.threads)
     cloud = _latencies(graph, "cloud", args.predictor, args.cloud_config, args.cloud_threads)
     max_edge_bytes = mb_to_bytes(args.max_edge_memory) if args.max_edge_memory else math.inf

@@ -21,7 +21,7 @@ from neurosurgeon.cli.parser import access_of_edge, add_weights, address_parser
 from neurosurgeon.cli.process import run_main
 from neurosurgeon.engine.base import WeightsSource
 from neurosurgeon.models.names import ZOO, Catalogue
-from neurosurgeon.models.weights import parse_weights
+from neurosurgeon.models.weights_sources import parse_weights
 from neurosurgeon.net.access import Access
 from neurosurgeon.net.messages import Prepare
 from neurosurgeon.net.monitor_client import measure_link, ping_link
@@ -155,7 +155,7 @@ class Doctor:
         sources = parse_weights(catalogue, self._args.weights, self._args.pretrained)
         engine = find_engine()(catalogue)
         compared = False
-        for model in self._args.type:
+        for model in map(sources.named, self._args.type):
             check = f"weights of {model}"
             try:
                 network = engine.open(model, sources.get(model, WeightsSource()))

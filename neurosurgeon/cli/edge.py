@@ -21,6 +21,7 @@ from neurosurgeon.cli.parser import (
     access_of_edge,
     add_device,
     add_edge,
+    add_labels,
     add_model,
     add_strategy,
     address_parser,
@@ -30,17 +31,19 @@ from neurosurgeon.cli.parser import (
 from neurosurgeon.cli.process import ServiceProcess, run_main
 from neurosurgeon.cli.relay import add_shaping, shaped
 from neurosurgeon.edge.inputs import drawn_inputs, inputs_of
+from neurosurgeon.edge.labels import labels_of
 from neurosurgeon.edge.run import CloudAddress, LinkChoice, run_one_task
 from neurosurgeon.edge.settings import TaskSettings
 from neurosurgeon.engine.base import WeightsSource, find_engine
 from neurosurgeon.graph.cut import check_point
 from neurosurgeon.models.names import ZOO, Catalogue
-from neurosurgeon.models.weights import check_pretrained, check_weights_file
+from neurosurgeon.models.weights import check_pretrained
+from neurosurgeon.models.weights_sources import fitted_name
 from neurosurgeon.net.monitor_client import RECENT_S
 from neurosurgeon.net.session import OnCloudLoss
 from neurosurgeon.planner.strategies import Strategy
 from neurosurgeon.reports.text import EdgeReport, print_json
-from neurosurgeon.utils.errors import UsageError, VerificationError
+from neurosurgeon.utils.errors import UsageError, VerificationError, WeightsError
 from neurosurgeon.utils.units import mb_to_bytes
 
 if TYPE_CHECKING:
@@ -71,6 +74,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "edge_api.py") -> int:
         "--weights", type=Path, metavar="FILE", help="checkpoint or safetensors (default: weights of a fixed seed)"
     )
     parser.add_switch("--pretrained", "use torchvision's pretrained weights")
+    add_labels(parser)
     parser.add_argument("--point", type=non_negative_int, help="force this partition point (default: the best one)")
     add_edge(parser)
     parser.add_argument(
@@ -93,7 +97,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "edge_api.py") -> int:
 def _run(args: argparse.Namespace) -> int:
     show = EdgeReport(sys.stderr if args.json else sys.stdout)
     catalogue = Catalogue(args.model_file)
-    args.type = catalogue.choose(args.type, args.input_size)
+    args.type = model_of(args, catalogue)
     check_given(args, catalogue)
     open_engine = cache(partial(find_engine(), catalogue, args.device))
     arrays = given_inputs(args, open_engine)
@@ -156,8 +160,20 @@ def check_given(args: argparse.Namespace, catalogue: Catalogue) -> None:
         name = args.type
         layers = ZOO[name].layers if name in ZOO else len(find_engine()(catalogue).graph(name).layers)
         check_point(name, args.point, layers)
-    if args.weights:
-        check_weights_file(catalogue, args.type, args.weights)
+
+
+def model_of(args: argparse.Namespace, catalogue: Catalogue) -> str:
+    """Return the canonical name of the model, with the number of classes of its weights file.
+
+    Raises: UsageError: there is no such model, or the file does not fit it.
+    """
+    name = catalogue.choose(args.type, args.input_size, args.classes)
+    if not args.weights:
+        return name
+    fitting = fitted_name(catalogue, name, args.weights)
+    if args.classes and fitting != name:
+        raise WeightsError(f"{args.weights} fits {fitting}, not {args.classes} classes: leave out --classes")
+    return fitting
 
 
 def task_of(args: argparse.Namespace, arrays: tuple[Array, ...] | None) -> TaskSettings:
@@ -167,6 +183,7 @@ def task_of(args: argparse.Namespace, arrays: tuple[Array, ...] | None) -> TaskS
         weights=WeightsSource(args.weights, args.pretrained),
         device=args.device,
         threads=args.threads,
+        labels=labels_of(args.labels),
         arrays=arrays,
         point=args.point,
         predictor=args.predictor,

@@ -39,7 +39,7 @@ def _run(args: argparse.Namespace) -> int:
     catalogue = Catalogue(args.model_file)
     engine = TorchEngine(catalogue, args.device)
     engine.use_threads(args.threads or load_predictor(config_path("edge")).threads)
-    name = catalogue.choose(args.type, args.input_size)
+    name = catalogue.choose(args.type, args.input_size, args.classes)
     network = engine.open(name)
     arrays = inputs_of(engine, name).read(args.input) if args.input else engine.example(name)
     features = show_features(network, arrays, lambda layers: tqdm(layers, unit="layer", disable=None))

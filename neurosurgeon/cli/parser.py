@@ -109,7 +109,7 @@ def add_device(parser: Parser, *, default_threads: str = "those that the data of
 
 
 def add_model(parser: Parser, purpose: str) -> None:
-    """Add -t, --model-file and --input-size, for `Catalogue.choose`."""
+    """Add -t, --model-file, --input-size and --classes, for `Catalogue.choose`."""
     parser.add_argument(
         "-t",
         "--type",
@@ -124,6 +124,12 @@ def add_model(parser: Parser, purpose: str) -> None:
         type=positive_int,
         metavar="PIXELS",
         help="side of the square input image, pixels (default: that of the network's training, mostly 224)",
+    )
+    parser.add_argument(
+        "--classes",
+        type=positive_int,
+        metavar="N",
+        help="classes of a network that is known by name (default: those of --weights, else mostly 1000)",
     )
 
 
@@ -197,6 +203,17 @@ def add_weights(parser: Parser) -> None:
         help="weights of a model: checkpoint or safetensors; may be repeated (default: weights of a fixed seed)",
     )
     parser.add_switch("--pretrained", "use torchvision's pretrained weights")
+
+
+def add_labels(parser: Parser) -> None:
+    """Add --labels."""
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="names of the classes: one a line, or JSON, a list or names by index (default: those of ImageNet for "
+        "torchvision's weights, else none)",
+    )
 
 
 def add_objective(parser: Parser) -> None:

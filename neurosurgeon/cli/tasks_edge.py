@@ -23,6 +23,7 @@ from neurosurgeon.cli.parser import (
     access_of_edge,
     add_device,
     add_edge,
+    add_labels,
     add_model_files,
     add_objective,
     add_weights,
@@ -34,12 +35,13 @@ from neurosurgeon.cli.parser import (
 from neurosurgeon.cli.process import EXIT_INTERRUPTED, run_main
 from neurosurgeon.cli.relay import add_shaping, shaped
 from neurosurgeon.edge.inputs import draw_tasks, read_task_file, tasks_of_directory
+from neurosurgeon.edge.labels import labels_of
 from neurosurgeon.edge.records import QueuedTask
 from neurosurgeon.edge.run import CloudAddress, LinkChoice, run_queue
 from neurosurgeon.edge.settings import QueueSettings
 from neurosurgeon.engine.base import find_engine
 from neurosurgeon.models.names import ZOO, Catalogue
-from neurosurgeon.models.weights import parse_weights
+from neurosurgeon.models.weights_sources import WeightsSources, parse_weights
 from neurosurgeon.net.session import OnCloudLoss
 from neurosurgeon.planner.chain_search import Objective
 from neurosurgeon.planner.flow_shop import Schedule
@@ -92,6 +94,7 @@ def _add_tasks(parser: Parser) -> None:
     )
     add_model_files(parser)
     add_weights(parser)
+    add_labels(parser)
 
 
 def _add_queue(parser: Parser) -> None:
@@ -123,7 +126,9 @@ def _add_queue(parser: Parser) -> None:
 def _run(args: argparse.Namespace) -> int:
     out = sys.stderr if args.json else sys.stdout
     catalogue = Catalogue(args.model_file)
-    tasks, settings = tasks_of(args, catalogue), settings_of(args, catalogue)
+    weights = parse_weights(catalogue, args.weights, args.pretrained)
+    tasks = [replace(task, model=weights.named(task.model)) for task in tasks_of(args, catalogue)]
+    settings = settings_of(args, catalogue, weights)
     access = replace(access_of_edge(args), cloud_name=args.ip)
     interrupted = threading.Event()
     with contextlib.ExitStack() as stack:
@@ -172,15 +177,16 @@ def tasks_of(args: argparse.Namespace, catalogue: Catalogue) -> list[QueuedTask]
     return draw_tasks(args.tasks, args.seed, models)
 
 
-def settings_of(args: argparse.Namespace, catalogue: Catalogue) -> QueueSettings:
+def settings_of(args: argparse.Namespace, catalogue: Catalogue, weights: WeightsSources) -> QueueSettings:
     """Return the settings of the command line.
 
-    Raises: UsageError: the device or weights are missing, or weights do not fit.
+    Raises: UsageError: the device is missing, or the labels cannot be read.
     """
     if args.device == "cuda":
         find_engine()(catalogue, args.device)
     return QueueSettings(
-        weights=parse_weights(catalogue, args.weights, args.pretrained),
+        weights=weights,
+        labels=labels_of(args.labels),
         device=args.device,
         threads=args.threads,
         predictor=args.predictor,

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from neurosurgeon.edge.inputs import NetworkInputs, inputs_of
+from neurosurgeon.edge.labels import check_labels
 from neurosurgeon.edge.records import Progress, QueuedTask, QueueObserver
 from neurosurgeon.edge.settings import QueueSettings
 from neurosurgeon.edge.stages import StageKeys, cloud_latencies, edge_latencies, stage_keys
@@ -55,7 +56,9 @@ class QueueModel:
         cloud: LayerLatencies,
         keys: StageKeys,
         inputs: NetworkInputs,
+        labels: Sequence[str] | None = None,
     ) -> None:
+        self.labels = labels or network.ref.labels  # of its classes; None: unknown
         self.keys = keys
         self.inputs = inputs
         self.network = network
@@ -191,6 +194,7 @@ def prepare_models(
         observe(Progress("models", len(models), len(names)))
         task = settings.task(name)
         graph = engine.graph(name)
+        check_labels(settings.labels, graph)
         session.ask_to_prepare(Prepare(name, pack_nodes(graph, graph.edge_nodes(0)), graph.digest))
         network = engine.open(name, task.weights)  # while the cloud does the same
         session.wait_until_ready(network.ref.weights_digest)
@@ -198,7 +202,7 @@ def prepare_models(
         keys = stage_keys(task, session, find_link(), edge, cloud, is_warm=True)
         if settings.in_flight > settings.side_by_side:  # stages take longer beside each other
             keys = StageKeys._make(f"side by side {key}" for key in keys)
-        models[name] = QueueModel(network, edge, cloud, keys, inputs_of(engine, name))
+        models[name] = QueueModel(network, edge, cloud, keys, inputs_of(engine, name), settings.labels)
     observe(Progress("models", len(names), len(names)))
     return models
 

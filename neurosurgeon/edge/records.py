@@ -57,6 +57,7 @@ class TaskResult:
     elapsed_ms: float = 0.0  # from the start of its edge partition to its result, with all waits
     output_digest: str = ""
     top1: int | None = None
+    label: str | None = None  # of that class; None: unknown
     retries: int = 0
     where: str = "split"  # "edge", "cloud" or "split": where its layers ran in the end
     deadline_ms: float | None = None  # None: it has no deadline
@@ -103,7 +104,7 @@ class Guess:
     """One class with its probability."""
 
     index: int
-    label: str | None  # None if the weights are not of ImageNet's classes
+    label: str | None  # None: unknown
     probability: float
 
 

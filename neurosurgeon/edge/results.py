@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from queue import SimpleQueue
@@ -33,6 +33,7 @@ class _Finished(NamedTuple):
     make: Callable[[], TaskResult]
     outputs: tuple[Array, ...] | None  # of the network, in the order of its graph
     template: Any  # of its outputs
+    labels: Sequence[str] | None  # of its classes
     done_ms: float
 
 
@@ -79,7 +80,7 @@ class Results:
     def failed(self, task: QueuedTask, exc: Exception) -> None:
         """Finish a task that failed before its edge partition had run."""
         result = TaskResult(task, error=reason(exc, task))
-        self._finished.put(_Finished(task, lambda: result, None, None, now_ms()))
+        self._finished.put(_Finished(task, lambda: result, None, None, None, now_ms()))
 
     def finish(self, task: InFlightTask, on_edge: Arrays | None = None, in_cloud: Arrays = (), **fields: Any) -> None:
         """Finish a task whose edge partition has run.
@@ -105,7 +106,7 @@ class Results:
     ) -> None:
         graph = task.model.graph
         outputs = None if on_edge is None else graph.assemble(task.edge_nodes, on_edge, in_cloud)
-        self._finished.put(_Finished(task.queued, make, outputs, graph.output_template, done_ms))
+        self._finished.put(_Finished(task.queued, make, outputs, graph.output_template, task.model.labels, done_ms))
 
     # ------------------------------------------------------------ results, on the reporter's thread
 
@@ -123,7 +124,9 @@ class Results:
                 result = replace(result, elapsed_ms=finished.done_ms - self._start_ms - result.spans[0].start_ms)
             output = None
             if outputs is not None:
-                result = replace(result, output_digest=outputs_digest(outputs), top1=top_class(outputs))
+                top1 = top_class(outputs)
+                label = None if top1 is None or finished.labels is None else finished.labels[top1]
+                result = replace(result, output_digest=outputs_digest(outputs), top1=top1, label=label)
                 output = put_together(finished.template, outputs)
             self.observe(TaskDone(result, output if result.is_finished else None))
         except OSError:  # the output is closed

@@ -27,6 +27,7 @@ class EdgeSettings:
     cloud_config: Path | None = None  # None: the cloud predicts its own latencies
     learns: bool = True  # online correction: measured durations correct later predictions
     on_cloud_loss: OnCloudLoss = OnCloudLoss.LOCAL
+    labels: tuple[str, ...] | None = None  # of the classes, by their index; None: those of the weights, if known
 
     def corrections(self) -> Corrections:
         """Return the kept corrections; none without online correction."""

@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 
+from neurosurgeon.edge.labels import check_labels
 from neurosurgeon.edge.link_thread import RECONNECT_TIMEOUT_S
 from neurosurgeon.edge.outcome import Outcome, Run, is_whole, main_output, top_guesses
 from neurosurgeon.edge.records import (
@@ -99,6 +100,7 @@ class TaskRun:
         self._engine = engine
         self._observe = observe
         self.graph: LayerGraph = engine.graph(task.model)
+        check_labels(task.labels, self.graph)
         self._edge = edge_latencies(task, engine, self.graph)  # before the thread starts: it may time layers
         self._open = partial(engine.open, task.model, task.weights)
         loader = ThreadPoolExecutor(1, "load")
@@ -196,7 +198,7 @@ class TaskRun:
             for number in range(task.repeat):
                 runs.append(run_once(session, partition, arrays, lambda event: None))
                 self._observe(Progress("repeat", number + 1, task.repeat))
-        guesses = top_guesses(main_output(runs[-1].outputs), network.labels)
+        guesses = top_guesses(main_output(runs[-1].outputs), task.labels or network.labels)
         verdict = None
         if task.verify:
             verdict = self._engine.open(task.model, task.weights).verify(arrays, runs[-1].outputs)
@@ -205,7 +207,7 @@ class TaskRun:
     def _reported(self, outcome: Outcome) -> Outcome:
         event = Answered(
             outcome.guesses,
-            outcome.partition.network.weights.seeded,
+            outcome.partition.network.is_seeded,
             outcome.candidate.stages,
             outcome.measured,
             outcome.timings,

@@ -35,15 +35,10 @@ Predictor = TypeVar("Predictor")  # `predictor.predictor_utils.LatencyPredictor`
 
 @dataclass(frozen=True, slots=True)
 class WeightsSource:
-    """The source of weights: a file, else torchvision's pretrained ones, else the fixed seed."""
+    """The source of weights: a file, else torchvision's, else the fixed seed; for the user's own network its own."""
 
     file: Path | None = None
     pretrained: bool = False
-
-    @property
-    def seeded(self) -> bool:
-        """Whether the weights are those of the fixed seed, which are untrained."""
-        return self.file is None and not self.pretrained
 
 
 SEEDED = WeightsSource()
@@ -63,7 +58,7 @@ class NetworkRef:
     name: str  # canonical, see `Engine.canonical_name`
     graph: LayerGraph
     weights_digest: str  # `models.weights.weights_digest` of the weights as given: the same for every engine
-    weights: WeightsSource
+    is_seeded: bool  # the weights are those of the fixed seed, which are untrained
     labels: Sequence[str] | None = None  # of the classes in its output; None: unknown
 
 

@@ -235,7 +235,7 @@ class TorchEngine:
             name,
             graph,
             weights_digest({**graph.attributes(module), **module.state_dict()}),
-            weights,
+            weights == SEEDED and not is_own(name),
             imagenet_labels() if knows_imagenet else None,
         )
 

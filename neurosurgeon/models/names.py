@@ -1,6 +1,8 @@
 """The names of all networks: the four classic ones, torchvision's classification networks, and the user's own.
 
-A name may end in ``@SIZE``: the side of the square input image in pixels, if it is not the network's usual size.
+A name may end in ``@SIZE``: the side of the square input image in pixels, if it is not the network's usual size. That
+of a network that is not the user's may then end in ``#CLASSES``: its number of classes, if it is not the usual one, as
+in ``resnet18#10`` and ``resnet18@64#10``.
 """
 
 from __future__ import annotations
@@ -10,8 +12,9 @@ import importlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from neurosurgeon.graph.spec import IMAGENET, Preprocessing
 from neurosurgeon.models.own_models import OwnModels
@@ -25,8 +28,10 @@ if TYPE_CHECKING:  # torch takes a second to import, which names and spelling ch
     from neurosurgeon.models.program import Example
 
 USUAL_SIZE = 224
+USUAL_CLASSES = 1000  # of the classic networks
 SEGMENTATION = "torchvision.models.segmentation"
 MAX_SIZE = 2048  # of an image's side: a peer may request it, and the tensors of a network grow with its square
+MAX_CLASSES = 32_768  # a peer may request it, and the last layer of a network grows with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,19 +53,37 @@ ZOO: Mapping[str, ZooEntry] = {
 ALIASES = {"alexnet": "alex_net", "vggnet": "vgg_net", "lenet": "le_net", "mobilenet": "mobile_net"}
 
 
+class NameParts(NamedTuple):
+    """A name without its endings, the size of its images, pixels, and the number of its classes; None: not given."""
+
+    base: str
+    size: int | None = None
+    classes: int | None = None
+
+    def __str__(self) -> str:
+        size, classes = ("" if value is None else f"{sign}{value}" for sign, value in zip("@#", self[1:], strict=True))
+        return f"{self.base}{size}{classes}"
+
+
+def name_parts(name: str) -> NameParts:
+    """Return the parts of a name. Raises: InputSizeError, UsageError: what is after ``@`` or ``#`` is no number."""
+    rest, hash_sign, classes = name.partition("#")
+    base, at, size = rest.partition("@")
+    if at and not _is_number(size, MAX_SIZE):
+        raise InputSizeError(f"{size[:32]!r} is no size of an image's side: choose 1 to {MAX_SIZE} pixels")
+    if hash_sign and not _is_number(classes, MAX_CLASSES):
+        raise UsageError(f"{classes[:32]!r} is no number of classes: choose 1 to {MAX_CLASSES}")
+    return NameParts(base, int(size) if at else None, int(classes) if hash_sign else None)
+
+
+def _is_number(text: str, limit: int) -> bool:
+    return bool(re.fullmatch(r"[1-9][0-9]{0,5}", text)) and int(text) <= limit
+
+
 def input_size(name: str) -> int:
     """Return the side of a network's square input image, pixels."""
-    base, size = _parts(name)
-    return size or _usual_size(base)
-
-
-def _parts(name: str) -> tuple[str, int | None]:
-    base, at, text = name.partition("@")
-    if not at:
-        return base, None
-    if not re.fullmatch(r"[1-9][0-9]{0,4}", text) or int(text) > MAX_SIZE:
-        raise InputSizeError(f"{text[:32]!r} is no size of an image's side: choose 1 to {MAX_SIZE} pixels")
-    return base, int(text)
+    parts = name_parts(name)
+    return parts.size or _usual_size(parts.base)
 
 
 # ---------------------------------------------------------------- torchvision
@@ -95,7 +118,7 @@ def torchvision_weights(name: str) -> Any:
 
 def torchvision_name(name: str) -> str | None:
     """Return torchvision's name of a network; None if it has none."""
-    base, _ = _parts(name)
+    base = name_parts(name).base
     return ZOO[base].torchvision_name if base in ZOO else None if is_own(name) else base
 
 
@@ -107,9 +130,17 @@ def _usual_size(base: str) -> int:
     return int(settings.get("crop_size") or settings["resize_size"])  # segmentation crops nothing
 
 
+def usual_classes(name: str) -> int | None:
+    """Return the number of classes with which a network is built by itself; None for the user's own."""
+    base = name_parts(name).base
+    if is_own(base):
+        return None
+    return USUAL_CLASSES if base in ZOO else len(torchvision_weights(base).meta["categories"])
+
+
 def preprocessing_of(name: str, module: nn.Module) -> Preprocessing:
     """Return how an image becomes the input of a network: as its torchvision weights or its timm settings say."""
-    base, _ = _parts(name)
+    base = name_parts(name).base
     if base in ZOO:
         return IMAGENET
     if not is_own(base):
@@ -162,7 +193,7 @@ class Catalogue:
         """
         from neurosurgeon.models.program import Example
 
-        base, size = _parts(name)
+        base, size, _ = name_parts(name)
         given = self.own.example(base) if is_own(base) else None
         if given is None:
             return Example.of_image(input_size(name))
@@ -171,23 +202,32 @@ class Catalogue:
         return Example.of(given)
 
     def canonical_name(self, name: str) -> str:
-        """Return the canonical name of a network: ``mobilenet`` becomes ``mobile_net``, a usual size is left out.
+        """Return the canonical name of a network: ``mobilenet`` becomes ``mobile_net``, usual numbers are left out.
 
         Raises: UnknownModelError: there is no such network; the message lists known ones.
-                UsageError: two networks have this name. InputSizeError: the text after ``@`` is no valid size.
+                UsageError: two networks have this name, or it has a senseless number of classes.
+                InputSizeError: the text after ``@`` is no valid size.
         """
-        base, size = _parts(name)
+        base, size, classes = name_parts(name)
         base = self._canonical_base(base)
-        return base if size in (None, _usual_size(base)) else f"{base}@{size}"
+        if classes is not None and is_own(base):
+            raise UsageError(f"{base} has the classes that its function gives it: leave out --classes and #{classes}")
+        usual = None if classes is None else usual_classes(base)
+        return str(
+            NameParts(base, None if size in (None, _usual_size(base)) else size, None if classes == usual else classes)
+        )
 
-    def choose(self, name: str, size: int | None) -> str:
-        """Return the canonical name of a network for images of ``size`` pixels, if that is not None.
+    def choose(self, name: str, size: int | None, classes: int | None = None) -> str:
+        """Return the canonical name of a network for images of ``size`` pixels, with so many classes; None: as usual.
 
-        Raises: UsageError: there is no such network, or two sizes are given.
+        Raises: UsageError: there is no such network, or two sizes or numbers of classes are given.
         """
-        if size is not None and "@" in name:
+        parts = name_parts(name)
+        if size is not None and parts.size is not None:
             raise UsageError(f"{name} names a size already: leave out --input-size")
-        return self.canonical_name(name if size is None else f"{name}@{size}")
+        if classes is not None and parts.classes is not None:
+            raise UsageError(f"{name} names a number of classes already: leave out --classes")
+        return self.canonical_name(str(NameParts(parts.base, size or parts.size, classes or parts.classes)))
 
     def build_module(self, name: str) -> nn.Module:
         """Return a new module of a canonical name.
@@ -196,17 +236,19 @@ class Catalogue:
 
         Raises: UsageError: a model file raises. InputSizeError: the network cannot be built for such images.
         """
-        base, _ = _parts(name)
+        base, _, classes = name_parts(name)
         if is_own(base):
             return self.own.build(base)
         from neurosurgeon.models.tracing import without_storage
 
+        options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
         if base in ZOO:
             entry = ZOO[base]
-            return without_storage(getattr(importlib.import_module(entry.module), entry.class_name))
+            return without_storage(partial(getattr(importlib.import_module(entry.module), entry.class_name), **options))
         size = input_size(name)
+        options |= _options(base, size)
         try:
-            return without_storage(lambda: _import_torchvision().get_model(base, weights=None, **_options(base, size)))
+            return without_storage(lambda: _import_torchvision().get_model(base, weights=None, **options))
         except (ValueError, AssertionError, RuntimeError) as exc:  # transformers check their size when they are built
             raise InputSizeError(f"{base} cannot take images of {size}x{size}: {exc}") from exc
 

@@ -10,18 +10,26 @@ import hashlib
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurosurgeon.engine.base import WeightsSource
 from neurosurgeon.models.checkpoints import fitting_names, read_checkpoint
-from neurosurgeon.models.names import ZOO, Catalogue, is_own, torchvision_name, torchvision_weights
-from neurosurgeon.utils.errors import UsageError, WeightsError
+from neurosurgeon.models.names import (
+    ZOO,
+    is_own,
+    name_parts,
+    torchvision_name,
+    torchvision_weights,
+    usual_classes,
+)
+from neurosurgeon.utils.errors import WeightsError
 
 if TYPE_CHECKING:  # torch takes a second to import, which names and spelling checks do not need
     from torch import Tensor, nn
 
+REASON_CHARS = 300  # of what a module says when it does not load its weights
 TRAINING_HEADS = {"aux1", "aux2", "AuxLogits"}  # of GoogLeNet and Inception, in their checkpoints
 DIGEST_HEX_CHARS = 32  # 128 bits: no collisions, and short enough to read
 
@@ -33,26 +41,41 @@ def of_this_version(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, 
     return stamped
 
 
-def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """Return 128 bits of SHA-256 over names, types, shapes and bytes of all parameters and statistics."""
+def weights_digest(state: Mapping[str, Any]) -> str:
+    """Return 128 bits of SHA-256 over names, types, shapes and bytes of all parameters, buffers and extra states.
+
+    Raises: WeightsError: names a tensor whose values have no bytes in this order (sparse, quantised).
+    """
+    import torch
+    from torch.utils import _pytree
+
     total = hashlib.sha256()
     for key in sorted(state):
         if key.endswith("num_batches_tracked"):  # a counter of training; the outputs do not depend on it
             continue
-        if not hasattr(state[key], "detach"):  # the state that a module adds itself, as quantised ones do
-            total.update(f"{key} {state[key]!r}".encode())
-            continue
-        tensor = state[key].detach().cpu()
-        total.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(memoryview(_bytes_of(tensor)))
+        leaves, structure = _pytree.tree_flatten(state[key])  # an extra state may be a tree
+        if not isinstance(state[key], torch.Tensor):
+            total.update(f"{key} {structure}\n".encode())
+        for leaf in leaves:
+            total.update(_digested(key, leaf))
     return total.hexdigest()[:DIGEST_HEX_CHARS]
 
 
-def _bytes_of(tensor: Tensor) -> Any:
-    """Return the bytes of a tensor as an array, whatever its type."""
+def _digested(key: str, value: Any) -> bytes:
+    """Return what is digested of a value: of a tensor its type, shape and bytes."""
     import torch
 
-    return tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()
+    from neurosurgeon.models.digest import stable_text
+
+    if not isinstance(value, torch.Tensor):
+        return f"{key} {stable_text(value)}\n".encode()
+    try:
+        tensor = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        content = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+    except (RuntimeError, NotImplementedError, TypeError) as exc:
+        kind = f"{value.dtype}, {value.layout}, on {value.device}"
+        raise WeightsError(f"{key} has values that cannot be compared on both sides ({kind}): make it dense") from exc
+    return f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode() + content
 
 
 # ---------------------------------------------------------------- sources
@@ -69,26 +92,37 @@ def load_weights(name: str, model: nn.Module, source: WeightsSource) -> bool:
     is_official = False
     if source.file is not None:
         state = read_weights_file(source.file, model)
-        check_fit(model, state, f"{source.file} does not fit {name}")
+        try:
+            check_fit(model, state, f"{source.file} does not fit {name}")
+        except WeightsError as exc:
+            if other := of_other_classes(name, model, state):
+                raise WeightsError(f"{exc}; it may fit {other}: pass --classes, or that name") from exc
+            raise
         is_official = _is_official_checkpoint(name, source.file)
     elif source.pretrained:
         state, is_official = _without_training_heads(_pretrained_state(name), model), True
     elif is_own(name):
         return False
     else:
-        state = seeded_state(name.partition("@")[0], model)
-    _fill(model, state)
+        state = seeded_state(name_parts(name).base, model)
+    try:
+        _fill(model, state)
+    except Exception as exc:  # the user's module may load its state in its own way
+        reason = " ".join(str(exc).split())[:REASON_CHARS]
+        raise WeightsError(f"{source.file or name}: {name} does not load its weights: {reason}") from exc
     return is_official
 
 
 def _fill(model: nn.Module, state: Mapping[str, Any]) -> None:
     own = model.state_dict()
     counters = {key: value for key, value in own.items() if key.endswith("num_batches_tracked") and key not in state}
-    state = {**counters, **state}
-    is_empty = any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
-    if is_empty:  # without storage: the tensors of the state become the network's own
-        state = {key: value.to(own[key].dtype) for key, value in state.items() if key in own}
-    model.load_state_dict(of_this_version(state, model), assign=is_empty)
+    state = {key: value for key, value in state.items() if key in own} | counters
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        # Without storage: the tensors of the state become the network's own.
+        state = {key: value.to(own[key].dtype) for key, value in state.items()}
+        model.load_state_dict(of_this_version(state, model), assign=True)
+    else:
+        model.load_state_dict(of_this_version(state, model))
 
 
 def _without_training_heads(state: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
@@ -104,20 +138,42 @@ def read_weights_file(path: Path, model: nn.Module) -> dict[str, Any]:
     """
     own = model.state_dict()
     state = fitting_names(read_checkpoint(path), own, path)
-    return _with_shared(_without_training_heads(state, model), own)
+    return _with_shared(_without_training_heads(state, model), own, path)
 
 
-def _with_shared(state: dict[str, Any], own: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return weights with those that share memory with another one, which safetensors writes once."""
-    known = {_place(own[key]): value for key, value in state.items() if key in own and not own[key].is_meta}
-    missing = {key: known.get(_place(value)) for key, value in own.items() if key not in state and value.numel()}
-    return state | {key: value for key, value in missing.items() if value is not None}
+def _with_shared(state: dict[str, Any], own: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return weights with those that share memory with another one, which safetensors writes once.
+
+    Raises: WeightsError: two that share memory in the network differ in the file.
+    """
+    import torch
+
+    first: dict[object, str] = {}  # of the names in the file that share memory
+    for key in (key for key in own if key in state):
+        place = _place(own[key])
+        other = first.setdefault(place, key) if place else key
+        if other != key and not torch.equal(state[key], state[other]):
+            raise WeightsError(
+                f"weights file {path}: {other} and {key} are one tensor of the network, and differ in it"
+            )
+    missing = {key: first.get(_place(value)) for key, value in own.items() if key not in state}
+    return state | {key: state[other] for key, other in missing.items() if other is not None}
 
 
-def _place(tensor: Tensor) -> tuple[Any, ...]:
-    return (
-        (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()) if not tensor.is_meta else (id(tensor),)
-    )
+def _place(value: Any) -> tuple[Any, ...] | None:
+    """Return the memory of a tensor, and how it is read; None if it has none."""
+    import torch
+
+    if not isinstance(value, torch.Tensor) or value.is_meta or _is_lazy(value) or value.layout != torch.strided:
+        return None
+    return (value.data_ptr(), value.dtype, tuple(value.shape), value.stride()) if value.numel() else None
+
+
+def _is_lazy(value: Any) -> bool:
+    """Return whether a parameter gets its shape with its values."""
+    from torch.nn.parameter import is_lazy
+
+    return bool(is_lazy(value))
 
 
 def check_fit(model: nn.Module, state: Mapping[str, Any], failure: str) -> None:
@@ -126,8 +182,6 @@ def check_fit(model: nn.Module, state: Mapping[str, Any], failure: str) -> None:
     Args:   failure: the beginning of the error message.
     Raises: WeightsError: names the first parameter that is missing, unknown or of another shape or kind.
     """
-    import torch
-
     expected, given = (
         {key: value for key, value in each.items() if not key.endswith("num_batches_tracked")}
         for each in (model.state_dict(), state)
@@ -135,39 +189,51 @@ def check_fit(model: nn.Module, state: Mapping[str, Any], failure: str) -> None:
     for key, value in expected.items():
         if key not in given:
             raise WeightsError(f"{failure}: {key} is missing")
-        tensor = given[key]
-        if not isinstance(tensor, torch.Tensor) or not isinstance(value, torch.Tensor):
-            if type(tensor) is not type(value):
-                raise WeightsError(f"{failure}: {key} is a {type(tensor).__name__}, expected {type(value).__name__}")
-            continue
-        if tensor.is_sparse or tensor.is_meta:
-            raise WeightsError(f"{failure}: {key} is {'sparse' if tensor.is_sparse else 'empty'}, expected numbers")
-        if tensor.shape != value.shape:
-            raise WeightsError(f"{failure}: {key} has shape {tuple(tensor.shape)}, expected {tuple(value.shape)}")
-        if not _can_become(tensor, value):
-            raise WeightsError(f"{failure}: {key} is {tensor.dtype}, expected {_expected_kind(value)}")
+        if misfit := _misfit(given[key], value):
+            raise WeightsError(f"{failure}: {key} {misfit}")
     for key in given:
         if key not in expected:
             raise WeightsError(f"{failure}: {key} is not a parameter of it")
 
 
+def _misfit(given: Any, own: Any) -> str | None:
+    """Return why a value cannot be that of a parameter, a buffer or an extra state; None if it can."""
+    import torch
+
+    if not isinstance(given, torch.Tensor) or not isinstance(own, torch.Tensor):
+        same = type(given) is type(own)
+        return None if same else f"is a {type(given).__name__}, expected {type(own).__name__}"
+    if given.is_sparse or given.is_meta:
+        return f"is {'sparse' if given.is_sparse else 'empty'}, expected numbers"
+    if _is_lazy(own):
+        return None
+    if given.shape != own.shape:
+        return f"has shape {tuple(given.shape)}, expected {tuple(own.shape)}"
+    return None if _can_become(given, own) else f"is {given.dtype}, expected {_expected_kind(own)}"
+
+
 def _can_become(given: Tensor, own: Tensor) -> bool:
-    """Return whether numbers of one kind can be copied into a parameter: floats of any size into each other."""
-    if own.is_floating_point():
-        return given.is_floating_point()
-    if own.is_complex():
-        return given.is_complex()
-    return given.dtype == own.dtype or not (given.is_floating_point() or given.is_complex() or given.dtype.is_signed)
+    """Return whether numbers can be copied into a parameter: floats of any size, and integers that keep their value."""
+    kinds = [(each.is_floating_point(), each.is_complex(), each.is_quantized) for each in (given, own)]
+    if kinds[0] != kinds[1]:
+        return False
+    return any(kinds[0]) or given.dtype == own.dtype or bool((given.to(own.dtype).to(given.dtype) == given).all())
 
 
 def _expected_kind(own: Tensor) -> str:
     return "floating-point numbers" if own.is_floating_point() else str(own.dtype)
 
 
-def check_weights_file(catalogue: Catalogue, name: str, path: Path) -> None:
-    """Check that a weights file fits a model. Raises: WeightsError."""
-    model = catalogue.build_module(name)
-    check_fit(model, read_weights_file(path, model), f"{path} does not fit {name}")
+def of_other_classes(name: str, model: nn.Module, state: Mapping[str, Any]) -> str | None:
+    """Return the name with the number of classes of a file, if parameters differ from the network's in that alone."""
+    parts, usual = name_parts(name), usual_classes(name)
+    if usual is None or parts.classes is not None:
+        return None
+    shapes = [
+        (tuple(value.shape), tuple(getattr(state.get(key), "shape", ()))) for key, value in model.state_dict().items()
+    ]
+    counts = {given[0] for own, given in shapes if given and own != given and own == (usual, *given[1:])}
+    return str(parts._replace(classes=counts.pop())) if len(counts) == 1 else None
 
 
 def check_pretrained(name: str) -> None:
@@ -175,24 +241,13 @@ def check_pretrained(name: str) -> None:
 
     Raises: WeightsError: names the models for which it has weights.
     """
+    if name_parts(name).classes is not None:
+        raise WeightsError(
+            f"torchvision's weights of {name_parts(name).base} have {usual_classes(name)} classes: pass --weights"
+        )
     if torchvision_name(name) is None:
         trained = ", ".join(known for known, candidate in ZOO.items() if candidate.torchvision_name)
         raise WeightsError(f"torchvision has no pretrained weights for {name}; it has them for {trained} and its own")
-
-
-def model_of_weights(catalogue: Catalogue, path: Path) -> str:
-    """Return the name of the classic network that a weights file fits.
-
-    Raises: WeightsError: it fits none.
-    """
-    for name in ZOO:
-        model = catalogue.build_module(name)
-        try:
-            check_fit(model, read_weights_file(path, model), "")
-        except WeightsError:
-            continue
-        return name
-    raise WeightsError(f"weights file {path} fits none of {', '.join(ZOO)}")
 
 
 def _pretrained_state(name: str) -> dict[str, Tensor]:
@@ -274,50 +329,3 @@ def _uniform(stream: str, shape: tuple[int, ...], centre: float, half_width: flo
     if centre:
         draws += np.float32(centre)
     return torch.from_numpy(draws).reshape(shape)
-
-
-# ---------------------------------------------------------------- of a command line
-
-
-class WeightsSources(Mapping[str, WeightsSource]):
-    """The source of every model's weights: files for some; for all others torchvision, or the seed."""
-
-    def __init__(self, files: Mapping[str, Path], pretrained: bool) -> None:
-        self._files = files
-        self._pretrained = pretrained
-
-    def __getitem__(self, name: str) -> WeightsSource:
-        """Return the source of a model's weights; a file for its usual size is used for all sizes."""
-        file = self._files.get(name) or self._files.get(name.partition("@")[0])
-        has_trained = self._pretrained and not file and torchvision_name(name) is not None
-        return WeightsSource(file, has_trained)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-
-def parse_weights(catalogue: Catalogue, texts: Sequence[str], pretrained: bool) -> WeightsSources:
-    """Return the source of every model's weights from a command line.
-
-    Args:   texts: ``MODEL=FILE``, or ``FILE`` for the classic network that it fits.
-            pretrained: torchvision's weights for all other models that have them.
-    Raises: UsageError: a file is missing, does not fit, or two are given for one model.
-    """
-    files: dict[str, Path] = {}
-    for text in texts:
-        named = re.fullmatch(r"([\w:.@]+)=(.+)", text)
-        path = Path(named[2] if named else text)
-        if not path.is_file():
-            raise WeightsError(f"weights file {path} does not exist")
-        if named:
-            model = catalogue.canonical_name(named[1])
-            check_weights_file(catalogue, model, path)
-        else:
-            model = model_of_weights(catalogue, path)
-        if model in files:
-            raise UsageError(f"two weights files for {model}: {files[model]} and {path}")
-        files[model] = path
-    return WeightsSources(files, pretrained)

@@ -67,7 +67,7 @@ def _say_finished(report: EdgeReport, result: TaskResult, count: int) -> None:
 
 
 def _answer_line(result: TaskResult, count: int) -> str:
-    parts = [] if result.top1 is None else [f"top class {result.top1}"]
+    parts = [] if result.top1 is None else [f"top class {result.label or result.top1}"]
     parts.append(f"answered by {result.where}")
     if result.retries:
         parts.append(f"retries {result.retries}")

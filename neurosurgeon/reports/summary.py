@@ -151,6 +151,7 @@ def _task_document(result: TaskResult) -> Json:
         "spans_ms": {name: list(span) for name, span in zip(SPAN_NAMES, result.spans, strict=False)},
         "output_digest": result.output_digest or None,
         "top1": result.top1,
+        "label": result.label,
         "retries": result.retries,
         "where": result.where if result.is_finished else None,
         "deadline_ms": result.deadline_ms,

@@ -20,7 +20,8 @@ from neurosurgeon.engine.base import WeightsSource
 from neurosurgeon.models.checkpoints import read_checkpoint
 from neurosurgeon.models.names import ZOO, Catalogue
 from neurosurgeon.models.torchvision_compat import imagenet_labels, import_torchvision
-from neurosurgeon.models.weights import model_of_weights, seeded_state, weights_digest
+from neurosurgeon.models.weights import seeded_state, weights_digest
+from neurosurgeon.models.weights_sources import model_of_weights
 from neurosurgeon.utils.errors import UnknownModelError, WeightsError
 from tests.networks import load_network, model_graph, skeleton
 

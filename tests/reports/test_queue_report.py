@@ -91,6 +91,7 @@ def test_task_on_the_edge_has_no_lines_of_sending() -> None:
         (finished(1, rate_age_s=3.94, rate_is_stale=True), "MB/s (age 3.9 s, stale)\n"),
         (finished(1, retries=2), "answered by split , retries 2\n"),
         (finished(1, top1=None), "task 1 of 1 : answered by split\n"),
+        (finished(1, label="cat"), "task 1 of 1 : top class cat , answered by split\n"),
     ],
 )
 def test_task_shows_stale_rate_retries_and_class(result: TaskResult, said: str) -> None:

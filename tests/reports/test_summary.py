@@ -24,7 +24,7 @@ from tests.networks import model_graph
 TASK_KEYS = [
     "id", "model", "image", "partition_point", "partition_layer", "edge_nodes", "crossing", "bandwidth_mb_per_s",
     "bandwidth_age_s", "bandwidth_is_stale", "predicted", "measured", "elapsed_ms", "spans_ms", "output_digest",
-    "top1", "retries", "where", "deadline_ms", "deadline_in_reach", "deadline_met", "error",
+    "top1", "label", "retries", "where", "deadline_ms", "deadline_in_reach", "deadline_met", "error",
 ]  # fmt: skip
 
 
@@ -107,7 +107,7 @@ def test_a_queue_of_which_nothing_finished_has_no_statistics(results: list[TaskR
 
 def test_a_document_says_all_of_a_task() -> None:
     graph = model_graph("le_net")
-    result = finished(7, image=Path("photos/cat.jpg"), graph=graph, rate_is_stale=True, retries=1)
+    result = finished(7, image=Path("photos/cat.jpg"), label="cat", graph=graph, rate_is_stale=True, retries=1)
     (task,) = queue_document([result], summary_of([result]))["tasks"]
     assert list(task) == TASK_KEYS
     assert task == {
@@ -127,6 +127,7 @@ def test_a_document_says_all_of_a_task() -> None:
         "spans_ms": {"edge": [0.0, 2.5], "transfer": [2.5, 6.0], "cloud": [6.0, 12.0]},
         "output_digest": "ab" * 32,
         "top1": 123,
+        "label": "cat",
         "retries": 1,
         "where": "split",
         "deadline_ms": None,
