@@ -15,13 +15,10 @@ unknown keyword is a TypeError. Importing this package imports neither torch nor
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property, partial
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from neurosurgeon.utils.arguments import check_numbers, one_of, settings_of
@@ -33,7 +30,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from neurosurgeon.edge.outcome import Outcome
-    from neurosurgeon.edge.records import QueuedTask, QueueEvent, TaskDone, TaskEvent
+    from neurosurgeon.edge.records import QueuedTask, TaskDone, TaskEvent
+    from neurosurgeon.edge.run import QueueOutcome, StreamOutcome
     from neurosurgeon.engine.base import Engine
     from neurosurgeon.graph.layer_graph import LayerGraph
     from neurosurgeon.graph.spec import Array
@@ -358,7 +356,7 @@ class Edge:
         rate_mb_per_s: float | None = None,
         rtt_ms: float | None = None,
         **settings: Any,
-    ) -> Iterator[TaskDone]:
+    ) -> Generator[TaskDone, None, QueueOutcome]:
         """Run a queue of tasks, many in flight; yield each result, with its output, as soon as it is there.
 
         Nothing runs, and nothing is raised, before the first result is asked for. A loop that is left early waits for
@@ -369,28 +367,51 @@ class Edge:
         Raises: InputError: an array has another shape or type. UsageError: a setting has a wrong value.
                 NetworkError: the cloud cannot be reached. UnknownModelError, PlanningError, WeightsError.
         """
-        from neurosurgeon.edge.records import TaskDone
-        from neurosurgeon.edge.run import LinkChoice, run_queue
+        from neurosurgeon.edge.run import LinkChoice, results_of, run_queue
         from neurosurgeon.edge.settings import QueueSettings
 
         check_numbers(rate_mb_per_s=rate_mb_per_s, rtt_ms=rtt_ms)
         queued = [self._task(number, model, inputs) for number, (model, inputs) in enumerate(tasks, start=1)]
         defaults: dict[str, Any] = {"weights": {}, **self._defaults}
         chosen, choice = settings_of(QueueSettings, defaults | settings), LinkChoice(rate_mb_per_s, rtt_ms)
-        events: SimpleQueue[QueueEvent | None] = SimpleQueue()
-        is_left = Event()
-        with ThreadPoolExecutor(1, "queue") as runner:
-            running = runner.submit(
-                run_queue, queued, chosen, lambda: self._engine, self._cloud, choice, events.put, is_left.is_set
-            )
-            running.add_done_callback(lambda _: events.put(None))
-            try:
-                while event := events.get():
-                    if isinstance(event, TaskDone):
-                        yield event
-            finally:  # also if the caller wants no more results
-                is_left.set()
-            running.result()
+        return (yield from results_of(partial(run_queue, queued, chosen, lambda: self._engine, self._cloud, choice)))
+
+    def run_stream(
+        self,
+        model: str,
+        source: object,
+        *,
+        keep_all: bool = False,
+        rate_mb_per_s: float | None = None,
+        rtt_ms: float | None = None,
+        **settings: Any,
+    ) -> Generator[TaskDone, None, StreamOutcome]:
+        """Run a task for each frame, the newest first; yield each result as soon as it is there, in any order.
+
+        Nothing runs before the first result is asked for. Frames that come while all slots (``in_flight``) are busy, or
+        the loop is slow, are dropped. A result has its frame as ``result.task.frame``, and ``result.age_ms``.
+
+        Args:   source: a directory of images, a video file, a URL, the number of a camera, or frames (H, W, 3) uint8.
+                keep_all: drop no frame. settings: as for `run_queue`.
+        Returns: the counts of the frames, as the value of ``yield from``.
+        Raises: StreamError: a video ends in the middle, after all its results. InputError: the source cannot be read.
+                As `run_queue`.
+        """
+        from neurosurgeon.edge.frames import open_source
+        from neurosurgeon.edge.run import LinkChoice, results_of, run_stream
+        from neurosurgeon.edge.settings import QueueSettings
+
+        check_numbers(rate_mb_per_s=rate_mb_per_s, rtt_ms=rtt_ms)
+        name, choice = self._name(model), LinkChoice(rate_mb_per_s, rtt_ms)
+        defaults: dict[str, Any] = {"weights": {}, "device": self._device, "threads": self._threads}
+        chosen = settings_of(QueueSettings, defaults | settings)
+        run = partial(
+            run_stream, name, open_source(source), chosen, lambda: self._engine, self._cloud, choice, keep_all=keep_all
+        )
+        outcome = yield from results_of(run, waiting=chosen.in_flight)
+        if outcome.error:
+            raise outcome.error
+        return outcome
 
     def _task(self, number: int, model: str, inputs: object) -> QueuedTask:
         """Return a task of a queue. An image file is read when its turn comes."""

@@ -175,6 +175,29 @@ def test_a_module_is_a_task_of_a_queue(own_edge: ns.Edge, mine: nn.Module, tmp_p
             assert_equal(done.output, mine(images[done.result.task.id - 1]), same_setup=False)
 
 
+def test_a_stream_of_frames_yields_their_classes(own_edge: ns.Edge, mine: nn.Module) -> None:
+    frames = [np.full((224, 224, 3), value, np.uint8) for value in (0, 100, 200)]
+    results = {done.result.task.id: done for done in own_edge.run_stream("mine", frames, keep_all=True, **LINK)}
+    for number, frame in enumerate(frames, start=1):
+        outcome = own_edge.run("mine", frame, **LINK)
+        assert_equal(results[number].output, outcome.output, same_setup=False)
+        taken = results[number].result.task.frame
+        assert taken is not None
+        assert taken.number == number
+        assert (results[number].result.age_ms or 0) > 0
+
+
+def test_a_stream_that_breaks_raises_after_its_results(own_edge: ns.Edge) -> None:
+    def frames() -> Iterator[Any]:
+        yield np.zeros((300, 300, 3), np.uint8)
+        raise OSError("unplugged")
+
+    results = own_edge.run_stream("mine", frames(), keep_all=True, **LINK)
+    assert next(results).result.is_finished
+    with pytest.raises(OSError, match="unplugged"):
+        next(results)
+
+
 def test_a_cloud_of_modules_serves_no_other_model(own_edge: ns.Edge) -> None:
     with pytest.raises(UnknownModelError, match="module:mine"):
         own_edge.run("le_net", point=0, **LINK)

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import importlib
 import io
+import logging
 import os
 import re
 import signal
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from select import PIPE_BUF, select
 from types import FrameType, TracebackType
@@ -28,6 +29,8 @@ from neurosurgeon.utils.errors import NetworkError, NeurosurgeonError, UsageErro
 from neurosurgeon.utils.logs import is_entry, is_warning, start_logging
 from neurosurgeon.utils.machine import forget_speeds
 from neurosurgeon.utils.packages import missing_package
+
+log = logging.getLogger(__name__)
 
 EXIT_INTERRUPTED = 130
 START_TIMEOUT_S = 60.0  # a cold import of torch on a small board
@@ -147,6 +150,23 @@ def stop_event(*, ignore_interrupt: bool = False) -> StopEvent:
     signal.signal(signal.SIGTERM, remember)
     signal.signal(signal.SIGINT, signal.SIG_IGN if ignore_interrupt else remember)
     return event
+
+
+@contextlib.contextmanager
+def deferred_interrupt(interrupted: threading.Event) -> Iterator[None]:
+    """Let the first Ctrl-C set an event, so that tasks in flight are finished. The second Ctrl-C interrupts."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+        log.warning("finishing the tasks in flight; Ctrl-C again to stop now")
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # ---------------------------------------------------------------- services as child processes

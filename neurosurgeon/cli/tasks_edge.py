@@ -2,22 +2,21 @@
 
 python tasks_edge_api.py -i 127.0.0.1 -p 9999 -d cpu
 python tasks_edge_api.py --input-dir docs -t mobile_net alex_net --objective throughput --plot queue.png
+python tasks_edge_api.py --input video.mp4 -t mobile_net --json
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
-import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
+from neurosurgeon.cli import streams
 from neurosurgeon.cli.parser import (
     Parser,
     access_of_edge,
@@ -32,7 +31,7 @@ from neurosurgeon.cli.parser import (
     positive_float,
     positive_int,
 )
-from neurosurgeon.cli.process import EXIT_INTERRUPTED, run_main
+from neurosurgeon.cli.process import EXIT_INTERRUPTED, deferred_interrupt, run_main
 from neurosurgeon.cli.relay import add_shaping, shaped
 from neurosurgeon.edge.inputs import draw_tasks, read_task_file, tasks_of_directory
 from neurosurgeon.edge.labels import labels_of
@@ -53,8 +52,6 @@ from neurosurgeon.utils.errors import NeurosurgeonError
 if TYPE_CHECKING:
     from neurosurgeon.edge.records import TaskResult
 
-log = logging.getLogger(__name__)
-
 DEFAULT_TASKS = 40
 DEFAULT_IN_FLIGHT = 8
 
@@ -69,7 +66,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "tasks_edge_api.py") -> 
     _add_queue(parser)
     parser.add_argument("--excel", type=Path, metavar="FILE.xlsx", help="save a row for each task, and the summary")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw bandwidth, cuts and stages over time")
-    parser.add_switch("--json", "print one JSON object on stdout, and all lines on stderr")
+    parser.add_switch("--json", "print one JSON object on stdout (with --input, one a frame), and all lines on stderr")
     return run_main(parser, argv, _run)
 
 
@@ -80,6 +77,7 @@ def _add_tasks(parser: Parser) -> None:
     )
     source.add_argument("--task-file", type=Path, metavar="FILE", help="file of tasks, one a line: MODEL [IMAGE]")
     source.add_argument("--input-dir", type=Path, metavar="DIR", help="directory of images, each of which is a task")
+    streams.add_stream(parser, source)
     parser.add_argument(
         "--seed", type=non_negative_int, help="seed of the random tasks (default: other tasks in each run)"
     )
@@ -126,9 +124,12 @@ def _add_queue(parser: Parser) -> None:
 def _run(args: argparse.Namespace) -> int:
     out = sys.stderr if args.json else sys.stdout
     catalogue = Catalogue(args.model_file)
+    streams.check_flags(args)
     weights = parse_weights(catalogue, args.weights, args.pretrained)
-    tasks = [replace(task, model=weights.named(task.model)) for task in tasks_of(args, catalogue)]
     settings = settings_of(args, catalogue, weights)
+    if args.input is not None:
+        return streams.run(args, catalogue, settings)
+    tasks = [replace(task, model=weights.named(task.model)) for task in tasks_of(args, catalogue)]
     access = replace(access_of_edge(args), cloud_name=args.ip)
     interrupted = threading.Event()
     with contextlib.ExitStack() as stack:
@@ -201,23 +202,6 @@ def settings_of(args: argparse.Namespace, catalogue: Catalogue, weights: Weights
         deadline_ms=args.deadline_ms,
         on_cloud_loss=OnCloudLoss(args.on_cloud_loss),
     )
-
-
-@contextlib.contextmanager
-def deferred_interrupt(interrupted: threading.Event) -> Iterator[None]:
-    """Let the first Ctrl-C set an event, so that tasks in flight are finished. The second Ctrl-C interrupts."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if interrupted.is_set():
-            raise KeyboardInterrupt
-        interrupted.set()
-        log.warning("finishing the tasks in flight; Ctrl-C again to stop now")
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def save(args: argparse.Namespace, results: Sequence[TaskResult], summary: QueueSummary) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -176,7 +176,7 @@ class QueuePlanner:
 
 
 def prepare_models(
-    tasks: Sequence[QueuedTask],
+    names: Iterable[str],
     settings: QueueSettings,
     engine: Engine,
     session: EdgeSession,
@@ -189,7 +189,7 @@ def prepare_models(
     Raises: WeightsError, NetworkError, PlanningError.
     """
     models: dict[str, QueueModel] = {}
-    names = sorted({task.model for task in tasks})
+    names = sorted(names)
     for name in names:
         observe(Progress("models", len(models), len(names)))
         task = settings.task(name)

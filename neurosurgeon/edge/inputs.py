@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from neurosurgeon.edge.arrays import SUFFIXES as ARRAY_SUFFIXES
 from neurosurgeon.edge.arrays import read_arrays
-from neurosurgeon.edge.pictures import CROP_TO, MODES, image_suffixes, open_image, read_image
-from neurosurgeon.edge.records import QueuedTask
+from neurosurgeon.edge.pictures import CROP_TO, MODES, fitted_pixels, image_suffixes, open_image, read_image
+from neurosurgeon.edge.records import Frame, QueuedTask
 from neurosurgeon.engine.base import Engine
 from neurosurgeon.graph.layer_graph import LayerGraph
 from neurosurgeon.graph.spec import (
@@ -50,13 +51,15 @@ def load_image(path: Path, size: int = CROP_TO) -> Array:
 def network_input(given: object, spec: TensorSpec, preprocessing: Preprocessing = IMAGENET) -> Array:
     """Return the input array of a network for a given value.
 
-    Args:   given: the path of an image or of an array (``.npy``, ``.wav``), pixels (H, W, C) uint8, or an array or
-            tensor of the input's own shape and type.
+    Args:   given: the path of an image or of an array (``.npy``, ``.wav``), an image of Pillow, pixels (H, W, C) uint8
+            of the input's size, or an array or tensor of its own shape and type.
             spec: the input of the network. preprocessing: of its images.
     Raises: InputError: the value is no image, of another shape or type, or not finite.
     """
     if isinstance(given, str | Path):
         return _of_file(Path(given), spec, preprocessing)
+    if isinstance(given, Image.Image):
+        return _of_image("image", given.convert, spec, preprocessing)
     detach = getattr(given, "detach", None)  # of a tensor, which may have a gradient, or be on a GPU
     try:
         array = np.asarray(detach().cpu() if detach else given, order="C")  # flipped or strided views, too
@@ -81,12 +84,19 @@ def _of_file(path: Path, spec: TensorSpec, preprocessing: Preprocessing) -> Arra
         if path.suffix.lower() == ".wav" and array.ndim < len(spec.shape):
             array = array.reshape((1,) * (len(spec.shape) - 1) + array.shape)
         return network_input(array, spec)
+    return _of_image(str(path), partial(open_image, path), spec, preprocessing)
+
+
+def _of_image(
+    name: str, open_in: Callable[[str], Image.Image], spec: TensorSpec, preprocessing: Preprocessing
+) -> Array:
+    """Return the input for an image. Args: name: for errors. open_in: returns the image in a mode of Pillow."""
     if spec.dtype != "float32" or len(spec.shape) != 4 or spec.shape[1] not in MODES:
-        raise InputError(f"input {path}: the network takes {spec.dtype} {spec.shape}, no image: pass an array (.npy)")
+        raise InputError(f"input {name}: the network takes {spec.dtype} {spec.shape}, no image: pass an array (.npy)")
     count, channels, height, width = spec.shape
     if count > 1:
-        raise InputError(f"input {path}: the network takes {count} images at one time: pass an array (.npy)")
-    pixels = image_input(read_image(path, height, width, channels, preprocessing))
+        raise InputError(f"input {name}: the network takes {count} images at one time: pass an array (.npy)")
+    pixels = image_input(fitted_pixels(open_in(MODES[channels]), height, width, preprocessing))
     return pixels if takes_images(spec) else channels_last((pixels / 255).astype(np.float32))  # grey, or transparent
 
 
@@ -111,6 +121,13 @@ class NetworkInputs:
                 _check_finite(path, array)
             return self.bind(arrays if isinstance(arrays, dict) else path)
         return self.bind(self.prepare(open_image(path)) if self.prepare else path)
+
+    def of_frame(self, frame: Frame) -> tuple[Array, ...]:
+        """Return the inputs of a frame of a stream, resized and cropped as an image file. Raises: InputError."""
+        if frame.error:
+            raise InputError(frame.error)
+        image = Image.fromarray(frame.pixels)
+        return self.bind(self.prepare(image) if self.prepare else image)
 
     def bind(self, given: object) -> tuple[Array, ...]:
         """Return the arrays of given inputs, one for each input of the network.
@@ -249,13 +266,14 @@ def tasks_of_directory(directory: Path, models: Sequence[str]) -> list[QueuedTas
     ]
 
 
-def inputs_ahead(
-    tasks: Iterable[QueuedTask], models: Mapping[str, NetworkInputs]
-) -> Iterator[tuple[QueuedTask, Callable[[], tuple[Array, ...]]]]:
+ReadyTask = tuple[QueuedTask, Callable[[], tuple[Array, ...]]]  # and the function that returns its inputs
+
+
+def inputs_ahead(tasks: Iterable[QueuedTask], models: Mapping[str, NetworkInputs]) -> Iterator[ReadyTask]:
     """Yield every task, and a function that returns its inputs; a thread reads the next `IMAGES_AHEAD` files."""
     reader = ThreadPoolExecutor(1, "images")
     try:
-        ready: deque[tuple[QueuedTask, Callable[[], tuple[Array, ...]]]] = deque()
+        ready: deque[ReadyTask] = deque()
         for task in tasks:
             if task.image:
                 ready.append((task, reader.submit(models[task.model].read, task.image).result))
@@ -266,6 +284,14 @@ def inputs_ahead(
         yield from ready
     finally:
         reader.shutdown(wait=False, cancel_futures=True)
+
+
+def inputs_of_frames(frames: Iterable[Frame | None], model: str, inputs: NetworkInputs) -> Iterator[ReadyTask | None]:
+    """Yield a task for each frame, and a function that returns its inputs; None if there is no frame at the moment."""
+    numbers = itertools.count(1)
+    for frame in frames:
+        task = frame and QueuedTask(next(numbers), model, frame=frame)
+        yield (task, partial(inputs.of_frame, frame)) if task and frame else None
 
 
 def _given(arrays: tuple[Array, ...]) -> tuple[Array, ...]:

@@ -13,7 +13,7 @@ import numpy as np
 from neurosurgeon.edge.records import Guess
 from neurosurgeon.engine.base import Partition, Verdict
 from neurosurgeon.graph.spec import Array, as_floats, dtype_of
-from neurosurgeon.graph.trees import Leaf, described, put_together
+from neurosurgeon.graph.trees import Leaf, described, put_together, take_apart
 from neurosurgeon.planner.plan import Candidate, SplitPlan, needless_link
 from neurosurgeon.utils.link import LinkEstimate, LinkSource
 from neurosurgeon.utils.timing import StageTimes, Timing, stage_timings
@@ -170,3 +170,12 @@ def output_document(template: Any, outputs: Sequence[Array], guesses: Sequence[G
         return document
 
     return described(template, describe)
+
+
+def tree_document(output: Any, labels: Sequence[str] | None) -> Any:
+    """Return the output of a network, an array or a tree of arrays, in the JSON interface.
+
+    Args: labels: the names of the classes; None: unknown.
+    """
+    template, arrays = take_apart(output, lambda value: isinstance(value, np.ndarray))
+    return output_document(template, arrays, top_guesses(main_output(arrays), labels))

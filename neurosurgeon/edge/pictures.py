@@ -32,8 +32,12 @@ def read_image(
     Args:   size: the height in pixels. width: None: the same. preprocessing: of the network.
     Raises: InputError: the file is missing or no image.
     """
-    image = _resize_and_crop(open_image(path, MODES[channels]), size, width or size, preprocessing)
-    return np.array(image).reshape(size, width or size, channels)
+    return fitted_pixels(open_image(path, MODES[channels]), size, width or size, preprocessing)
+
+
+def fitted_pixels(image: Image.Image, height: int, width: int, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Return an image resized and cropped, (height, width, channels) uint8. Raises: InputError: it is too narrow."""
+    return np.array(_resize_and_crop(image, height, width, preprocessing)).reshape(height, width, -1)
 
 
 def open_image(path: Path, mode: str = "RGB") -> Image.Image:

@@ -13,7 +13,8 @@ reports results (`edge.results`).
 A task is in one of five states, and its first outcome counts (`edge.task_states`). At most ``in_flight`` tasks are in a
 state that is not final. The main loop does, in this order: take outcomes; compute the rest of a LOCAL task; begin the
 next task, if fewer than ``in_flight`` are unfinished; else wait for an outcome, and check transfer progress every
-`POLL_S`.
+`POLL_S`. A frame of a stream is taken when its task can begin. If there is none yet, the main loop waits for an outcome
+or for the next frame, which `wake` announces.
 
 A long partition runs as blocks. Between two of them the main loop takes outcomes, and plans again every `REPLAN_MS`: if
 that is clearly faster by now, an edge partition starts over with another cut, and a lost task is sent again. Once the
@@ -23,13 +24,14 @@ cloud has replied, the computation of the rest stops.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
+from typing import Any
 
 from neurosurgeon.edge.cuts import QueueModel, QueuePlanner
 from neurosurgeon.edge.in_flight import InFlightTask
-from neurosurgeon.edge.inputs import inputs_ahead
+from neurosurgeon.edge.inputs import ReadyTask, inputs_ahead
 from neurosurgeon.edge.link_actions import LinkReply
 from neurosurgeon.edge.link_thread import TaskStream
 from neurosurgeon.edge.records import QueuedTask, QueueObserver, QueueStarted, TaskPlanned, TaskResult
@@ -69,6 +71,7 @@ REPLAN_MS = 100.0  # between two plans while a partition runs: measurements come
 LONG_PARTITION_MS = 250.0  # a shorter edge partition ends before the next measurement
 
 Outcome = LinkReply | NeurosurgeonError
+END = object()  # of the tasks
 
 
 class QueueRun:
@@ -81,15 +84,18 @@ class QueueRun:
         link: TaskStream,
         watch: LinkWatch,
         observe: QueueObserver,
+        *,
+        keeps_results: bool = True,
     ) -> None:
         self._settings = settings
         self._models = models
         self._link = link
         self._watch = watch
-        self._results = Results(observe, settings.deadline_ms)
+        self._observe = observe
+        self.results = Results(observe, settings.deadline_ms, keeps=keeps_results)
         self.planner = QueuePlanner(settings, models)
         self._tasks: dict[int, InFlightTask] = {}  # without a result, or still to be replied to; the oldest first
-        self._outcomes: SimpleQueue[tuple[InFlightTask, Outcome]] = SimpleQueue()
+        self._outcomes: SimpleQueue[tuple[InFlightTask, Outcome] | None] = SimpleQueue()  # None: `wake` was called
 
     def run(self, tasks: Sequence[QueuedTask], should_stop: Callable[[], bool] = lambda: False) -> list[TaskResult]:
         """Return the results of the tasks, in the order of their ends. May block for as long as all tasks take.
@@ -97,22 +103,39 @@ class QueueRun:
         Args:   should_stop: called before each task begins; if true, none begins, and those in flight are finished.
         Raises: OSError: the observer's output is closed.
         """
-        chooser = Chooser(self._settings.objective, [task.model for task in tasks], self._settings.side_by_side)
-        self._results.observe(QueueStarted(tasks))
-        with self._results:
-            for task, read_inputs in inputs_ahead(tasks, {name: model.inputs for name, model in self._models.items()}):
+        self._observe(QueueStarted(tasks))
+        ready = inputs_ahead(tasks, {name: model.inputs for name, model in self._models.items()})
+        self.run_all(ready, [task.model for task in tasks], should_stop)
+        return self.results.reported
+
+    def wake(self) -> None:
+        """Let the main loop ask for the next frame at once. Called on any thread."""
+        self._outcomes.put(None)
+
+    def run_all(
+        self, ready: Iterator[ReadyTask | None], models: Iterable[str], should_stop: Callable[[], bool]
+    ) -> None:
+        """Run tasks until they end. May block for as long as they come.
+
+        Args:   ready: asked for a task when it can begin; None: there is none yet, see `wake`.
+                models: the model of each task. should_stop: as for `run`; without a task called every `POLL_S`, too.
+        Raises: OSError: the observer's output is closed.
+        """
+        chooser = Chooser(self._settings.objective, models, self._settings.side_by_side)
+        with self.results:
+            while True:
                 self._wait_for_results(at_most=self._settings.in_flight - 1)
-                if should_stop() or self._results.are_lost:
+                if should_stop() or self.results.are_lost:
                     break
-                self._begin(task, read_inputs, chooser)
+                task: Any = None if self.results.are_behind(self._settings.in_flight) else next(ready, END)
+                if task is END:
+                    break
+                if task is None:
+                    self._wait_for_outcome(POLL_S)
+                else:
+                    self._begin(task[0], task[1], chooser)
             self._wait_for_results(at_most=0)
         self.planner.save_corrections()
-        return self._results.reported
-
-    @property
-    def makespan_ms(self) -> float:
-        """The time from the start of the first task to the end of the last one."""
-        return self._results.makespan_ms
 
     def _wait_for_results(self, at_most: int) -> None:
         """Return once at most so many tasks are without a result, and none of them is LOCAL."""
@@ -125,20 +148,25 @@ class QueueRun:
             elif len(unfinished) <= at_most:
                 return
             else:
-                self._wait_for_outcome()
+                self._wait_for_outcome(POLL_S if self._settings.hedges_tasks else None)
 
-    def _wait_for_outcome(self) -> None:
+    def _wait_for_outcome(self, timeout_s: float | None) -> None:
+        """Handle the next outcomes; without any, check the progress of transfers. Blocks until then, or `wake`."""
         try:
-            self._handle(*self._outcomes.get(timeout=POLL_S if self._settings.hedges_tasks else None))
+            outcome = self._outcomes.get(timeout=timeout_s)
         except Empty:
-            self._check_progress()
-        else:
-            self._take_outcomes()
+            if self._settings.hedges_tasks and self._awaited():
+                self._check_progress()
+            return
+        if outcome:
+            self._handle(*outcome)
+        self._take_outcomes()
 
     def _take_outcomes(self) -> None:
         """Handle all outcomes that the link has returned. Does not block."""
         while not self._outcomes.empty():
-            self._handle(*self._outcomes.get())
+            if outcome := self._outcomes.get():
+                self._handle(*outcome)
 
     # ------------------------------------------------------------ events and commands
 
@@ -153,7 +181,7 @@ class QueueRun:
             self._fail(task, Failure(exc))
             return
         if isinstance(outcome, LinkReply):
-            self._apply(task, Replied(), partial(self._results.replied, task, outcome))
+            self._apply(task, Replied(), partial(self.results.replied, task, outcome))
             return
         self._fail(task, Refused(outcome))
         if task.record.state is State.LOCAL and not task.record.is_hedged:
@@ -161,7 +189,7 @@ class QueueRun:
 
     def _fail(self, task: InFlightTask, event: Refused | Failure) -> None:
         error = reason(event.error, task.queued)
-        self._apply(task, event, partial(self._results.finish, task, error=error))
+        self._apply(task, event, partial(self.results.finish, task, error=error))
 
     def _apply(self, task: InFlightTask, event: Event, report: Callable[[], None] = lambda: None) -> None:
         """Apply an event to a task, and execute the commands.
@@ -199,10 +227,10 @@ class QueueRun:
     def _begin(self, queued: QueuedTask, read_inputs: Callable[[], Sequence[Array]], chooser: Chooser) -> None:
         try:
             now = self._watch.now()
-            self._results.observe(TaskPlanned(now.link.rate_bytes_per_s, now.queue_ms))
+            self._observe(TaskPlanned(now.link.rate_bytes_per_s, now.queue_ms))
             chosen = self.planner.choose(chooser, now, self._pipeline_now(), takes_tasks=self._link.takes_tasks)
         except Exception as exc:  # an internal error
-            self._results.failed(queued, exc)
+            self.results.failed(queued, exc)
             return
         model = self._models[queued.model]
         record = TaskRecord(self._settings.on_cloud_loss is OnCloudLoss.LOCAL)
@@ -210,10 +238,10 @@ class QueueRun:
         try:
             self._run_edge_partition(task, read_inputs())
         except Exception as exc:  # of this task alone: its image, a network that does not take it, or internal
-            self._apply(task, Failure(exc), partial(self._results.failed, queued, exc))
+            self._apply(task, Failure(exc), partial(self.results.failed, queued, exc))
             return
         done = EdgePartitionDone(task.candidate.boundary_bytes > 0, task.chosen.rest_ms, task.timeout_ms)
-        self._apply(task, done, partial(self._results.finish, task, task.made, where="edge"))
+        self._apply(task, done, partial(self.results.finish, task, task.made, where="edge"))
 
     def _run_edge_partition(self, task: InFlightTask, arrays: Sequence[Array]) -> None:
         """Compute the edge partition; if re-planning meanwhile finds a clearly faster cut, that of the new cut."""
@@ -346,7 +374,7 @@ class QueueRun:
         if result:
             waited_ms = task.lost_ms + start_ms - task.record.sent_ms
             measured = StageTimes(task.edge_ms + result.compute_ms, waited_ms, 0.0)
-            finish = partial(self._results.finish, task, task.made, result.arrays, where="edge", measured=measured)
+            finish = partial(self.results.finish, task, task.made, result.arrays, where="edge", measured=measured)
             self._apply(task, RestDone(), finish)
         if task.record.is_hedged:
             self.planner.hedging.record_outcome(was_first=was_first)

@@ -10,11 +10,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from neurosurgeon.utils.timing import StageTimes, Timing
 
 if TYPE_CHECKING:
-    from neurosurgeon.engine.base import Verdict
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from neurosurgeon.engine.base import NetworkRef, Verdict
     from neurosurgeon.graph.layer_graph import LayerGraph, Node
     from neurosurgeon.graph.spec import Array
     from neurosurgeon.planner.plan import Candidate, SplitPlan
     from neurosurgeon.utils.link import LinkEstimate
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """One frame of a stream: pixels, or the reason why it cannot be read."""
+
+    number: int  # from 1, in the source; dropped frames count
+    time_s: float | None  # in the video, or since the camera was opened; None: a file of a directory
+    pixels: NDArray[np.uint8]  # (H, W, 3) RGB; of no size with an error
+    read_ms: float  # when it was read (`now_ms`)
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +41,7 @@ class QueuedTask:
     arrays: tuple[Array, ...] | None = field(
         default=None, compare=False, repr=False
     )  # its inputs; if both are None, the network's example
+    frame: Frame | None = field(default=None, compare=False, repr=False)  # of a stream; its inputs are made of it
 
 
 class Span(NamedTuple):
@@ -55,6 +70,7 @@ class TaskResult:
     measured: StageTimes = StageTimes(0.0, 0.0, 0.0)
     spans: tuple[Span, ...] = ()  # edge, transfer, cloud; the edge's alone if nothing was sent
     elapsed_ms: float = 0.0  # from the start of its edge partition to its result, with all waits
+    age_ms: float | None = None  # of a frame: from when it was read to its result
     output_digest: str = ""
     top1: int | None = None
     label: str | None = None  # of that class; None: unknown
@@ -210,6 +226,12 @@ class QueueStarted(NamedTuple):
     tasks: Sequence[QueuedTask]
 
 
+class StreamStarted(NamedTuple):
+    """The first frame of a stream is about to be read."""
+
+    network: NetworkRef
+
+
 class TaskPlanned(NamedTuple):
     """A task is planned for this rate of the link, and this wait in the cloud."""
 
@@ -224,5 +246,5 @@ class TaskDone(NamedTuple):
     output: Any  # of the network: an array, or a tree of arrays; None with an error
 
 
-QueueEvent = Progress | QueueStarted | TaskPlanned | TaskDone
+QueueEvent = Progress | QueueStarted | StreamStarted | TaskPlanned | TaskDone
 QueueObserver = Callable[[QueueEvent], None]

@@ -43,17 +43,20 @@ class Results:
     The methods are called on the main loop's thread, and do not block. Each task is finished once, which the caller
     ensures (`edge.task_states`).
 
-    Args: observe: called with the event of each result, on the reporter's thread.
+    Args:   observe: called with the event of each result, on the reporter's thread.
+            keeps: keep the results in `reported`; a stream has no end, and its results would fill the memory.
     """
 
-    def __init__(self, observe: QueueObserver, deadline_ms: float | None) -> None:
+    def __init__(self, observe: QueueObserver, deadline_ms: float | None, *, keeps: bool = True) -> None:
         self.observe = observe
         self._deadline_ms = deadline_ms
+        self._keeps = keeps
         self._finished: SimpleQueue[_Finished | None] = SimpleQueue()  # None: the end
         self._error: Exception | None = None  # of the reporter
         self._reporter = threading.Thread(target=self._report_all, name="reporter", daemon=True)
         self._start_ms = now_ms()
         self.reported: list[TaskResult] = []  # in the order of their ends; the reporter appends
+        self.count = self.failed_count = 0  # of the reported ones
         self.makespan_ms = 0.0
 
     def __enter__(self) -> Results:
@@ -74,6 +77,10 @@ class Results:
     def are_lost(self) -> bool:
         """Whether no result can be reported any more."""
         return self._error is not None
+
+    def are_behind(self, limit: int) -> bool:
+        """Return whether more than ``limit`` results of a stream wait to be reported, with their frames."""
+        return not self._keeps and self._finished.qsize() > limit
 
     # ------------------------------------------------------------ ways to finish a task
 
@@ -128,12 +135,17 @@ class Results:
                 label = None if top1 is None or finished.labels is None else finished.labels[top1]
                 result = replace(result, output_digest=outputs_digest(outputs), top1=top1, label=label)
                 output = put_together(finished.template, outputs)
+            if finished.task.frame:
+                result = replace(result, age_ms=finished.done_ms - finished.task.frame.read_ms)
             self.observe(TaskDone(result, output if result.is_finished else None))
         except OSError:  # the output is closed
             raise
         except Exception as exc:  # of this task alone; the others have results of their own
             result = TaskResult(finished.task, error=reason(exc, finished.task))
-        self.reported.append(result)
+        self.count += 1
+        self.failed_count += not result.is_finished
+        if self._keeps:
+            self.reported.append(result)
 
     def _result_of(self, task: InFlightTask, **fields: Any) -> TaskResult:
         """Return the result, so far, of a task whose edge partition has run, with further fields."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 CONSTRUCTION_SEED = 0  # random parameters that a function draws are the same in every process
 
-EXAMPLE, PREPARE = "example", "prepare"  # functions of a model file that are no networks
+EXAMPLE, PREPARE, DRAW = "example", "prepare", "draw"  # functions of a model file that are no networks
 OBJECTS = "module"  # stands for the file in the names of modules that are given as objects
 
 
@@ -48,6 +48,7 @@ class OwnModels:
         for name, inputs in (examples or {}).items():
             self._examples[f"{OBJECTS}:{name}"] = partial(copy.deepcopy, inputs)
         self._prepares: dict[str, Callable[[Any], Any]] = {}  # by stem
+        self._draws: dict[str, Callable[[Any, Any], Any]] = {}  # by stem
         for path in {path.resolve(): path for path in files}.values():
             self._add_file(path)
 
@@ -104,6 +105,14 @@ class OwnModels:
         """Return whether a network has the user's own preprocessing."""
         return name.split(":")[0] in self._prepares
 
+    def draw(self, name: str, frame: Any, output: Any) -> Any:
+        """Return what the user's function draws of an output into a frame, (H, W, 3) uint8. Raises: UsageError."""
+        return self._call(name, partial(self._draws[name.split(":")[0]], frame, output))
+
+    def has_draw(self, name: str) -> bool:
+        """Return whether a network's file has a function that draws its outputs."""
+        return name.split(":")[0] in self._draws
+
     def _call(self, name: str, function: Callable[[], Any]) -> Any:
         """Call a function of the user; its random numbers are always the same."""
         import torch
@@ -121,7 +130,7 @@ class OwnModels:
             raise UsageError(f"model file {path} defines no function or module that takes no arguments")
         self._paths[path.stem] = path
         self._functions.update(found)
-        for name, known in ((EXAMPLE, self._examples), (PREPARE, self._prepares)):
+        for name, known in ((EXAMPLE, self._examples), (PREPARE, self._prepares), (DRAW, self._draws)):
             if callable(function := getattr(module, name, None)):
                 known[path.stem] = function
 
@@ -147,7 +156,7 @@ def _defined_in(module: ModuleType) -> Iterator[tuple[str, Callable[[], Any]]]:
     from torch import nn
 
     for name, value in vars(module).items():
-        if name.startswith("_") or name in (EXAMPLE, PREPARE):
+        if name.startswith("_") or name in (EXAMPLE, PREPARE, DRAW):
             continue
         is_class = inspect.isclass(value) and issubclass(value, nn.Module)
         if not (is_class or inspect.isfunction(value)) or value.__module__ != module.__name__:

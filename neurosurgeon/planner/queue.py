@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import NamedTuple
 
 from neurosurgeon.planner.chain_search import Objective
@@ -77,11 +79,14 @@ class Chooser:
     """Chooses the cuts of a queue of models, one task after the other.
 
     For latency a plan must have a candidate for every point, in order.
+
+    Args: queue: the model of each task; it may be endless.
     """
 
-    def __init__(self, objective: Objective, queue: Sequence[str], in_flight: int | None = None) -> None:
+    def __init__(self, objective: Objective, queue: Iterable[str], in_flight: int | None = None) -> None:
         self._objective = objective
-        self._queue = queue
+        self._queue = iter(queue)
+        self._next: deque[str] = deque()  # the models of the next tasks, `HORIZON` at most
         self._in_flight = in_flight
         self._position = 0  # in the queue
         self._last: dict[str, int] = {}  # latency: the point of each model's last task
@@ -97,18 +102,20 @@ class Chooser:
         """
         position = self._position
         self._position += 1  # also where planning this task fails
-        plan = plan_of(self._queue[position])
+        self._next.extend(islice(self._queue, HORIZON - len(self._next)))
+        model = self._next.popleft()
+        plan = plan_of(model)
         if self._objective is Objective.THROUGHPUT:
             if position % REPLAN_TASKS == 0 or not self._ahead:
-                self._plan_ahead(plan_of, position, pipeline)
+                self._plan_ahead([plan_of(name) for name in (model, *self._next)], pipeline)
             index = min(self._ahead[position % REPLAN_TASKS], len(plan.candidates) - 1)
             chosen = choice(plan, index, pipeline)
         else:
             chosen = self._last_unless_slower(plan, pipeline)
         return chosen
 
-    def _plan_ahead(self, plan_of: Callable[[str], SplitPlan], position: int, pipeline: Pipeline) -> None:
-        ahead = [plan_of(model).candidates for model in self._queue[position:][:HORIZON]]
+    def _plan_ahead(self, plans: Iterable[SplitPlan], pipeline: Pipeline) -> None:
+        ahead = [plan.candidates for plan in plans]
         busy = {id(candidates): [StageTimes(*row) for row in candidates.busy_ms.tolist()] for candidates in ahead}
         options = [busy[id(candidates)] for candidates in ahead]
         known = zip(self._ahead[REPLAN_TASKS:], options, strict=False)  # a plan may have a cut less than the one before

@@ -14,6 +14,7 @@ NeurosurgeonError                 1   something failed
 │   ├── InputSizeError                the network cannot take an input of this size
 │   ├── DeviceError                   the machine has no such device
 │   └── DataSetError                  a data set or predictor file is malformed
+├── StreamError                   1   a video ends in the middle
 ├── VerificationError             1   --verify: the output differs from that of the user's module
 ├── InternalError                 1   a defect of this program
 ├── PlanningError                 1   no plan can be made
@@ -99,6 +100,10 @@ class DataSetError(UsageError):
 
 class InternalError(NeurosurgeonError):
     """A defect of this program; the log has its traceback (`utils.logs.internal_error`)."""
+
+
+class StreamError(NeurosurgeonError):
+    """A stream of frames ended before its end; the message names the last good frame."""
 
 
 class VerificationError(NeurosurgeonError):

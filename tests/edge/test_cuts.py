@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -42,6 +43,13 @@ def plan(rate_bytes_per_s: float = 1e9, queue_ms: float = 0.0, objective: Object
 def point(chooser: Chooser, made: SplitPlan, pipeline: Pipeline = IDLE) -> int:
     """Return the point that is chosen while the plan of every model is the same."""
     return chooser.choose(lambda _: made, pipeline).candidate.point
+
+
+@pytest.mark.parametrize("objective", list(Objective))
+def test_a_queue_without_end_is_planned_as_a_long_one(objective: Objective) -> None:
+    made = plan(objective=objective)
+    endless, long = Chooser(objective, itertools.repeat(MODEL)), Chooser(objective, [MODEL] * 100)
+    assert [point(endless, made) for _ in range(20)] == [point(long, made) for _ in range(20)]
 
 
 def test_chooser_goes_on_after_a_task_that_cannot_be_planned() -> None:

@@ -238,7 +238,7 @@ def test_stalled_tasks_are_finished_on_the_edge(in_flight: int, cloud: ServicePr
                 elif task == 11:
                     proxy.flows.set()
                     wait_for_the_cloud()
-                return any(result.where == "cloud" and result.task.id > 10 for result in list(run._results.reported))
+                return any(result.where == "cloud" and result.task.id > 10 for result in list(run.results.reported))
 
             run = QueueRun(settings, {MODEL: model}, stream, LinkWatch("nowhere", 1, LINK), report)
             results = run.run(tasks, stall_from_the_fifth_to_the_tenth)
