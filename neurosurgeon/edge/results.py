@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from neurosurgeon.edge.in_flight import InFlightTask
 from neurosurgeon.edge.link_actions import LinkReply
-from neurosurgeon.edge.outcome import outputs_digest, top_class
+from neurosurgeon.edge.outcome import main_output, outputs_digest, top_class, top_guesses
 from neurosurgeon.edge.records import QueuedTask, QueueObserver, Span, TaskDone, TaskResult
 from neurosurgeon.graph.spec import Array
 from neurosurgeon.graph.trees import put_together
@@ -131,9 +131,9 @@ class Results:
                 result = replace(result, elapsed_ms=finished.done_ms - self._start_ms - result.spans[0].start_ms)
             output = None
             if outputs is not None:
-                top1 = top_class(outputs)
-                label = None if top1 is None or finished.labels is None else finished.labels[top1]
-                result = replace(result, output_digest=outputs_digest(outputs), top1=top1, label=label)
+                best = top_guesses(main_output(outputs), finished.labels, 1)
+                label = best[0].label if best else None
+                result = replace(result, output_digest=outputs_digest(outputs), top1=top_class(outputs), label=label)
                 output = put_together(finished.template, outputs)
             if finished.task.frame:
                 result = replace(result, age_ms=finished.done_ms - finished.task.frame.read_ms)

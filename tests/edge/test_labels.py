@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import nn
 
 from neurosurgeon.edge.labels import check_labels, labels_of, read_labels
 from neurosurgeon.edge.outcome import top_guesses
 from neurosurgeon.utils.errors import UsageError
-from tests.networks import model_graph
+from tests.networks import model_graph, trace_module
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,12 @@ def test_a_wrong_number_of_labels_is_refused_with_both() -> None:
     check_labels(None, model_graph("le_net"))
     with pytest.raises(UsageError, match="le_net has 1000 classes, and there are 2 labels"):
         check_labels(["cat", "dog"], model_graph("le_net"))
+
+
+def test_labels_of_a_network_without_classes_are_refused() -> None:
+    graph = trace_module(nn.Conv2d(3, 4, 1), (1, 3, 8, 8))
+    with pytest.raises(UsageError, match=r"own has no output \(1, classes\): leave out the labels"):
+        check_labels(["cat"], graph)
 
 
 def test_guesses_have_the_labels() -> None:
