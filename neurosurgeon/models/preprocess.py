@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neurosurgeon.graph.spec import IMAGENET, Array
+from neurosurgeon.graph.spec import IMAGENET, Array, TensorSpec, synthetic_input
 
 KEPT_ROWS = 64  # widths of images, each on a device
 
@@ -32,6 +32,12 @@ def as_values(tensor: Tensor, mean: Colours = IMAGENET.mean, std: Colours = IMAG
     scale, shift = _row(width, tensor.device, mean, std)
     rows = tensor.permute(0, 2, 3, 1).reshape(count * height, width * colours).float()
     return torch.addcmul(shift, rows, scale).view(count, height, width, colours).permute(0, 3, 1, 2)
+
+
+def random_input(shape: tuple[int, ...], mean: Colours = IMAGENET.mean, std: Colours = IMAGENET.std) -> Tensor:
+    """Return the input of a network for a task that has none: a fixed image of noise (n, 3, h, w), as values."""
+    pixels = torch.from_numpy(synthetic_input(TensorSpec(shape)))
+    return as_values(pixels, mean, std).contiguous()
 
 
 def as_network_input(tensor: Tensor, device: str) -> Tensor:

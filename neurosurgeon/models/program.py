@@ -22,10 +22,9 @@ from neurosurgeon.graph.spec import (
     UNKNOWN,
     Preprocessing,
     TensorSpec,
-    synthetic_input,
 )
 from neurosurgeon.graph.trees import Leaf, map_leaves, take_apart
-from neurosurgeon.models.preprocess import as_values
+from neurosurgeon.models.preprocess import random_input
 from neurosurgeon.utils.errors import TraceError
 
 Symbol = SymInt | SymFloat | SymBool  # a number that is known only when the program runs
@@ -64,8 +63,7 @@ class Example:
     @classmethod
     def of_image(cls, size: int, preprocessing: Preprocessing = IMAGENET) -> Example:
         """Return the example of a network that takes one image, (1, 3, size, size): noise."""
-        array = synthetic_input(TensorSpec((1, COLOURS, size, size)))
-        values = as_values(torch.from_numpy(array), preprocessing.mean, preprocessing.std).contiguous()
+        values = random_input((1, COLOURS, size, size), preprocessing.mean, preprocessing.std)
         return cls(((Leaf(0),), {}), (values,), ("0",), is_image=True)
 
     def drawn(self, seed: int) -> list[Tensor]:
