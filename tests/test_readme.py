@@ -21,7 +21,7 @@ SOURCES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "neurosurgeon" 
 TYPED = re.compile(r"\bpython (?:-m (\w[\w.]*\w)(?: ([a-z][\w-]*))?|([\w/]+\.py))([^\n`#]*)")
 FLAG = re.compile(r"--[a-z][\w-]*")
 FILE = re.compile(r"--(?:input|input-dir|trace) ([\w./-]+)|-m pytest ([\w./-]+)")
-PLACEHOLDER = re.compile(r"[A-Z_]+(\.\w+)?")  # as in --input IMAGE
+PLACEHOLDER = re.compile(r"[A-Z_]+(\.\w+)?|\d+|rtsp")  # as in --input IMAGE; a camera, or a URL
 
 
 class Typed(NamedTuple):

@@ -31,7 +31,7 @@ DEFAULT_RATE_FPS = 25.0  # of a written video, if the source has no rate
 
 
 def add_stream(parser: Parser, source: argparse._MutuallyExclusiveGroup) -> None:
-    """Add --input to the sources of tasks, and the flags that go with it."""
+    """Add --input SOURCE to the sources of tasks, and the flags that go with it."""
     source.add_argument(
         "--input",
         metavar="SOURCE",

@@ -2,7 +2,7 @@
 
 python tasks_edge_api.py -i 127.0.0.1 -p 9999 -d cpu
 python tasks_edge_api.py --input-dir docs -t mobile_net alex_net --objective throughput --plot queue.png
-python tasks_edge_api.py --input video.mp4 -t mobile_net --json
+python tasks_edge_api.py --input VIDEO.mp4 -t mobile_net --json
 """
 
 from __future__ import annotations

@@ -148,7 +148,8 @@ class NetworkInputs:
             try:
                 arrays.append(network_input(value, spec, scaling))
             except InputError as exc:
-                raise InputError(f"{self.graph.model}, {name}: {exc}") from exc
+                place = f"{self.graph.model}, {name}: " if len(names) > 1 else ""
+                raise InputError(f"{place}{exc}") from exc
         return tuple(arrays)
 
     def _values(self, given: object) -> list[Any] | None:
