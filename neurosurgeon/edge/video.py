@@ -5,8 +5,10 @@ Neither is a requirement of the project. Pixels are (H, W, 3) RGB uint8, turned 
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
@@ -93,14 +95,8 @@ class VideoWriter:
 def _package(choices: dict[str, Callable[..., Any]]) -> tuple[ModuleType, Callable[..., Any]]:
     """Return the first package that is installed, and its choice."""
     for name, chosen in choices.items():
-        try:
-            if name == "av":
-                import av as package
-            else:
-                import cv2 as package
-        except ModuleNotFoundError:
-            continue
-        return package, chosen
+        with suppress(ModuleNotFoundError):
+            return importlib.import_module(name), chosen
     raise UsageError("videos and cameras need one more package: pip install av (or opencv-python-headless)")
 
 
