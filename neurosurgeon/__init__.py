@@ -403,7 +403,7 @@ class Edge:
 
         check_numbers(rate_mb_per_s=rate_mb_per_s, rtt_ms=rtt_ms)
         name, choice = self._name(model), LinkChoice(rate_mb_per_s, rtt_ms)
-        defaults: dict[str, Any] = {"weights": {}, "device": self._device, "threads": self._threads}
+        defaults: dict[str, Any] = {"weights": {}, **self._defaults}
         chosen = settings_of(QueueSettings, defaults | settings)
         run = partial(
             run_stream, name, open_source(source), chosen, lambda: self._engine, self._cloud, choice, keep_all=keep_all

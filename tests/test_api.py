@@ -187,6 +187,21 @@ def test_a_stream_of_frames_yields_their_classes(own_edge: ns.Edge, mine: nn.Mod
         assert (results[number].result.age_ms or 0) > 0
 
 
+def test_a_stream_has_the_labels_of_its_edge(own_cloud: ns.Cloud, mine: nn.Module) -> None:
+    labels = ["ant", "bee", "cat", "dog", "emu", "fox", "gnu"]
+    ports = {"port": own_cloud.port, "monitor_port": own_cloud.monitor_port}
+    edge = ns.Edge(**ports, models={"mine": mine}, threads=THREADS, labels=labels)
+    (done,) = edge.run_stream("mine", [np.zeros((300, 300, 3), np.uint8)], keep_all=True, **LINK)
+    assert done.result.label in labels
+
+
+def test_a_queue_with_too_few_labels_is_refused_and_leaves_no_connection(own_cloud: ns.Cloud, mine: nn.Module) -> None:
+    ports = {"port": own_cloud.port, "monitor_port": own_cloud.monitor_port}
+    edge = ns.Edge(**ports, models={"mine": mine}, threads=THREADS, labels=["ant", "bee"])
+    with pytest.raises(UsageError, match="7 classes, and there are 2 labels"):
+        next(edge.run_queue([("mine", None)], **LINK))
+
+
 def test_a_stream_that_breaks_raises_after_its_results(own_edge: ns.Edge) -> None:
     def frames() -> Iterator[Any]:
         yield np.zeros((300, 300, 3), np.uint8)

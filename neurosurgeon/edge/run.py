@@ -218,16 +218,21 @@ def _open_queue(
     observe: QueueObserver,
 ) -> _OpenedQueue:
     reopen = partial(EdgeSession.open, cloud.host, cloud.port, new_edge_id(), cloud.access)
-    with LinkMeasurement(partial(estimate_link, cloud.host, cloud.monitor_port, cloud.access)) as measurement:
+    with (
+        LinkMeasurement(partial(estimate_link, cloud.host, cloud.monitor_port, cloud.access)) as measurement,
+        ExitStack() as on_error,
+    ):
         if choice.rate_mb_per_s is None:
             measurement.start()
-        session = reopen()
+        session = on_error.enter_context(reopen())
         find_link = cache(partial(choice.link, session.rtt_ms, measurement.result))
         host = cloud.access.cloud_name or cloud.host
         settings = replace(settings, shares_cores=share_cores(host, session.cloud, settings))
         engine = open_engine()
         models = prepare_models(names, settings, engine, session, find_link, observe)
-        return _OpenedQueue(settings, engine, reopen, session, models, find_link())
+        opened = _OpenedQueue(settings, engine, reopen, session, models, find_link())
+        on_error.pop_all()
+        return opened
 
 
 @contextmanager
