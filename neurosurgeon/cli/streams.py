@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from neurosurgeon.edge.settings import QueueSettings
 from neurosurgeon.edge.video import VideoWriter
 from neurosurgeon.engine.base import find_engine
 from neurosurgeon.models.names import Catalogue
+from neurosurgeon.models.own_models import DRAW
 from neurosurgeon.reports.stream_report import StreamReport
 from neurosurgeon.reports.text import print_json
 from neurosurgeon.utils.errors import NeurosurgeonError, UsageError
@@ -135,7 +135,7 @@ class Drawing:
     Used on the reporter's thread. ``error`` ends the stream.
     """
 
-    def __init__(self, writer: VideoWriter | None, draw: Callable[[Any, Any], Any], rate_fps: float) -> None:
+    def __init__(self, writer: VideoWriter | None, draw: Callable[..., Any], rate_fps: float) -> None:
         self._writer, self._draw, self._rate_fps = writer, draw, rate_fps
         self._waiting: dict[int, TaskDone] = {}  # by task: results come in any order
         self._next = 1
@@ -147,10 +147,12 @@ class Drawing:
 
         Raises: UsageError: the model file has no function for that.
         """
-        if path and not catalogue.own.has_draw(name):
+        draw = catalogue.own.helper(name, DRAW)
+        if path and not draw:
             raise UsageError(f"--output: the model file of {name} has no function draw(frame, output): add one")
         rate_fps = rate_fps or DEFAULT_RATE_FPS
-        return Drawing(VideoWriter(path, rate_fps) if path else None, partial(catalogue.own.draw, name), rate_fps)
+        writer = VideoWriter(path, rate_fps) if path else None
+        return Drawing(writer, draw or (lambda frame, output: frame), rate_fps)
 
     def __enter__(self) -> Drawing:
         return self

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from neurosurgeon.graph.layer_graph import LayerGraph
+from neurosurgeon.graph.spec import holds_scores
 from neurosurgeon.utils.errors import UsageError
 
 
@@ -70,11 +71,8 @@ def check_labels(labels: Sequence[str] | None, graph: LayerGraph) -> None:
     """Check that there is a label for each class of a network. Raises: UsageError: names both numbers."""
     if labels is None:
         return
-    specs = [output.spec for output in graph.outputs]  # the scores as `edge.outcome.main_output` finds them
-    numbers = [
-        spec.shape[1] for spec in specs if len(spec.shape) == 2 and not spec.dtype.startswith(("bool", "complex"))
-    ]
-    classes = next(iter(numbers), None)
+    specs = (output.spec for output in graph.outputs)
+    classes = next((spec.shape[1] for spec in specs if holds_scores(len(spec.shape), spec.dtype)), None)
     if classes is None:
         raise UsageError(f"{graph.model} has no output (1, classes): leave out the labels")
     if classes != len(labels):

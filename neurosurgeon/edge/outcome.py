@@ -12,7 +12,7 @@ import numpy as np
 
 from neurosurgeon.edge.records import Guess
 from neurosurgeon.engine.base import Partition, Verdict
-from neurosurgeon.graph.spec import Array, as_floats, dtype_of
+from neurosurgeon.graph.spec import Array, as_floats, dtype_of, holds_scores
 from neurosurgeon.graph.trees import Leaf, described, put_together, take_apart
 from neurosurgeon.planner.plan import Candidate, SplitPlan, needless_link
 from neurosurgeon.utils.link import LinkEstimate, LinkSource
@@ -115,7 +115,7 @@ def is_whole(partition: Partition) -> bool:
 
 def main_output(outputs: Sequence[Array]) -> Array | None:
     """Return the output that may hold the scores of classes: the first one of two dimensions; None without any."""
-    return next((output for output in outputs if output.ndim == 2 and output.dtype.kind not in "cb"), None)
+    return next((output for output in outputs if holds_scores(output.ndim, dtype_of(output))), None)
 
 
 def top_guesses(output: Array | None, labels: Sequence[str] | None, count: int = TOP_GUESSES) -> list[Guess]:

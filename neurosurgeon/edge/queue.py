@@ -37,7 +37,7 @@ from neurosurgeon.edge.link_thread import TaskStream
 from neurosurgeon.edge.records import QueuedTask, QueueObserver, QueueStarted, TaskPlanned, TaskResult
 from neurosurgeon.edge.results import Results, reason
 from neurosurgeon.edge.settings import QueueSettings
-from neurosurgeon.edge.task import check_reply, request_of, split_results
+from neurosurgeon.edge.task import check_reply, request_of
 from neurosurgeon.edge.task_states import (
     FINAL,
     Command,
@@ -259,7 +259,7 @@ class QueueRun:
             log.info("task %d starts over with another cut: the link estimate has changed", task.id)
             dropped_ms = now_ms() - start_ms
             result = self._edge_result(task, arrays, None)
-        task.arrays, task.made = split_results(task.model.graph, task.edge_nodes, result.arrays)
+        task.arrays, task.made = task.model.graph.split(task.edge_nodes, result.arrays)
         task.is_first_run = task.model.is_first_run(task.edge_nodes)
         if not task.is_first_run:
             predicted_ms = task.candidate.busy.edge_ms / task.factors.edge

@@ -15,7 +15,7 @@ from neurosurgeon.edge.in_flight import InFlightTask
 from neurosurgeon.edge.link_actions import LinkReply
 from neurosurgeon.edge.outcome import main_output, outputs_digest, top_class, top_guesses
 from neurosurgeon.edge.records import QueuedTask, QueueObserver, Span, TaskDone, TaskResult
-from neurosurgeon.graph.spec import Array
+from neurosurgeon.graph.spec import Arrays
 from neurosurgeon.graph.trees import put_together
 from neurosurgeon.utils.errors import NeurosurgeonError
 from neurosurgeon.utils.logs import internal_error
@@ -23,15 +23,13 @@ from neurosurgeon.utils.timing import StageTimes, now_ms
 
 log = logging.getLogger(__name__)
 
-Arrays = tuple[Array, ...]
-
 
 class _Finished(NamedTuple):
     """A task whose result the reporter is to make."""
 
     task: QueuedTask
     make: Callable[[], TaskResult]
-    outputs: tuple[Array, ...] | None  # of the network, in the order of its graph
+    outputs: Arrays | None  # of the network, in the order of its graph
     template: Any  # of its outputs
     labels: Sequence[str] | None  # of its classes
     done_ms: float

@@ -31,7 +31,7 @@ from neurosurgeon.edge.stages import StageKeys, cloud_latencies, edge_latencies,
 from neurosurgeon.engine.base import Engine, Network, NetworkRef, Partition, Side
 from neurosurgeon.graph.cut import pack_nodes
 from neurosurgeon.graph.layer_graph import LayerGraph
-from neurosurgeon.graph.spec import Array, dtype_of, fits
+from neurosurgeon.graph.spec import Array, Arrays, dtype_of, fits
 from neurosurgeon.net.breaker import Breaker
 from neurosurgeon.net.messages import Prepare, Request
 from neurosurgeon.net.session import EdgeSession, OnCloudLoss, stage_times
@@ -229,7 +229,7 @@ def run_once(session: EdgeSession | None, partition: Partition, arrays: Sequence
     result = partition.run([array.copy("K") for array in arrays])  # a network may work in place
     assert result is not None  # noqa: S101  # for mypy: without keep_going it always ends
     observe(EdgeComputed(network.name, result.compute_ms))
-    sent, made = split_results(graph, edge_nodes, result.arrays)
+    sent, made = graph.split(edge_nodes, result.arrays)
     if session is None or is_whole(partition):
         return Run(graph.assemble(edge_nodes, made), stage_times(result.compute_ms, None), 0)
     remote = session.infer(request_of(network, edge_nodes), sent, partial(observe, Sent()))
@@ -237,15 +237,6 @@ def run_once(session: EdgeSession | None, partition: Partition, arrays: Sequence
     times = stage_times(result.compute_ms, remote)
     observe(Replied(network.name, times))
     return Run(graph.assemble(edge_nodes, made, remote.arrays), times, remote.sent_bytes)
-
-
-Arrays = tuple[Array, ...]
-
-
-def split_results(graph: LayerGraph, edge_nodes: frozenset[int], arrays: Arrays) -> tuple[Arrays, Arrays]:
-    """Return the boundary tensors among the results of an edge partition, and the outputs that it has made."""
-    sent = sum(len(node.outputs) for node in graph.boundary(edge_nodes))
-    return arrays[:sent], arrays[sent:]
 
 
 def learn(corrections: Corrections, keys: StageKeys, outcome: Outcome) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 
 from neurosurgeon.engine.base import Partition, Side, Verdict
 from neurosurgeon.graph.compare import Difference, largest_difference, tolerance_of
-from neurosurgeon.graph.spec import Array, dtype_of
+from neurosurgeon.graph.spec import Array, Arrays, dtype_of
 from neurosurgeon.graph.trees import described
 from neurosurgeon.models.build import TracedGraph
 from neurosurgeon.models.partition import program_module
@@ -40,8 +40,6 @@ CUTS_AT = (1 / 3, 2 / 3)  # of the partition points
 DRAWN = 2  # inputs beside the example
 SCALE = 1 + 1e-6  # of an input: a sensitive network enlarges even that
 FLOAT64_TOLERANCE = 1e-6  # a sensitive network enlarges rounding of 1e-16 by far less than 1e10
-
-Arrays = tuple[Array, ...]
 
 
 class Checkable(Protocol):
@@ -140,14 +138,13 @@ def check(network: Checkable, truth: Truth) -> None:
     tolerance = tolerance_of([*_types(network.module), *(dtype_of(array) for array in truth.outputs[0])])
     graph = network.graph
     everything = frozenset(range(len(graph.nodes)))
-    worst = Difference(0.0, 0.0)
-    for tensors, expected in zip(truth.inputs, truth.outputs, strict=True):
-        worst = max(worst, largest_difference(expected, run_cut(network, everything, tensors)))
+    wholes = [run_cut(network, everything, tensors) for tensors in truth.inputs]
+    worst = max(map(largest_difference, truth.outputs, wholes))
     if worst.relative > tolerance and not _agrees_in_float64(network, truth):
         raise MismatchError(_explained(network, worst, truth.inputs[0]))
-    for share, tensors in zip(CUTS_AT, truth.inputs[1:], strict=False):
+    for share, tensors, whole in zip(CUTS_AT, truth.inputs[1:], wholes[1:], strict=True):
         cut = graph.edge_nodes(round(share * len(graph.layers)))
-        apart = largest_difference(run_cut(network, everything, tensors), run_cut(network, cut, tensors))
+        apart = largest_difference(whole, run_cut(network, cut, tensors))
         if apart.relative > tolerance and worst.relative <= tolerance:
             raise MismatchError(
                 f"{graph.model} cut after {graph.nodes[max(cut)].name} gives another answer than whole: they differ by "
@@ -182,13 +179,12 @@ def _run_cut(network: Checkable, edge_nodes: frozenset[int], tensors: Sequence[T
     graph = network.graph
     edge = network.partition(edge_nodes, Side.EDGE).run([as_array(tensor.clone()) for tensor in tensors])
     assert edge is not None  # noqa: S101  # for mypy: without keep_going it always ends
-    sent = sum(len(node.outputs) for node in graph.boundary(edge_nodes))
-    arrays: Arrays = ()
-    if len(edge_nodes) < len(graph.nodes):
-        cloud = network.partition(edge_nodes, Side.CLOUD).run([array.copy("K") for array in edge.arrays[:sent]])
-        assert cloud is not None  # noqa: S101  # likewise
-        arrays = cloud.arrays
-    return graph.assemble(edge_nodes, edge.arrays[sent:], arrays)
+    sent, made = graph.split(edge_nodes, edge.arrays)
+    if len(edge_nodes) == len(graph.nodes):
+        return graph.assemble(edge_nodes, made)
+    cloud = network.partition(edge_nodes, Side.CLOUD).run([array.copy("K") for array in sent])
+    assert cloud is not None  # noqa: S101  # likewise
+    return graph.assemble(edge_nodes, made, cloud.arrays)
 
 
 def _agrees_in_float64(network: Checkable, truth: Truth) -> bool:
@@ -198,11 +194,10 @@ def _agrees_in_float64(network: Checkable, truth: Truth) -> bool:
         program = program_module(module, graph, graph.output_nodes)
         for tensors in truth.inputs:
             doubled = [tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors]
+            expected = run_whole(module, graph, doubled)
             with torch.inference_mode():
-                made = run_module(module, graph.input_template, [tensor.clone() for tensor in doubled])
-                expected = outputs_apart(made)[1]
                 given = program.run(*(tensor.clone() for tensor in doubled))
-            apart = largest_difference([as_array(each) for each in expected], [as_array(each) for each in given])
+            apart = largest_difference(expected, tuple(map(as_array, given)))
             log.info("%s in float64: they differ by %.2g", graph.model, apart.relative)
             if apart.relative > FLOAT64_TOLERANCE:
                 return False

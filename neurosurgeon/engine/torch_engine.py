@@ -20,8 +20,9 @@ from neurosurgeon.engine.base import SEEDED, NetworkRef, PartitionResult, Predic
 from neurosurgeon.engine.self_check import check, check_key, is_checked, keep_checked, observe, run_whole, verify
 from neurosurgeon.graph.spec import Array, TensorSpec, as_floats, synthetic_input, takes_images
 from neurosurgeon.models.build import TracedGraph, fold_batch_norms, trace
-from neurosurgeon.models.digest import described
+from neurosurgeon.models.digest import stable_text
 from neurosurgeon.models.names import Catalogue, is_own, preprocessing_of
+from neurosurgeon.models.own_models import PREPARE
 from neurosurgeon.models.partition import PartitionModule, Shared, partition_module
 from neurosurgeon.models.preprocess import as_array, as_tensor, as_values, synchronise, use_channels_last
 from neurosurgeon.models.torchvision_compat import imagenet_labels
@@ -216,9 +217,7 @@ class TorchEngine:
 
     def preparation(self, name: str) -> Callable[[Any], Any] | None:
         """See `engine.base.Engine`."""
-        name = self._catalogue.canonical_name(name)
-        own = self._catalogue.own
-        return partial(own.prepare, name) if own.has_prepare(name) else None
+        return self._catalogue.own.helper(self._catalogue.canonical_name(name), PREPARE)
 
     def open(self, name: str, weights: WeightsSource = SEEDED) -> TorchNetwork:
         """See `engine.base.Engine`.
@@ -242,7 +241,7 @@ class TorchEngine:
         def build() -> nn.Module:
             return self._load(name, weights)[0]
 
-        source = self._catalogue.own.source(name) + described(module)
+        source = self._catalogue.own.source(name) + stable_text(module)
         key = check_key(graph, ref.weights_digest, source, self.device)
         order = is_checked(key)
         if order is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from neurosurgeon.graph.spec import IMAGENET, LayerKind, Preprocessing, TensorSpec, takes_images
+from neurosurgeon.graph.spec import IMAGENET, Arrays, LayerKind, Preprocessing, TensorSpec, takes_images
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +117,11 @@ class LayerGraph:
     def outputs_bytes(self) -> int:
         """Bytes of the outputs; those of unknown size are left out."""
         return sum(output.spec.size_bytes for output in self.outputs)
+
+    def split(self, edge_nodes: Collection[int], results: Arrays) -> tuple[Arrays, Arrays]:
+        """Return the boundary tensors among the results of an edge partition, and the outputs that it has made."""
+        sent = len(results) - len(self.outputs_on(edge_nodes, edge=True))
+        return results[:sent], results[sent:]
 
     def assemble(
         self, edge_nodes: Collection[int], on_edge: Sequence[Any], in_cloud: Sequence[Any] = ()

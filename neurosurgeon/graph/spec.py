@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+Arrays = tuple[Array, ...]
 
 # Keys are torch's names of the types.
 ITEM_BYTES = {
@@ -88,6 +89,11 @@ def takes_images(spec: TensorSpec) -> bool:
 def dtype_of(array: Array) -> str:
     """Return the name of an array's element type: of uint16, the bits of bfloat16, that."""
     return TYPE_NAMES.get(array.dtype.char) or str(array.dtype)
+
+
+def holds_scores(dimensions: int, dtype: str) -> bool:
+    """Return whether an output may hold the scores of classes (1, classes)."""
+    return dimensions == 2 and not dtype.startswith(("bool", "complex"))
 
 
 def fits(array: Array, spec: TensorSpec) -> bool:

@@ -21,8 +21,7 @@ from neurosurgeon.models.chain import ChainNetwork
 from neurosurgeon.models.digest import graph_digest
 from neurosurgeon.models.folding import fold_functions, fold_modules, foldable_norms
 from neurosurgeon.models.operations import Operation, describe
-from neurosurgeon.models.program import Example, Program, function_name, is_known, spec_of
-from neurosurgeon.models.shapes import attribute_named
+from neurosurgeon.models.program import Example, Program, attribute_named, function_name, is_known, spec_of
 from neurosurgeon.models.tracing import trace_known, trace_own
 
 UNKNOWN = Operation(LayerKind.OTHER, {"HW": 1, "Cin": 1}, 0)  # of a result whose size depends on data

@@ -44,21 +44,16 @@ def graph_digest(program: Program, preprocessing: Preprocessing) -> str:
     total = hashlib.sha256()
     for line in _lines(program.graph, program.root, program.values):
         total.update(f"{line}\n".encode())
-    total.update(f"{_stable(program.input_template)} {_stable(program.output_template)}".encode())
+    total.update(f"{stable_text(program.input_template)} {stable_text(program.output_template)}".encode())
     total.update(f"{preprocessing.mean} {preprocessing.std}".encode())
     return total.hexdigest()[:DIGEST_HEX_CHARS]
-
-
-def described(value: Any) -> str:
-    """Return a text of a value, of a module its code and settings: the same in every process."""
-    return _stable(value)
 
 
 def _lines(graph: fx.Graph, root: nn.Module | None, values: Mapping[str, Any]) -> Iterable[str]:
     positions = {node: f"%{index}" for index, node in enumerate(graph.nodes)}
     for node in graph.nodes:
         arguments = map_arg((node.args, node.kwargs), lambda read: positions[read])
-        yield f"{_operation(node, root)} {_stable(arguments)} {node.meta.get('spec', NO_TENSOR)}"
+        yield f"{_operation(node, root)} {stable_text(arguments)} {node.meta.get('spec', NO_TENSOR)}"
         value = values.get(str(node.target)) if node.op == "get_attr" else None
         if isinstance(value, fx.GraphModule):  # a branch of torch.cond
             yield from _lines(value.graph, value, {})
@@ -67,14 +62,17 @@ def _lines(graph: fx.Graph, root: nn.Module | None, values: Mapping[str, Any]) -
 def _operation(node: fx.Node, root: nn.Module | None) -> str:
     """Return the name of the function or module that a traced node calls, with its settings."""
     if node.op == "call_module" and root is not None:
-        return f"{node.target} {_stable(root.get_submodule(str(node.target)))}"
+        return f"{node.target} {stable_text(root.get_submodule(str(node.target)))}"
     if isinstance(node.target, str):
         return f"{node.op} {node.target}" if node.op != "placeholder" else node.op
-    return _stable(node.target)
+    return stable_text(node.target)
 
 
-def _stable(value: Any, inside: tuple[int, ...] = ()) -> str:
-    """Return a text of a value that is the same in every process; tensors are left to the digest of the weights."""
+def stable_text(value: Any, inside: tuple[int, ...] = ()) -> str:
+    """Return a text of a value, of a module its code and settings; it is the same in every process.
+
+    Tensors are left to the digest of the weights.
+    """
     if id(value) in inside:
         return "..."
     inside = (*inside, id(value))
@@ -90,11 +88,13 @@ def _stable(value: Any, inside: tuple[int, ...] = ()) -> str:
 
 
 def _mapping(mapping: Mapping[Any, Any], inside: tuple[int, ...]) -> str:
-    return f"{{{', '.join(f'{_stable(key, inside)}: {_stable(item, inside)}' for key, item in mapping.items())}}}"
+    return (
+        f"{{{', '.join(f'{stable_text(key, inside)}: {stable_text(item, inside)}' for key, item in mapping.items())}}}"
+    )
 
 
 def _items(values: Iterable[Any], inside: tuple[int, ...]) -> str:
-    return f"{type(values).__qualname__}({', '.join(_stable(item, inside) for item in values)})"
+    return f"{type(values).__qualname__}({', '.join(stable_text(item, inside) for item in values)})"
 
 
 def _module(module: nn.Module, inside: tuple[int, ...]) -> str:
@@ -104,8 +104,8 @@ def _module(module: nn.Module, inside: tuple[int, ...]) -> str:
         for name, setting in vars(module).items()
         if name not in NO_SETTINGS and not (name.startswith("_") and name.endswith(HOOK_SETTINGS) and not setting)
     }
-    own = ", ".join(f"{name}={_stable(setting, inside)}" for name, setting in sorted(settings.items()))
-    parts = ", ".join(f"{name}: {_stable(part, inside)}" for name, part in module.named_children())
+    own = ", ".join(f"{name}={stable_text(setting, inside)}" for name, setting in sorted(settings.items()))
+    parts = ", ".join(f"{name}: {stable_text(part, inside)}" for name, part in module.named_children())
     return f"{_type(type(module), inside)}({own})({parts})"
 
 
@@ -132,7 +132,7 @@ def _function(function: Any, inside: tuple[int, ...]) -> str:
     names = function.__code__.co_names
     values = {name: function.__globals__[name] for name in names if _is_value(function.__globals__.get(name))}
     parts = (_code(function), function.__defaults__, function.__kwdefaults__, cells, values)
-    return f"{function.__qualname__} {' '.join(_stable(part, inside) for part in parts)}"
+    return f"{function.__qualname__} {' '.join(stable_text(part, inside) for part in parts)}"
 
 
 def _content(cell: CellType) -> Any:

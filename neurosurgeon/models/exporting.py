@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import operator
 import re
 import warnings
 from collections.abc import Iterator
@@ -23,9 +22,11 @@ from neurosurgeon.graph.trees import put_together
 from neurosurgeon.models.program import (
     Example,
     Program,
+    attribute_named,
     drop_dead,
     first_line,
     function_name,
+    has_attribute,
     line_of,
     line_of_error,
     outputs_apart,
@@ -72,10 +73,10 @@ def exported(model: nn.Module, name: str, example: Example) -> Program:
     """
     outputs: list[Any] = []
     flat = _Flat(model, example.template, outputs)
-    training = model.training
+    flat.training = model.training  # without train(), which would change the mode of the parts
     with torch.no_grad(), _silence():
         tensors = tuple(tensor.detach().clone() for tensor in example.tensors)
-        program = torch.export.export(flat.train(training), tensors, strict=False).run_decompositions({})
+        program = torch.export.export(flat, tensors, strict=False).run_decompositions({})
         traced: Any = program.module()
     graph: fx.Graph = traced.graph
     graph.set_codegen(fx.graph.CodeGen())
@@ -83,20 +84,14 @@ def exported(model: nn.Module, name: str, example: Example) -> Program:
     graph.owning_module = None  # whose attributes have other names
     for node in graph.nodes:
         record_result(node, values[node.target] if node.op == "get_attr" else node.meta.get("val"))
-    output = graph.output_node()
-    output.args = (tuple(_outputs(graph, output)),)
+    output: Any = graph.output_node()
+    output.args = (tuple(output.args[0]),)
     _drop_writes(graph, set(program.graph_signature.buffers_to_mutate.values()), name)
     _simplify(graph)
     read = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
     values = {target: value for target, value in values.items() if target in read}
-    constants = {target: value for target, value in values.items() if not _has(model, target)}
+    constants = {target: value for target, value in values.items() if not has_attribute(model, target)}
     return Program(graph, model, values, constants, example.template, outputs[0], "torch.export")
-
-
-def _outputs(graph: fx.Graph, output: fx.Node) -> list[fx.Node]:
-    """Return the operations of the outputs; torch.export writes None in place of a tensor of another kind."""
-    given: Any = output.args[0]
-    return list(given)
 
 
 def _without_root(graph: fx.Graph, traced: nn.Module) -> dict[str, Any]:
@@ -108,18 +103,10 @@ def _without_root(graph: fx.Graph, traced: nn.Module) -> dict[str, Any]:
             key: (entry[0].removeprefix(ROOT.rstrip(".")).removeprefix("."), *entry[1:]) for key, entry in stack.items()
         }
         if node.op == "get_attr":
-            value = operator.attrgetter(node.target)(traced)
+            value = attribute_named(traced, str(node.target))
             node.target = str(node.target).removeprefix(ROOT)
             values[node.target] = value
     return values
-
-
-def _has(model: nn.Module, target: str) -> bool:
-    try:
-        operator.attrgetter(target)(model)
-    except AttributeError:
-        return False
-    return True
 
 
 def _drop_writes(graph: fx.Graph, changed: set[str], name: str) -> None:

@@ -1,4 +1,4 @@
-"""The names of all networks: the four classic ones, torchvision's classification networks, and the user's own.
+"""The names of all networks: the four classic ones, torchvision's, and the user's own.
 
 A name may end in ``@SIZE``: the side of the square input image in pixels, if it is not the network's usual size. That
 of a network that is not the user's may then end in ``#CLASSES``: its number of classes, if it is not the usual one, as

@@ -47,8 +47,7 @@ class OwnModels:
         self._examples: dict[str, Callable[[], Any]] = {}  # by the full name of a module, or the stem of a file
         for name, inputs in (examples or {}).items():
             self._examples[f"{OBJECTS}:{name}"] = partial(copy.deepcopy, inputs)
-        self._prepares: dict[str, Callable[[Any], Any]] = {}  # by stem
-        self._draws: dict[str, Callable[[Any, Any], Any]] = {}  # by stem
+        self._helpers: dict[tuple[str, str], Callable[..., Any]] = {}  # by stem, and by name
         for path in {path.resolve(): path for path in files}.values():
             self._add_file(path)
 
@@ -96,22 +95,13 @@ class OwnModels:
         path = self._paths.get(name.split(":")[0])
         return "" if path is None else path.read_text("utf-8", "replace")
 
-    def prepare(self, name: str, image: Any) -> Any:
-        """Return what the user's own preprocessing makes of an image; None without any. Raises: UsageError."""
-        function = self._prepares.get(name.split(":")[0])
-        return None if function is None else self._call(name, partial(function, image))
+    def helper(self, name: str, kind: str) -> Callable[..., Any] | None:
+        """Return a function of a network's model file, `PREPARE` or `DRAW`; None if the file has none.
 
-    def has_prepare(self, name: str) -> bool:
-        """Return whether a network has the user's own preprocessing."""
-        return name.split(":")[0] in self._prepares
-
-    def draw(self, name: str, frame: Any, output: Any) -> Any:
-        """Return what the user's function draws of an output into a frame, (H, W, 3) uint8. Raises: UsageError."""
-        return self._call(name, partial(self._draws[name.split(":")[0]], frame, output))
-
-    def has_draw(self, name: str) -> bool:
-        """Return whether a network's file has a function that draws its outputs."""
-        return name.split(":")[0] in self._draws
+        What it raises becomes a UsageError.
+        """
+        function = self._helpers.get((name.split(":")[0], kind))
+        return None if function is None else lambda *args: self._call(name, partial(function, *args))
 
     def _call(self, name: str, function: Callable[[], Any]) -> Any:
         """Call a function of the user; its random numbers are always the same."""
@@ -130,9 +120,11 @@ class OwnModels:
             raise UsageError(f"model file {path} defines no function or module that takes no arguments")
         self._paths[path.stem] = path
         self._functions.update(found)
-        for name, known in ((EXAMPLE, self._examples), (PREPARE, self._prepares), (DRAW, self._draws)):
-            if callable(function := getattr(module, name, None)):
-                known[path.stem] = function
+        if callable(example := getattr(module, EXAMPLE, None)):
+            self._examples[path.stem] = example
+        for kind in (PREPARE, DRAW):
+            if callable(function := getattr(module, kind, None)):
+                self._helpers[path.stem, kind] = function
 
 
 def _run_file(path: Path) -> ModuleType:

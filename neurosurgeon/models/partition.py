@@ -17,8 +17,7 @@ from neurosurgeon.graph.layer_graph import Layer
 from neurosurgeon.graph.spec import takes_images
 from neurosurgeon.models.build import TracedGraph
 from neurosurgeon.models.preprocess import as_values
-from neurosurgeon.models.program import function_name, is_known
-from neurosurgeon.models.shapes import attribute_named
+from neurosurgeon.models.program import attribute_named, function_name, is_known
 
 MAX_BLOCKS = 32  # of a partition that may be stopped
 PARTIAL_VIEWS = ("getitem", "narrow", "select", "expand", "slice")  # operations whose result may share other memory

@@ -34,10 +34,9 @@ def as_values(tensor: Tensor, mean: Colours = IMAGENET.mean, std: Colours = IMAG
     return torch.addcmul(shift, rows, scale).view(count, height, width, colours).permute(0, 3, 1, 2)
 
 
-def random_input(shape: tuple[int, ...], mean: Colours = IMAGENET.mean, std: Colours = IMAGENET.std) -> Tensor:
+def random_input(shape: tuple[int, ...]) -> Tensor:
     """Return the input of a network for a task that has none: a fixed image of noise (n, 3, h, w), as values."""
-    pixels = torch.from_numpy(synthetic_input(TensorSpec(shape)))
-    return as_values(pixels, mean, std).contiguous()
+    return as_values(torch.from_numpy(synthetic_input(TensorSpec(shape)))).contiguous()
 
 
 def as_network_input(tensor: Tensor, device: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,11 +17,9 @@ from torch.utils._pytree import SUPPORTED_NODES, tree_leaves
 
 from neurosurgeon.graph.spec import (
     COLOURS,
-    IMAGENET,
     ITEM_BYTES,
     NO_TENSOR,
     UNKNOWN,
-    Preprocessing,
     TensorSpec,
 )
 from neurosurgeon.graph.trees import Leaf, map_leaves, take_apart
@@ -61,9 +60,9 @@ class Example:
         return cls(template, tuple(tensors), tuple(_names(arguments, tensors)))
 
     @classmethod
-    def of_image(cls, size: int, preprocessing: Preprocessing = IMAGENET) -> Example:
+    def of_image(cls, size: int) -> Example:
         """Return the example of a network that takes one image, (1, 3, size, size): noise."""
-        values = random_input((1, COLOURS, size, size), preprocessing.mean, preprocessing.std)
+        values = random_input((1, COLOURS, size, size))
         return cls(((Leaf(0),), {}), (values,), ("0",), is_image=True)
 
     def drawn(self, seed: int) -> list[Tensor]:
@@ -163,6 +162,20 @@ def outputs_of(graph: fx.Graph) -> tuple[fx.Node, ...]:
     """Return the operations of the outputs of a program."""
     outputs: tuple[fx.Node, ...] = graph.output_node().args[0]  # type: ignore[assignment]
     return outputs
+
+
+def attribute_named(root: nn.Module, target: str) -> Any:
+    """Return the attribute of a module with a dotted name."""
+    return operator.attrgetter(target)(root)
+
+
+def has_attribute(root: nn.Module, target: str) -> bool:
+    """Return whether a module has an attribute with a dotted name."""
+    try:
+        attribute_named(root, target)
+    except AttributeError:
+        return False
+    return True
 
 
 # ---------------------------------------------------------------- operations and their results

@@ -20,15 +20,21 @@ ADDITIONS = (operator.add, operator.iadd, torch.add)
 SHAPE_PRESERVING = (nn.BatchNorm2d, nn.LayerNorm, nn.Dropout, nn.Identity, *ACTIVATIONS)
 
 
-def attribute_named(root: nn.Module, target: str) -> Any:
-    """Return the attribute of a module with a dotted name."""
-    return operator.attrgetter(target)(root)
-
-
-class ShapeRecorder(fx.Interpreter):
-    """Runs a program on meta tensors, and records the result of each node."""
+class ResultRecorder(fx.Interpreter):
+    """Runs a program, and records the result of each operation."""
 
     current = "the input"  # the operation that runs, for messages of errors
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run an operation and record its result."""
+        self.current = str(n.target) if n.op == "call_module" else n.name
+        result = super().run_node(n)
+        record_result(n, result)
+        return result
+
+
+class ShapeRecorder(ResultRecorder):
+    """Runs a program on meta tensors."""
 
     def get_attr(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Fetch an attribute; a tensor, without its data."""
@@ -47,13 +53,6 @@ class ShapeRecorder(fx.Interpreter):
         if target in ADDITIONS and len(kinds) == 1 and None not in kinds:
             return args[0].new_empty(args[0].shape)
         return super().call_function(target, args, kwargs)
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run a node and record its result."""
-        self.current = str(n.target) if n.op == "call_module" else n.name
-        result = super().run_node(n)
-        record_result(n, result)
-        return result
 
 
 def _output_shape(module: nn.Module, shape: Sequence[int]) -> Sequence[int] | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import logging
 import operator
-import re
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -25,22 +24,22 @@ from neurosurgeon.models.program import (
     CONSTANTS,
     Example,
     Program,
+    attribute_named,
     check_no_chance,
     drop_dead,
     first_line,
     function_name,
+    has_attribute,
     is_known,
     line_of_error,
     outputs_apart,
     outputs_of,
     record_result,
 )
-from neurosurgeon.models.shapes import ShapeRecorder, attribute_named
+from neurosurgeon.models.shapes import ResultRecorder, ShapeRecorder
 from neurosurgeon.utils.errors import InputSizeError, TraceError
 
 log = logging.getLogger(__name__)
-
-CREATED = re.compile(r"_tensor_constant\d+$")  # attributes that torch.fx adds to a module while it traces
 
 _TRACING_LOCK = threading.Lock()  # tracing replaces nn.Module.__call__ for the whole process
 
@@ -209,16 +208,6 @@ def _traced(model: nn.Module, tracer: _Tracer) -> fx.GraphModule:
             delattr(model, name)
 
 
-class _DataRecorder(fx.Interpreter):
-    """Runs a program on data, and records the result of each operation."""
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run an operation and record its result."""
-        result = super().run_node(n)
-        record_result(n, result)
-        return result
-
-
 def _traced_on_data(model: nn.Module, name: str, example: Example, failure: Exception) -> Program:
     """Return the program of torch.fx, with the shapes of a run on the example.
 
@@ -228,7 +217,7 @@ def _traced_on_data(model: nn.Module, name: str, example: Example, failure: Exce
         tracer = _Tracer(example, has_data=True)
         traced = _traced(model, tracer)
         with torch.inference_mode():
-            _DataRecorder(traced).run(*(tensor.clone() for tensor in example.tensors))
+            ResultRecorder(traced).run(*(tensor.clone() for tensor in example.tensors))
         return _symbolic_program(traced, model, name, example, tracer)
     except Exception as exc:
         log.debug("torch.fx cannot trace %s, either: %s", name, exc)
@@ -242,16 +231,8 @@ def _symbolic_program(traced: fx.GraphModule, root: nn.Module, name: str, exampl
     drop_dead(graph)
     targets = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
     values = {target: attribute_named(traced, target) for target in targets}
-    constants = {target: value for target, value in values.items() if CREATED.match(target) or not _has(root, target)}
+    constants = {target: value for target, value in values.items() if not has_attribute(root, target)}
     return Program(graph, traced, values, constants, example.template, template, "torch.fx")
-
-
-def _has(model: nn.Module, target: str) -> bool:
-    try:
-        attribute_named(model, target)
-    except AttributeError:
-        return False
-    return True
 
 
 def _flat_outputs(graph: fx.Graph, template: Any) -> Any:

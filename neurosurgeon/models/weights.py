@@ -65,10 +65,10 @@ def _digested(key: str, value: Any) -> bytes:
     """Return what is digested of a value: of a tensor its type, shape and bytes."""
     import torch
 
-    from neurosurgeon.models.digest import described
+    from neurosurgeon.models.digest import stable_text
 
     if not isinstance(value, torch.Tensor):
-        return f"{key} {described(value)}\n".encode()
+        return f"{key} {stable_text(value)}\n".encode()
     try:
         tensor = value.detach().cpu().resolve_conj().resolve_neg().contiguous()
         content = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()

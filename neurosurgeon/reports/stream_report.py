@@ -6,6 +6,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from itertools import islice
 from typing import Any, TextIO
 
 import numpy as np
@@ -15,6 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from neurosurgeon.edge.records import Progress, QueueEvent, StreamStarted, TaskDone, TaskResult
 from neurosurgeon.reports.text import ProgressBar
 from neurosurgeon.utils.logs import printable
+from neurosurgeon.utils.units import MS_PER_S
 
 KEPT_AGES = 100_000  # of the last frames: a stream has no end
 SHOWN_AGES = 100  # beside the bar
@@ -78,16 +80,13 @@ class StreamReport:
                     print(frame_line(result), file=self._stream, flush=True)
             if self._bar is not None and not self._bar.disable:
                 dropped = result.task.frame.number - result.task.id if result.task.frame else 0  # until it was taken
-                recent = list(self._ages_ms)[-SHOWN_AGES:] if len(self._ages_ms) < KEPT_AGES else self._last_ages()
+                recent = list(islice(reversed(self._ages_ms), SHOWN_AGES))
                 self._bar.set_postfix_str(f"{_ages(recent)}, dropped {dropped}", refresh=False)
                 self._bar.update()
 
-    def _last_ages(self) -> list[float]:
-        return [self._ages_ms[index] for index in range(-SHOWN_AGES, 0)]
-
     def summary(self, answered: int, failed: int, dropped: int, elapsed_ms: float) -> None:
         """Print the last line."""
-        rate = f"{1e3 * answered / elapsed_ms:.2f} frames/s" if elapsed_ms else "-"
+        rate = f"{MS_PER_S * answered / elapsed_ms:.2f} frames/s" if elapsed_ms else "-"
         places = "/".join(str(self._where[place]) for place in ("edge", "split", "cloud"))
         print(
             f"stream : {answered} frames , {failed} failed , dropped {dropped} , {rate} , {_ages(self._ages_ms)} , "

@@ -12,6 +12,7 @@ from neurosurgeon.cli.streams import Drawing, frame_document
 from neurosurgeon.cli.tasks_edge import main
 from neurosurgeon.edge.records import Frame, QueuedTask, TaskDone, TaskResult
 from neurosurgeon.models.names import Catalogue
+from neurosurgeon.models.own_models import DRAW
 from neurosurgeon.utils.errors import UsageError
 
 PIXELS = np.zeros((4, 6, 3), np.uint8)
@@ -76,11 +77,12 @@ def test_the_function_of_a_model_file_draws(tmp_path: Path) -> None:
     )
     own = Catalogue([file]).own
     assert own.names == ["nets:net"]  # what draws is no network
-    assert own.has_draw("nets:net")
-    assert not own.has_draw("le_net")
-    assert own.draw("nets:net", PIXELS.copy(), 9)[0].max() == 9
+    draw = own.helper("nets:net", DRAW)
+    assert draw is not None
+    assert own.helper("le_net", DRAW) is None
+    assert draw(PIXELS.copy(), 9)[0].max() == 9
     with pytest.raises(UsageError, match=r"nets\.py, line 5: ValueError"):
-        own.draw("nets:net", PIXELS.copy(), "nine")
+        draw(PIXELS.copy(), "nine")
 
 
 @pytest.mark.parametrize(

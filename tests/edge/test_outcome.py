@@ -19,7 +19,7 @@ from neurosurgeon.edge.outcome import (
     top_guesses,
 )
 from neurosurgeon.edge.records import Guess
-from neurosurgeon.edge.task import check_reply, split_results
+from neurosurgeon.edge.task import check_reply
 from neurosurgeon.graph.spec import Array
 from neurosurgeon.graph.trees import take_apart
 from neurosurgeon.utils.errors import ProtocolError
@@ -99,7 +99,7 @@ def test_outputs_of_a_cut_are_those_of_its_sides() -> None:
     assert relu is not None
     cut = graph.edge_nodes(relu)
     early, late = (np.zeros(output.spec.shape, np.float32) for output in graph.outputs)
-    assert split_results(graph, cut, (LARGE, early)) == ((LARGE,), (early,))
+    assert graph.split(cut, (LARGE, early)) == ((LARGE,), (early,))
     check_reply(graph, cut, (late,))
     for wrong in ((), (late, late), (late[0],), (late.astype(np.float16),)):
         with pytest.raises(ProtocolError, match=r"the cloud replied .*, expected \[\('float32', \(1, 4, 8, 8\)\)\]"):

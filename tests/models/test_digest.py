@@ -20,7 +20,7 @@ from torch.nn import functional
 from neurosurgeon.cli.process import ROOT
 from neurosurgeon.graph.spec import Preprocessing
 from neurosurgeon.models.build import TracedGraph, trace
-from neurosurgeon.models.digest import described
+from neurosurgeon.models.digest import stable_text
 from neurosurgeon.models.program import Example
 
 INPUT = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -213,7 +213,7 @@ def recursive(depth: int) -> Any:
 )
 def test_different_settings_have_different_texts(one: Any, other: Any) -> None:
     def text(value: Any) -> str:
-        return described(Calls(plain, setting=[value]))
+        return stable_text(Calls(plain, setting=[value]))
 
     assert text(one) != text(other)
     assert text(one) == text(one)
@@ -224,8 +224,8 @@ def test_modes_weights_and_addresses_are_left_out() -> None:
     one = Calls(plain, setting=Plain(3), device=torch.device("cpu"))
     torch.manual_seed(2)
     other = Calls(plain, setting=Plain(3), device=torch.device("meta"))
-    assert described(one.train()) == described(other.eval())
-    assert " at 0x" not in described(one)
+    assert stable_text(one.train()) == stable_text(other.eval())
+    assert " at 0x" not in stable_text(one)
 
 
 def test_a_setting_that_holds_itself_has_a_text() -> None:
@@ -233,26 +233,26 @@ def test_a_setting_that_holds_itself_has_a_text() -> None:
     setting.append(setting)
     module = Calls(plain, setting=setting, function_of_itself=recursive)
     module.parent = [module]  # type: ignore[assignment]
-    assert described(module)
+    assert stable_text(module)
 
 
 def test_a_function_that_closes_over_a_variable_without_a_value_has_a_text() -> None:
     def early() -> Any:
         return late()
 
-    assert described(Calls(early))
+    assert stable_text(Calls(early))
 
     def late() -> int:
         return 1
 
-    assert described(Calls(early))
+    assert stable_text(Calls(early))
 
 
 PROGRAM = """
 import torch
 from torch import nn
 from neurosurgeon.models.build import trace
-from neurosurgeon.models.digest import described
+from neurosurgeon.models.digest import stable_text
 from neurosurgeon.models.program import Example
 
 class Own(nn.Module):
@@ -264,7 +264,7 @@ class Own(nn.Module):
         return {"y": torch.relu(self.conv(x)) * torch.linspace(0, 1, 6), "names": len(self.names)}
 
 model = Own().eval()
-print(trace(model, "own", Example.of(torch.zeros(1, 4, 8, 8))).digest, described(model))
+print(trace(model, "own", Example.of(torch.zeros(1, 4, 8, 8))).digest, stable_text(model))
 """
 
 
